@@ -1,0 +1,168 @@
+"""How far a correct kernel may be from the oracle: a-priori bounds, element by element.
+
+Notation: u is the unit roundoff (2^-24 for F32, 2^-11 for F16), p_j the softmax weights, all sums run
+over the keys j of a row. Three things make a correct kernel differ from exact arithmetic:
+
+1. Q. The vec path rounds Q to the type that K's dot product takes. That rounding is known, so its
+   cost is computed, not estimated: |oracle(rounded Q) - oracle(Q)|. What remains in doubt of it, values
+   of Q8_0 next to a tie and the rounded block sums of Q8_1, goes into the error of the scores.
+2. Scores. Let D_j bound the error of score j. To first order the result changes by
+   sum p_j D_j |v_j - out|, at most sum p_j D_j |v_j| + |out| sum p_j D_j; the rest of the series is
+   covered by exp(2 max D). D_j = alpha |k_j| + beta, |k_j| the Euclidean norm, with
+   - the dot product, a sum of hsk products: alpha = scale |q| hsk u by Cauchy-Schwarz;
+   - scale, soft-cap, slope * mask and s - M: a few u times the largest numbers they meet.
+3. Accumulation. Adding key j rounds the partial sum VKQ_j, and rescaling it to a new maximum rounds
+   it once more: at most 2 u sum_j |VKQ_j|. This sees cancellation: partial sums of a V with mean
+   zero are small. `oracle.Partial.walk` is an upper bound on sum_j |VKQ_j|. Below F16's normal
+   range an error is 2^-25, not relative.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fa_harness.cases import Case
+from fa_harness.oracle import Partial, finalise
+from fa_harness.quants import decode, encode
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+U32 = 2.0**-24
+U16 = 2.0**-11
+_F16_TINY = 2.0**-25
+
+_Q_TYPE = {  # the type that Q is converted to for K's dot product on the vec path
+    "f32": "f32", "f16": "f16", "bf16": "bf16", "q8_0": "q8_0", "q4_0": "q8_0", "q5_0": "q8_0",
+    "iq4_nl": "q8_0", "q4_1": "q8_1", "q5_1": "q8_1",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """What a run computes in."""
+
+    q_type: str
+    """The type that Q is rounded to."""
+    f16_numerators: bool
+    """VKQ is accumulated in F16."""
+    f16_dot: bool = False
+    """Dot products add in F16 registers."""
+    n_partials: int = 1
+    """Parts that are accumulated apart and then added."""
+
+
+def arithmetic(case: Case, path: str, features: tuple[str, ...]) -> Arithmetic:
+    """Return what a path (`vec`, `tiled`, `split-kv`) computes a case in."""
+    if path == "tiled":
+        return Arithmetic(q_type="f32", f16_numerators=False)
+    return Arithmetic(
+        q_type=_Q_TYPE[case.type_K],
+        f16_numerators=case.type_V == "f16",
+        f16_dot=case.type_K == "f16" and "FP16_ARITHMETIC" in features,
+        n_partials=case.threads if path == "split-kv" else 1,
+    )
+
+
+def rounded_q(q: F32, q_type: str) -> tuple[F32, F64]:
+    """Return Q as a dot product of `q_type` sees it, and how far off that may be.
+
+    Args:
+        q: float32 `[..., hsk]`.
+        q_type: `f32`, `f16`, `bf16`, `q8_0` or `q8_1`.
+
+    Returns:
+        float32 `[..., hsk]`, and float64 `[..., hsk]`: one step of Q8 where a value is so near to a
+        tie that another order of operations rounds it the other way, else 0.
+    """
+    doubt = np.zeros(q.shape)
+    if q_type not in ("q8_0", "q8_1"):
+        return decode(encode(q, q_type), q_type), doubt
+    blocks = q.astype(np.float64).reshape(*q.shape[:-1], -1, 32)
+    step = np.abs(blocks).max(axis=-1, keepdims=True) / 127
+    steps = np.divide(blocks, step, out=np.zeros_like(blocks), where=step != 0)
+    near_tie = np.abs(np.abs(steps - np.trunc(steps)) - 0.5) < 127 * 8 * U32
+    rounded = np.rint(steps) * step.astype(np.float32).astype(np.float16).astype(np.float64)
+    doubt = np.where(near_tie, step, 0.0).reshape(q.shape)
+    return rounded.astype(np.float32).reshape(q.shape), doubt
+
+
+def output_bound(case: Case, q: F32, exact: Partial, rounded: Partial, how: Arithmetic) -> F64:
+    """Return the bound on |output - oracle|, `[ne3, n_head, n_batch, hsv]`.
+
+    Args:
+        case: The case.
+        q: Its Q.
+        exact: The oracle's state for Q itself.
+        rounded: The oracle's state for Q rounded as `how` says.
+        how: What the run computed in.
+    """
+    cost = np.abs(finalise(rounded) - finalise(exact))
+    return cost + _arithmetic_bound(case, q, rounded, how)
+
+
+def difference_bound(case: Case, q: F32, rounded: Partial, how: Arithmetic) -> F64:
+    """Return the bound on the difference of two runs that compute alike, in another order."""
+    return 2 * _arithmetic_bound(case, q, rounded, how)
+
+
+def state_bound(case: Case, q: F32, rounded: Partial, how: Arithmetic) -> F64:
+    """Return the bound on |state row - oracle's for the rounded Q|, `[ne3, n_head, n_batch, 2 + hsv]`.
+
+    S and VKQ are bounded relative to the oracle's M.
+    """
+    dm, ds, dvkq = _sums_bound(case, q, rounded, how)
+    return np.concatenate([dm[..., None], ds[..., None], dvkq], axis=-1)
+
+
+def _arithmetic_bound(case: Case, q: F32, rounded: Partial, how: Arithmetic) -> F64:
+    out = np.abs(finalise(rounded))
+    _, ds, dvkq = _sums_bound(case, q, rounded, how)
+    s = rounded.s[..., None]
+    dout = np.divide(dvkq + out * ds[..., None], s, out=np.zeros_like(dvkq), where=s != 0)
+    bound: F64 = dout + 4 * U32 * out
+    return bound
+
+
+def _sums_bound(case: Case, q: F32, rounded: Partial, how: Arithmetic) -> tuple[F64, F64, F64]:
+    """Return the bounds on M, on S and on VKQ."""
+    q_norm = np.sqrt((q.astype(np.float64) ** 2).sum(axis=-1))
+    u_dot = (case.hsk / 32 + 8) * U16 if how.f16_dot else (case.hsk + 8) * U32
+    alpha = case.scale * (q_norm * u_dot + _q_doubt(q, how.q_type))
+    largest = case.scale * q_norm * rounded.k_max
+    if case.logit_softcap:
+        largest = largest + 16 * case.logit_softcap
+    beta = 2 * U32 * ((case.n_head + 8) * rounded.bias_max + 4 * largest + 4)
+
+    dm = alpha * rounded.k_max + beta
+    growth = np.exp(np.minimum(2 * dm, 700.0))
+    ds = (alpha * rounded.k_s + beta * rounded.s) * growth
+    ds = ds + 2 * U32 * (rounded.s_walk + how.n_partials * rounded.s)
+    dvkq = alpha[..., None] * rounded.k_abs_vkq + beta[..., None] * rounded.abs_vkq
+    dvkq = dvkq * growth[..., None]
+    # a part's partial sums are differences of two of the whole's: at most twice as large
+    walk = rounded.walk * (2 if how.n_partials > 1 else 1)
+    dvkq = dvkq + 2 * (U16 if how.f16_numerators else U32) * walk
+    dvkq = dvkq + 2 * U32 * how.n_partials * rounded.abs_vkq
+    if how.f16_numerators:
+        dvkq = dvkq + 2 * _F16_TINY * rounded.n_keys[..., None]
+        if how.f16_dot:  # the weights are rounded to F16, too
+            dvkq = dvkq + 2 * U16 * rounded.abs_vkq
+    return dm, ds, dvkq
+
+
+def _q_doubt(q: F32, q_type: str) -> F64:
+    """Return the norm of what is in doubt of the rounded Q, for each row.
+
+    Q8_1 rounds the sum of a block to F16. That sum multiplies the minimum in K's block, which is a
+    value of K, hence at most K's norm.
+    """
+    doubt = np.sqrt((rounded_q(q, q_type)[1] ** 2).sum(axis=-1))
+    if q_type == "q8_1":
+        sums = q.astype(np.float64).reshape(*q.shape[:-1], -1, 32)
+        sizes = np.abs(sums.sum(axis=-1)) + np.abs(sums).max(axis=-1) * 32 / 254
+        doubt = doubt + (U16 * sizes + _F16_TINY).sum(axis=-1)
+    return doubt

@@ -1,0 +1,414 @@
+"""Case: everything that fixes one computation, printed and parsed in upstream's form."""
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+
+from fa_harness.errors import UsageError
+from fa_harness.quants import TYPES
+
+REGIMES = (
+    "uniform",
+    "normal",
+    "spiky",
+    "rising",
+    "falling",
+    "ties",
+    "offset",
+    "outlier",
+    "huge",
+    "constructed",
+    "seed",
+)
+MASK_KINDS = ("none", "random", "causal", "leading", "zeros", "sparse", "masked_segment")
+MAX_THREADS = 512
+"""`GGML_MAX_N_THREADS`."""
+
+_OP = "FLASH_ATTN_EXT"
+_DERIVED = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One computation. The fields up to `n_kv_max` are those of upstream's `test-backend-ops`.
+
+    A case that cannot be raises `UsageError` when it is made, also by `with_`.
+    """
+
+    hsk: int = 128
+    """Head size of Q and K."""
+    hsv: int = 128
+    """Head size of V and of the output."""
+    nh: int = 32
+    """Number of KV heads."""
+    nr23: tuple[int, int] = (1, 1)
+    """Query heads per KV head, and ne3 of every tensor."""
+    kv: int = 96
+    """Number of keys."""
+    nb: int = 8
+    """Number of query rows."""
+    mask: bool = True
+    sinks: bool = False
+    max_bias: float = 0.0
+    """ALiBi; 0 is off. At most six decimals, as it is printed."""
+    logit_softcap: float = 0.0
+    """0 is off. At most six decimals, as it is printed."""
+    prec: str = "f32"
+    """`f32` or `def`."""
+    type_K: str = "f16"  # noqa: N815 (upstream's name)
+    type_V: str = "f16"  # noqa: N815
+    permute: tuple[int, int, int, int] = (0, 1, 2, 3)
+    """Where each dimension of Q, K and V lies in memory."""
+    kv_view: bool = True
+    """K and V are views of a larger cache."""
+    v_is_view_of_k: bool = False
+    """V is the first `hsv` elements of K's rows."""
+    n_kv_max: int = 0
+    """An upper bound of the finite entries in a mask row; 0 is none."""
+
+    mask_kind: str = _DERIVED
+    """One of `MASK_KINDS`. Default: `none` without a mask, `zeros` in the regime `seed`,
+    `sparse` with `n_kv_max`, else `random`."""
+    mask_heads: int = 1
+    """ne2 of the mask."""
+    segments: int = 1
+    """Number of KV segments. Explicit boundaries set it."""
+    boundaries: tuple[int, ...] | Literal["random"] | None = None
+    """The first key of every segment but the first; `None` splits equally. Explicit boundaries
+    may make empty segments, random ones (drawn from the seed) do not."""
+    regime: str = "uniform"
+    """One of `REGIMES`."""
+    seed: int = 0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("max_bias", "logit_softcap"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        if self.mask_kind == _DERIVED:
+            object.__setattr__(self, "mask_kind", self._default_mask_kind())
+        if isinstance(self.boundaries, tuple) and self.segments == 1:
+            object.__setattr__(self, "segments", len(self.boundaries) + 1)
+        self._check_shape()
+        self._check_types()
+        self._check_options()
+        self._check_mask()
+        self._check_segments()
+        self._check_regime()
+
+    @property
+    def n_head(self) -> int:
+        """Number of query heads."""
+        return self.nh * self.nr23[0]
+
+    @property
+    def n_head_kv(self) -> int:
+        """Number of KV heads."""
+        return self.nh
+
+    @property
+    def n_batch(self) -> int:
+        """Number of query rows."""
+        return self.nb
+
+    @property
+    def n_kv(self) -> int:
+        """Number of keys."""
+        return self.kv
+
+    @property
+    def ne3(self) -> int:
+        """Number of sequences."""
+        return self.nr23[1]
+
+    @property
+    def scale(self) -> float:
+        """1/sqrt(hsk), rounded to float32 as upstream's test computes it."""
+        return float(np.float32(1) / np.sqrt(np.float32(self.hsk)))
+
+    def segment_bounds(self) -> tuple[int, ...]:
+        """The segments' limits, `segments + 1` of them: `(0, b1, ..., n_kv)`."""
+        if isinstance(self.boundaries, tuple):
+            inner = self.boundaries
+        elif self.boundaries == "random":
+            rank = np.random.Philox(key=self.seed).random_raw(self.n_kv - 1)
+            chosen = np.argsort(rank, kind="stable")[: self.segments - 1]
+            inner = tuple(sorted(int(i) + 1 for i in chosen))
+        else:
+            inner = tuple(i * self.n_kv // self.segments for i in range(1, self.segments))
+        return (0, *inner, self.n_kv)
+
+    def with_(self, **changes: Any) -> "Case":
+        """A copy with some fields changed, checked again.
+
+        `mask_kind` and `segments` stay what they are unless they are given too.
+        """
+        return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def parse(cls, text: str) -> "Case":
+        """Read a case string, also out of a line that `test-backend-ops` prints.
+
+        Fields left out take their defaults. `n_head`, `n_head_kv`, `n_kv` and `n_batch` may be
+        given instead of `nr23`, `nh`, `kv` and `nb`.
+
+        Raises:
+            UsageError: The text holds no case, a field is unknown, given twice or not readable,
+                or the case cannot be.
+        """
+        found = re.search(rf"\b{_OP}\(([^()]*)\)", re.sub(r"\x1b\[[0-9;]*m", "", text))
+        if found is None:
+            raise UsageError(
+                f"{text.strip()!r} is not a case; one looks like {_OP}(hsk=64,hsv=64,nh=8,...)"
+            )
+        fields: dict[str, Any] = {}
+        for item in filter(None, re.split(r",(?![^\[]*\])", found[1])):
+            name, _, value = (part.strip() for part in item.partition("="))
+            field = _ALIASES.get(name, name)
+            if field not in _READERS:
+                raise UsageError(f"case field {name!r} is unknown; {_nearest(name)}")
+            if field in fields:
+                raise UsageError(f"{name}={value}: {field} is given twice; leave one out")
+            try:
+                fields[field] = _READERS[field](value)
+            except ValueError as error:
+                raise UsageError(f"{name}={value}: {error}") from None
+        return cls(**_with_nr23(fields))
+
+    def __str__(self) -> str:
+        left_out = {
+            "mask_kind": self._default_mask_kind(),
+            "mask_heads": 1,
+            "boundaries": None,
+        }
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        items = (
+            f"{name}={_format(value)}"
+            for name, value in values.items()
+            if name not in left_out or value != left_out[name]
+        )
+        return f"{_OP}({','.join(items)})"
+
+    def _default_mask_kind(self) -> str:
+        if not self.mask:
+            return "none"
+        if self.regime == "seed":
+            return "zeros"
+        return "sparse" if self.n_kv_max > 0 else "random"
+
+    def _check_shape(self) -> None:
+        for name in ("hsk", "hsv", "nh", "kv", "nb"):
+            self._require(getattr(self, name) >= 1, name, "must be at least 1")
+        self._require(
+            len(self.nr23) == 2 and min(self.nr23) >= 1, "nr23", "must be two numbers of at least 1"
+        )
+        self._require(
+            sorted(self.permute) == [0, 1, 2, 3] and self.permute[0] == 0,
+            "permute",
+            "must order 0,1,2,3 and begin with 0, since rows stay contiguous",
+        )
+
+    def _check_types(self) -> None:
+        for type_field, size_field in (("type_K", "hsk"), ("type_V", "hsv")):
+            type_name = getattr(self, type_field)
+            self._require(
+                type_name in TYPES, type_field, f"unknown type; known are {', '.join(TYPES)}"
+            )
+            block_size = TYPES[type_name].block_size
+            self._require(
+                getattr(self, size_field) % block_size == 0,
+                size_field,
+                f"not a multiple of the {block_size} elements in a block of {type_field}="
+                f"{type_name}; upstream's own test pads the head size, here give a multiple",
+            )
+        if self.v_is_view_of_k:
+            self._require(
+                self.type_K == self.type_V and self.hsv <= self.hsk,
+                "v_is_view_of_k",
+                f"needs type_V = type_K (they are {self.type_V}, {self.type_K}) "
+                f"and hsv <= hsk (they are {self.hsv}, {self.hsk})",
+            )
+
+    def _check_options(self) -> None:
+        for name in ("max_bias", "logit_softcap"):
+            value = getattr(self, name)
+            self._require(
+                math.isfinite(value) and value >= 0, name, "must be a number of at least 0"
+            )
+            self._require(
+                float(_format(value)) == value,
+                name,
+                "has more than the six decimals that a case string keeps",
+            )
+        self._require(self.prec in ("f32", "def"), "prec", "must be f32 or def")
+        self._require(
+            1 <= self.threads <= MAX_THREADS, "threads", f"must be from 1 to {MAX_THREADS}"
+        )
+
+    def _check_mask(self) -> None:
+        self._require(
+            self.mask_kind in MASK_KINDS,
+            "mask_kind",
+            f"unknown; known are {', '.join(MASK_KINDS)}",
+        )
+        self._require(
+            (self.mask_kind == "none") == (not self.mask),
+            "mask_kind",
+            f"contradicts mask={_format(self.mask)}; none goes with mask=0, the others with mask=1",
+        )
+        self._require(
+            self.mask_heads >= 1 and self.n_head % self.mask_heads == 0,
+            "mask_heads",
+            f"must divide the {self.n_head} query heads",
+        )
+        self._require(self.mask or self.mask_heads == 1, "mask_heads", "needs mask=1")
+        self._require(self.mask or self.max_bias == 0, "max_bias", "ALiBi needs mask=1")
+        self._require(
+            0 <= self.n_kv_max <= self.n_kv, "n_kv_max", f"must be from 0 to kv={self.n_kv}"
+        )
+        self._require(
+            (self.n_kv_max > 0) == (self.mask_kind == "sparse"),
+            "n_kv_max",
+            f"contradicts mask_kind={self.mask_kind}; n_kv_max above 0 goes with sparse alone",
+        )
+
+    def _check_segments(self) -> None:
+        self._require(self.segments >= 1, "segments", "must be at least 1")
+        if isinstance(self.boundaries, tuple):
+            self._require(
+                self.segments == len(self.boundaries) + 1,
+                "segments",
+                f"boundaries={_format(self.boundaries)} make {len(self.boundaries) + 1}",
+            )
+            self._require(
+                list(self.boundaries) == sorted(self.boundaries), "boundaries", "out of order"
+            )
+            self._require(
+                all(0 <= bound <= self.n_kv for bound in self.boundaries),
+                "boundaries",
+                f"must lie from 0 to kv={self.n_kv}",
+            )
+        else:
+            self._require(
+                self.boundaries in (None, "random"), "boundaries", "must be a list or random"
+            )
+            self._require(
+                self.segments <= self.n_kv,
+                "segments",
+                f"more than the kv={self.n_kv} keys; explicit boundaries may make empty segments",
+            )
+
+    def _check_regime(self) -> None:
+        self._require(self.regime in REGIMES, "regime", f"unknown; known are {', '.join(REGIMES)}")
+        self._require(0 <= self.seed < 2**64, "seed", "must be from 0 to 2^64 - 1")
+        if self.regime == "seed":
+            shape = (self.hsk, self.hsv, self.nh, self.nr23, self.kv, self.nb)
+            self._require(
+                shape == (4, 4, 1, (1, 1), 2, 1) and not self.v_is_view_of_k,
+                "regime",
+                "has one shape: hsk=4,hsv=4,nh=1,nr23=[1,1],kv=2,nb=1,v_is_view_of_k=0",
+            )
+            self._require(
+                self.mask_kind in ("none", "zeros"),
+                "mask_kind",
+                "regime=seed has no mask or one of zeros",
+            )
+
+    def _require(self, condition: bool, name: str, reason: str) -> None:
+        if not condition:
+            raise UsageError(f"{name}={_format(getattr(self, name))}: {reason}")
+
+
+def _format(value: object) -> str:
+    match value:
+        case bool():
+            return str(int(value))
+        case float():
+            return f"{value:.6f}"
+        case tuple():
+            return f"[{','.join(map(str, value))}]"
+        case _:
+            return str(value)
+
+
+def _read_int(value: str) -> int:
+    if not re.fullmatch(r"-?[0-9]+", value):
+        raise ValueError("must be a whole number")
+    return int(value)
+
+
+def _read_float(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError("must be a number") from None
+
+
+def _read_bool(value: str) -> bool:
+    if value not in ("0", "1"):
+        raise ValueError("must be 0 or 1")
+    return value == "1"
+
+
+def _read_word(value: str) -> str:
+    if not re.fullmatch(r"\w+", value):
+        raise ValueError("must be a word")
+    return value
+
+
+def _read_pair(value: str) -> tuple[int, ...]:
+    pair = _read_ints(value)
+    if len(pair) != 2:
+        raise ValueError("must be two whole numbers such as [4,1]")
+    return pair
+
+
+def _read_ints(value: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\[([0-9]+(,[0-9]+)*)?\]", value):
+        raise ValueError("must be a list of whole numbers such as [1,2]")
+    return tuple(int(item) for item in value[1:-1].split(",") if item)
+
+
+def _read_boundaries(value: str) -> tuple[int, ...] | str:
+    return value if value == "random" else _read_ints(value)
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("hsk", "hsv", "nh", "kv", "nb", "n_kv_max"), _read_int),
+    **dict.fromkeys(("mask_heads", "segments", "seed", "threads", "n_head"), _read_int),
+    **dict.fromkeys(("mask", "sinks", "kv_view", "v_is_view_of_k"), _read_bool),
+    **dict.fromkeys(("max_bias", "logit_softcap"), _read_float),
+    **dict.fromkeys(("prec", "type_K", "type_V", "mask_kind", "regime"), _read_word),
+    "nr23": _read_pair,
+    "permute": _read_ints,
+    "boundaries": _read_boundaries,
+}
+_ALIASES = {"n_head_kv": "nh", "n_kv": "kv", "n_batch": "nb"}
+
+
+def _nearest(name: str) -> str:
+    known = {field.lower(): field for field in (*_READERS, *_ALIASES)}
+    near = difflib.get_close_matches(name.lower(), known, n=1)
+    return f"the nearest is {known[near[0]]}" if near else f"known are {', '.join(known.values())}"
+
+
+def _with_nr23(fields: dict[str, Any]) -> dict[str, Any]:
+    """Replace `n_head` by the `nh` and `nr23` that it stands for."""
+    if "n_head" not in fields:
+        return fields
+    n_head = fields["n_head"]
+    n_group, ne3 = fields.get("nr23", (1, 1))
+    n_head_kv = fields.get("nh", n_head // max(n_group, 1))
+    if "nr23" in fields and n_head != n_head_kv * n_group:
+        raise UsageError(
+            f"n_head={n_head}: contradicts nh={n_head_kv} and nr23=[{n_group},{ne3}]; "
+            "leave n_head or nr23 out"
+        )
+    if n_head_kv < 1 or n_head % n_head_kv:
+        raise UsageError(f"n_head={n_head}: must be a multiple of n_head_kv={n_head_kv}")
+    rest = {name: value for name, value in fields.items() if name != "n_head"}
+    return {**rest, "nh": n_head_kv, "nr23": (n_head // n_head_kv, ne3)}

@@ -1,0 +1,54 @@
+"""The C source of the cffi module `_ggml`, made from `decl/*.h` for the headers of one library.
+
+API mode: the C compiler checks every declaration against the library's own headers, so that a
+changed struct or signature is a compile error when the library is built, not a crash later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import cffi
+from cffi import recompiler
+
+_DECL = Path(__file__).parent / "decl"
+_REQUIRED = ("ggml.h", "ggml-backend.h", "ggml-cpu.h")
+_PREAMBLE = """\
+#include "ggml.h"
+#include "ggml-alloc.h"
+#include "ggml-backend.h"
+#include "ggml-cpu.h"
+"""
+
+
+def emit_c(include_dir: Path, out_c: Path) -> None:
+    """Write the C source of the module `_ggml` for the headers in `include_dir`.
+
+    A declaration file `optional-*.h` takes part only where the headers know all of its functions.
+    `out_c` is left alone where it holds the right text already, so that a build has nothing to do.
+    """
+    headers = "".join(p.read_text() for p in sorted(include_dir.glob("*.h")))
+    decls = [(_DECL / name).read_text() for name in _REQUIRED]
+    for path in sorted(_DECL.glob("optional-*.h")):
+        text = path.read_text()
+        if all(re.search(rf"\b{name}\s*\(", headers) for name in _functions(text)):
+            decls.append(text)
+    ffi = cffi.FFI()
+    ffi.cdef("\n".join(decls))
+    ffi.set_source("_ggml", _PREAMBLE)
+    recompiler.make_c_source(ffi, "_ggml", _PREAMBLE, str(out_c))
+
+
+def source_digest() -> str:
+    """Return the digest of all that the bindings are made from; it changes when they must be remade."""
+    digest = hashlib.sha256(cffi.__version__.encode())
+    for path in [Path(__file__), *sorted(_DECL.glob("*.h"))]:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _functions(text: str) -> list[str]:
+    code = re.sub(r"//.*", "", text)
+    return re.findall(r"\b(\w+)\s*\(", code)

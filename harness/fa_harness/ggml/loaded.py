@@ -1,0 +1,348 @@
+"""A loaded library and thin typed wrappers over what the harness needs of ggml."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fa_harness import quants
+from fa_harness.errors import SetupError
+
+_CONTEXT_BYTES = 32 << 20  # headers of tensors and graphs only; pages not used are not taken
+
+
+def load(module_path: Path) -> Ggml:
+    """Load the cffi module of a library, and with it the library's shared objects.
+
+    One process can hold one library: the dynamic linker tells shared objects apart by their names,
+    and those of two libraries are the same.
+    """
+    spec = importlib.util.spec_from_file_location("_ggml", module_path)
+    if spec is None or spec.loader is None:
+        raise SetupError(f"{module_path}: not a module of this Python; run `fa-harness build`")
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise SetupError(
+            f"{module_path}: cannot be loaded ({error}); run `fa-harness build`"
+        ) from error
+    sys.modules["_ggml"] = module
+    return Ggml(module.ffi, module.lib)
+
+
+class Ggml:
+    """A loaded library."""
+
+    def __init__(self, ffi: Any, lib: Any) -> None:
+        self._ffi = ffi
+        self._lib = lib
+
+    @property
+    def has_state(self) -> bool:
+        """Whether the library has `ggml_flash_attn_ext_with_state`."""
+        return hasattr(self._lib, "ggml_flash_attn_ext_with_state")
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the library can be told to take the vec path for every shape (`use_ref`)."""
+        return hasattr(self._lib, "ggml_backend_cpu_set_use_ref")
+
+    def features(self) -> tuple[str, ...]:
+        """Return the CPU features that the library uses here, upstream's names, then our own.
+
+        `FP16_ARITHMETIC` is ours: F16 dot products add in FP16 registers. Upstream does not list
+        it for x86, so it is found by a sum that FP16 cannot hold.
+        """
+        ffi, lib = self._ffi, self._lib
+        reg = lib.ggml_backend_cpu_reg()
+        address = lib.ggml_backend_reg_get_proc_address(reg, b"ggml_backend_get_features")
+        names = []
+        if address != ffi.NULL:
+            feature = ffi.cast("ggml_backend_get_features_t", address)(reg)
+            while feature.name != ffi.NULL:
+                names.append(ffi.string(feature.name).decode())
+                feature += 1
+        if self._dot_adds_in_fp16():
+            names.append("FP16_ARITHMETIC")
+        return tuple(names)
+
+    def _dot_adds_in_fp16(self) -> bool:
+        n = 4096
+        x = np.ones(n, np.float16)
+        x[: n // 2] = 2048.0  # 2048 + 1 is not an F16 number
+        y = np.ones(n, np.float16)
+        total = self._ffi.new("float *")
+        dot = self._lib.ggml_get_type_traits_cpu(self._type("f16")).vec_dot
+        dot(n, total, 0, self._pointer(x), 0, self._pointer(y), 0, 1)
+        return bool(total[0] != x.astype(np.float64).sum())
+
+    def dequantise(self, raw: npt.NDArray[np.uint8], type_: str) -> npt.NDArray[np.float32]:
+        """Return the float32 values of encoded rows, `[..., row_bytes]`, by the library's own code."""
+        block_size, block_bytes, _ = quants.TYPES[type_]
+        raw = np.ascontiguousarray(raw)
+        out = np.empty((*raw.shape[:-1], raw.shape[-1] // block_bytes * block_size), np.float32)
+        to_float = self._lib.ggml_get_type_traits(self._type(type_)).to_float
+        to_float(self._pointer(raw), self._ffi.cast("float *", self._pointer(out)), out.size)
+        return out
+
+    def context(self) -> Context:
+        """Return an empty context; its tensors have no memory until `Backend.allocate`."""
+        return Context(self)
+
+    def backend(self, n_threads: int, *, reference: bool = False) -> Backend:
+        """Return a CPU backend with a thread pool of its own.
+
+        Args:
+            n_threads: Threads that compute, the calling one among them.
+            reference: Take the vec path for every shape (upstream's `use_ref`).
+        """
+        return Backend(self, n_threads, reference=reference)
+
+    def _type(self, name: str) -> Any:
+        return getattr(self._lib, f"GGML_TYPE_{name.upper()}")
+
+    def _pointer(self, array: npt.NDArray[Any]) -> Any:
+        return self._ffi.cast("void *", array.ctypes.data)
+
+
+class Tensor:
+    """A tensor of a context: shape `ne` in elements and strides `nb` in bytes, `ne[0]` first."""
+
+    def __init__(self, ggml: Ggml, pointer: Any, type_: str) -> None:
+        self._ggml = ggml
+        self._p = pointer
+        self.type = type_
+
+    @property
+    def ne(self) -> tuple[int, int, int, int]:
+        """The shape, in elements."""
+        n0, n1, n2, n3 = self._p.ne
+        return n0, n1, n2, n3
+
+    @property
+    def nb(self) -> tuple[int, int, int, int]:
+        """The strides, in bytes."""
+        n0, n1, n2, n3 = self._p.nb
+        return n0, n1, n2, n3
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes from the first element to the end of the last."""
+        return int(self._ggml._lib.ggml_nbytes(self._p))
+
+    def write(self, array: npt.NDArray[Any]) -> None:
+        """Fill the whole of a contiguous tensor with the array's bytes.
+
+        Raises:
+            ValueError: The array has not as many bytes as the tensor.
+        """
+        array = np.ascontiguousarray(array)
+        if array.nbytes != self.nbytes:
+            raise ValueError(
+                f"tensor {self.ne} {self.type}: {self.nbytes} bytes, not {array.nbytes}"
+            )
+        if array.nbytes:
+            self._ggml._lib.ggml_backend_tensor_set(
+                self._p, self._ggml._pointer(array), 0, array.nbytes
+            )
+
+    def read_bytes(self) -> npt.NDArray[np.uint8]:
+        """Return the bytes of a contiguous tensor."""
+        out = np.empty(self.nbytes, np.uint8)
+        if out.size:
+            self._ggml._lib.ggml_backend_tensor_get(
+                self._p, self._ggml._pointer(out), 0, out.nbytes
+            )
+        return out
+
+    def read(self) -> npt.NDArray[np.float32]:
+        """Return a contiguous F32 tensor as an array of shape `ne[::-1]`."""
+        if self.type != "f32":
+            raise ValueError(f"tensor {self.ne} {self.type}: only an f32 tensor is read as numbers")
+        return self.read_bytes().view(np.float32).reshape(self.ne[::-1])
+
+
+class Graph:
+    """Nodes in the order in which the CPU backend computes them."""
+
+    def __init__(self, ggml: Ggml, pointer: Any) -> None:
+        self._ggml = ggml
+        self._p = pointer
+
+    def work_size(self, n_threads: int) -> int:
+        """Return the bytes of work memory that upstream plans for the graph."""
+        plan = self._ggml._lib.ggml_graph_plan(self._p, n_threads, self._ggml._ffi.NULL)
+        return int(plan.work_size)
+
+
+class Context:
+    """Tensors and graphs; released on leaving the `with` block, and with it their memory."""
+
+    def __init__(self, ggml: Ggml) -> None:
+        self._ggml = ggml
+        self._p: Any = None
+        self._buffers: list[Any] = []
+
+    def __enter__(self) -> Context:
+        lib = self._ggml._lib
+        null = self._ggml._ffi.NULL
+        params = {"mem_size": _CONTEXT_BYTES, "mem_buffer": null, "no_alloc": True}
+        self._p = lib.ggml_init(self._ggml._ffi.new("struct ggml_init_params *", params)[0])
+        if self._p == null:
+            raise MemoryError(f"ggml_init: no memory for a context of {_CONTEXT_BYTES} bytes")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for buffer in self._buffers:
+            self._ggml._lib.ggml_backend_buffer_free(buffer)
+        self._ggml._lib.ggml_free(self._p)
+        self._buffers, self._p = [], None
+
+    def tensor(self, type_: str, ne: Sequence[int]) -> Tensor:
+        """Return a new contiguous tensor of shape `ne` (four numbers)."""
+        pointer = self._ggml._lib.ggml_new_tensor_4d(self._p, self._ggml._type(type_), *ne)
+        return Tensor(self._ggml, pointer, type_)
+
+    def permute(self, a: Tensor, axes: Sequence[int]) -> Tensor:
+        """Return a view of `a` whose dimension `axes[i]` is dimension `i` of `a`."""
+        return Tensor(self._ggml, self._ggml._lib.ggml_permute(self._p, a._p, *axes), a.type)
+
+    def view(self, a: Tensor, ne: Sequence[int], *, offset: int = 0) -> Tensor:
+        """Return a view of `a` with a shape of its own and the strides of `a`.
+
+        Args:
+            a: The tensor that owns the memory, or a view of it.
+            ne: Shape, four numbers.
+            offset: Bytes from the start of `a`.
+        """
+        pointer = self._ggml._lib.ggml_view_4d(self._p, a._p, *ne, *a.nb[1:], offset)
+        return Tensor(self._ggml, pointer, a.type)
+
+    def flash_attn_ext(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        *,
+        scale: float,
+        max_bias: float = 0.0,
+        logit_softcap: float = 0.0,
+        state: Tensor | None = None,
+        sinks: Tensor | None = None,
+        prec: str = "f32",
+        n_kv_max: int = 0,
+    ) -> Tensor:
+        """Return the attention of `q` over `k` and `v`; with a state, continuing from and into it.
+
+        Args:
+            q: F32 `[hsk, n_batch, n_head, ne3]`.
+            k: `[hsk, n_kv, n_head_kv, ne3]`.
+            v: `[hsv, n_kv, n_head_kv, ne3]`.
+            mask: F16, contiguous, `[n_kv, n_batch, 1 or more, 1 or ne3]`.
+            scale: Factor of `q . k`.
+            max_bias: ALiBi, 0 for none.
+            logit_softcap: Soft cap of the scaled scores, 0 for none.
+            state: F32 `[2 + hsv, n_batch, n_head, ne3]`, rows `[M, S, VKQ]`.
+            sinks: F32 `[n_head, 1, 1, 1]`; of a chain, for its last call only.
+            prec: Precision of the accumulator that is asked for, `f32` or `def`.
+            n_kv_max: Upper bound on the finite entries of a mask row, 0 for none.
+
+        Returns:
+            F32 `[hsv, n_head, n_batch, ne3]`.
+        """
+        lib, null = self._ggml._lib, self._ggml._ffi.NULL
+        inputs = (q._p, k._p, v._p, mask._p if mask else null)
+        factors = (scale, max_bias, logit_softcap)
+        if state is None:
+            out = lib.ggml_flash_attn_ext(self._p, *inputs, *factors)
+        else:
+            out = lib.ggml_flash_attn_ext_with_state(self._p, *inputs, state._p, *factors)
+        if sinks is not None:
+            lib.ggml_flash_attn_ext_add_sinks(out, sinks._p)
+        precision = {"def": lib.GGML_PREC_DEFAULT, "f32": lib.GGML_PREC_F32}[prec]
+        if hasattr(lib, "ggml_prec_set_acc"):
+            lib.ggml_prec_set_acc(out, precision)
+        else:
+            lib.ggml_flash_attn_ext_set_prec(out, precision)
+        if n_kv_max:
+            lib.ggml_flash_attn_ext_set_n_kv_max(out, n_kv_max)
+        return Tensor(self._ggml, out, "f32")
+
+    def graph(self, outputs: Sequence[Tensor]) -> Graph:
+        """Return a graph that computes `outputs`, each after all before it."""
+        lib = self._ggml._lib
+        pointer = lib.ggml_new_graph_custom(self._p, max(64, 8 * len(outputs)), False)
+        for output in outputs:
+            lib.ggml_build_forward_expand(pointer, output._p)
+        return Graph(self._ggml, pointer)
+
+
+class Backend:
+    """A CPU backend with a thread pool of its own; released on leaving the `with` block."""
+
+    def __init__(self, ggml: Ggml, n_threads: int, *, reference: bool) -> None:
+        self._ggml = ggml
+        self._reference = reference
+        self.n_threads = n_threads
+        self._p: Any = None
+        self._pool: Any = None
+
+    def __enter__(self) -> Backend:
+        lib = self._ggml._lib
+        params = lib.ggml_threadpool_params_default(self.n_threads)
+        # Between graphs the threads sleep: what runs there is NumPy, on the same cores.
+        params.poll = 0
+        self._pool = lib.ggml_threadpool_new(self._ggml._ffi.addressof(params))
+        if self._pool == self._ggml._ffi.NULL:
+            raise MemoryError(f"ggml_threadpool_new: no pool of {self.n_threads} threads")
+        self._p = lib.ggml_backend_cpu_init()
+        lib.ggml_backend_cpu_set_n_threads(self._p, self.n_threads)
+        lib.ggml_backend_cpu_set_threadpool(self._p, self._pool)
+        if self._reference:
+            lib.ggml_backend_cpu_set_use_ref(self._p, True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ggml._lib.ggml_backend_free(self._p)
+        self._ggml._lib.ggml_threadpool_free(self._pool)
+        self._p = self._pool = None
+
+    def allocate(self, ctx: Context) -> None:
+        """Give memory to all tensors of the context that have none.
+
+        Raises:
+            MemoryError: There is not enough.
+        """
+        buffer = self._ggml._lib.ggml_backend_alloc_ctx_tensors(ctx._p, self._p)
+        if buffer == self._ggml._ffi.NULL:
+            raise MemoryError("ggml_backend_alloc_ctx_tensors: not enough memory for the tensors")
+        ctx._buffers.append(buffer)
+
+    def compute(self, graph: Graph) -> None:
+        """Compute the graph.
+
+        Raises:
+            RuntimeError: The backend gave another status than success.
+        """
+        status = self._ggml._lib.ggml_backend_graph_compute(self._p, graph._p)
+        if status != self._ggml._lib.GGML_STATUS_SUCCESS:
+            raise RuntimeError(f"ggml_backend_graph_compute: status {status}")

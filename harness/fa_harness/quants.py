@@ -1,0 +1,121 @@
+"""NumPy float32 <-> ggml's K and V types, by the reference implementation in the `gguf` package."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from fa_harness.errors import UsageError
+
+Array = NDArray[Any]
+
+
+class TypeTraits(NamedTuple):
+    """How a ggml type lies in memory."""
+
+    block_size: int
+    """Elements in a block."""
+    block_bytes: int
+    """Bytes of a block."""
+    ggml_type: int
+    """The value of `enum ggml_type`."""
+
+
+TYPES: dict[str, TypeTraits] = {
+    name: TypeTraits(*gguf.GGML_QUANT_SIZES[ggml_type], int(ggml_type))
+    for name, ggml_type in (
+        (name, gguf.GGMLQuantizationType[name.upper()])
+        for name in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl")
+    )
+}
+"""The types that K and V may have, by ggml's names."""
+
+# gguf works in groups of 16 rows; on rows of one head (64 elements) it spends its time between them
+_LONG_ROW = 4096
+
+
+def row_bytes(type_name: str, n: int) -> int:
+    """The bytes that a row of `n` elements takes.
+
+    Raises:
+        UsageError: The type is unknown, or `n` is not a multiple of its block.
+    """
+    if type_name not in TYPES:
+        raise UsageError(f"type {type_name!r} is unknown; known are {', '.join(TYPES)}")
+    block_size, block_bytes, _ = TYPES[type_name]
+    if n % block_size:
+        raise UsageError(
+            f"a row of {n} elements cannot be {type_name}: its blocks hold {block_size}; "
+            f"use a multiple of {block_size}"
+        )
+    return n // block_size * block_bytes
+
+
+def encode(values: NDArray[np.float32], type_name: str) -> NDArray[np.uint8]:
+    """Round values to a ggml type.
+
+    Args:
+        values: float32, `[..., n]`, with `n` a multiple of the type's block.
+        type_name: A key of `TYPES`.
+
+    Returns:
+        uint8, `[..., row_bytes(type_name, n)]`: the bytes as ggml keeps them.
+
+    Raises:
+        UsageError: The type is unknown, or `n` is not a multiple of its block.
+    """
+    shape = (*values.shape[:-1], row_bytes(type_name, values.shape[-1]))
+    flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
+    if type_name == "iq4_nl":
+        return _quantize_iq4_nl(flat).reshape(shape)
+    ggml_type = gguf.GGMLQuantizationType(TYPES[type_name].ggml_type)
+    raw = _by_long_rows(lambda rows: gguf.quants.quantize(rows, ggml_type), flat, _LONG_ROW)
+    return raw.view(np.uint8).reshape(shape)
+
+
+def decode(raw: NDArray[np.uint8], type_name: str) -> NDArray[np.float32]:
+    """The exact values of encoded rows.
+
+    Args:
+        raw: uint8, `[..., n_bytes]`, with `n_bytes` a multiple of the type's block in bytes.
+        type_name: A key of `TYPES`.
+
+    Returns:
+        float32, `[..., n]`.
+    """
+    block_size, block_bytes, enum_value = TYPES[type_name]
+    shape = (*raw.shape[:-1], raw.shape[-1] // block_bytes * block_size)
+    ggml_type = gguf.GGMLQuantizationType(enum_value)
+    values = _by_long_rows(
+        lambda rows: gguf.quants.dequantize(rows, ggml_type),
+        np.ascontiguousarray(raw).reshape(-1),
+        _LONG_ROW // block_size * block_bytes,
+    )
+    return values.reshape(shape)
+
+
+def _by_long_rows(function: Callable[[Array], Array], flat: Array, length: int) -> Array:
+    """Apply `function`, which works on whole blocks, to rows of `length` and to the rest."""
+    n_whole = flat.size - flat.size % length
+    if n_whole == 0:
+        return function(flat)
+    whole = function(flat[:n_whole].reshape(-1, length)).reshape(-1)
+    return whole if n_whole == flat.size else np.concatenate([whole, function(flat[n_whole:])])
+
+
+def _quantize_iq4_nl(flat: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Encode as IQ4_NL, which gguf can only decode: the nearest code under a scale per block.
+
+    The scale takes the element of the largest magnitude to the codebook's end of the largest one.
+    """
+    codebook = np.array(gguf.quants.IQ4_NL.kvalues, dtype=np.float32)
+    blocks = flat.reshape(-1, TYPES["iq4_nl"].block_size)
+    peak = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1, keepdims=True), axis=-1)
+    scale = (peak / codebook[np.abs(codebook).argmax()]).astype(np.float16)
+    divisor = scale.astype(np.float32)
+    divisor[divisor == 0] = 1
+    codes = np.searchsorted((codebook[1:] + codebook[:-1]) / 2, blocks / divisor).astype(np.uint8)
+    low, high = np.split(codes, 2, axis=-1)
+    return np.concatenate([scale.view(np.uint8), low | high << 4], axis=-1)
