@@ -1,20 +1,23 @@
 """How far a correct kernel may be from the oracle: a-priori bounds, element by element.
 
-Notation: u is the unit roundoff (2^-24 for F32, 2^-11 for F16), p_j the softmax weights, all sums run
+Notation: u is the unit roundoff (2^-24 for F32, 2^-11 for F16), p_j the softmax weights; sums run
 over the keys j of a row. Three things make a correct kernel differ from exact arithmetic:
 
 1. Q. The vec path rounds Q to the type that K's dot product takes. That rounding is known, so its
-   cost is computed, not estimated: |oracle(rounded Q) - oracle(Q)|. What remains in doubt of it, values
-   of Q8_0 next to a tie and the rounded block sums of Q8_1, goes into the error of the scores.
+   cost is computed, not estimated: |oracle(rounded Q) - oracle(Q)|. What remains in doubt of it,
+   values of Q8_0 next to a tie and the rounded block sums of Q8_1, goes into the scores' error.
 2. Scores. Let D_j bound the error of score j. To first order the result changes by
    sum p_j D_j |v_j - out|, at most sum p_j D_j |v_j| + |out| sum p_j D_j; the rest of the series is
    covered by exp(2 max D). D_j = alpha |k_j| + beta, |k_j| the Euclidean norm, with
    - the dot product, a sum of hsk products: alpha = scale |q| hsk u by Cauchy-Schwarz;
    - scale, soft-cap, slope * mask and s - M: a few u times the largest numbers they meet.
-3. Accumulation. Adding key j rounds the partial sum VKQ_j, and rescaling it to a new maximum rounds
-   it once more: at most 2 u sum_j |VKQ_j|. This sees cancellation: partial sums of a V with mean
-   zero are small. `oracle.Partial.walk` is an upper bound on sum_j |VKQ_j|. Below F16's normal
-   range an error is 2^-25, not relative.
+3. Accumulation. Each key rounds the partial sum VKQ_t once, and once more where the key is a new
+   maximum: an error of d_t VKQ_t, |d_t| <= u, at most u sum_t |VKQ_t| exp(n u) for n roundings.
+   This sees cancellation: partial sums of a V with mean zero are small. Where V is symmetric about
+   zero, the d_t have mean zero and do not add up: their sum is beyond lambda u sqrt(sum_t VKQ_t^2)
+   with a probability below 2 exp(-lambda^2 / 2) (Hoeffding; Higham & Mary 2019), for lambda = 8
+   about 2e-14. Without that an F16 sum over some thousand keys could be anything.
+   Below F16's normal range an error is 2^-25, not relative.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ F64 = npt.NDArray[np.float64]
 U32 = 2.0**-24
 U16 = 2.0**-11
 _F16_TINY = 2.0**-25
+_LAMBDA = 8.0
+_SYMMETRIC_V = ("uniform", "normal", "spiky", "rising", "falling", "ties", "outlier")
 
 _Q_TYPE = {  # the type that Q is converted to for K's dot product on the vec path
     "f32": "f32", "f16": "f16", "bf16": "bf16", "q8_0": "q8_0", "q4_0": "q8_0", "q5_0": "q8_0",
@@ -110,12 +115,14 @@ def difference_bound(case: Case, q: F32, rounded: Partial, how: Arithmetic) -> F
 
 
 def state_bound(case: Case, q: F32, rounded: Partial, how: Arithmetic) -> F64:
-    """Return the bound on |state row - oracle's for the rounded Q|, `[ne3, n_head, n_batch, 2 + hsv]`.
+    """Return the bound on a state row's distance from the oracle's for the rounded Q.
 
-    S and VKQ are bounded relative to the oracle's M.
+    Returns:
+        `[ne3, n_head, n_batch, 2 + hsv]`; S and VKQ are meant relative to the oracle's M.
     """
     dm, ds, dvkq = _sums_bound(case, q, rounded, how)
-    return np.concatenate([dm[..., None], ds[..., None], dvkq], axis=-1)
+    bound: F64 = np.concatenate([dm[..., None], ds[..., None], dvkq], axis=-1)
+    return bound
 
 
 def _arithmetic_bound(case: Case, q: F32, rounded: Partial, how: Arithmetic) -> F64:
@@ -143,12 +150,16 @@ def _sums_bound(case: Case, q: F32, rounded: Partial, how: Arithmetic) -> tuple[
     ds = ds + 2 * U32 * (rounded.s_walk + how.n_partials * rounded.s)
     dvkq = alpha[..., None] * rounded.k_abs_vkq + beta[..., None] * rounded.abs_vkq
     dvkq = dvkq * growth[..., None]
+    u = U16 if how.f16_numerators else U32
+    n = rounded.n_roundings[..., None]
+    walk = rounded.walk * np.exp(np.minimum(n * u, 700.0))
+    if case.regime in _SYMMETRIC_V and not case.v_is_view_of_k:
+        walk = np.minimum(walk, _LAMBDA * rounded.walk_norm)
     # a part's partial sums are differences of two of the whole's: at most twice as large
-    walk = rounded.walk * (2 if how.n_partials > 1 else 1)
-    dvkq = dvkq + 2 * (U16 if how.f16_numerators else U32) * walk
+    dvkq = dvkq + u * walk * (2 if how.n_partials > 1 else 1)
     dvkq = dvkq + 2 * U32 * how.n_partials * rounded.abs_vkq
     if how.f16_numerators:
-        dvkq = dvkq + 2 * _F16_TINY * rounded.n_keys[..., None]
+        dvkq = dvkq + _F16_TINY * n
         if how.f16_dot:  # the weights are rounded to F16, too
             dvkq = dvkq + 2 * U16 * rounded.abs_vkq
     return dm, ds, dvkq
@@ -160,7 +171,7 @@ def _q_doubt(q: F32, q_type: str) -> F64:
     Q8_1 rounds the sum of a block to F16. That sum multiplies the minimum in K's block, which is a
     value of K, hence at most K's norm.
     """
-    doubt = np.sqrt((rounded_q(q, q_type)[1] ** 2).sum(axis=-1))
+    doubt: F64 = np.sqrt((rounded_q(q, q_type)[1] ** 2).sum(axis=-1))
     if q_type == "q8_1":
         sums = q.astype(np.float64).reshape(*q.shape[:-1], -1, 32)
         sizes = np.abs(sums.sum(axis=-1)) + np.abs(sums).max(axis=-1) * 32 / 254

@@ -6,6 +6,7 @@ output, `[hsv, n_head, n_batch, ne3]`, is brought into it on reading.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -131,6 +132,11 @@ def path(case: Case) -> str:
     return "vec"
 
 
+def state_path(case: Case) -> str:
+    """Return the path that a call with state takes: so far the vec path, whatever the case."""
+    return "vec"
+
+
 class _Chain:
     """The tensors of a case, and the calls and graphs of each mode."""
 
@@ -162,8 +168,7 @@ class _Chain:
             self._state = ctx.tensor("f32", ne)
             self._full_state = self._call(whole, sinks=True, state=self._state)
             self._graphs["full_state"] = ctx.graph([self._full_state])
-            bounds = case.segment_bounds()
-            segments = list(zip(bounds[:-1], bounds[1:], strict=True))
+            segments = list(itertools.pairwise(case.segment_bounds()))
             self._calls = [
                 # a sink belongs to one call of a chain, the last (see the comment in ggml.h)
                 self._call(segment, sinks=i == len(segments) - 1, state=self._state)

@@ -11,9 +11,9 @@ and of two states, with M = max(M_a, M_b):
     S   = exp(M_a - M) * S_a   + exp(M_b - M) * S_b
     VKQ = exp(M_a - M) * VKQ_a + exp(M_b - M) * VKQ_b
 
-Attention is VKQ / S. Beside these three a state carries sums of absolute values, weighted alike, from
-which `verdict.py` makes its bounds. Inputs are the exact values that the kernel is given (K and V
-dequantised, Q as F32).
+Attention is VKQ / S. Beside these three a state carries sums of absolute values, weighted alike,
+from which `bounds.py` makes its bounds. Inputs are the exact values that the kernel is given (K and
+V dequantised, Q as F32).
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ from fa_harness.inputs import Inputs
 
 F64 = npt.NDArray[np.float64]
 
+_BLOCK = 64
+"""Keys that are taken at once, at least."""
+_LARGEST = 1 << 22
+"""Numbers in an array; up to it a block's partial sums are looked at one by one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Partial:
@@ -41,8 +46,8 @@ class Partial:
     """Sum of the weights `exp(s_j - m)`."""
     vkq: F64
     """Weighted sum of V, `[..., hsv]`."""
-    n_keys: F64
-    """Keys that were not masked."""
+    n_roundings: F64
+    """How often VKQ is rounded: once for a key, once more where the key is a new maximum."""
     abs_vkq: F64
     """Weighted sum of |V|, `[..., hsv]`."""
     k_s: F64
@@ -50,34 +55,33 @@ class Partial:
     k_abs_vkq: F64
     """Weighted sum of the keys' norms times |V|, `[..., hsv]`."""
     walk: F64
-    """Upper bound on the sum, over the keys in order, of |VKQ after that key|, `[..., hsv]`.
+    """Upper bound on the sum, over the roundings in order, of |VKQ then|, `[..., hsv]`.
 
-    Each key costs a rounding error in proportion to the partial sum then, not to the sum of |V|.
+    A rounding costs in proportion to the partial sum then, not to the sum of |V|.
     """
+    walk_norm: F64
+    """The same with the root of the sum of squares."""
     s_walk: F64
-    """The same for S."""
+    """`walk` for S."""
     k_max: F64
     """Largest norm of a key that was not masked."""
     bias_max: F64
     """Largest |slope * mask| that was not -inf."""
     peak: F64
-    """Largest |VKQ| on the way, at the ends of blocks of keys, relative to the maximum then."""
+    """Upper bound on |VKQ| on the way, relative to the maximum at the ends of blocks of keys."""
 
 
 def fresh(case: Case) -> Partial:
     """Return the state of rows that have seen no key."""
     rows = (case.ne3, case.n_head, case.nb)
     zero, zeros = np.zeros(rows), np.zeros((*rows, case.hsv))
-    return Partial(
-        m=np.full(rows, -np.inf), s=zero, vkq=zeros, n_keys=zero, abs_vkq=zeros, k_s=zero,
-        k_abs_vkq=zeros, walk=zeros, s_walk=zero, k_max=zero, bias_max=zero, peak=zero,
-    )  # fmt: skip
+    return _without_v(m=np.full(rows, -np.inf), s=zero, n_roundings=zero, zeros=zeros)
 
 
 def attend(case: Case, inputs: Inputs, start: int, stop: int) -> Partial:
     """Return the state of the keys `start <= j < stop`, without sinks."""
-    # short blocks make `walk` a sharp bound, long ones cost less where rows are many
-    step = 64 if case.nb < 64 else 256
+    per_key = case.ne3 * case.n_head * case.nb * case.hsv
+    step = max(_BLOCK, _LARGEST // per_key)
     blocks = (_block(case, inputs, i, min(i + step, stop)) for i in range(start, stop, step))
     return functools.reduce(merge, blocks, fresh(case))
 
@@ -85,23 +89,24 @@ def attend(case: Case, inputs: Inputs, start: int, stop: int) -> Partial:
 def merge(a: Partial, b: Partial) -> Partial:
     """Return the state of a's keys followed by b's."""
     m = np.maximum(a.m, b.m)
-    wa, wb = _weight(a.m, m), _weight(b.m, m)
+    wa, wb = weight(a.m, m), weight(b.m, m)
     va, vb = wa[..., None], wb[..., None]
     vkq_a = a.vkq * va
-    vkq = vkq_a + b.vkq * vb
+    size_a, n_b = np.abs(vkq_a), b.n_roundings[..., None]
     return Partial(
         m=m,
         s=a.s * wa + b.s * wb,
-        vkq=vkq,
-        n_keys=a.n_keys + b.n_keys,
+        vkq=vkq_a + b.vkq * vb,
+        n_roundings=a.n_roundings + b.n_roundings,
         abs_vkq=a.abs_vkq * va + b.abs_vkq * vb,
         k_s=a.k_s * wa + b.k_s * wb,
         k_abs_vkq=a.k_abs_vkq * va + b.k_abs_vkq * vb,
-        walk=a.walk * va + b.walk * vb + b.n_keys[..., None] * np.abs(vkq_a),
-        s_walk=a.s_walk * wa + b.s_walk * wb + b.n_keys * (a.s * wa),
+        walk=a.walk * va + b.walk * vb + n_b * size_a,
+        walk_norm=np.hypot(a.walk_norm * va, b.walk_norm * vb + np.sqrt(n_b) * size_a),
+        s_walk=a.s_walk * wa + b.s_walk * wb + b.n_roundings * (a.s * wa),
         k_max=np.maximum(a.k_max, b.k_max),
         bias_max=np.maximum(a.bias_max, b.bias_max),
-        peak=np.maximum(np.maximum(a.peak, b.peak), np.abs(vkq).max(axis=-1, initial=0.0)),
+        peak=np.maximum(np.maximum(a.peak, b.peak), (size_a + b.abs_vkq * vb).max(axis=-1)),
     )
 
 
@@ -113,24 +118,9 @@ def add_sinks(partial: Partial, sinks: npt.NDArray[np.float32]) -> Partial:
         sinks: float32 `[n_head]`.
     """
     sink = np.broadcast_to(sinks.astype(np.float64)[:, None], partial.m.shape)
-    zero, zeros = np.zeros_like(partial.s), np.zeros_like(partial.vkq)
     one = np.ones_like(partial.s)
     return merge(
-        partial,
-        Partial(
-            m=sink,
-            s=one,
-            vkq=zeros,
-            n_keys=one,
-            abs_vkq=zeros,
-            k_s=zero,
-            k_abs_vkq=zeros,
-            walk=zeros,
-            s_walk=one,
-            k_max=zero,
-            bias_max=zero,
-            peak=zero,
-        ),  # fmt: skip
+        partial, _without_v(m=sink, s=one, n_roundings=one, zeros=np.zeros_like(partial.vkq))
     )
 
 
@@ -148,7 +138,8 @@ def slopes(case: Case) -> F64:
     h = np.arange(case.n_head)
     below = 2.0 ** (-case.max_bias / n_head_log2 * (h + 1))
     above = 2.0 ** (-case.max_bias / 2 / n_head_log2 * (2 * (h - n_head_log2) + 1))
-    return np.where(h < n_head_log2, below, above)
+    slope: F64 = np.where(h < n_head_log2, below, above)
+    return slope
 
 
 def _block(case: Case, inputs: Inputs, start: int, stop: int) -> Partial:
@@ -173,30 +164,63 @@ def _block(case: Case, inputs: Inputs, start: int, stop: int) -> Partial:
     m = scores.max(axis=-1)
     weights = np.exp(scores - np.where(np.isinf(m), 0.0, m)[..., None])
     s = weights.sum(axis=-1)
-    n_keys = seen.sum(axis=-1).astype(np.float64)
     norms = np.sqrt((k * k).sum(axis=-1))
     norm_of_row = np.repeat(norms, group, axis=1)[:, :, None, :]
 
     def weighted(values: F64) -> F64:
-        return (weights.reshape(*heads, -1) @ values).reshape(*rows, -1)
+        product: F64 = weights.reshape(*heads, -1) @ values
+        return product.reshape(*rows, -1)
 
     vkq, abs_vkq = weighted(v), weighted(np.abs(v))
+    before = np.pad(scores[..., :-1], [(0, 0)] * 3 + [(1, 0)], constant_values=-np.inf)
+    roundings = seen * (1.0 + (scores > np.maximum.accumulate(before, axis=-1)))
+    n_roundings = roundings.sum(axis=-1)
+    if weights.size * case.hsv <= _LARGEST:
+        terms = weights[..., None] * np.repeat(v, group, axis=1)[:, :, None]
+        sizes = np.abs(np.cumsum(terms, axis=-2))
+        walk = (roundings[..., None, :] @ sizes)[..., 0, :]
+        walk_norm = np.sqrt(roundings[..., None, :] @ sizes**2)[..., 0, :]
+    else:
+        walk = n_roundings[..., None] * abs_vkq
+        walk_norm = np.sqrt(n_roundings)[..., None] * abs_vkq
     return Partial(
         m=m,
         s=s,
         vkq=vkq,
-        n_keys=n_keys,
+        n_roundings=n_roundings,
         abs_vkq=abs_vkq,
         k_s=weighted(norms[..., None])[..., 0],
         k_abs_vkq=weighted(norms[..., None] * np.abs(v)),
-        walk=n_keys[..., None] * abs_vkq,
-        s_walk=n_keys * s,
+        walk=walk,
+        walk_norm=walk_norm,
+        s_walk=n_roundings * s,
         k_max=np.where(seen, norm_of_row, 0.0).max(axis=-1),
         bias_max=np.where(seen, np.abs(bias), 0.0).max(axis=-1),
-        peak=np.abs(vkq).max(axis=-1, initial=0.0),
+        peak=abs_vkq.max(axis=-1),
     )
 
 
-def _weight(m: F64, m_new: F64) -> F64:
+def _without_v(*, m: F64, s: F64, n_roundings: F64, zeros: F64) -> Partial:
+    """Return a state whose V is 0, and the norm of its keys, too."""
+    zero = np.zeros_like(s)
+    return Partial(
+        m=m,
+        s=s,
+        vkq=zeros,
+        n_roundings=n_roundings,
+        abs_vkq=zeros,
+        k_s=zero,
+        k_abs_vkq=zeros,
+        walk=zeros,
+        walk_norm=zeros,
+        s_walk=s * n_roundings,
+        k_max=zero,
+        bias_max=zero,
+        peak=zero,
+    )
+
+
+def weight(m: F64, m_new: F64) -> F64:
     """Return exp(m - m_new), 0 for a state that has seen nothing."""
-    return np.where(np.isinf(m), 0.0, np.exp(m - np.where(np.isinf(m_new), 0.0, m_new)))
+    factor: F64 = np.where(np.isinf(m), 0.0, np.exp(m - np.where(np.isinf(m_new), 0.0, m_new)))
+    return factor

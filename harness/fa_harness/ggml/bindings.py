@@ -42,7 +42,7 @@ def emit_c(include_dir: Path, out_c: Path) -> None:
 
 
 def source_digest() -> str:
-    """Return the digest of all that the bindings are made from; it changes when they must be remade."""
+    """Return the digest of all that the bindings are made from."""
     digest = hashlib.sha256(cffi.__version__.encode())
     for path in [Path(__file__), *sorted(_DECL.glob("*.h"))]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())

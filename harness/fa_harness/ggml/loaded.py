@@ -85,7 +85,7 @@ class Ggml:
         return bool(total[0] != x.astype(np.float64).sum())
 
     def dequantise(self, raw: npt.NDArray[np.uint8], type_: str) -> npt.NDArray[np.float32]:
-        """Return the float32 values of encoded rows, `[..., row_bytes]`, by the library's own code."""
+        """Return the float32 values of rows `[..., row_bytes]`, by the library's own code."""
         block_size, block_bytes, _ = quants.TYPES[type_]
         raw = np.ascontiguousarray(raw)
         out = np.empty((*raw.shape[:-1], raw.shape[-1] // block_bytes * block_size), np.float32)

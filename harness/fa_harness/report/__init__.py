@@ -1,0 +1,1 @@
+"""Reports of one run's results: a file a form."""

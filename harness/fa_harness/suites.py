@@ -1,0 +1,127 @@
+"""Named lists of cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fa_harness.cases import Case
+from fa_harness.errors import UsageError
+
+_SEED = Case(hsk=4, hsv=4, nh=1, nr23=(1, 1), kv=2, nb=1, segments=2, regime="seed")
+
+_DECODE: dict[str, Any] = {"hsk": 64, "hsv": 64, "nh": 2, "nr23": (4, 1), "nb": 1, "threads": 2}
+_PREFILL: dict[str, Any] = {**_DECODE, "nb": 33, "mask_kind": "causal"}
+
+
+def suite(name: str) -> list[Case]:
+    """Return the cases of a suite.
+
+    Raises:
+        UsageError: There is no suite of that name.
+    """
+    if name not in SUITES:
+        raise UsageError(f"suite {name!r} is unknown; there are {', '.join(SUITES)}")
+    return SUITES[name]()
+
+
+def _seed() -> list[Case]:
+    return [_SEED]
+
+
+def _smoke() -> list[Case]:
+    """A case or two for each kind of fault, all small."""
+    decode = {**_DECODE, "kv": 160, "segments": 3}
+    few_rows = {**decode, "nb": 5, "nh": 3, "nr23": (2, 2), "kv": 97}
+    return [
+        _SEED,
+        *(Case(**decode, regime=regime) for regime in ("normal", "rising", "falling", "spiky")),
+        Case(**few_rows, regime="normal", type_K="f32", type_V="f32"),
+        Case(**few_rows, regime="outlier", type_K="q8_0", type_V="q4_0"),
+        Case(**few_rows, regime="huge", type_K="bf16", type_V="f16"),
+        Case(**few_rows, regime="offset", mask_kind="leading"),
+        Case(**few_rows, regime="ties", max_bias=8.0, logit_softcap=5.0, mask_heads=6),
+        Case(**few_rows, regime="normal", sinks=True, permute=(0, 2, 1, 3)),
+        Case(**few_rows, regime="constructed", mask=False),
+        Case(**{**few_rows, "segments": 4}, boundaries=(0, 1, 90), regime="rising"),
+        Case(**{**decode, "kv": 600}, regime="spiky"),
+        Case(**{**decode, "nb": 70, "kv": 150}, mask_kind="causal", regime="normal"),
+        Case(
+            hsk=192, hsv=128, nh=1, nr23=(16, 1), nb=2, kv=130, v_is_view_of_k=True, segments=3,
+            regime="normal", threads=2,
+        ),
+    ]  # fmt: skip
+
+
+def _default() -> list[Case]:
+    """Every kind of shape, type, mask, option and regime, with every fault's inputs among them."""
+    cases = [_SEED]
+    add = cases.append
+
+    for regime in _REGIMES_OF_ANY_SHAPE:  # decode: the vec path, then split-KV
+        for kv in (250, 640):
+            add(Case(**_DECODE, kv=kv, regime=regime))
+    for regime in _REGIMES_OF_ANY_SHAPE:  # prefill: the vec path, then tiled
+        add(Case(**_PREFILL, kv=200, regime=regime))
+    for regime in ("normal", "spiky", "rising", "offset"):
+        for type_ in ("f16", "f32"):
+            tiled = {**_PREFILL, "nb": 96}
+            add(Case(**tiled, kv=192, regime=regime, type_K=type_, type_V=type_))
+
+    for type_ in ("f32", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl"):
+        for regime in ("normal", "outlier"):
+            add(Case(**_PREFILL, kv=144, regime=regime, type_K=type_, type_V=type_))
+    for type_k, type_v in (("q8_0", "f16"), ("f16", "q4_0"), ("q8_0", "q5_1"), ("bf16", "f32")):
+        add(Case(**_PREFILL, kv=144, regime="spiky", type_K=type_k, type_V=type_v))
+
+    for nr2, nh in ((1, 4), (8, 1), (3, 2), (5, 3)):  # GQA; 4 is everywhere else
+        shape = {**_PREFILL, "nh": nh, "nr23": (nr2, 1), "nb": 7}
+        add(Case(**shape, kv=120, regime="normal"))
+    for hsk, hsv in ((80, 80), (128, 128), (256, 256), (192, 128), (576, 512)):
+        shape = {**_DECODE, "hsk": hsk, "hsv": hsv}
+        add(Case(**shape, kv=128, regime="normal", v_is_view_of_k=hsk == 576))
+        add(Case(**{**shape, "nb": 16}, kv=96, regime="rising", v_is_view_of_k=hsk == 576))
+    add(Case(**{**_DECODE, "hsk": 40, "hsv": 40, "nb": 3}, kv=64, regime="normal"))
+
+    few = {**_DECODE, "nb": 9, "kv": 110}
+    add(Case(**few, mask=False, regime="normal"))
+    add(Case(**few, mask=False, regime="constructed"))
+    for kind in ("zeros", "random", "causal", "leading", "masked_segment"):
+        for type_ in ("f16", "q8_0"):
+            add(Case(**few, mask_kind=kind, regime="spiky", type_K=type_, type_V=type_))
+    add(Case(**few, mask_kind="sparse", n_kv_max=16, regime="normal"))
+    add(Case(**few, mask_heads=8, regime="normal"))
+
+    for regime in ("normal", "spiky"):
+        add(Case(**few, sinks=True, regime=regime))
+        add(Case(**few, sinks=True, regime=regime, type_K="q8_0", type_V="q8_0"))
+        add(Case(**few, logit_softcap=10.0, regime=regime))
+        add(Case(**few, max_bias=8.0, regime=regime))
+    add(Case(**{**few, "nh": 3, "nr23": (2, 1)}, max_bias=8.0, logit_softcap=5.0, sinks=True))
+    add(Case(**{**_DECODE, "kv": 700}, sinks=True, max_bias=8.0, regime="normal"))
+    add(Case(**{**few, "nb": 66}, sinks=True, logit_softcap=10.0, regime="normal"))
+
+    for nb in (1, 9, 64):  # ne3
+        add(Case(**{**few, "nb": nb, "nr23": (3, 2)}, regime="normal"))
+    for permute in ((0, 2, 1, 3), (0, 1, 3, 2)):
+        add(Case(**{**few, "nr23": (2, 2)}, permute=permute, regime="normal"))
+    add(Case(**few, kv_view=False, regime="normal"))
+
+    for regime in ("normal", "rising", "falling"):  # uneven, empty and single-token segments
+        add(Case(**few, boundaries=(1, 100, 101), regime=regime))
+        add(Case(**few, boundaries=(0, 37, 37, 110), regime=regime))
+        add(Case(**few, boundaries="random", segments=5, regime=regime))
+    return cases
+
+
+_REGIMES_OF_ANY_SHAPE = (
+    "uniform", "normal", "spiky", "rising", "falling", "ties", "offset", "outlier", "huge",
+    "constructed",
+)  # fmt: skip
+
+SUITES: dict[str, Callable[[], list[Case]]] = {
+    "seed": _seed,
+    "smoke": _smoke,
+    "default": _default,
+}
+"""Name -> the suite's cases; its docstring is shown by `fa-harness run --help`."""

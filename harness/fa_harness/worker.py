@@ -1,0 +1,231 @@
+"""A library in a child process: a crash or a hang there becomes a status, and the run goes on.
+
+The child is started once and computes case after case. Frames go over its standard input and output:
+eight bytes of length, then a pickle. What the library prints goes to a file, whose last lines
+explain an abort.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from fa_harness.cases import Case
+from fa_harness.errors import SetupError
+from fa_harness.modes import Run
+
+_HEADER = struct.Struct("<Q")
+_STDERR_LINES = 6
+_START_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lost:
+    """A case that the child did not finish."""
+
+    status: str
+    """`crash` or `timeout`."""
+    reason: str
+    """The mode, how it ended, and the last lines that the library printed."""
+
+
+class Worker:
+    """A child process that holds a library."""
+
+    def __init__(self, module_path: Path) -> None:
+        self._module_path = module_path
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stderr: IO[bytes] | None = None
+        self.features: tuple[str, ...] = ()
+        """The library's CPU features, known once it is entered."""
+        self.has_state = False
+        """Whether the library has `ggml_flash_attn_ext_with_state`."""
+
+    def __enter__(self) -> Worker:
+        self._start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        if self._process is None:
+            raise RuntimeError("the worker is not running; use it in a `with` block")
+        return self._process.pid
+
+    def submit(self, case: Case, modes: tuple[str, ...], timeout: float) -> None:
+        """Start computing a case; `result` waits for it.
+
+        Args:
+            case: The case.
+            modes: Some of `modes.MODES`.
+            timeout: Seconds that it may take.
+        """
+        if self._process is None or self._process.poll() is not None:
+            self._stop()
+            self._start()
+        self._deadline = time.monotonic() + timeout
+        self._timeout = timeout
+        self._send((case, modes, timeout))
+
+    def result(self) -> Run | Lost:
+        """Return what the submitted case gave."""
+        mode = "start"
+        while True:
+            try:
+                kind, value = self._receive(self._deadline)
+            except TimeoutError:
+                self._kill()
+                return Lost(
+                    status="timeout",
+                    reason=f"{mode}: no result after {self._timeout:g} s{self._last_lines()}",
+                )
+            except EOFError:
+                return Lost(status="crash", reason=f"{mode}: {self._end()}{self._last_lines()}")
+            if kind == "run":
+                assert isinstance(value, Run)
+                return value
+            if kind == "error":
+                return Lost(status="crash", reason=f"{mode}: {value}")
+            mode = value
+
+    def _start(self) -> None:
+        self._stderr = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "fa_harness.worker", str(self._module_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            # ggml starts a debugger on an abort where it finds one: seconds for lines nobody reads
+            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+        )
+        try:
+            kind, value = self._receive(time.monotonic() + _START_SECONDS)
+        except (EOFError, TimeoutError):
+            self._kill()
+            raise SetupError(
+                f"{self._module_path}: the library cannot be loaded{self._last_lines()}; "
+                "`fa-harness doctor` tells more, `fa-harness build` makes it anew"
+            ) from None
+        if kind == "error":
+            raise SetupError(str(value))
+        self.features, self.has_state = value
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._kill()
+        if self._stderr is not None:
+            self._stderr.close()
+        self._process = self._stderr = None
+
+    def _kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def _end(self) -> str:
+        assert self._process is not None
+        code = self._process.wait()
+        return signal.Signals(-code).name if code < 0 else f"exit status {code}"
+
+    def _last_lines(self) -> str:
+        assert self._stderr is not None
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
+        return "".join(f"\n  {line}" for line in lines[-_STDERR_LINES:])
+
+    def _send(self, message: Any) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            _write(self._process.stdin, message)
+        except BrokenPipeError:
+            pass  # it died between two cases; `result` meets the end of its output and says how
+
+    def _receive(self, deadline: float) -> tuple[str, Any]:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        fd = self._process.stdout.fileno()
+        header = _read(fd, _HEADER.size, deadline)
+        kind, value = pickle.loads(_read(fd, _HEADER.unpack(header)[0], deadline))
+        return kind, value
+
+
+def _read(fd: int, size: int, deadline: float) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([fd], [], [], left)[0]:
+            raise TimeoutError
+        chunk = os.read(fd, size - len(data))
+        if not chunk:
+            raise EOFError
+        data += chunk
+    return bytes(data)
+
+
+def _write(stream: IO[bytes], message: Any) -> None:
+    data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    stream.write(_HEADER.pack(len(data)) + data)
+    stream.flush()
+
+
+def _serve(module_path: Path) -> None:
+    """Compute cases until standard input ends."""
+    from fa_harness import ggml
+    from fa_harness.inputs import make_inputs
+    from fa_harness.modes import run_case
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    requests = os.fdopen(os.dup(0), "rb")
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what the library prints must not get among the replies
+
+    try:
+        library = ggml.load(module_path)
+    except SetupError as error:
+        _write(replies, ("error", str(error)))
+        return
+    _write(replies, ("ready", (library.features(), library.has_state)))
+    while True:
+        header = requests.read(_HEADER.size)
+        if not header:
+            return
+        case, modes, timeout = pickle.loads(requests.read(_HEADER.unpack(header)[0]))
+        # should the parent be gone by then, nobody else would end a hang
+        signal.setitimer(signal.ITIMER_REAL, timeout + 5)
+        try:
+            inputs = make_inputs(case)
+            run = run_case(
+                library, case, inputs, modes, on_mode=lambda mode: _write(replies, ("mode", mode))
+            )
+            reply: tuple[str, Any] = ("run", run)
+        except (MemoryError, RuntimeError) as error:
+            reply = ("error", f"{type(error).__name__}: {error}")
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _write(replies, reply)
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]))
