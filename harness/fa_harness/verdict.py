@@ -58,6 +58,8 @@ class Comparison:
     """The element furthest beyond, or nearest to, its bound; None where all agree exactly."""
     bound: float
     """What is allowed at `worst`; 0 where the bits have to be the same."""
+    of_bound: float
+    """Largest |a - b| / bound of an element: above 1 where a bound is broken, 0 without a bound."""
     required: str
     """`bits` where both must be the same bit for bit, `bound` where they must be near."""
     ok: bool
@@ -354,7 +356,7 @@ class _Judge:
 def _exact(got: F32, expected: F32) -> Comparison:
     a, b = got.astype(np.float64), expected.astype(np.float64)
     comparison = _compare(a, b, np.zeros(a.shape))
-    return replace(comparison, required="bits", ok=comparison.bitwise)
+    return replace(comparison, of_bound=0.0, required="bits", ok=comparison.bitwise)
 
 
 def _compare(got: F64, expected: F64, bound: F64) -> Comparison:
@@ -388,6 +390,7 @@ def _compare(got: F64, expected: F64, bound: F64) -> Comparison:
         bitwise=bool((same & signs).all()),
         worst=worst,
         bound=allowed,
+        of_bound=float(excess.max()),
         required="bound",
         ok=not bad.any(),
     )

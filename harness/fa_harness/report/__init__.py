@@ -1,1 +1,47 @@
 """Reports of one run's results: a file a form."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from fa_harness.verdict import Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """All that a run found, and what it ran on."""
+
+    tool_version: str
+    library: dict[str, Any]
+    """What the library is, as its record says."""
+    features: tuple[str, ...]
+    """CPU features that the library uses here."""
+    machine: dict[str, Any]
+    """`cpu`, `threads` (usable cores)."""
+    modes: tuple[str, ...]
+    started: datetime
+    seconds: float
+    verdicts: tuple[Verdict, ...]
+    selected: int
+    """Cases that were to run; more than ran where the run was interrupted."""
+    interrupted: bool
+
+    def count(self, status: str) -> int:
+        """Return how many cases have a status."""
+        return sum(verdict.status == status for verdict in self.verdicts)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every selected case ran and none failed, crashed, hung or was mistrusted."""
+        good = self.count("pass") + self.count("unsupported")
+        return good == self.selected and self.count("pass") > 0
+
+    def repro(self, verdict: Verdict) -> str:
+        """Return the command that repeats a case."""
+        command = ["fa-harness", "run", "--library", str(self.library["name"])]
+        if self.modes:
+            command += ["--mode", ",".join(self.modes)]
+        return shlex.join([*command, "--case", str(verdict.case)])

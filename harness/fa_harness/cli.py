@@ -1,0 +1,234 @@
+"""The commands: parse, call, print. The modules that they call are imported when they run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fa_harness import __version__
+from fa_harness.errors import FaHarnessError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fa_harness.cases import Case
+
+_WIDTH = 150
+"""Columns of a table that goes to a pipe; on a terminal it is the terminal's."""
+
+
+def main() -> None:
+    """Run the command line; exits with the statuses that `fa-harness --help` lists."""
+    # NumPy's BLAS must not keep threads spinning on the cores that ggml is measured on.
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as end:
+        sys.exit(end.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(UsageError.exit_status)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(FaHarnessError.exit_status)
+    except FaHarnessError as error:
+        click.echo(f"fa-harness: {error}", err=True)
+        sys.exit(error.exit_status)
+
+
+class _List(click.ParamType):
+    """A comma list of values; the option may also be repeated."""
+
+    name = "list"
+
+    def __init__(self, read: Callable[[str], Any]) -> None:
+        self._read = read
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[Any]:
+        """Return the values between the commas."""
+        try:
+            return [self._read(item) for item in str(value).split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is not a number or a list of numbers", param, ctx)
+
+
+def _joined(
+    ctx: click.Context, param: click.Parameter, values: tuple[list[Any], ...]
+) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(item for value in values for item in value))
+
+
+def _numbers(*names: str, help: str, metavar: str) -> Callable[[Any], Any]:  # noqa: A002
+    return click.option(
+        *names, type=_List(int), multiple=True, callback=_joined, metavar=metavar, help=help
+    )
+
+
+def _words(*names: str, help: str, metavar: str) -> Callable[[Any], Any]:  # noqa: A002
+    return click.option(
+        *names, type=_List(str), multiple=True, callback=_joined, metavar=metavar, help=help
+    )
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="fa-harness")
+def cli() -> None:
+    """Carry, prove and guard ggml flash-attention patches.
+
+    Exit status: 0 all passed; 1 a case failed, crashed, timed out or was mistrusted; 2 the call was
+    wrong; 3 the environment is (no compiler, no library, no network for a first fetch, ...).
+    """
+
+
+@cli.command()
+@_numbers("--segments", metavar="N", help="Cut the KV cache into N segments.")
+@click.option("--boundaries", metavar="B1,B2,...|random", help="Cut it at these keys instead.")
+@click.option("--suite", metavar="NAME", help="Cases to run: seed, smoke or default [default].")
+@click.option("--case", "case_string", metavar="STRING", help="Run one case, as a report prints it.")
+@click.option(
+    "--case-file", type=click.Path(path_type=Path), metavar="FILE", help="Run a case a line."
+)
+@_words("--mode", metavar="M", help="standard, full_state, segmented; all by default.")
+@_words("--regime", metavar="R", help="Draw the inputs in this data regime.")
+@_numbers("--threads", metavar="T", help="Compute with T threads.")
+@click.option("--library", default="patched", metavar="NAME", show_default=True, help="Which build.")
+@click.option("--seed", type=int, metavar="S", help="Draw the inputs from this seed.")
+@click.option("--list", "list_only", is_flag=True, help="Print the selected cases, run none.")
+@click.option("-k", "pattern", metavar="REGEX", help="Only cases whose string matches.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+              help="Give up on a case after this time.")  # fmt: skip
+@click.option("--json", "json_path", metavar="FILE", help="Write the report; - is standard output.")
+@click.option("-v", "--verbose", is_flag=True, help="Print repro lines; keep all outputs in JSON.")
+def run(
+    *,
+    segments: tuple[int, ...],
+    boundaries: str | None,
+    suite: str | None,
+    case_string: str | None,
+    case_file: Path | None,
+    mode: tuple[str, ...],
+    regime: tuple[str, ...],
+    threads: tuple[int, ...],
+    library: str,
+    seed: int | None,
+    list_only: bool,
+    pattern: str | None,
+    timeout: float | None,
+    json_path: str | None,
+    verbose: bool,
+) -> None:
+    """Compare standard, full-state and segmented attention with the oracle.
+
+    Options that may be repeated also take a comma list: --segments 1,2,7 runs every case three
+    times. Cases with boundaries of their own keep them.
+    """
+    from fa_harness import session
+
+    cases = session.select(
+        suite=suite,
+        case_string=case_string,
+        case_file=case_file,
+        segments=segments,
+        boundaries=boundaries,
+        regimes=regime,
+        threads=threads,
+        seed=seed,
+        pattern=pattern,
+    )
+    if list_only:
+        for case in cases:
+            click.echo(str(case))
+        return
+    modes = session.check_modes(mode)
+    if json_path not in (None, "-"):
+        session.check_writable(Path(json_path))
+    console = _console(stderr=json_path == "-")
+    results = session.run(
+        cases,
+        library=library,
+        modes=modes,
+        timeout=timeout,
+        console=console,
+        verbose=verbose,
+    )
+    if json_path is not None:
+        _write_json(results, json_path)
+    if not results.passed:
+        sys.exit(1)
+
+
+def _write_json(results: Any, json_path: str) -> None:
+    from fa_harness import session
+    from fa_harness.report import json as report
+
+    text = report.render(results)
+    if json_path == "-":
+        click.echo(text, nl=False)
+    else:
+        session.write_report(Path(json_path), text)
+
+
+@cli.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("-v", "--verbose", is_flag=True, help="Print every command that is run.")
+def build(*, names: tuple[str, ...], verbose: bool) -> None:
+    """Build libraries by name: pristine, 0001, ..., patched [default: patched].
+
+    A library that is current is left alone. UPSTREAM_DIR=/path builds a checkout of your own
+    instead of the pinned upstream.
+    """
+    from fa_harness.project import find_project
+    from fa_harness.upstream.build import build as build_libraries
+
+    project = find_project()
+    for library in build_libraries(project, names or ("patched",), verbose=verbose):
+        click.echo(f"{library.name}: {project.relative(library.path)}", err=True)
+
+
+@cli.command()
+@click.option("-v", "--verbose", is_flag=True, help="Print every command that is run.")
+def vendor(*, verbose: bool) -> None:
+    """Fetch the upstream sources and apply the patch series."""
+    from fa_harness.project import find_project
+    from fa_harness.upstream.build import vendor as fetch_and_apply
+
+    project = find_project()
+    tree = fetch_and_apply(project, verbose=verbose)
+    click.echo(project.relative(tree.path), err=True)
+
+
+@cli.command()
+def doctor() -> None:
+    """Show what a run would use on this machine, and what is wrong with it."""
+    from fa_harness import doctor as doctor_module
+    from fa_harness.project import find_project
+    from fa_harness.session import try_library
+
+    report = doctor_module.check(find_project(), try_library=try_library)
+    styles = {"ok": "green", "note": "yellow", "problem": "red"}
+    for finding in report.findings:
+        mark = click.style(f"{finding.status:7}", fg=styles[finding.status])
+        click.echo(f"{mark}  {finding.name:16}  {finding.value}")
+    if report.problems:
+        raise click.exceptions.Exit(3)
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console = Console(stderr=stderr, highlight=False, width=_WIDTH)
+    return console
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""What a run would use on this machine, and what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from fa_harness.errors import FaHarnessError
+from fa_harness.library import Library
+from fa_harness.machine import cpu_features, cpu_model, usable_cores
+from fa_harness.project import Project
+from fa_harness.upstream import build, fetch, series, source, toolchain, tree
+from fa_harness.upstream.pins import Pin
+
+Status = Literal["ok", "note", "problem"]
+
+NEEDED_BYTES = 500 << 20
+"""Archive, tree and one build folder, with some room."""
+
+FEATURES = re.compile(r"(avx|amx|asimd|sve)\w*|sse4_2|fma|f16c|bmi2|fphp|i8mm|sme2?|vxe2?|v")
+"""The instruction set extensions that ggml has kernels for, of all architectures."""
+
+TryLibrary = Callable[[Library], str | None]
+"""Runs a small computation on a library in a process of its own; says why it died, or None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that a run would use.
+
+    Attributes:
+        name: what it is (`CMake`, `library patched`).
+        value: what was found; of a problem, what is wrong and what to do next.
+        status: `problem` keeps runs from working, `note` is worth knowing.
+    """
+
+    name: str
+    value: str
+    status: Status = "ok"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All findings, in the order in which a run needs the things."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def problems(self) -> tuple[Finding, ...]:
+        """The findings that keep runs from working."""
+        return tuple(found for found in self.findings if found.status == "problem")
+
+
+def check(project: Project, *, try_library: TryLibrary | None = None) -> Report:
+    """Look at everything that a run needs; changes nothing and uses no network.
+
+    Args:
+        project: the checkout to look at.
+        try_library: shows whether this CPU really runs what a library was compiled to; without
+            it libraries are looked at but not run.
+    """
+    findings = [
+        _probe("Python", _python),
+        _probe("C compiler", lambda: toolchain.find_c_compiler().version),
+        _probe("C++ compiler", lambda: toolchain.find_cxx_compiler().version),
+        _probe("CMake", lambda: toolchain.find_cmake().version),
+        _probe("Ninja", lambda: toolchain.find_ninja().version),
+        _probe("git", lambda: toolchain.find_git().version),
+        Finding(name="compiler cache", value=toolchain.find_launcher() or "none (optional)"),
+        _probe("upstream", lambda: _upstream(project)),
+        _probe("patch series", lambda: _series(project)),
+        *_libraries(project, try_library),
+        Finding(name="CPU", value=f"{cpu_model()} ({platform.machine()})"),
+        Finding(name="CPU features", value=_features()),
+        _cores(),
+        _disk(project),
+    ]
+    return Report(findings=tuple(findings))
+
+
+def _probe(name: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name=name, value=look())
+    except FaHarnessError as error:
+        return Finding(name=name, value=str(error), status="problem")
+
+
+def _python() -> str:
+    toolchain.find_python_headers()
+    return f"{platform.python_version()} ({sys.executable})"
+
+
+def _upstream(project: Project) -> str:
+    found = source.find_source(project)
+    if not isinstance(found.origin, Pin):
+        where = f"UPSTREAM_DIR={os.environ['UPSTREAM_DIR']}"
+    elif fetch.cached(project, found.origin):
+        where = "fetched"
+    else:
+        where = "not fetched yet"
+    return f"{found.label} {found.commit} ({where})"
+
+
+def _series(project: Project) -> str:
+    patches = series.load_series(project)
+    found = source.find_source(project)
+    applied = tree.current_tree(project, found, patches) is not None
+    return f"{len(patches.patches)} patches ({'applied' if applied else 'not applied yet'})"
+
+
+def _libraries(project: Project, try_library: TryLibrary | None) -> Iterator[Finding]:
+    try:
+        patches = series.load_series(project)
+    except FaHarnessError:
+        return  # the finding "patch series" has it already
+    for name in series.library_names(patches):
+        if name == f"{len(patches.patches):04}":
+            continue  # what `patched` is, too
+        yield _library(project, name, try_library)
+
+
+def _library(project: Project, name: str, try_library: TryLibrary | None) -> Finding:
+    label = f"library {name}"
+    try:
+        library = build.find(project, name)
+        stale = build.is_stale(project, library)
+    except FaHarnessError as error:
+        return Finding(name=label, value=str(error), status="note")
+    died = try_library(library) if try_library else None
+    if died:
+        value = (
+            f"does not run on this machine: {died}; build it without the features that this CPU "
+            "lists but does not have (CFLAGS and CXXFLAGS, such as -mno-amx-tile)"
+        )
+        return Finding(name=label, value=value, status="problem")
+    if stale:
+        value = f"stale ({stale}): fa-harness build {name}"
+        return Finding(name=label, value=value, status="note")
+    return Finding(name=label, value="current, runs here" if try_library else "current")
+
+
+def _features() -> str:
+    return " ".join(name for name in cpu_features() if FEATURES.fullmatch(name)) or "unknown"
+
+
+def _cores() -> Finding:
+    usable, present = usable_cores(), os.cpu_count() or 1
+    if usable < present:
+        value = f"{usable} usable of {present} (affinity or CPU quota)"
+        return Finding(name="cores", value=value, status="note")
+    return Finding(name="cores", value=str(usable))
+
+
+def _disk(project: Project) -> Finding:
+    free = shutil.disk_usage(project.root).free
+    if free < NEEDED_BYTES:
+        value = f"{free >> 20} MiB free, a build needs {NEEDED_BYTES >> 20}; free some space"
+        return Finding(name="disk", value=value, status="problem")
+    return Finding(name="disk", value=f"{free >> 30} GiB free")

@@ -1,0 +1,118 @@
+"""The one function that runs programs."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from fa_harness import progress
+from fa_harness.errors import SetupError
+from fa_harness.project import writing
+
+SHOWN_LINES = 20
+
+
+class ProgramError(SetupError):
+    """A program ended with a status other than 0.
+
+    Attributes:
+        output: everything that it printed, standard error included.
+    """
+
+    def __init__(self, message: str, *, output: str) -> None:
+        super().__init__(message)
+        self.output = output
+
+
+def run(
+    command: Sequence[str | Path],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    log: Path | None = None,
+    on_line: Callable[[str], None] | None = None,
+    verbose: bool = False,
+) -> str:
+    """Run `command` to its end and return what it printed (both streams, as they came).
+
+    Args:
+        command: program and arguments; no shell is involved.
+        cwd: working directory.
+        env: the whole environment; the caller's own by default.
+        log: file that gets the command and its output while it runs.
+        on_line: called with each line of output, without its end.
+        verbose: print the command first, in a form that can be pasted into a shell.
+
+    Raises:
+        ProgramError: the program ended with a status other than 0; the message has the last
+            lines of its output and names the log.
+        SetupError: the program cannot be started.
+    """
+    words = [str(word) for word in command]
+    pasteable = paste(words, cwd=cwd)
+    if verbose:
+        progress.stage(f"$ {pasteable}")
+    lines: list[str] = []
+    log_path = log or Path(os.devnull)
+    with writing(log_path), log_path.open("w", encoding="utf-8") as log_file:
+        log_file.write(f"$ {pasteable}\n")
+        process = _start(words, cwd=cwd, env=env)
+        try:
+            assert process.stdout is not None
+            for raw in process.stdout:
+                line = raw.rstrip("\n")
+                lines.append(line)
+                log_file.write(raw)
+                if on_line:
+                    on_line(line)
+            status = process.wait()
+        except BaseException:
+            # Ctrl-C, a full disk under the log: nothing may go on writing behind our back.
+            process.terminate()
+            process.wait()
+            raise
+    output = "\n".join(lines)
+    if status != 0:
+        raise ProgramError(_failure(words[0], pasteable, status, lines, log), output=output)
+    return output
+
+
+def paste(command: Sequence[str | Path], *, cwd: Path | None = None) -> str:
+    """`command` as a shell would take it, from any directory."""
+    line = shlex.join(str(word) for word in command)
+    return line if cwd is None else f"cd {shlex.quote(str(cwd))} && {line}"
+
+
+def _start(
+    words: list[str], *, cwd: Path | None, env: Mapping[str, str] | None
+) -> subprocess.Popen[str]:
+    try:
+        return subprocess.Popen(
+            words,
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+        )
+    except FileNotFoundError as error:
+        if error.filename == words[0]:
+            raise SetupError(
+                f"program '{words[0]}' was not found; install it or put it on PATH"
+            ) from error
+        raise SetupError(f"cannot run '{words[0]}' in {cwd}: no such folder") from error
+    except OSError as error:
+        raise SetupError(f"cannot run '{words[0]}': {error.strerror}") from error
+
+
+def _failure(program: str, pasteable: str, status: int, lines: list[str], log: Path | None) -> str:
+    how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+    parts = [f"'{Path(program).name}' {how}: {pasteable}", *lines[-SHOWN_LINES:]]
+    if log is not None:
+        parts.append(f"the whole output is in {log}")
+    return "\n".join(parts)

@@ -1,0 +1,374 @@
+"""From a tree to libraries: check out a state of the series, compile what it changes, keep it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import sysconfig
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import fa_harness
+from fa_harness import proc, progress
+from fa_harness.errors import SetupError
+from fa_harness.ggml import bindings
+from fa_harness.library import Library, load, save
+from fa_harness.machine import cpu_features, usable_cores
+from fa_harness.project import Project, locked, writing
+from fa_harness.upstream import toolchain
+from fa_harness.upstream.git import git
+from fa_harness.upstream.series import Series, load_series, patch_count
+from fa_harness.upstream.source import Source, find_source
+from fa_harness.upstream.tree import Tree, prepare_tree
+
+NATIVE = Path(fa_harness.__file__).parent / "native"
+
+OPTIONS: Mapping[str, str] = {
+    "BUILD_SHARED_LIBS": "ON",
+    "CMAKE_BUILD_TYPE": "Release",
+    "GGML_ACCELERATE": "OFF",
+    "GGML_BLAS": "OFF",
+    "GGML_BUILD_EXAMPLES": "OFF",
+    "GGML_BUILD_TESTS": "OFF",
+    "GGML_METAL": "OFF",
+    "GGML_NATIVE": "ON",  # given, since SOURCE_DATE_EPOCH turns ggml's default off
+    "GGML_OPENMP": "OFF",
+}
+"""CMake options of every build; `build(..., options=...)` adds to them and overrides them."""
+
+FLAG_VARIABLES = ("CFLAGS", "CXXFLAGS", "LDFLAGS")
+"""Environment variables that CMake takes compiler and linker flags from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """All that fixes a build except the library's name."""
+
+    project: Project
+    source: Source
+    series: Series
+    options: dict[str, str]
+
+    @property
+    def folder(self) -> Path:
+        """Where it is built: one folder per upstream, Python ABI and set of options."""
+        key = str(sysconfig.get_config_var("SOABI"))
+        if self.options != OPTIONS:
+            key += f"-{_digest(json.dumps(self.options, sort_keys=True))[:8]}"
+        return self.project.build / self.source.folder / key
+
+    def library_path(self, name: str) -> Path:
+        return self.folder / "lib" / name
+
+    def log_path(self, step: str) -> Path:
+        path = self.folder / "log" / f"{step}.log"
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def inputs(self, name: str) -> dict[str, str]:
+        """All that the library depends on, by what people call it."""
+        patches = self.series.digests[: patch_count(self.series, name)]
+        return {
+            "upstream": f"{self.source.digest} {self.source.commit}",
+            "patches": _digest("\n".join(patches)),
+            "CMake options": json.dumps(self.options, sort_keys=True),
+            "compilers": _compilers(),
+            "compiler flags": json.dumps(_flags(), sort_keys=True),
+            "CPU": f"{platform.machine()} {_digest(' '.join(cpu_features()))}",
+            "Python": f"{sysconfig.get_config_var('SOABI')} {platform.python_version()}",
+            "bindings": bindings.source_digest(),
+            "native/CMakeLists.txt": _digest((NATIVE / "CMakeLists.txt").read_text("utf-8")),
+        }
+
+
+def _plan(project: Project, upstream: str | None, options: Mapping[str, str]) -> _Plan:
+    return _Plan(
+        project=project,
+        source=find_source(project, upstream),
+        series=load_series(project),
+        options={**OPTIONS, **options},
+    )
+
+
+def vendor(project: Project, *, upstream: str | None = None, verbose: bool = False) -> Tree:
+    """Fetch the upstream and apply the series, as far as that is not done yet.
+
+    Raises:
+        UsageError: no pin is called `upstream`.
+        SetupError: the upstream cannot be had, or a patch does not apply.
+    """
+    source, series = find_source(project, upstream), load_series(project)
+    with locked(project):
+        return prepare_tree(project, source, series, verbose=verbose)
+
+
+def build(
+    project: Project,
+    names: Iterable[str],
+    *,
+    upstream: str | None = None,
+    options: Mapping[str, str] = {},
+    verbose: bool = False,
+) -> list[Library]:
+    """Make the libraries `names` current and return them, in the order asked for.
+
+    A current library costs no program. Others recompile only what their patches change against
+    the library with the same headers that was built before them.
+
+    Args:
+        project: where the patches are and the libraries go.
+        names: of libraries, see `library_names`.
+        upstream: name of a pin; None is UPSTREAM_DIR's checkout, else the default pin.
+        options: CMake options on top of `OPTIONS`.
+        verbose: print every program that is run.
+
+    Raises:
+        UsageError: a library or the upstream is unknown.
+        SetupError: something that the build needs is missing, a patch does not apply, or the
+            compiler refuses the sources.
+    """
+    names = list(names)
+    plan = _plan(project, upstream, options)
+    libraries = {name: _current(plan, name) for name in names}
+    if None in libraries.values():
+        with locked(project):
+            # Whoever held the lock may have built them meanwhile.
+            libraries = {name: _current(plan, name) for name in names}
+            missing = [name for name, library in libraries.items() if library is None]
+            if missing:
+                libraries.update(_build_missing(plan, missing, verbose=verbose))
+    return [library for name in names if (library := libraries[name])]
+
+
+def find(
+    project: Project,
+    name: str,
+    *,
+    upstream: str | None = None,
+    options: Mapping[str, str] = {},
+) -> Library:
+    """The library `name` as it was built, current or not.
+
+    Raises:
+        UsageError: there is no such library.
+        SetupError: it is not built.
+    """
+    plan = _plan(project, upstream, options)
+    patch_count(plan.series, name)
+    try:
+        return load(plan.library_path(name))
+    except FileNotFoundError:
+        raise SetupError(f"library '{name}' is not built: fa-harness build {name}") from None
+
+
+def is_stale(
+    project: Project,
+    library: Library,
+    *,
+    upstream: str | None = None,
+    options: Mapping[str, str] = {},
+) -> str | None:
+    """Why `library` is not what a build would make now (`patches changed`); None if it is."""
+    return _stale(_plan(project, upstream, options), library)
+
+
+def _stale(plan: _Plan, library: Library) -> str | None:
+    wanted = plan.inputs(library.name)
+    changed = [key for key, value in wanted.items() if library.inputs.get(key) != value]
+    if not _compilers() and "compilers" in changed:
+        # Without a compiler there is nothing better to be had.
+        changed.remove("compilers")
+    return f"{', '.join(changed)} changed" if changed else None
+
+
+def _current(plan: _Plan, name: str) -> Library | None:
+    patch_count(plan.series, name)
+    try:
+        library = load(plan.library_path(name))
+    except (FileNotFoundError, SetupError):
+        return None  # a damaged record, or another version's, is built anew
+    return None if _stale(plan, library) else library
+
+
+def _build_missing(plan: _Plan, names: list[str], *, verbose: bool) -> dict[str, Library]:
+    """Build `names`; the caller holds the lock."""
+    tools = {
+        "c_compiler": toolchain.find_c_compiler(),
+        "cxx_compiler": toolchain.find_cxx_compiler(),
+        "cmake": toolchain.find_cmake(),
+        "ninja": toolchain.find_ninja(),
+    }
+    toolchain.find_python_headers()
+    tree = prepare_tree(plan.project, plan.source, plan.series, verbose=verbose)
+    setup = {
+        **{key: tool.version for key, tool in tools.items()},
+        "flags": _flags(),
+        "launcher": toolchain.find_launcher(),
+        "options": plan.options,
+        "python": platform.python_version(),
+    }
+    libraries: dict[str, Library] = {}
+    configured: set[Path] = set()
+    for name in sorted(names, key=lambda name: patch_count(plan.series, name)):
+        count = patch_count(plan.series, name)
+        work = plan.folder / "work" / f"{_last_header_patch(tree, count):04}"
+        src, cmake_dir = work / "src", work / "cmake"
+        headers = src / "ggml" / "include"
+        _check_out(tree, tree.contents[count], src, verbose=verbose)
+        _prepare_cmake_dir(cmake_dir, setup)
+        with writing(cmake_dir):
+            bindings.emit_c(headers, cmake_dir / "_ggml.c")
+        if work not in configured:
+            _configure(plan, src, cmake_dir, setup, tools, verbose=verbose)
+            configured.add(work)
+        compiled = _compile(plan, cmake_dir, name, tools["ninja"], verbose=verbose)
+        library = Library(
+            name=name,
+            path=plan.library_path(name),
+            module=f"_ggml.{sysconfig.get_config_var('SOABI')}.so",
+            upstream=plan.source.label,
+            upstream_commit=plan.source.commit,
+            ggml_version=tree.ggml_version,
+            series=plan.series.names[:count],
+            build=setup,
+            inputs=plan.inputs(name),
+            compiled=compiled,
+        )
+        _install(library, products=cmake_dir / "lib", headers=headers)
+        libraries[name] = library
+    return libraries
+
+
+def _last_header_patch(tree: Tree, count: int) -> int:
+    """The last of the first `count` patches that changes a header or a CMake file; 0 if none does.
+
+    States that differ in neither share a build folder, where going from one to the other
+    recompiles a few files. Others would recompile nearly all of them, again and again.
+    """
+    for number in range(count, 0, -1):
+        before, after = tree.contents[number - 1 : number + 1]
+        names = git(tree.path, "diff-tree", "-r", "--name-only", before, after).splitlines()
+        if any(name.endswith((".h", ".hpp", ".cmake", "CMakeLists.txt")) for name in names):
+            return number
+    return 0
+
+
+def _check_out(tree: Tree, content: str, src: Path, *, verbose: bool) -> None:
+    """Make `src` the state `content`; files that do not differ are not touched."""
+    index = src.with_name("src.index")
+    with writing(src):
+        src.mkdir(parents=True, exist_ok=True)
+    # Left by a killed git; the project's lock is ours, so nobody else is at it.
+    index.with_name("src.index.lock").unlink(missing_ok=True)
+    command = (f"--work-tree={src}", "read-tree", "--reset", "-u", content)
+    git(tree.path, *command, index=index, verbose=verbose)
+
+
+def _prepare_cmake_dir(path: Path, setup: Mapping[str, object]) -> None:
+    """Make the folder, or empty it if another compiler, CMake or Python has filled it."""
+    mark = path / "fa-harness.json"
+    text = json.dumps(setup, sort_keys=True)
+    with writing(path):
+        if not mark.is_file() or mark.read_text("utf-8") != text:
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(parents=True)
+            mark.write_text(text, encoding="utf-8")
+
+
+def _configure(
+    plan: _Plan,
+    src: Path,
+    cmake_dir: Path,
+    setup: Mapping[str, object],
+    tools: Mapping[str, toolchain.Tool],
+    *,
+    verbose: bool,
+) -> None:
+    progress.stage(f"configuring {plan.source.label} with {setup['cxx_compiler']}")
+    definitions = {
+        **plan.options,
+        "CMAKE_MAKE_PROGRAM": tools["ninja"].command[0],
+        "FA_HARNESS_BINDINGS": str(cmake_dir / "_ggml.c"),
+        "FA_HARNESS_COMMIT": plan.source.commit or "unknown",
+        "FA_HARNESS_GGML": str(src / "ggml"),
+        # The interpreter behind the virtual environment, which may be gone tomorrow.
+        "Python_EXECUTABLE": os.path.realpath(sys.executable),
+    }
+    flags = [f"-D{key}={value}" for key, value in definitions.items()]
+    where = ["-S", str(NATIVE), "-B", str(cmake_dir), "-G", "Ninja"]
+    proc.run(
+        [*tools["cmake"].command, *where, *flags],
+        log=plan.log_path("configure"),
+        verbose=verbose,
+    )
+
+
+def _compile(
+    plan: _Plan, cmake_dir: Path, name: str, ninja: toolchain.Tool, *, verbose: bool
+) -> tuple[str, ...]:
+    """Run Ninja; the source files that it compiled."""
+    compiled: list[str] = []
+    with progress.bar(f"building library {name} of {plan.source.label}") as advance:
+
+        def follow(line: str) -> None:
+            step = re.match(r"\[(\d+)/(\d+)\] (.*)", line)
+            if step:
+                advance(int(step[1]), int(step[2]))
+                built = re.match(r"Building \w+ object .*?\.dir/(.+)\.o$", step[3])
+                if built:
+                    compiled.append(built[1])
+
+        try:
+            proc.run(
+                [*ninja.command, "-C", cmake_dir, f"-j{usable_cores() + 1}"],
+                env={**os.environ, "NINJA_STATUS": "[%f/%t] "},
+                log=plan.log_path(name),
+                on_line=follow,
+                verbose=verbose,
+            )
+        except proc.ProgramError as error:
+            raise SetupError(
+                f"library '{name}' of upstream '{plan.source.label}' does not build\n{error}"
+            ) from error
+    return tuple(compiled)
+
+
+def _install(library: Library, *, products: Path, headers: Path) -> None:
+    """Copy a finished build to `library.path`, which changes in one step."""
+    new = library.path.with_name(f".{library.name}.new")
+    old = library.path.with_name(f".{library.name}.old")
+    for left_over in (new, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    with writing(library.path):
+        shutil.copytree(products, new, symlinks=True)
+        shutil.copytree(headers, new / "include")
+        save(dataclasses.replace(library, path=new))
+        if library.path.exists():
+            library.path.rename(old)
+        new.rename(library.path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _compilers() -> str:
+    """Both compilers' versions; empty if one is missing."""
+    try:
+        tools = toolchain.find_c_compiler(), toolchain.find_cxx_compiler()
+    except SetupError:
+        return ""
+    return "; ".join(f"{' '.join(tool.command)}: {tool.version}" for tool in tools)
+
+
+def _flags() -> dict[str, str]:
+    return {name: os.environ[name] for name in FLAG_VARIABLES if os.environ.get(name)}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

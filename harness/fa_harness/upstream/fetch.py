@@ -1,0 +1,271 @@
+"""From a pin to verified files: find the sdist, download it, check it, extract what is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import logging
+import os
+import shutil
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import cast
+
+from unearth import Link, PackageFinder
+from unearth.auth import MultiDomainBasicAuth
+from unearth.fetchers import Fetcher, PyPIClient
+
+from fa_harness import progress
+from fa_harness.errors import SetupError
+from fa_harness.project import Project, writing
+from fa_harness.upstream.index import IndexConfig, load_index_config
+from fa_harness.upstream.layout import detect_layout, place
+from fa_harness.upstream.pins import Pin
+
+CHUNK = 1 << 18
+
+
+class _SourceError(Exception):
+    """One index, or the download from it, did not work; the next may."""
+
+
+def cached(project: Project, pin: Pin) -> Path | None:
+    """The pin's verified archive in `vendor/cache/`; None if it is not there.
+
+    Raises:
+        SetupError: the archive there has another sha256.
+    """
+    archive = project.cache / pin.archive_name
+    if not archive.is_file():
+        return None
+    found = _sha256(archive)
+    if found != pin.sha256:
+        raise SetupError(
+            f"upstream '{pin.name}': sha256 is {found}, the lock says {pin.sha256}; delete "
+            f"{project.relative(archive)} and fetch again, or correct vendor/upstreams.toml"
+        )
+    return archive
+
+
+def fetch(project: Project, pin: Pin) -> Path:
+    """The pin's verified archive in `vendor/cache/`, downloaded first where it is not there.
+
+    Raises:
+        SetupError: the cached archive or the downloaded one has another sha256, nothing could
+            be downloaded, or the disk is full. No archive is left that a later run would take.
+    """
+    found = cached(project, pin)
+    if found is not None:
+        return found
+    archive = project.cache / pin.archive_name
+    config = load_index_config()
+    tried: list[str] = []
+    with _connect(config) as client:
+        for kind, url in _sources(config):
+            try:
+                link = _find(client, kind, url, pin)
+                _download(client, link, pin, archive)
+                return archive
+            except _SourceError as failure:
+                tried.append(f"  {Link(url).redacted}: {failure}")
+    raise SetupError(
+        f"upstream '{pin.name}': no index gave the sdist {pin.package} {pin.version}; tried\n"
+        + ("\n".join(tried) or "  nothing: pip's configuration names no index")
+        + "\ncheck the network and pip's index settings (pip config list), or put "
+        f"{pin.archive_name} into {project.cache} by hand, or use a checkout of your own with "
+        "UPSTREAM_DIR=/path/to/llama.cpp"
+    )
+
+
+@contextlib.contextmanager
+def _connect(config: IndexConfig) -> Iterator[Fetcher]:
+    """The HTTP client that the user's configuration asks for."""
+    with PyPIClient(
+        trusted_hosts=config.trusted_hosts,
+        verify=config.ssl_context(),
+        proxy=config.proxy,
+        timeout=config.timeout,
+        follow_redirects=True,
+        auth=MultiDomainBasicAuth(prompting=False, index_urls=config.indexes),
+    ) as client:
+        yield cast("Fetcher", client)
+
+
+def _sources(config: IndexConfig) -> Iterator[tuple[str, str]]:
+    """What to ask, in pip's order."""
+    for url in config.find_links:
+        yield "find-links", url
+    for url in config.indexes:
+        yield "index", url
+
+
+class _Messages(logging.Handler):
+    """Keeps what unearth only logs: why a source was passed over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def _find(client: Fetcher, kind: str, url: str, pin: Pin) -> Link:
+    """The link of the pin's sdist at one source; each is asked alone, so that none stops all."""
+    finder = PackageFinder(
+        session=client,
+        index_urls=[url] if kind == "index" else [],
+        find_links=[url] if kind == "find-links" else [],
+        ignore_compatibility=True,
+    )
+    logger = logging.getLogger("unearth")
+    messages = _Messages()
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(messages)
+    try:
+        matches = finder.find_matches(
+            f"{pin.package}=={pin.version}", allow_yanked=True, allow_prereleases=True
+        )
+        links = [match.link for match in matches]
+    except Exception as error:  # a source fails in as many ways as there are transports
+        raise _SourceError(str(error) or type(error).__name__) from error
+    finally:
+        logger.removeHandler(messages)
+        logger.propagate = propagate
+    for link in links:
+        if link.filename.endswith(".tar.gz"):
+            return link
+    raise _SourceError("; ".join(messages.lines) or f"has no sdist of version {pin.version}")
+
+
+def _download(client: Fetcher, link: Link, pin: Pin, archive: Path) -> None:
+    """Stream `link` to `archive`, which appears only when its sha256 is the pin's."""
+    part = archive.with_name(f"{archive.name}.part")
+    size = 0
+    digest = hashlib.sha256()
+    text = f"fetching {link.filename} from {link.parsed.hostname or link.file_path.parent}"
+    try:
+        with progress.bar(text, in_bytes=True) as advance, writing(part):
+            part.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as out:
+                for chunk, total in _chunks(client, link):
+                    digest.update(chunk)
+                    out.write(chunk)
+                    size += len(chunk)
+                    advance(size, total)
+        if digest.hexdigest() != pin.sha256:
+            raise SetupError(
+                f"upstream '{pin.name}': sha256 of {link.redacted} ({size} bytes) is "
+                f"{digest.hexdigest()}, the lock says {pin.sha256}; nothing was extracted; "
+                "fetch again, or correct vendor/upstreams.toml"
+            )
+        with writing(archive):
+            part.rename(archive)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _chunks(client: Fetcher, link: Link) -> Iterator[tuple[bytes, int | None]]:
+    """The body of `link`, with its announced length."""
+    try:
+        # A transfer encoding would change the bytes that the sha256 is of.
+        headers = {"Accept-Encoding": "identity"}
+        with client.get_stream(link.normalized, headers=headers) as response:
+            response.raise_for_status()
+            length = response.headers.get("Content-Length", "")
+            for chunk in response.iter_bytes(CHUNK):
+                yield chunk, int(length) if length.isdigit() else None
+    except Exception as error:  # as in _find: the next source may work
+        raise _SourceError(f"download failed: {error or type(error).__name__}") from error
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def extract(archive: Path, root: str, target: Path) -> None:
+    """Put the files that a tree needs from the sdist `archive` into the new folder `target`.
+
+    Args:
+        archive: a verified .tar.gz.
+        root: where llama.cpp or ggml lies below the archive's top folder.
+        target: must not exist; it does only when everything is in it.
+
+    Raises:
+        SetupError: the archive is damaged or unsafe, or holds no ggml at `root`.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            _extract_members(tar, archive.name, PurePosixPath(root), partial)
+        with writing(target):
+            partial.rename(target)
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise SetupError(
+            f"archive {archive} is damaged ({error}); delete it and fetch again"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _extract_members(
+    tar: tarfile.TarFile, archive_name: str, root: PurePosixPath, target: Path
+) -> None:
+    members: dict[str, tarfile.TarInfo] = {}
+    for member in tar.getmembers():
+        name = PurePosixPath(member.name)
+        if name.is_absolute() or ".." in name.parts:
+            raise SetupError(
+                f"archive {archive_name}: refused, '{member.name}' would be written outside"
+            )
+        inside = PurePosixPath(*name.parts[1:])
+        if not member.isdir() and inside.is_relative_to(root):
+            members[str(inside.relative_to(root))] = member
+    layout = detect_layout(members)
+    if layout is None:
+        raise SetupError(
+            f"archive {archive_name}: no ggml at '{root}' (neither ggml/src/ggml.c nor "
+            "src/ggml.c); correct 'root' in vendor/upstreams.toml"
+        )
+    wanted = [(spot, member) for path, member in members.items() if (spot := place(path, layout))]
+    for _, member in wanted:
+        if not (member.isfile() or member.issym() or member.islnk()):
+            raise SetupError(f"archive {archive_name}: refused, '{member.name}' is a device")
+    # Links come last: no file can then be written through one.
+    for spot, member in sorted(wanted, key=lambda item: item[1].issym()):
+        path = target / spot
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if member.issym():
+                os.symlink(member.linkname, path)
+            else:
+                _write_file(tar, archive_name, member, path)
+    for spot, member in wanted:
+        if member.issym() and not (target / spot).resolve().is_relative_to(target.resolve()):
+            raise SetupError(
+                f"archive {archive_name}: refused, link '{member.name}' leaves the tree"
+            )
+
+
+def _write_file(
+    tar: tarfile.TarFile, archive_name: str, member: tarfile.TarInfo, path: Path
+) -> None:
+    try:
+        content = tar.extractfile(member)  # of a hard link: the member that it names
+    except KeyError:
+        content = None
+    if content is None:
+        raise SetupError(
+            f"archive {archive_name}: refused, link '{member.name}' leads to no file in it"
+        )
+    with content, path.open("wb") as out:
+        shutil.copyfileobj(content, out)
+    path.chmod(0o755 if member.mode & 0o100 else 0o644)

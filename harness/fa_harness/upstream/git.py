@@ -1,0 +1,64 @@
+"""Git as the harness uses it: never the user's configuration, hooks, signatures or language."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fa_harness import proc
+from fa_harness.errors import SetupError
+
+CONFIG = {
+    "advice.detachedHead": "false",
+    "commit.gpgSign": "false",
+    "core.autocrlf": "false",
+    "core.hooksPath": os.devnull,
+    "gc.auto": "0",
+    # The folder may belong to another user, as in a container.
+    "safe.directory": "*",
+    "user.email": "fa-harness@localhost",
+    "user.name": "fa-harness",
+}
+
+# Where git looks for the user's configuration; GIT_CONFIG_GLOBAL is unknown before git 2.32.
+NO_HOME = "/nonexistent"
+
+# Fixed, so that the same files and patches give the same commits everywhere.
+DATE = "2000-01-01T00:00:00+00:00"
+
+
+def git(
+    repository: Path, *arguments: str | Path, index: Path | None = None, verbose: bool = False
+) -> str:
+    """Run git in `repository`, with another index where one is given; returns what it printed.
+
+    Raises:
+        ProgramFailed: git failed.
+        SetupError: there is no git.
+    """
+    settings = [word for key, value in CONFIG.items() for word in ("-c", f"{key}={value}")]
+    # A hook's GIT_DIR and GIT_INDEX_FILE would send our commands to the user's repository.
+    env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    env |= {
+        "GIT_AUTHOR_DATE": DATE,
+        "GIT_COMMITTER_DATE": DATE,
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_OPTIONAL_LOCKS": "0",
+        "HOME": NO_HOME,
+        "XDG_CONFIG_HOME": NO_HOME,
+        "LC_ALL": "C",
+    }
+    if index is not None:
+        env["GIT_INDEX_FILE"] = str(index)
+    command = ["git", "-C", str(repository), *settings, *map(str, arguments)]
+    return proc.run(command, env=env, verbose=verbose)
+
+
+def describe(checkout: Path) -> str:
+    """A developer's commit, `-dirty` where files differ from it; empty if `checkout` has none."""
+    try:
+        commit = git(checkout, "rev-parse", "--short=9", "HEAD")
+        changed = git(checkout, "status", "--porcelain", "--untracked-files=no")
+    except SetupError:
+        return ""
+    return f"{commit}-dirty" if changed else commit

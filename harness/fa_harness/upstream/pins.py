@@ -1,0 +1,123 @@
+"""The pinned upstreams: what `vendor/upstreams.toml` says, checked."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fa_harness.errors import SetupError, UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pin:
+    """One upstream: an sdist that is known by its sha256.
+
+    Attributes:
+        name: what the user calls it; also a folder's name.
+        package: the sdist's project on the package index.
+        version: its version there.
+        sha256: of the whole archive, 64 hexadecimal digits.
+        root: where llama.cpp or ggml lies below the archive's top folder.
+        commit: upstream's commit, empty where it is not known.
+        ggml_version: ggml's own version, empty where it is not known.
+    """
+
+    name: str
+    package: str
+    version: str
+    sha256: str
+    root: str
+    commit: str = ""
+    ggml_version: str = ""
+
+    @property
+    def archive_name(self) -> str:
+        """The sdist's file name, in the form that package indexes give it today."""
+        return f"{re.sub(r'[-_.]+', '_', self.package).lower()}-{self.version}.tar.gz"
+
+
+REQUIRED = ("package", "version", "sha256", "root")
+KNOWN = tuple(field.name for field in fields(Pin) if field.name != "name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pins:
+    """All pinned upstreams, and which one is meant where none is named."""
+
+    default: str
+    upstreams: dict[str, Pin]
+
+    def get(self, name: str | None = None) -> Pin:
+        """The pin called `name`, the default one for None.
+
+        Raises:
+            UsageError: there is no such pin.
+        """
+        name = name or self.default
+        if name not in self.upstreams:
+            raise UsageError(
+                f"unknown upstream '{name}': vendor/upstreams.toml has "
+                f"{', '.join(sorted(self.upstreams))}"
+            )
+        return self.upstreams[name]
+
+
+def load_pins(path: Path) -> Pins:
+    """Read `vendor/upstreams.toml`.
+
+    Raises:
+        SetupError: the file is missing or says something that cannot be; the message names the
+            upstream and the key.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SetupError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SetupError(f"{path} is not valid TOML: {error}") from error
+    unknown = sorted(set(data) - {"default", "upstreams"})
+    if unknown:
+        raise SetupError(f"{path}: unknown key '{unknown[0]}'; known: default, upstreams")
+    tables = data.get("upstreams")
+    if not isinstance(tables, dict) or not tables:
+        raise SetupError(f'{path}: no upstream; add a table [upstreams."NAME"]')
+    upstreams = {name: _pin(path, name, table) for name, table in tables.items()}
+    default = data.get("default")
+    if default not in upstreams:
+        raise SetupError(
+            f"{path}: default is {default!r}, but the upstreams are {', '.join(sorted(upstreams))}"
+        )
+    return Pins(default=default, upstreams=upstreams)
+
+
+def _pin(path: Path, name: str, table: Any) -> Pin:
+    where = f"{path}: upstream '{name}'"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
+        raise SetupError(f"{where}: the name must be usable as a folder's name")
+    if not isinstance(table, dict):
+        raise SetupError(f'{where}: must be a table [upstreams."{name}"]')
+    for key, value in table.items():
+        if key not in KNOWN:
+            raise SetupError(f"{where}: unknown key '{key}'; known: {', '.join(KNOWN)}")
+        if not isinstance(value, str):
+            raise SetupError(f"{where}: {key} must be a string, not {value!r}")
+    for key in REQUIRED:
+        if not table.get(key):
+            raise SetupError(f"{where}: {key} is missing")
+    pin = Pin(name=name, **table)
+    if not re.fullmatch(r"[0-9a-f]{64}", pin.sha256):
+        raise SetupError(
+            f"{where}: sha256 must be 64 hexadecimal digits in lower case, not '{pin.sha256}'"
+        )
+    root = PurePosixPath(pin.root)
+    if root.is_absolute() or ".." in root.parts:
+        raise SetupError(f"{where}: root must lie inside the archive, not '{pin.root}'")
+    return pin

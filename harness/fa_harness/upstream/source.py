@@ -1,0 +1,112 @@
+"""Where a tree's files come from: a pinned sdist, or the developer's own checkout."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from fa_harness.errors import SetupError
+from fa_harness.project import Project, writing
+from fa_harness.upstream import git
+from fa_harness.upstream.layout import GGML_PARTS, OTHER_FILES, Layout, detect_layout, place
+from fa_harness.upstream.pins import Pin, load_pins
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The files of one upstream, not yet in a tree.
+
+    Attributes:
+        label: how people see it: the pin's name, or `dir:<folder>`.
+        folder: name of its folder below `vendor/src` and `build`.
+        digest: changes when the files do.
+        commit: upstream's commit; empty where it is not known.
+        ggml_version: what the pin promises; empty where nothing does.
+        origin: the pin, or the checkout's files: place in the tree -> path.
+    """
+
+    label: str
+    folder: str
+    digest: str
+    commit: str
+    ggml_version: str
+    origin: Pin | dict[str, Path]
+
+
+def find_source(project: Project, upstream: str | None = None) -> Source:
+    """The upstream of that name; for None the checkout in UPSTREAM_DIR, else the default pin.
+
+    Raises:
+        UsageError: no pin has the name.
+        SetupError: the pins are wrong, or UPSTREAM_DIR is no checkout of llama.cpp or ggml.
+    """
+    checkout = os.environ.get("UPSTREAM_DIR")
+    if upstream is None and checkout:
+        return _checkout_source(Path(checkout).expanduser().resolve())
+    pin = load_pins(project.pins_file).get(upstream)
+    return Source(
+        label=pin.name,
+        folder=pin.name,
+        digest=f"{pin.sha256}:{pin.root}",
+        commit=pin.commit,
+        ggml_version=pin.ggml_version,
+        origin=pin,
+    )
+
+
+def unpack(project: Project, source: Source, target: Path) -> None:
+    """Put the source's files into the new folder `target`, in the layout of a tree."""
+    if isinstance(source.origin, Pin):
+        # Brings an HTTP client along, which nothing but a fetch needs.
+        from fa_harness.upstream.fetch import extract, fetch
+
+        extract(fetch(project, source.origin), source.origin.root, target)
+        return
+    for spot, path in source.origin.items():
+        with writing(target / spot):
+            (target / spot).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target / spot)
+
+
+def _checkout_source(root: Path) -> Source:
+    if not root.is_dir():
+        raise SetupError(f"UPSTREAM_DIR: {root} is not a folder")
+    probes = [name for name in ("ggml/src/ggml.c", "src/ggml.c") if (root / name).is_file()]
+    layout = detect_layout(probes)
+    if layout is None:
+        raise SetupError(
+            f"UPSTREAM_DIR: {root} is no checkout of llama.cpp or ggml (neither "
+            "ggml/src/ggml.c nor src/ggml.c is there)"
+        )
+    files = _files(root, layout)
+    digest = hashlib.sha256()
+    for spot, path in files.items():
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{spot}\0{path.stat().st_mode & 0o100}\0{content}\n".encode())
+    return Source(
+        label=f"dir:{root.name}",
+        folder=f"dir-{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}",
+        digest=digest.hexdigest(),
+        commit=git.describe(root),
+        ggml_version="",
+        origin=files,
+    )
+
+
+def _files(root: Path, layout: Layout) -> dict[str, Path]:
+    """The files of a checkout that a tree takes: place in the tree -> path.
+
+    Only their folders are walked: a checkout holds builds and models besides.
+    """
+    ggml = root / "ggml" if layout == "llama.cpp" else root
+    tops = [root / name for name in OTHER_FILES] + [ggml / name for name in GGML_PARTS]
+    files: dict[str, Path] = {}
+    for top in tops:
+        for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
+            spot = place(path.relative_to(root).as_posix(), layout)
+            if spot and path.is_file():
+                files[spot] = path
+    return files

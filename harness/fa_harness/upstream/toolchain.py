@@ -1,0 +1,121 @@
+"""The programs and headers that a build needs: found, or named in an error before it starts."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shlex
+import shutil
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from fa_harness import proc
+from fa_harness.errors import SetupError
+
+CMAKE_MINIMUM = (3, 18)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tool:
+    """A program: the command that runs it, and the first line of its `--version`."""
+
+    command: tuple[str, ...]
+    version: str
+
+
+def find_c_compiler() -> Tool:
+    """The C compiler that CMake will take: CC, else the first of the usual names."""
+    return _compiler("CC", ("cc", "gcc", "clang"), "C")
+
+
+def find_cxx_compiler() -> Tool:
+    """The C++ compiler that CMake will take: CXX, else the first of the usual names."""
+    return _compiler("CXX", ("c++", "g++", "clang++"), "C++17")
+
+
+def find_cmake() -> Tool:
+    """CMake of the machine, else of this Python environment; 3.18 or newer."""
+    too_old = ""
+    for path in _candidates("cmake"):
+        tool = _tool((path,))
+        found = re.search(r"(\d+)\.(\d+)", tool.version)
+        if found and (int(found[1]), int(found[2])) >= CMAKE_MINIMUM:
+            return tool
+        too_old = f" ({path} is too old: {tool.version})"
+    raise SetupError(
+        f"CMake 3.18 or newer was not found{too_old}; install it, or run "
+        f"{shlex.quote(sys.executable)} -m pip install 'cmake>=3.28,<5'"
+    )
+
+
+def find_ninja() -> Tool:
+    """Ninja of the machine, else of this Python environment."""
+    for name in ("ninja", "ninja-build"):
+        for path in _candidates(name):
+            return _tool((path,))
+    raise SetupError(
+        "Ninja was not found; install it, or run "
+        f"{shlex.quote(sys.executable)} -m pip install ninja"
+    )
+
+
+def find_git() -> Tool:
+    """Git."""
+    path = shutil.which("git")
+    if path is None:
+        raise SetupError("git was not found; install the package 'git'")
+    return _tool((path,))
+
+
+def find_launcher() -> str | None:
+    """The compiler cache that ggml's CMake will use, as it chooses it."""
+    return next((name for name in ("ccache", "sccache") if shutil.which(name)), None)
+
+
+def find_python_headers() -> Path:
+    """The folder of Python.h.
+
+    Raises:
+        SetupError: Python was installed without its headers.
+    """
+    folder = Path(sysconfig.get_path("include"))
+    if not (folder / "Python.h").is_file():
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise SetupError(
+            f"Python.h is not in {folder}; install the headers of Python {version} "
+            f"(package python{version}-dev, or python3-devel)"
+        )
+    return folder
+
+
+def _compiler(variable: str, names: tuple[str, ...], language: str) -> Tool:
+    wanted = shlex.split(os.environ.get(variable, ""))
+    if wanted:
+        if shutil.which(wanted[0]) is None:
+            raise SetupError(
+                f"{language} compiler: {variable} is '{' '.join(wanted)}', but there is no "
+                f"program '{wanted[0]}'; correct {variable} or unset it"
+            )
+        return _tool(tuple(wanted))
+    for name in names:
+        if shutil.which(name):
+            return _tool((name,))
+    raise SetupError(
+        f"no {language} compiler: none of {', '.join(names)} is on PATH; install one (package "
+        f"build-essential, or gcc-c++), or name it in {variable}"
+    )
+
+
+def _candidates(name: str) -> list[str]:
+    """Where the program is: on PATH, then beside this Python, where pip puts it."""
+    beside = os.path.dirname(sys.executable)
+    return [path for where in (None, beside) if (path := shutil.which(name, path=where))]
+
+
+@functools.cache
+def _tool(command: tuple[str, ...]) -> Tool:
+    version = proc.run([*command, "--version"]).partition("\n")[0]
+    return Tool(command=command, version=version)

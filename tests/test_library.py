@@ -1,0 +1,62 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from fa_harness.errors import SetupError
+from fa_harness.library import RECORD, Library, load, save
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Library:
+    return Library(
+        name="0001",
+        path=tmp_path,
+        module="_ggml.so",
+        upstream="llama.cpp-0.3.36",
+        upstream_commit="0c1e57098",
+        ggml_version="0.25.3",
+        series=("0001-a.patch",),
+        build={"options": {"GGML_NATIVE": "ON"}, "launcher": None},
+        inputs={"patches": "digest"},
+        compiled=("ggml-cpu/ops.cpp",),
+    )
+
+
+def test_a_record_comes_back_as_it_was_saved(library: Library) -> None:
+    save(library)
+    assert load(library.path) == library
+
+
+def test_a_library_is_where_its_record_is_found(library: Library, tmp_path: Path) -> None:
+    save(library)
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (tmp_path / RECORD).rename(moved / RECORD)
+    assert load(moved) == dataclasses.replace(library, path=moved)
+    assert load(moved).module_path == moved / "_ggml.so"
+
+
+def test_a_report_says_which_library_ran_without_this_machines_paths(library: Library) -> None:
+    text = json.dumps(library.to_json())
+    assert json.loads(text) == {
+        "name": "0001",
+        "upstream": "llama.cpp-0.3.36",
+        "upstream_commit": "0c1e57098",
+        "ggml_version": "0.25.3",
+        "series": ["0001-a.patch"],
+        "build": {"options": {"GGML_NATIVE": "ON"}, "launcher": None},
+    }
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"series": [], "compiled": [], "more": 1}'])
+def test_a_damaged_record_is_refused_with_the_way_out(tmp_path: Path, text: str) -> None:
+    (tmp_path / RECORD).write_text(text)
+    with pytest.raises(SetupError, match=r"is not a library record .*; delete .* and build again"):
+        load(tmp_path)
+
+
+def test_a_folder_without_a_record_holds_no_library(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path)

@@ -1,0 +1,39 @@
+import os
+from pathlib import Path
+
+from fa_harness.machine import cpu_features, cpu_model, usable_cores
+
+
+def test_the_processor_has_a_name_and_features_are_sorted() -> None:
+    assert cpu_model()
+    assert list(cpu_features()) == sorted(cpu_features())
+
+
+def test_without_a_quota_every_core_of_the_affinity_is_usable(tmp_path: Path) -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert usable_cores(tmp_path) == cores
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert usable_cores(tmp_path) == cores
+
+
+def test_a_quota_cuts_the_cores_and_leaves_at_least_one(tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert usable_cores(tmp_path) == 1
+
+
+def test_a_quota_of_the_older_cgroups_counts_too(tmp_path: Path) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("100000\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert usable_cores(tmp_path) == 1
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
+    assert usable_cores(tmp_path) == len(os.sched_getaffinity(0))
+
+
+def test_affinity_limits_the_cores(tmp_path: Path) -> None:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert usable_cores(tmp_path) == 1
+    finally:
+        os.sched_setaffinity(0, before)
