@@ -265,19 +265,20 @@ def test_without_alibi_every_slope_is_1() -> None:
 
 
 @any_case
-def test_the_walk_bounds_the_partial_sums_that_a_loop_meets(case: Case) -> None:
-    """`walk` sums |VKQ then| over the roundings, relative to the final maximum."""
+def test_walk_is_the_sum_of_the_partial_sums_that_one_pass_rounds(case: Case) -> None:
     inputs = make_inputs(case)
     state = attend(case, inputs, 0, case.kv)
-    group = case.n_head // case.n_head_kv
-    for index in itertools.product(range(case.ne3), range(case.n_head), (0, case.nb - 1)):
-        i3, h, i1 = index
-        sums = [
-            attend(case, inputs, 0, j + 1).vkq[index]
-            * np.exp(attend(case, inputs, 0, j + 1).m[index] - state.m[index])
-            for j in (0, case.kv // 2, case.kv - 1)
-            if np.isfinite(attend(case, inputs, 0, j + 1).m[index])
-        ]
-        assert (np.sum(np.abs(sums), axis=0) <= state.walk[index] * (1 + 1e-9) + 1e-300).all()
-        assert inputs.v[i3, h // group].shape == (case.kv, case.hsv)
-        assert np.isfinite(state.walk[i3, h, i1]).all()
+    one_by_one = [attend(case, inputs, j, j + 1) for j in range(case.kv)]
+    walk, n_roundings = np.zeros_like(state.walk), np.zeros_like(state.s)
+    prefix = fresh(case)
+    for key in one_by_one:
+        is_seen = np.isfinite(key.m)
+        n = is_seen * (1.0 + (key.m > prefix.m))
+        prefix = merge(prefix, key)
+        with np.errstate(invalid="ignore"):
+            to_final = np.where(np.isfinite(prefix.m), np.exp(prefix.m - state.m), 0.0)
+        walk += (n * to_final)[..., None] * np.abs(prefix.vkq)
+        n_roundings += n
+    np.testing.assert_array_equal(state.n_roundings >= n_roundings, True)
+    assert (walk <= state.walk * (1 + 1e-9)).all()
+    assert (state.walk <= state.n_roundings[..., None] * state.abs_vkq * (1 + 1e-9)).all()

@@ -16,7 +16,7 @@ from fa_harness.errors import FaHarnessError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fa_harness.cases import Case
+    from fa_harness.report import Results
 
 _WIDTH = 150
 """Columns of a table that goes to a pipe; on a terminal it is the terminal's."""
@@ -42,7 +42,7 @@ def main() -> None:
         sys.exit(error.exit_status)
 
 
-class _List(click.ParamType):
+class _List(click.ParamType[list[Any]]):
     """A comma list of values; the option may also be repeated."""
 
     name = "list"
@@ -92,14 +92,18 @@ def cli() -> None:
 @_numbers("--segments", metavar="N", help="Cut the KV cache into N segments.")
 @click.option("--boundaries", metavar="B1,B2,...|random", help="Cut it at these keys instead.")
 @click.option("--suite", metavar="NAME", help="Cases to run: seed, smoke or default [default].")
-@click.option("--case", "case_string", metavar="STRING", help="Run one case, as a report prints it.")
+@click.option(
+    "--case", "case_string", metavar="STRING", help="Run one case, as a report prints it."
+)
 @click.option(
     "--case-file", type=click.Path(path_type=Path), metavar="FILE", help="Run a case a line."
 )
 @_words("--mode", metavar="M", help="standard, full_state, segmented; all by default.")
 @_words("--regime", metavar="R", help="Draw the inputs in this data regime.")
 @_numbers("--threads", metavar="T", help="Compute with T threads.")
-@click.option("--library", default="patched", metavar="NAME", show_default=True, help="Which build.")
+@click.option(
+    "--library", default="patched", metavar="NAME", show_default=True, help="Which build."
+)
 @click.option("--seed", type=int, metavar="S", help="Draw the inputs from this seed.")
 @click.option("--list", "list_only", is_flag=True, help="Print the selected cases, run none.")
 @click.option("-k", "pattern", metavar="REGEX", help="Only cases whose string matches.")
@@ -165,7 +169,7 @@ def run(
         sys.exit(1)
 
 
-def _write_json(results: Any, json_path: str) -> None:
+def _write_json(results: Results, json_path: str) -> None:
     from fa_harness import session
     from fa_harness.report import json as report
 

@@ -8,7 +8,8 @@ from typing import Any
 from fa_harness.cases import Case
 from fa_harness.errors import UsageError
 
-_SEED = Case(hsk=4, hsv=4, nh=1, nr23=(1, 1), kv=2, nb=1, segments=2, regime="seed")
+# listed boundaries, so that --segments leaves its two keys alone
+_SEED = Case(hsk=4, hsv=4, nh=1, nr23=(1, 1), kv=2, nb=1, boundaries=(1,), regime="seed")
 
 _DECODE: dict[str, Any] = {"hsk": 64, "hsv": 64, "nh": 2, "nr23": (4, 1), "nb": 1, "threads": 2}
 _PREFILL: dict[str, Any] = {**_DECODE, "nb": 33, "mask_kind": "causal"}

@@ -1,12 +1,13 @@
 """A library in a child process: a crash or a hang there becomes a status, and the run goes on.
 
-The child is started once and computes case after case. Frames go over its standard input and output:
-eight bytes of length, then a pickle. What the library prints goes to a file, whose last lines
-explain an abort.
+The child is started once and computes case after case. Frames go over its standard input and
+output: eight bytes of length, then a pickle. What the library prints goes to a file, whose last
+lines explain an abort.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import select
@@ -108,7 +109,7 @@ class Worker:
             mode = value
 
     def _start(self) -> None:
-        self._stderr = tempfile.TemporaryFile()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `_stop`)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "fa_harness.worker", str(self._module_path)],
             stdin=subprocess.PIPE,
@@ -158,10 +159,9 @@ class Worker:
     def _send(self, message: Any) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
-        try:
+        # had it died between two cases, `result` meets the end of its output and says how
+        with contextlib.suppress(BrokenPipeError):
             _write(self._process.stdin, message)
-        except BrokenPipeError:
-            pass  # it died between two cases; `result` meets the end of its output and says how
 
     def _receive(self, deadline: float) -> tuple[str, Any]:
         assert self._process is not None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
@@ -139,10 +137,8 @@ def _oracle(verdict: Verdict) -> tuple[str, str]:
 
 
 def _line(cells: list[str], style: str) -> Text:
-    fit: Callable[[str, int, bool], str] = lambda text, width, right: (
-        f"{text:>{width}}" if right else f"{text:<{width}}"
-    )
     padded = [
-        fit(cell, width, right) for cell, (_, width, right) in zip(cells, _COLUMNS, strict=True)
+        f"{cell:>{width}}" if right else f"{cell:<{width}}"
+        for cell, (_, width, right) in zip(cells, _COLUMNS, strict=True)
     ]
     return Text("  ".join(padded).rstrip(), style=style, no_wrap=True, overflow="ignore")

@@ -1,0 +1,44 @@
+# The front door: `make` lists the targets.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run test vendor lib lint clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  UPSTREAM_DIR=/path make run   use your own llama.cpp or ggml checkout"
+	@echo "  make run ARGS='--threads 8'   more options for fa-harness run"
+
+run: lib ## build the patched library and compare it with the oracle
+	@$(BIN)/fa-harness run --segments 4 $(ARGS)
+
+test: $(READY) ## build the libraries and run every test
+	@$(BIN)/fa-harness build pristine 0001 patched
+	@$(BIN)/python -m pytest $(ARGS)
+
+vendor: $(READY) ## fetch the upstream sources and apply the patches
+	@$(BIN)/fa-harness vendor
+
+lib: $(READY) ## build the patched library
+	@$(BIN)/fa-harness build patched
+
+lint: $(READY) ## ruff and mypy --strict
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+clean: ## delete what was built; sources and .venv stay
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+distclean: clean ## delete all that is not in git: .venv and fetched sources, too
+	rm -rf $(VENV) vendor/cache vendor/src
+
+# One at a time: two `make run` may start together in a fresh checkout.
+$(READY): requirements.lock requirements-build.lock pyproject.toml
+	@$(PYTHON) tools/bootstrap.py $(VENV)

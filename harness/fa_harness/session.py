@@ -1,0 +1,250 @@
+"""What the commands do: choose cases, run them on a library, keep the report."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fa_harness import __version__
+from fa_harness.cases import Case
+from fa_harness.errors import SetupError, UsageError
+from fa_harness.library import Library
+from fa_harness.machine import cpu_model, usable_cores
+from fa_harness.modes import MODES
+from fa_harness.project import find_project
+from fa_harness.report import Results
+from fa_harness.report.console import Table, print_summary
+from fa_harness.runner import Runner
+from fa_harness.suites import suite as cases_of_suite
+from fa_harness.upstream import build
+from fa_harness.verdict import Verdict
+
+
+def select(
+    *,
+    suite: str | None = None,
+    case_string: str | None = None,
+    case_file: Path | None = None,
+    segments: Sequence[int] = (),
+    boundaries: str | None = None,
+    regimes: Sequence[str] = (),
+    threads: Sequence[int] = (),
+    seed: int | None = None,
+    pattern: str | None = None,
+) -> list[Case]:
+    """Return the cases that a call asks for, each once.
+
+    Args:
+        suite: Name of a suite; `default` where no other source of cases is given.
+        case_string: One case.
+        case_file: A file with a case a line; empty lines and `#` comments are passed over.
+        segments: Every case once with each of these; a case with listed boundaries keeps them.
+        boundaries: Comma list of keys, or `random`; instead of the cases' own.
+        regimes: Every case once with each of these.
+        threads: Every case once with each of these.
+        seed: Instead of the cases' own.
+        pattern: Regular expression that a case's string must match.
+
+    Raises:
+        UsageError: A name or a number is not one that can be, or nothing is selected.
+    """
+    given = [name for name in (suite, case_string, case_file) if name is not None]
+    if len(given) > 1:
+        raise UsageError("--suite, --case and --case-file exclude each other; give one")
+    if boundaries is not None and segments:
+        raise UsageError("--segments and --boundaries exclude each other; give one")
+    if case_string is not None:
+        cases = [Case.parse(case_string)]
+    elif case_file is not None:
+        cases = _read_cases(case_file)
+    else:
+        cases = cases_of_suite(suite or "default")
+
+    changes: list[list[dict[str, Any]]] = [
+        [{"regime": regime} for regime in regimes] or [{}],
+        [{"threads": n} for n in threads] or [{}],
+        [{"seed": seed}] if seed is not None else [{}],
+    ]
+    varied = [
+        _cut(
+            case.with_(**{k: v for change in combination for k, v in change.items()}), n, boundaries
+        )
+        for case in cases
+        for combination in itertools.product(*changes)
+        for n in segments or (None,)
+    ]
+    selected = list(dict.fromkeys(varied))
+    if pattern is not None:
+        selected = [case for case in selected if _regex(pattern).search(str(case))]
+    if not selected:
+        raise UsageError(
+            f"no case is left of {len(varied)}"
+            + (f": none matches -k {pattern!r}; --list shows them" if pattern else "")
+        )
+    return selected
+
+
+def check_modes(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the modes to compute, in their usual order; all where none is named.
+
+    Raises:
+        UsageError: There is no mode of that name.
+    """
+    for name in names:
+        if name not in MODES:
+            raise UsageError(f"mode {name!r} is unknown; there are {', '.join(MODES)}")
+    return tuple(mode for mode in MODES if mode in names) if names else MODES
+
+
+def run(
+    cases: Sequence[Case],
+    *,
+    library: str,
+    modes: tuple[str, ...],
+    timeout: float | None,
+    console: Console,
+    verbose: bool,
+) -> Results:
+    """Run cases on a built library and print a line for each.
+
+    Ctrl-C ends the run, not the report: what ran until then is returned.
+
+    Raises:
+        UsageError: There is no library of that name.
+        SetupError: It is not built, not current, or does not load.
+    """
+    found = _current_library(library)
+    started, start = datetime.now(timezone.utc), time.perf_counter()
+    verdicts: list[Verdict] = []
+
+    def results(*, interrupted: bool, features: tuple[str, ...]) -> Results:
+        return Results(
+            tool_version=__version__,
+            library=found.to_json(),
+            features=features,
+            machine={"cpu": cpu_model(), "threads": usable_cores()},
+            modes=() if modes == MODES else modes,
+            started=started,
+            seconds=time.perf_counter() - start,
+            verdicts=tuple(verdicts),
+            selected=len(cases),
+            interrupted=interrupted,
+        )
+
+    interrupted = False
+    with Runner(found.module_path) as runner:
+        features = runner.features
+        so_far = results(interrupted=False, features=features)
+        with Table(console, total=len(cases), verbose=verbose) as table:
+            try:
+                for verdict in runner.run(
+                    cases, modes=modes, timeout=timeout, with_outputs=verbose
+                ):
+                    verdicts.append(verdict)
+                    table.add(verdict, so_far.repro(verdict))
+            except KeyboardInterrupt:
+                interrupted = True
+    final = results(interrupted=interrupted, features=features)
+    print_summary(console, final)
+    return final
+
+
+def try_library(library: Library) -> str | None:
+    """Run a few small cases on a library; return why it died, or None."""
+    try:
+        with Runner(library.module_path) as runner:
+            for verdict in runner.run(cases_of_suite("smoke")[:8], modes=("standard",)):
+                if verdict.status in ("crash", "timeout"):
+                    return f"{verdict.status} in {verdict.case}: {verdict.reason}"
+    except SetupError as error:
+        return str(error)
+    return None
+
+
+def check_writable(path: Path) -> None:
+    """Find out before a run whether its report can be written.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    if path.is_dir():
+        raise UsageError(f"report {path}: is a folder; name a file")
+    folder = path.parent
+    if not folder.is_dir():
+        raise UsageError(f"report {path}: there is no folder {folder}; make it first")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"report {path}: cannot be written ({error.strerror})") from error
+
+
+def write_report(path: Path, text: str) -> None:
+    """Write a report whole or not at all.
+
+    Raises:
+        SetupError: It cannot be written; an older one is left as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise SetupError(f"report {path}: cannot be written ({error.strerror})") from error
+
+
+def _current_library(name: str) -> Library:
+    project = find_project()
+    library = build.find(project, name)
+    stale = build.is_stale(project, library)
+    if stale:
+        raise SetupError(f"library {name!r} is not current: {stale}; run `fa-harness build {name}`")
+    return library
+
+
+def _cut(case: Case, segments: int | None, boundaries: str | None) -> Case:
+    if boundaries == "random":
+        return case.with_(boundaries="random")
+    if boundaries is not None:
+        try:
+            keys = tuple(int(key) for key in boundaries.split(","))
+        except ValueError:
+            raise UsageError(
+                f"--boundaries {boundaries!r} is neither a comma list of keys nor 'random'"
+            ) from None
+        return case.with_(boundaries=keys, segments=len(keys) + 1)
+    if segments is None or isinstance(case.boundaries, tuple):
+        return case
+    return case.with_(segments=segments)
+
+
+def _read_cases(path: Path) -> list[Case]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"case file {path}: cannot be read ({error})") from error
+    cases = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            try:
+                cases.append(Case.parse(line))
+            except UsageError as error:
+                raise UsageError(f"{path}:{number}: {error}") from error
+    return cases
+
+
+def _regex(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"-k {pattern!r} is not a regular expression: {error}") from error
