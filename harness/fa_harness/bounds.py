@@ -4,8 +4,8 @@ Notation: u is the unit roundoff (2^-24 for F32, 2^-11 for F16), p_j the softmax
 over the keys j of a row. Three things make a correct kernel differ from exact arithmetic:
 
 1. Q. The vec path rounds Q to the type that K's dot product takes. That rounding is known, so its
-   cost is computed, not estimated: |oracle(rounded Q) - oracle(Q)|. What remains in doubt of it,
-   values of Q8_0 next to a tie and the rounded block sums of Q8_1, goes into the scores' error.
+   cost is computed, not estimated: a run is near the oracle for the rounded Q. What remains in
+   doubt, values of Q8_0 next to a tie and the block sums of Q8_1, goes into the scores' error.
 2. Scores. Let D_j bound the error of score j. To first order the result changes by
    sum p_j D_j |v_j - out|, at most sum p_j D_j |v_j| + |out| sum p_j D_j; the rest of the series is
    covered by exp(2 max D). D_j = alpha |k_j| + beta, |k_j| the Euclidean norm, with
@@ -95,23 +95,24 @@ def rounded_q(q: F32, q_type: str) -> tuple[F32, F64]:
     return rounded.astype(np.float32).reshape(q.shape), doubt
 
 
-def output_bound(case: Case, q: F32, exact: Partial, rounded: Partial, how: Arithmetic) -> F64:
-    """Return the bound on |output - oracle|, `[ne3, n_head, n_batch, hsv]`.
+def output_bound(case: Case, q: F32, rounded: Partial, how: Arithmetic) -> F64:
+    """Return the bound on an output's distance from the oracle's for the rounded Q.
 
     Args:
         case: The case.
-        q: Its Q.
-        exact: The oracle's state for Q itself.
-        rounded: The oracle's state for Q rounded as `how` says.
-        how: What the run computed in.
+        q: Its Q, `[ne3, n_head, n_batch, hsk]`.
+        rounded: The oracle's state for Q rounded to `how.q_type`.
+        how: What the run computes in.
+
+    Returns:
+        `[ne3, n_head, n_batch, hsv]`.
     """
-    cost = np.abs(finalise(rounded) - finalise(exact))
-    return cost + _arithmetic_bound(case, q, rounded, how)
-
-
-def difference_bound(case: Case, q: F32, rounded: Partial, how: Arithmetic) -> F64:
-    """Return the bound on the difference of two runs that compute alike, in another order."""
-    return 2 * _arithmetic_bound(case, q, rounded, how)
+    out = np.abs(finalise(rounded))
+    _, ds, dvkq = _sums_bound(case, q, rounded, how)
+    s = rounded.s[..., None]
+    dout = np.divide(dvkq + out * ds[..., None], s, out=np.zeros_like(dvkq), where=s != 0)
+    bound: F64 = dout + 4 * U32 * out
+    return bound
 
 
 def state_bound(case: Case, q: F32, rounded: Partial, how: Arithmetic) -> F64:
@@ -122,15 +123,6 @@ def state_bound(case: Case, q: F32, rounded: Partial, how: Arithmetic) -> F64:
     """
     dm, ds, dvkq = _sums_bound(case, q, rounded, how)
     bound: F64 = np.concatenate([dm[..., None], ds[..., None], dvkq], axis=-1)
-    return bound
-
-
-def _arithmetic_bound(case: Case, q: F32, rounded: Partial, how: Arithmetic) -> F64:
-    out = np.abs(finalise(rounded))
-    _, ds, dvkq = _sums_bound(case, q, rounded, how)
-    s = rounded.s[..., None]
-    dout = np.divide(dvkq + out * ds[..., None], s, out=np.zeros_like(dvkq), where=s != 0)
-    bound: F64 = dout + 4 * U32 * out
     return bound
 
 

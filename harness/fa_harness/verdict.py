@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,6 +40,8 @@ class Worst:
     """Query row (n_batch)."""
     dim: int
     """Element of the row; of a state row `[M, S, VKQ]`, 0 is M and 1 is S."""
+    error: float
+    """|a - b| there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +59,9 @@ class Comparison:
     worst: Worst | None
     """The element furthest beyond, or nearest to, its bound; None where all agree exactly."""
     bound: float
-    """What is allowed at `worst`; 0 where the bits have to be the same."""
+    """What |a - b| may be at `worst`; 0 where the bits have to be the same."""
     of_bound: float
-    """Largest |a - b| / bound of an element: above 1 where a bound is broken, 0 without a bound."""
+    """How much of its bound an element takes at most; above 1 where a bound is broken."""
     required: str
     """`bits` where both must be the same bit for bit, `bound` where they must be near."""
     ok: bool
@@ -72,7 +74,7 @@ class Comparison:
             "max_rel_row": _number(self.max_rel_row),
             "nmse": _number(self.nmse),
             "bitwise": self.bitwise,
-            "worst": vars(self.worst) if self.worst else None,
+            "worst": {k: _number(v) for k, v in vars(self.worst).items()} if self.worst else None,
             "bound": _number(self.bound),
             "required": self.required,
             "ok": self.ok,
@@ -172,6 +174,7 @@ class _Judge:
         self._exact = oracle.finalise(self._truth.prefixes()[-1])
         self._how = bounds.arithmetic(case, path(case), features)
         self._how_state = bounds.arithmetic(case, state_path(case), features)
+        self._same_path = path(case) == state_path(case)
         self.comparisons: dict[str, Comparison] = {}
 
         self._compare_standard()
@@ -203,89 +206,62 @@ class _Judge:
 
     def _compare_standard(self) -> None:
         run = self._run
-        self._exactly("standard_again", run.standard_again, run.standard)
-        self._within(
-            "standard_vs_oracle", run.standard, self._exact, self._output_bound(-1, self._how)
+        self.comparisons["standard_again"] = _exact(run.standard_again, run.standard)
+        self.comparisons["standard_vs_oracle"] = _within(
+            run.standard, self._exact, self._region(-1, self._how)
         )
 
     def _compare_full_state(self, step: Step, again: Step) -> None:
-        run = self._run
-        self._exactly("full_state_again", again.output, step.output)
-        if path(self._case) == state_path(self._case):
-            self._exactly("full_state_vs_standard", step.output, run.standard)
-        else:
-            self._within(
-                "full_state_vs_standard",
-                step.output,
-                run.standard,
-                self._output_bound(-1, self._how) + self._output_bound(-1, self._how_state),
-            )
-        if run.reference is not None:
-            self._exactly("full_state_vs_reference", step.output, run.reference)
-        self._within(
-            "full_state_vs_oracle", step.output, self._exact, self._mode_bound(self._how_state)
+        self.comparisons["full_state_again"] = _exact(again.output, step.output)
+        self.comparisons["full_state_vs_standard"] = self._compare_with_standard(step.output)
+        if self._run.reference is not None:
+            self.comparisons["full_state_vs_reference"] = _exact(step.output, self._run.reference)
+        self.comparisons["full_state_vs_oracle"] = _within(
+            step.output, self._exact, self._mode_region()
         )
-        self._state("full_state_state_vs_oracle", -1, step.state)
+        self.comparisons["full_state_state_vs_oracle"] = self._compare_state(-1, step.state)
 
     def _compare_segmented(
         self, steps: tuple[Step, ...], one_graph: tuple[F32, ...], one_graph_state: F32
     ) -> None:
-        run, last = self._run, steps[-1]
-        if path(self._case) == state_path(self._case):
-            self._exactly("segmented_vs_standard", last.output, run.standard)
-        else:
-            self._within(
-                "segmented_vs_standard",
-                last.output,
-                run.standard,
-                self._output_bound(-1, self._how) + self._output_bound(-1, self._how_state),
+        last, full = steps[-1], self._run.full_state
+        self.comparisons["segmented_vs_standard"] = self._compare_with_standard(last.output)
+        if full is not None:
+            self.comparisons["segmented_vs_full_state"] = _exact(last.output, full.output)
+            self.comparisons["state_vs_full_state"] = _exact(last.state, full.state)
+        self.comparisons["segmented_vs_oracle"] = _within(
+            last.output, self._exact, self._mode_region()
+        )
+        self.comparisons["prefix_vs_oracle"] = _first_bad(
+            _within(
+                step.output,
+                oracle.finalise(self._truth.prefixes()[i]),
+                self._region(i, self._how_state),
             )
-        if run.full_state is not None:
-            self._exactly("segmented_vs_full_state", last.output, run.full_state.output)
-            self._exactly("state_vs_full_state", last.state, run.full_state.state)
-        self._within(
-            "segmented_vs_oracle", last.output, self._exact, self._mode_bound(self._how_state)
+            for i, step in enumerate(steps)
         )
-        self._worst_of(
-            "prefix_vs_oracle",
-            [
-                self._bounded(
-                    step.output,
-                    oracle.finalise(self._truth.prefixes()[i]),
-                    self._output_bound(i, self._how_state),
-                )
-                for i, step in enumerate(steps)
-            ],
+        self.comparisons["state_vs_oracle"] = _first_bad(
+            self._compare_state(i, step.state) for i, step in enumerate(steps)
         )
-        self._worst_of(
-            "state_vs_oracle", [self._bounded_state(i, step.state) for i, step in enumerate(steps)]
-        )
-        self._worst_of(
-            "one_graph_vs_segmented",
-            [
-                *(_exact(a, b.output) for a, b in zip(one_graph, steps, strict=True)),
-                _exact(one_graph_state, last.state),
-            ],
+        self.comparisons["one_graph_vs_segmented"] = _first_bad(
+            _exact(a, b)
+            for a, b in [
+                *((output, step.output) for output, step in zip(one_graph, steps, strict=True)),
+                (one_graph_state, last.state),
+            ]
         )
 
-    def _exactly(self, name: str, got: F32, expected: F32) -> None:
-        self.comparisons[name] = _exact(got, expected)
+    def _compare_with_standard(self, output: F32) -> Comparison:
+        """Compare a mode's output with the standard run's: bits on the same path, else a bound."""
+        standard = self._run.standard
+        if self._same_path:
+            return _exact(output, standard)
+        of_standard, of_mode = self._region(-1, self._how), self._region(-1, self._how_state)
+        apart = np.abs(of_mode.centre - of_standard.centre)
+        bound = of_standard.bound + of_mode.bound + apart
+        return _within(output, standard, _Region(standard.astype(np.float64), bound))
 
-    def _within(self, name: str, got: F32, expected: F32 | F64, bound: F64) -> None:
-        self.comparisons[name] = self._bounded(got, expected, bound)
-
-    def _state(self, name: str, segment: int, state: F32) -> None:
-        self.comparisons[name] = self._bounded_state(segment, state)
-
-    def _worst_of(self, name: str, comparisons: list[Comparison]) -> None:
-        """Keep, of a comparison after each segment, the first that is not ok, or the worst."""
-        failed = [c for c in comparisons if not c.ok]
-        self.comparisons[name] = (failed or sorted(comparisons, key=lambda c: -c.max_abs))[0]
-
-    def _bounded(self, got: F32, expected: F32 | F64, bound: F64) -> Comparison:
-        return _compare(got.astype(np.float64), expected.astype(np.float64), bound)
-
-    def _bounded_state(self, segment: int, state: F32) -> Comparison:
+    def _compare_state(self, segment: int, state: F32) -> Comparison:
         """Compare state rows with the oracle's, brought to the rows' own maximum."""
         truth = self._truth.prefixes(self._how_state.q_type)[segment]
         m = state[..., 0].astype(np.float64)
@@ -295,42 +271,48 @@ class _Judge:
         expected = np.concatenate([truth.m[..., None], sums], axis=-1)
         bound = bounds.state_bound(self._case, self._inputs.q, truth, self._how_state)
         bound[..., 1:] *= rescale[..., None]
-        return _compare(state.astype(np.float64), expected, bound)
+        return _within(state, expected, _Region(expected, bound))
 
-    def _output_bound(self, segment: int, how: Arithmetic) -> F64:
-        exact = self._truth.prefixes()[segment]
+    def _region(self, segment: int, how: Arithmetic) -> _Region:
+        """Return where a correct output lies after a segment: around the oracle's for rounded Q."""
         rounded = self._truth.prefixes(how.q_type)[segment]
-        return bounds.output_bound(self._case, self._inputs.q, exact, rounded, how)
+        bound = bounds.output_bound(self._case, self._inputs.q, rounded, how)
+        return _Region(oracle.finalise(rounded), bound)
 
-    def _mode_bound(self, how: Arithmetic) -> F64:
-        """Return the lesser of the a-priori bound and what the standard run's error allows."""
-        same_path = path(self._case) == state_path(self._case)
-        baseline = self._run.standard if same_path else self._run.reference
-        bound = self._output_bound(-1, how)
+    def _mode_region(self) -> _Region:
+        """Return where a mode's last output must lie: the region, and not far worse than standard.
+
+        That is `_RATIO` times the standard run's error, in the row itself or typical of the rows in
+        relation to their size, and some roundings of a number of that size.
+        """
+        region = self._region(-1, self._how_state)
+        baseline = self._run.standard if self._same_path else self._run.reference
         if baseline is None or not np.isfinite(baseline).all():
-            return bound
+            return region
         partial = self._truth.prefixes()[-1]
         error = np.abs(baseline - self._exact).max(axis=-1)
         s = np.where(partial.s == 0, 1.0, partial.s)
         size = partial.abs_vkq.max(axis=-1) / s  # the row's scale: sum of p |v|
         relative = np.divide(error, size, out=np.zeros_like(error), where=size != 0)
         typical = np.sqrt((relative**2).mean()) * size
-        allowed = _RATIO * np.maximum(error, typical) + 4 * bounds.U32 * size
-        lesser: F64 = np.minimum(bound, allowed[..., None])
-        return lesser
+        allowed = (_RATIO * np.maximum(error, typical) + 4 * bounds.U32 * size)[..., None]
+        low = np.maximum(region.centre - region.bound, self._exact - allowed)
+        high = np.minimum(region.centre + region.bound, self._exact + allowed)
+        return _Region((low + high) / 2, np.maximum((high - low) / 2, 0.0))
 
     def _upstream_overflows(self, name: str) -> bool:
         """Tell whether a bounded comparison fails since upstream's F16 accumulator overflows."""
         how = self._how if name == "standard_vs_oracle" else self._how_state
         peak = self._truth.prefixes()[-1].peak.max()
-        exact = self.comparisons[name].required == "bits"
-        return how.f16_numerators and bool(peak > _F16_MAX) and not exact
+        bounded = self.comparisons[name].required == "bound"
+        return bounded and how.f16_numerators and bool(peak > _F16_MAX)
 
     def _mistrust(self) -> tuple[str, str]:
         """Return `mistrusted` where no fault could have shown, else `pass`."""
         if not self._exact.any() or not self._run.standard.any():
             return "mistrusted", "every output is 0: nothing could differ"
-        if not (np.abs(self._exact) > self._output_bound(-1, self._how)).any():
+        region = self._region(-1, self._how)
+        if not (np.abs(region.centre) > region.bound).any():
             return "mistrusted", "the bound is above every output: an output of 0 would pass"
         if self._run.segmented is None or self._case.segments == 1:
             return "pass", ""
@@ -340,60 +322,75 @@ class _Judge:
             return "mistrusted", (
                 f"{self._case.segments} segments were asked for, and no row has keys in two"
             )
-        bound = self._mode_bound(self._how_state)
-        last = segments[-1]
+        region, last = self._mode_region(), segments[-1]
         share = oracle.weight(last.m, whole.m)[..., None]
         faults: dict[str, Callable[[], F64]] = {
             "reset numerators": lambda: share * last.vkq / np.where(whole.s, whole.s, 1)[..., None],
             "a lost state": lambda: oracle.finalise(last),
         }
         for fault, output in faults.items():
-            if not (np.abs(output() - self._exact) > bound).any():
+            if not (np.abs(output() - region.centre) > region.bound).any():
                 return "mistrusted", f"{fault} would stay within the bound in every row"
         return "pass", ""
 
 
+@dataclass(frozen=True)
+class _Region:
+    """Where numbers must lie: |number - centre| <= bound, element by element."""
+
+    centre: F64
+    bound: F64
+
+
 def _exact(got: F32, expected: F32) -> Comparison:
-    a, b = got.astype(np.float64), expected.astype(np.float64)
-    comparison = _compare(a, b, np.zeros(a.shape))
+    """Compare arrays that must be the same bit for bit."""
+    b = expected.astype(np.float64)
+    comparison = _within(got, b, _Region(b, np.zeros(b.shape)))
     return replace(comparison, of_bound=0.0, required="bits", ok=comparison.bitwise)
 
 
-def _compare(got: F64, expected: F64, bound: F64) -> Comparison:
-    """Compare arrays `[ne3, n_head, n_batch, n]` of rows."""
-    with np.errstate(invalid="ignore"):
-        error = np.abs(got - expected)
-    same = (got == expected) | (np.isnan(got) & np.isnan(expected))
-    error[same] = 0.0
-    bad = ~(error <= bound)
+def _within(got: F32, expected: F32 | F64, region: _Region) -> Comparison:
+    """Compare arrays `[ne3, n_head, n_batch, n]`; what is got must lie in the region."""
+    a, b = got.astype(np.float64), expected.astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        excess = np.where(same, 0.0, np.where(np.isnan(error), np.inf, error / bound))
-    worst = None
-    allowed = 0.0
+        same = (a == b) | (np.isnan(a) & np.isnan(b))
+        error = np.where(same, 0.0, np.abs(a - b))
+        off = np.where((a == region.centre) | (same & ~np.isfinite(a)), 0.0, a - region.centre)
+        excess = np.where(off == 0, 0.0, np.abs(off) / region.bound)
+        excess[np.isnan(excess)] = np.inf
+    worst, allowed = None, 0.0
     if not same.all():
-        index = np.unravel_index(int(excess.argmax()), excess.shape)
+        # of those furthest beyond their bounds the largest error
+        size = np.where(np.isnan(error), np.inf, error)
+        furthest = np.where(excess == excess.max(), size, -1.0)
+        index = np.unravel_index(int(furthest.argmax()), furthest.shape)
         batch, head, row, dim = (int(i) for i in index)
-        worst = Worst(batch=batch, head=head, row=row, dim=dim)
-        allowed = float(bound[index])
-    finite = np.isfinite(expected)
-    squares = float((expected[finite] ** 2).sum())
-    row_error = error.max(axis=-1)
-    row_size = np.abs(np.where(finite, expected, 0.0)).max(axis=-1)
+        worst = Worst(batch=batch, head=head, row=row, dim=dim, error=float(error[index]))
+        apart = 0.0 if region.centre[index] == b[index] else abs(region.centre[index] - b[index])
+        allowed = float(region.bound[index] + apart)
+    finite = np.isfinite(b)
+    row_size = np.abs(np.where(finite, b, 0.0)).max(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        row_relative = np.where(row_error == 0, 0.0, row_error / row_size)
-    total = float((error**2).sum())
-    signs = (np.signbit(got) == np.signbit(expected)) | np.isnan(got)
+        row_relative = np.where(error.max(axis=-1) == 0, 0.0, error.max(axis=-1) / row_size)
+        nmse = np.divide((error**2).sum(), (b[finite] ** 2).sum()) if error.any() else 0.0
+    signs = (np.signbit(a) == np.signbit(b)) | np.isnan(a)
     return Comparison(
         max_abs=float(error.max()),
         max_rel_row=float(row_relative.max()),
-        nmse=total / squares if squares else (0.0 if total == 0 else float("inf")),
+        nmse=float(nmse),
         bitwise=bool((same & signs).all()),
         worst=worst,
         bound=allowed,
         of_bound=float(excess.max()),
         required="bound",
-        ok=not bad.any(),
+        ok=bool((excess <= 1).all()),
     )
+
+
+def _first_bad(comparisons: Iterable[Comparison]) -> Comparison:
+    """Return, of a comparison after each segment, the first that is not ok, else the worst."""
+    every = list(comparisons)
+    return next((c for c in every if not c.ok), max(every, key=lambda c: c.max_abs))
 
 
 def _rows_of(weights: list[F64]) -> npt.NDArray[np.float64]:
@@ -408,8 +405,8 @@ def _why(name: str, comparison: Comparison) -> str:
         return f"{words}: 0 and -0 differ"
     where = f"batch {worst.batch}, head {worst.head}, row {worst.row}, dim {worst.dim}"
     if comparison.required == "bits":
-        return f"{words}: must be bit-identical, differs by {comparison.max_abs:.2e} at {where}"
-    return f"{words}: {comparison.max_abs:.2e}, allowed {comparison.bound:.2e} at {where}"
+        return f"{words}: must be bit-identical, differs by {worst.error:.2e} at {where}"
+    return f"{words}: {worst.error:.2e}, allowed {comparison.bound:.2e} at {where}"
 
 
 def _outputs(run: Run) -> dict[str, Any]:
