@@ -86,11 +86,9 @@ def rounded_q(q: F32, q_type: str) -> tuple[F32, F64]:
     doubt = np.zeros(q.shape)
     if q_type not in ("q8_0", "q8_1"):
         return decode(encode(q, q_type), q_type), doubt
-    blocks = q.astype(np.float64).reshape(*q.shape[:-1], -1, 32)
-    step = np.abs(blocks).max(axis=-1, keepdims=True) / 127
-    steps = np.divide(blocks, step, out=np.zeros_like(blocks), where=step != 0)
+    steps, step = _q8_steps(q)
     near_tie = np.abs(np.abs(steps - np.trunc(steps)) - 0.5) < 127 * 8 * U32
-    rounded = np.rint(steps) * step.astype(np.float32).astype(np.float16).astype(np.float64)
+    rounded = np.rint(steps) * _as_f16(step)
     doubt = np.where(near_tie, step, 0.0).reshape(q.shape)
     return rounded.astype(np.float32).reshape(q.shape), doubt
 
@@ -160,12 +158,26 @@ def _sums_bound(case: Case, q: F32, rounded: Partial, how: Arithmetic) -> tuple[
 def _q_doubt(q: F32, q_type: str) -> F64:
     """Return the norm of what is in doubt of the rounded Q, for each row.
 
-    Q8_1 rounds the sum of a block to F16. That sum multiplies the minimum in K's block, which is a
+    Q8_1 keeps the sum of a block, too: the step times the sum of the steps, rounded to F16, whereas
+    the step itself is rounded on its own. That sum multiplies the minimum in K's block, which is a
     value of K, hence at most K's norm.
     """
     doubt: F64 = np.sqrt((rounded_q(q, q_type)[1] ** 2).sum(axis=-1))
     if q_type == "q8_1":
-        sums = q.astype(np.float64).reshape(*q.shape[:-1], -1, 32)
-        sizes = np.abs(sums.sum(axis=-1)) + np.abs(sums).max(axis=-1) * 32 / 254
-        doubt = doubt + (U16 * sizes + _F16_TINY).sum(axis=-1)
+        steps, step = _q8_steps(q)
+        n_steps = np.abs(np.rint(steps).sum(axis=-1))
+        step = step[..., 0]
+        of_sum = n_steps * (np.abs(step - _as_f16(step)) + U16 * step) + _F16_TINY
+        doubt = doubt + of_sum.sum(axis=-1)
     return doubt
+
+
+def _q8_steps(q: F32) -> tuple[F64, F64]:
+    """Return Q in blocks of 32 as multiples of the block's step, not rounded, and the steps."""
+    blocks = q.astype(np.float64).reshape(*q.shape[:-1], -1, 32)
+    step = np.abs(blocks).max(axis=-1, keepdims=True) / 127
+    return np.divide(blocks, step, out=np.zeros_like(blocks), where=step != 0), step
+
+
+def _as_f16(x: F64) -> F64:
+    return x.astype(np.float32).astype(np.float16).astype(np.float64)

@@ -176,31 +176,47 @@ def check_writable(path: Path) -> None:
     Raises:
         UsageError: It cannot.
     """
+    path = path.resolve()
     if path.is_dir():
         raise UsageError(f"report {path}: is a folder; name a file")
-    folder = path.parent
-    if not folder.is_dir():
-        raise UsageError(f"report {path}: there is no folder {folder}; make it first")
+    if _is_device(path):
+        if not os.access(path, os.W_OK):
+            raise UsageError(f"report {path}: cannot be written (no permission); name another file")
+        return
+    if not path.parent.is_dir():
+        raise UsageError(f"report {path}: there is no folder {path.parent}; make it first")
     try:
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise UsageError(f"report {path}: cannot be written ({error.strerror})") from error
+        raise UsageError(
+            f"report {path}: cannot be written ({error.strerror}); name another file"
+        ) from error
 
 
 def write_report(path: Path, text: str) -> None:
-    """Write a report whole or not at all.
+    """Write a report, into a file whole or not at all.
 
     Raises:
         SetupError: It cannot be written; an older one is left as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    path = path.resolve()  # through a link, not in its place
+    temporary = path if _is_device(path) else path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        if temporary != path:
+            temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise SetupError(f"report {path}: cannot be written ({error.strerror})") from error
+        if temporary != path:
+            temporary.unlink(missing_ok=True)
+        raise SetupError(
+            f"report {path}: cannot be written ({error.strerror}); make room or name another file"
+        ) from error
+
+
+def _is_device(path: Path) -> bool:
+    """Tell whether a path is a device or a pipe: something to write to, not to replace."""
+    return path.exists() and not path.is_file()
 
 
 def _current_library(name: str) -> Library:

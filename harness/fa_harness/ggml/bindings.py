@@ -20,6 +20,7 @@ _PREAMBLE = """\
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations" // of upstreams in which both names exist
 """
 
 
