@@ -132,7 +132,7 @@ def run(
     """Compare standard, full-state and segmented attention with the oracle.
 
     Options that may be repeated also take a comma list: --segments 1,2,7 runs every case three
-    times. Cases with boundaries of their own keep them.
+    times. Cases that list boundaries of their own keep them.
     """
     from fa_harness import session
 

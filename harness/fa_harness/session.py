@@ -47,8 +47,9 @@ def select(
         suite: Name of a suite; `default` where no other source of cases is given.
         case_string: One case.
         case_file: A file with a case a line; empty lines and `#` comments are passed over.
-        segments: Every case once with each of these; a case with listed boundaries keeps them.
-        boundaries: Comma list of keys, or `random`; instead of the cases' own.
+        segments: Every case once with each of these.
+        boundaries: Comma list of keys, or `random`, which goes with `segments`, too. A case that
+            lists boundaries of its own keeps them, whatever is asked for.
         regimes: Every case once with each of these.
         threads: Every case once with each of these.
         seed: Instead of the cases' own.
@@ -60,8 +61,8 @@ def select(
     given = [name for name in (suite, case_string, case_file) if name is not None]
     if len(given) > 1:
         raise UsageError("--suite, --case and --case-file exclude each other; give one")
-    if boundaries is not None and segments:
-        raise UsageError("--segments and --boundaries exclude each other; give one")
+    if boundaries not in (None, "random") and segments:
+        raise UsageError("--segments and a list of --boundaries exclude each other; give one")
     if case_string is not None:
         cases = [Case.parse(case_string)]
     elif case_file is not None:
@@ -74,23 +75,30 @@ def select(
         [{"threads": n} for n in threads] or [{}],
         [{"seed": seed}] if seed is not None else [{}],
     ]
-    varied = [
-        _cut(
-            case.with_(**{k: v for change in combination for k, v in change.items()}), n, boundaries
-        )
+    variants = [
+        case.with_(**{key: value for change in combination for key, value in change.items()})
         for case in cases
         for combination in itertools.product(*changes)
-        for n in segments or (None,)
     ]
-    selected = list(dict.fromkeys(varied))
-    if pattern is not None:
-        selected = [case for case in selected if _regex(pattern).search(str(case))]
+    keys = _read_boundaries(boundaries)
+    wanted = _regex(pattern or "").search
+    selected: dict[Case, None] = {}
+    for case, n in itertools.product(variants, segments or (None,)):
+        try:
+            cut = _cut(case, n, keys)
+        except UsageError as error:
+            if wanted(str(case)):
+                raise UsageError(f"{case}: {error}") from error
+            continue
+        if wanted(str(cut)):
+            selected[cut] = None
     if not selected:
         raise UsageError(
-            f"no case is left of {len(varied)}"
-            + (f": none matches -k {pattern!r}; --list shows them" if pattern else "")
+            f"no case is left of {len(variants)}: none matches -k {pattern!r}; --list shows them"
+            if pattern
+            else f"{case_file or 'the suite'} holds no case"
         )
-    return selected
+    return list(selected)
 
 
 def check_modes(names: Sequence[str]) -> tuple[str, ...]:
@@ -228,20 +236,26 @@ def _current_library(name: str) -> Library:
     return library
 
 
-def _cut(case: Case, segments: int | None, boundaries: str | None) -> Case:
-    if boundaries == "random":
-        return case.with_(boundaries="random")
-    if boundaries is not None:
-        try:
-            keys = tuple(int(key) for key in boundaries.split(","))
-        except ValueError:
-            raise UsageError(
-                f"--boundaries {boundaries!r} is neither a comma list of keys nor 'random'"
-            ) from None
-        return case.with_(boundaries=keys, segments=len(keys) + 1)
-    if segments is None or isinstance(case.boundaries, tuple):
+def _cut(case: Case, segments: int | None, boundaries: tuple[int, ...] | str | None) -> Case:
+    if isinstance(case.boundaries, tuple):
         return case
-    return case.with_(segments=segments)
+    if isinstance(boundaries, tuple):
+        return case.with_(boundaries=boundaries, segments=len(boundaries) + 1)
+    return case.with_(
+        segments=case.segments if segments is None else segments,
+        boundaries=case.boundaries if boundaries is None else "random",
+    )
+
+
+def _read_boundaries(text: str | None) -> tuple[int, ...] | str | None:
+    if text in (None, "random"):
+        return text
+    try:
+        return tuple(int(key) for key in str(text).split(","))
+    except ValueError:
+        raise UsageError(
+            f"--boundaries {text!r} is neither a comma list of keys nor 'random'"
+        ) from None
 
 
 def _read_cases(path: Path) -> list[Case]:
