@@ -5,6 +5,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
+# unless ARGS cuts the cache in its own way
+SEGMENTS = $(if $(filter --segments% --boundaries%,$(ARGS)),,--segments 4)
 
 .DEFAULT_GOAL := help
 .PHONY: help run test vendor lib lint clean distclean
@@ -16,7 +18,7 @@ help: ## list the targets
 	@echo "  make run ARGS='--threads 8'   more options for fa-harness run"
 
 run: lib ## build the patched library and compare it with the oracle
-	@$(BIN)/fa-harness run --segments 4 $(ARGS)
+	@$(BIN)/fa-harness run $(SEGMENTS) $(ARGS)
 
 test: $(READY) ## build the libraries and run every test
 	@$(BIN)/fa-harness build pristine 0001 patched

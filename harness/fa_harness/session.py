@@ -184,13 +184,13 @@ def check_writable(path: Path) -> None:
     Raises:
         UsageError: It cannot.
     """
-    path = path.resolve()
     if path.is_dir():
         raise UsageError(f"report {path}: is a folder; name a file")
     if _is_device(path):
         if not os.access(path, os.W_OK):
             raise UsageError(f"report {path}: cannot be written (no permission); name another file")
         return
+    path = path.resolve()
     if not path.parent.is_dir():
         raise UsageError(f"report {path}: there is no folder {path.parent}; make it first")
     try:
@@ -208,18 +208,25 @@ def write_report(path: Path, text: str) -> None:
     Raises:
         SetupError: It cannot be written; an older one is left as it was.
     """
-    path = path.resolve()  # through a link, not in its place
-    temporary = path if _is_device(path) else path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        if temporary != path:
-            temporary.replace(path)
+        if _is_device(path):
+            path.write_text(text, encoding="utf-8")
+        else:
+            _replace(path.resolve(), text)  # the file that a link leads to, not the link
     except OSError as error:
-        if temporary != path:
-            temporary.unlink(missing_ok=True)
         raise SetupError(
             f"report {path}: cannot be written ({error.strerror}); make room or name another file"
         ) from error
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _is_device(path: Path) -> bool:

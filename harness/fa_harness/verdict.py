@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -67,19 +66,6 @@ class Comparison:
     ok: bool
     """What is required holds for every element."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the comparison as the JSON report has it; NaN and infinity as strings."""
-        return {
-            "max_abs": _number(self.max_abs),
-            "max_rel_row": _number(self.max_rel_row),
-            "nmse": _number(self.nmse),
-            "bitwise": self.bitwise,
-            "worst": {k: _number(v) for k, v in vars(self.worst).items()} if self.worst else None,
-            "bound": _number(self.bound),
-            "required": self.required,
-            "ok": self.ok,
-        }
-
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
@@ -93,8 +79,8 @@ class Verdict:
     reason: str = ""
     """Why the status is not `pass`."""
     comparisons: dict[str, Comparison]
-    outputs: dict[str, Any]
-    """Numbers of `standard`, `segmented`, `after_segment`, as nested lists; may be empty."""
+    outputs: dict[str, F32 | list[F32]]
+    """Outputs of the modes, and `after_segment`, a list of them; empty where they are not kept."""
     seconds: float = 0.0
     """From the case's start to its verdict."""
 
@@ -200,7 +186,7 @@ class _Judge:
             peak = float(self._truth.prefixes()[-1].peak.max())
             return "unsupported", (
                 f"upstream's F16 accumulator overflows: numerators reach {peak:.3g}, F16 ends at "
-                f"{_F16_MAX:.0f}; what has to be bit-identical is"
+                f"{_F16_MAX:.0f}; the comparisons that must be bit-identical are"
             )
         return self._mistrust()
 
@@ -418,16 +404,11 @@ def _why(name: str, comparison: Comparison) -> str:
     return f"{words}: {worst.error:.2e}, allowed {comparison.bound:.2e} at {where}"
 
 
-def _outputs(run: Run) -> dict[str, Any]:
-    outputs: dict[str, Any] = {"standard": run.standard.tolist()}
+def _outputs(run: Run) -> dict[str, F32 | list[F32]]:
+    outputs: dict[str, F32 | list[F32]] = {"standard": run.standard}
     if run.full_state is not None:
-        outputs["full_state"] = run.full_state.output.tolist()
+        outputs["full_state"] = run.full_state.output
     if run.segmented is not None:
-        outputs["segmented"] = run.segmented[-1].output.tolist()
-        outputs["after_segment"] = [step.output.tolist() for step in run.segmented]
+        outputs["segmented"] = run.segmented[-1].output
+        outputs["after_segment"] = [step.output for step in run.segmented]
     return outputs
-
-
-def _number(value: float) -> float | str:
-    """Return a number that JSON can hold; NaN and infinity as `nan`, `inf`, `-inf`."""
-    return value if np.isfinite(value) else str(value)

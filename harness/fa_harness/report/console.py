@@ -19,8 +19,8 @@ _STYLE = {
     "mistrusted": "bold magenta",
 }
 
-_COLUMNS = (  # heading, width, to the right
-    ("case", 62, False),
+_CASE_WIDTHS = (28, 62)  # least and most columns for the case, by what the others leave of the line
+_COLUMNS = (  # of the others: heading, width, to the right
     ("path", 8, False),
     ("segments", 8, True),
     ("std vs full", 11, True),
@@ -47,9 +47,13 @@ class Table:
             disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("cases", total=total)
+        least, most = _CASE_WIDTHS
+        others = sum(width + 2 for _, width, _ in _COLUMNS)
+        self._case_width = min(max(console.width - others, least), most)
 
     def __enter__(self) -> Table:
-        self._console.print(_line([heading for heading, _, _ in _COLUMNS], "bold"))
+        headings = [heading for heading, _, _ in _COLUMNS]
+        self._console.print(self._line("case", headings, "bold"), soft_wrap=True)
         self._progress.start()
         return self
 
@@ -59,21 +63,31 @@ class Table:
     def add(self, verdict: Verdict, repro: str) -> None:
         """Print a case's line, and what a person needs to go on where it did not pass."""
         cells = [
-            label(verdict.case),
             verdict.path,
             str(verdict.case.segments),
             _difference(verdict, "full_state_vs_standard"),
             _difference(verdict, "segmented_vs_standard"),
             *_oracle(verdict),
         ]
-        line = _line([*cells, verdict.status], "")
-        line.stylize(_STYLE[verdict.status], len(line.plain.rstrip()) - len(verdict.status))
-        self._console.print(line)
+        line = self._line(label(verdict.case), [*cells, verdict.status], "")
+        line.stylize(_STYLE[verdict.status], len(line.plain) - len(verdict.status))
+        self._console.print(line, soft_wrap=True)
         if verdict.status != "pass":
-            self._console.print(Text(f"    {verdict.reason}", style=_STYLE[verdict.status]))
+            reason = Text(f"    {verdict.reason}", style=_STYLE[verdict.status])
+            self._console.print(reason, soft_wrap=True)
         if verdict.status != "pass" or self._verbose:
             self._console.print(Text(f"    {repro}", style="dim"), soft_wrap=True)
         self._progress.advance(self._task)
+
+    def _line(self, case: str, cells: list[str], style: str) -> Text:
+        width = self._case_width
+        if len(case) > width:
+            case = case[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
+        padded = [
+            f"{cell:>{width}}" if right else f"{cell:<{width}}"
+            for cell, (_, width, right) in zip(cells, _COLUMNS, strict=True)
+        ]
+        return Text("  ".join([f"{case:<{width}}", *padded]).rstrip(), style=style)
 
 
 def print_summary(console: Console, results: Results) -> None:
@@ -108,7 +122,7 @@ def label(case: Case) -> str:
         (case.sinks, "sinks"),
         (case.max_bias != 0, "alibi"),
         (case.logit_softcap != 0, "softcap"),
-        (case.permute != default.permute, "permuted"),
+        (case.permute != default.permute, "permuted:" + "".join(map(str, case.permute))),
         (not case.kv_view, "no view"),
         (case.v_is_view_of_k, "V in K"),
         (case.boundaries == "random", "cut:random"),
@@ -135,11 +149,3 @@ def _oracle(verdict: Verdict) -> tuple[str, str]:
             times = comparison.of_bound
             return f"{comparison.max_abs:.2e}", f"{times:.0%}" if times < 10 else f"{times:.0f} x"
     return "-", "-"
-
-
-def _line(cells: list[str], style: str) -> Text:
-    padded = [
-        f"{cell:>{width}}" if right else f"{cell:<{width}}"
-        for cell, (_, width, right) in zip(cells, _COLUMNS, strict=True)
-    ]
-    return Text("  ".join(padded).rstrip(), style=style, no_wrap=True, overflow="ignore")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
+import numpy as np
+
 from fa_harness.report import Results
-from fa_harness.verdict import STATUSES, Verdict
+from fa_harness.verdict import STATUSES, Comparison, Verdict
 
 SCHEMA = "fa-harness.run/1"
 
@@ -40,8 +43,32 @@ def _result(verdict: Verdict, repro: str) -> dict[str, Any]:
         "status": verdict.status,
         "path": verdict.path,
         "reason": verdict.reason,
-        "comparisons": {name: c.to_json() for name, c in verdict.comparisons.items()},
-        "outputs": verdict.outputs,
+        "comparisons": {name: _comparison(c) for name, c in verdict.comparisons.items()},
+        "outputs": {name: _numbers(output) for name, output in verdict.outputs.items()},
         "seconds": round(verdict.seconds, 4),
         "repro": repro,
     }
+
+
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    worst = comparison.worst
+    return {
+        "max_abs": _numbers(comparison.max_abs),
+        "max_rel_row": _numbers(comparison.max_rel_row),
+        "nmse": _numbers(comparison.nmse),
+        "bitwise": comparison.bitwise,
+        "worst": {name: _numbers(n) for name, n in vars(worst).items()} if worst else None,
+        "bound": _numbers(comparison.bound),
+        "of_bound": _numbers(comparison.of_bound),
+        "required": comparison.required,
+        "ok": comparison.ok,
+    }
+
+
+def _numbers(value: Any) -> Any:
+    """Return numbers as JSON can hold them: NaN and infinity as `nan`, `inf`, `-inf`."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
