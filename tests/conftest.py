@@ -1,5 +1,8 @@
 """The real libraries: built once, before the first test that needs one."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from fa_harness import ggml
@@ -36,3 +39,31 @@ def patched() -> Library:
 def library(patched: Library) -> Ggml:
     """The patched library, loaded into this process, which can hold no other."""
     return ggml.load(patched.module_path)
+
+
+@pytest.fixture
+def around_patched(patched: Library, tmp_path: Path) -> Callable[[str], Path]:
+    """Make a module around the patched library that runs some code before each use of `lib`.
+
+    The code sees the `name` of the function and `n`, how often that one was used.
+    """
+
+    def make(code: str) -> Path:
+        module, real = tmp_path / "_ggml.py", str(patched.module_path)
+        module.write_text(
+            "import collections, importlib.util, os, signal\n"
+            f"spec = importlib.util.spec_from_file_location('_ggml', {real!r})\n"
+            "real = importlib.util.module_from_spec(spec)\n"
+            "spec.loader.exec_module(real)\n"
+            "uses = collections.Counter()\n"
+            "class Lib:\n"
+            "    def __getattr__(self, name):\n"
+            "        uses[name] += 1\n"
+            "        n = uses[name]\n"
+            f"        {code}\n"
+            "        return getattr(real.lib, name)\n"
+            "ffi, lib = real.ffi, Lib()\n"
+        )
+        return module
+
+    return make

@@ -19,7 +19,7 @@ _STYLE = {
     "mistrusted": "bold magenta",
 }
 
-_CASE_WIDTHS = (28, 62)  # least and most columns for the case, by what the others leave of the line
+_CASE_WIDTHS = (20, 62)  # least and most columns for the case, by what the others leave of the line
 _COLUMNS = (  # of the others: heading, width, to the right
     ("path", 8, False),
     ("segments", 8, True),
