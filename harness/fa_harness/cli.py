@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fa_harness import __version__
-from fa_harness.errors import FaHarnessError, UsageError
+from fa_harness.errors import FaHarnessError, SetupError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,8 +29,10 @@ def main() -> None:
     # NumPy's BLAS must not keep threads spinning on the cores that ggml is measured on.
     for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cancelled job keeps its report
     try:
         cli.main(standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
     except click.ClickException as error:
@@ -40,6 +44,20 @@ def main() -> None:
     except FaHarnessError as error:
         click.echo(f"fa-harness: {error}", err=True)
         sys.exit(error.exit_status)
+    except BrokenPipeError:
+        _silence_stdout()
+        sys.exit(FaHarnessError.exit_status)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO):
+            raise
+        _silence_stdout()
+        click.echo(f"fa-harness: cannot write standard output ({error.strerror})", err=True)
+        sys.exit(SetupError.exit_status)
+
+
+def _silence_stdout() -> None:
+    """Keep the interpreter from trying once more to write what cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _List(click.ParamType[list[Any]]):

@@ -146,6 +146,7 @@ def run(
             verdicts=tuple(verdicts),
             selected=len(cases),
             interrupted=interrupted,
+            upstream_dir=os.environ.get("UPSTREAM_DIR") or None,
         )
 
     interrupted = False

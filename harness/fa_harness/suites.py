@@ -62,6 +62,8 @@ def _default() -> list[Case]:
     for regime in _REGIMES_OF_ANY_SHAPE:  # decode: the vec path, then split-KV
         for kv in (250, 640):
             add(Case(**_DECODE, kv=kv, regime=regime))
+    for regime in ("normal", "rising", "offset"):
+        add(Case(**_DECODE, kv=640, regime=regime, type_K="f32", type_V="f32"))
     for regime in _REGIMES_OF_ANY_SHAPE:  # prefill: the vec path, then tiled
         add(Case(**_PREFILL, kv=200, regime=regime))
     for regime in ("normal", "spiky", "rising", "offset"):

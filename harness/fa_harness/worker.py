@@ -121,12 +121,13 @@ class Worker:
         try:
             kind, value = self._receive(time.monotonic() + _START_SECONDS)
         except (EOFError, TimeoutError):
-            self._kill()
-            raise SetupError(
+            kind = "error"
+            value = (
                 f"{self._module_path}: the library cannot be loaded{self._last_lines()}; "
                 "`fa-harness doctor` tells more, `fa-harness build` makes it anew"
-            ) from None
+            )
         if kind == "error":
+            self._stop()
             raise SetupError(str(value))
         self.features, self.has_state = value
 

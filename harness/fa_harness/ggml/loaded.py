@@ -85,7 +85,12 @@ class Ggml:
         return bool(total[0] != x.astype(np.float64).sum())
 
     def dequantise(self, raw: npt.NDArray[np.uint8], type_: str) -> npt.NDArray[np.float32]:
-        """Return the float32 values of rows `[..., row_bytes]`, by the library's own code."""
+        """Return the float32 values of rows `[..., row_bytes]`, by the library's own code.
+
+        Args:
+            raw: uint8 `[..., row_bytes]`.
+            type_: The rows' type, any but `f32`, which needs no decoding.
+        """
         block_size, block_bytes, _ = quants.TYPES[type_]
         raw = np.ascontiguousarray(raw)
         out = np.empty((*raw.shape[:-1], raw.shape[-1] // block_bytes * block_size), np.float32)

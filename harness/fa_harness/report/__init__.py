@@ -28,6 +28,8 @@ class Results:
     selected: int
     """Cases that were to run; more than ran where the run was interrupted."""
     interrupted: bool
+    upstream_dir: str | None = None
+    """The developer's own checkout that the library was built from, if it was."""
 
     def count(self, status: str) -> int:
         """Return how many cases have a status."""
@@ -44,4 +46,7 @@ class Results:
         command = ["fa-harness", "run", "--library", str(self.library["name"])]
         if self.modes:
             command += ["--mode", ",".join(self.modes)]
-        return shlex.join([*command, "--case", str(verdict.case)])
+        line = shlex.join([*command, "--case", str(verdict.case)])
+        return (
+            f"UPSTREAM_DIR={shlex.quote(self.upstream_dir)} {line}" if self.upstream_dir else line
+        )

@@ -82,7 +82,7 @@ class Table:
     def _line(self, case: str, cells: list[str], style: str) -> Text:
         width = self._case_width
         if len(case) > width:
-            case = case[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
+            case = f"{case[: width - 2]}.."
         padded = [
             f"{cell:>{width}}" if right else f"{cell:<{width}}"
             for cell, (_, width, right) in zip(cells, _COLUMNS, strict=True)
