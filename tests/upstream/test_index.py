@@ -4,11 +4,36 @@ import re
 import pytest
 
 from fa_harness.errors import SetupError
-from fa_harness.upstream.index import DEFAULT_INDEX, load_index_config, parse_index_config
+from fa_harness.upstream import index
+from fa_harness.upstream.index import IndexConfig, load_index_config, parse_default_index
+
+DEFAULT_INDEX = "https://default/simple"
+
+
+def parse_index_config(listing: list[str]) -> IndexConfig:
+    return index.parse_index_config(listing, default_index=DEFAULT_INDEX)
 
 
 def test_without_settings_the_default_index_is_asked() -> None:
     assert parse_index_config([]).indexes == (DEFAULT_INDEX,)
+
+
+@pytest.mark.parametrize("space", [" ", "\n                              "])
+def test_pips_help_names_its_default_index(space: str) -> None:
+    usage = (
+        "  -d, --dest <dir>            Where to (default .).\n"
+        f"  -i, --index-url <url>       Base URL of the index (default{space}https://d/simple).\n"
+        "  --extra-index-url <url>     Extra URLs (default none).\n"
+    )
+    assert parse_default_index(usage) == "https://d/simple"
+
+
+def test_without_a_setting_this_pips_default_index_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PIP_INDEX_URL", raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    assert load_index_config().indexes[0].startswith("https://")
 
 
 def test_extra_indexes_follow_the_index_and_are_split_at_any_white_space() -> None:

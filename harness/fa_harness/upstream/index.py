@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import ssl
 import sys
@@ -11,8 +12,6 @@ from dataclasses import dataclass
 
 from fa_harness import proc
 from fa_harness.errors import SetupError
-
-DEFAULT_INDEX = "https://pypi.org/simple"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +27,7 @@ class IndexConfig:
         timeout: seconds without an answer after which a connection is given up.
     """
 
-    indexes: tuple[str, ...] = (DEFAULT_INDEX,)
+    indexes: tuple[str, ...] = ()
     find_links: tuple[str, ...] = ()
     trusted_hosts: tuple[str, ...] = ()
     cert: str | None = None
@@ -49,15 +48,23 @@ class IndexConfig:
 
 
 def load_index_config() -> IndexConfig:
-    """Ask this environment's pip; without a pip, read pip's environment variables alone."""
+    """Ask this environment's pip; without a pip there is nothing to go by, and no index."""
+    pip = [sys.executable, "-m", "pip"]
     try:
-        listing = proc.run([sys.executable, "-m", "pip", "config", "list"])
+        listing = proc.run([*pip, "config", "list"])
+        usage = proc.run([*pip, "download", "--help"], env={**os.environ, "COLUMNS": "200"})
     except SetupError:
-        listing = ""
-    return parse_index_config(listing.splitlines())
+        listing = usage = ""
+    return parse_index_config(listing.splitlines(), default_index=parse_default_index(usage))
 
 
-def parse_index_config(listing: Iterable[str]) -> IndexConfig:
+def parse_default_index(usage: str) -> str:
+    """The index that pip asks where no setting names one, as its own help has it."""
+    match = re.search(r"--index-url <url>.*?\(default\s+([^\s)]+)\)", usage, re.DOTALL)
+    return match[1] if match else ""
+
+
+def parse_index_config(listing: Iterable[str], *, default_index: str) -> IndexConfig:
     """The configuration in the lines that `pip config list` prints (`section.key='value'`).
 
     As for `pip install`: its own section goes before `global`, and the environment before both.
@@ -67,11 +74,12 @@ def parse_index_config(listing: Iterable[str]) -> IndexConfig:
         match = re.fullmatch(r"(global|install|:env:)\.([\w-]+)=(['\"].*)", line.strip())
         if match:
             sections[match[1]][match[2]] = ast.literal_eval(match[3])
-    return _config({**sections["global"], **sections["install"], **sections[":env:"]})
+    settings = {**sections["global"], **sections["install"], **sections[":env:"]}
+    return _config(settings, default_index)
 
 
-def _config(settings: Mapping[str, str]) -> IndexConfig:
-    indexes = (settings.get("index-url") or DEFAULT_INDEX).split()
+def _config(settings: Mapping[str, str], default_index: str) -> IndexConfig:
+    indexes = (settings.get("index-url") or default_index).split()
     indexes += settings.get("extra-index-url", "").split()
     if settings.get("no-index", "").lower() in ("1", "true", "yes", "on", "y", "t"):
         indexes = []
