@@ -264,21 +264,41 @@ def test_without_alibi_every_slope_is_1() -> None:
     np.testing.assert_array_equal(slopes(SMALL), np.ones(SMALL.n_head))
 
 
-@any_case
-def test_walk_is_the_sum_of_the_partial_sums_that_one_pass_rounds(case: Case) -> None:
-    inputs = make_inputs(case)
-    state = attend(case, inputs, 0, case.kv)
-    one_by_one = [attend(case, inputs, j, j + 1) for j in range(case.kv)]
-    walk, n_roundings = np.zeros_like(state.walk), np.zeros_like(state.s)
-    prefix = fresh(case)
-    for key in one_by_one:
-        is_seen = np.isfinite(key.m)
-        n = is_seen * (1.0 + (key.m > prefix.m))
-        prefix = merge(prefix, key)
+def one_by_one() -> Partial:
+    """The sums over the roundings as they are, key by key."""
+    state = fresh(MERGED)
+    walk, squares, s_walk, n = (np.zeros_like(state.walk) for _ in range(4))
+    peak = np.zeros_like(state.s)
+    for j in range(MERGED.kv):
+        key = attend(MERGED, MERGED_INPUTS, j, j + 1)
+        roundings = (np.isfinite(key.m) * (1.0 + (key.m > state.m)))[..., None]
+        state = merge(state, key)
         with np.errstate(invalid="ignore"):
-            to_final = np.where(np.isfinite(prefix.m), np.exp(prefix.m - state.m), 0.0)
-        walk += (n * to_final)[..., None] * np.abs(prefix.vkq)
-        n_roundings += n
-    np.testing.assert_array_equal(state.n_roundings >= n_roundings, True)
-    assert (walk <= state.walk * (1 + 1e-9)).all()
-    assert (state.walk <= state.n_roundings[..., None] * state.abs_vkq * (1 + 1e-9)).all()
+            to_end = np.where(np.isfinite(state.m), np.exp(state.m - WHOLE.m), 0.0)[..., None]
+        walk += roundings * to_end * np.abs(state.vkq)
+        squares += roundings * (to_end * state.vkq) ** 2
+        s_walk += roundings * to_end * state.s[..., None]
+        n += roundings
+        peak = np.maximum(peak, (to_end * np.abs(state.vkq)).max(axis=-1))
+    return dataclasses.replace(
+        WHOLE,
+        walk=walk,
+        walk_norm=np.sqrt(squares),
+        s_walk=s_walk[..., 0],
+        n_roundings=n[..., 0],
+        peak=peak,
+    )
+
+
+ONE_BY_ONE = one_by_one()
+
+
+@given(bounds=splits)
+@settings(max_examples=40, deadline=None)
+def test_the_walks_of_parts_bound_the_walk_of_one_pass(bounds: list[int]) -> None:
+    merged = fresh(MERGED)
+    for part in parts(bounds):
+        merged = merge(merged, part)
+    for name in ("walk", "walk_norm", "s_walk", "peak", "n_roundings"):
+        of_parts, of_whole = getattr(merged, name), getattr(ONE_BY_ONE, name)
+        assert (of_parts * (1 + 1e-9) >= of_whole).all(), name

@@ -1,0 +1,382 @@
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fa_harness import modes
+from fa_harness.cases import Case
+from fa_harness.ggml import Context, Ggml, Graph, Tensor
+from fa_harness.inputs import make_inputs
+from fa_harness.library import Library
+from fa_harness.modes import Run, Step, path, run_case
+from fa_harness.suites import suite
+from fa_harness.verdict import Verdict, judge
+from fa_harness.worker import Worker
+
+F32 = npt.NDArray[np.float32]
+
+F16 = Case(hsk=64, hsv=64, nh=2, nr23=(2, 2), kv=40, nb=3, segments=3, regime="normal")
+DECODE = Case(hsk=64, hsv=64, nh=2, nr23=(4, 1), kv=640, nb=1, regime="normal")
+PREFILL = DECODE.with_(nb=66, kv=130)
+
+
+def run(library: Ggml, case: Case) -> Run:
+    return run_case(library, case, make_inputs(case))
+
+
+def chain(run: Run) -> tuple[Step, ...]:
+    assert run.segmented is not None
+    return run.segmented
+
+
+def judged(library: Ggml, case: Case) -> Verdict:
+    inputs = make_inputs(case)
+    return judge(case, inputs, run_case(library, case, inputs), features=library.features())
+
+
+# the library: what the patches promise
+
+
+def test_without_a_state_the_patched_library_is_pristine_bit_for_bit_in_the_same_work_memory(
+    patched: Library, pristine: Library
+) -> None:
+    cases = suite("default")
+    assert {path(case) for case in cases} == {"vec", "tiled", "split-kv"}
+    with Worker(pristine.module_path) as upstream, Worker(patched.module_path) as ours:
+        for case in cases:
+            for worker in (upstream, ours):
+                worker.submit(case, ("standard",), 60)
+            theirs, mine = upstream.result(), ours.result()
+            assert isinstance(theirs, Run), theirs
+            assert isinstance(mine, Run), mine
+            assert mine.standard.tobytes() == theirs.standard.tobytes(), case
+            assert mine.work_size["standard"] == theirs.work_size["standard"], case
+
+
+@pytest.mark.parametrize(
+    "types", [("f16", "f16"), ("q8_0", "f16"), ("f32", "f32"), ("q4_0", "q5_1")], ids="-".join
+)
+@given(data=st.data())
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_chain_is_the_full_call_bit_for_bit_for_every_split(
+    library: Ggml, types: tuple[str, str], data: st.DataObject
+) -> None:
+    inner = data.draw(st.lists(st.integers(0, F16.kv), min_size=1, max_size=5).map(sorted))
+    regime = data.draw(st.sampled_from(["normal", "spiky", "rising", "falling", "huge"]))
+    kind = data.draw(st.sampled_from(["random", "leading", "causal", "masked_segment"]))
+    case = F16.with_(
+        segments=len(inner) + 1, boundaries=tuple(inner), regime=regime, mask_kind=kind,
+        type_K=types[0], type_V=types[1],
+    )  # fmt: skip
+    done = run(library, case)
+    assert done.full_state is not None
+    assert done.one_graph is not None
+    last = chain(done)[-1]
+    assert last.output.tobytes() == done.standard.tobytes()
+    assert last.output.tobytes() == done.full_state.output.tobytes()
+    assert last.state.tobytes() == done.full_state.state.tobytes()
+    assert done.one_graph[0][-1].tobytes() == last.output.tobytes()
+    assert done.one_graph[1].tobytes() == last.state.tobytes()
+
+
+def test_an_empty_segment_leaves_the_state_and_the_result_as_they_were(library: Ggml) -> None:
+    case = F16.with_(segments=5, boundaries=(0, 17, 17, 40))
+    empty_first, first, empty, whole, empty_last = chain(run(library, case))
+    assert np.isneginf(empty_first.state[..., 0]).all()
+    assert not empty_first.output.any()
+    assert empty.state.tobytes() == first.state.tobytes()
+    assert empty.output.tobytes() == first.output.tobytes()
+    assert empty_last.state.tobytes() == whole.state.tobytes()
+    assert empty_last.output.tobytes() == whole.output.tobytes()
+
+
+def test_rows_without_keys_stay_fresh_and_give_0(library: Ggml) -> None:
+    case = F16.with_(mask_kind="leading", nb=9)
+    for step in chain(run(library, case)):
+        assert np.isneginf(step.state[:, :, :3, 0]).all()
+        assert not step.output[:, :, :3].any()
+    last = chain(run(library, case))[-1]
+    assert np.isfinite(last.state[:, :, 3:]).all()
+    assert last.output[:, :, 3:].any(axis=-1).all()
+
+
+def test_a_prefix_of_a_chain_is_the_call_over_the_prefix(library: Ggml) -> None:
+    case = F16.with_(mask=False, mask_kind="none", segments=2, boundaries=(25,))
+    inputs = make_inputs(case)
+    prefix = dataclasses.replace(
+        inputs,
+        k=inputs.k[:, :, :25], k_raw=inputs.k_raw[:, :, :25],
+        v=inputs.v[:, :, :25], v_raw=inputs.v_raw[:, :, :25],
+    )  # fmt: skip
+    short = case.with_(kv=25, segments=1, boundaries=None)
+    first = chain(run_case(library, case, inputs))[0]
+    assert first.output.tobytes() == run_case(library, short, prefix).standard.tobytes()
+
+
+@pytest.mark.parametrize(
+    "case", [DECODE.with_(kv=250), F16.with_(nb=7), PREFILL], ids=["decode", "rows", "tiled"]
+)
+@pytest.mark.parametrize("type_", ["f16", "f32"])
+def test_results_do_not_depend_on_the_number_of_threads(
+    library: Ggml, case: Case, type_: str
+) -> None:
+    case = case.with_(type_K=type_, type_V=type_, segments=3)
+    runs = [run(library, case.with_(threads=n)) for n in (1, 2, 3, 5)]
+    assert len({done.standard.tobytes() for done in runs}) == 1
+    assert len({chain(done)[-1].output.tobytes() for done in runs}) == 1
+    assert len({chain(done)[-1].state.tobytes() for done in runs}) == 1
+
+
+# the layout of the inputs
+
+
+@pytest.mark.parametrize("types", [("f16", "f16"), ("q8_0", "q4_0"), ("f32", "bf16")], ids="-".join)
+@pytest.mark.parametrize(
+    "permute", [p for p in itertools.permutations(range(4)) if p[0] == 0], ids=str
+)
+@pytest.mark.parametrize("kv_view", [False, True], ids=["whole", "view"])
+def test_results_do_not_depend_on_where_the_inputs_lie_in_memory(
+    library: Ggml, permute: tuple[int, int, int, int], kv_view: bool, types: tuple[str, str]
+) -> None:
+    case = F16.with_(type_K=types[0], type_V=types[1])
+    plain = run(library, case.with_(kv_view=False))
+    moved = run(library, case.with_(kv_view=kv_view, permute=permute))
+    assert moved.standard.tobytes() == plain.standard.tobytes()
+    assert chain(moved)[-1].state.tobytes() == chain(plain)[-1].state.tobytes()
+    assert moved.inputs_written == ()
+
+
+def test_v_may_be_a_view_of_k(library: Ggml) -> None:
+    case = F16.with_(hsk=96, hsv=64, v_is_view_of_k=True)
+    viewed = run(library, case)
+    inputs = make_inputs(case)
+    own = run_case(library, case.with_(v_is_view_of_k=False), inputs)
+    assert viewed.standard.tobytes() == own.standard.tobytes()
+    assert chain(viewed)[-1].state.tobytes() == chain(own)[-1].state.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        (DECODE, "split-kv"),
+        (DECODE.with_(kv=511), "vec"),
+        (DECODE.with_(kv=512), "split-kv"),
+        (DECODE.with_(type_V="f32"), "vec"),
+        (DECODE.with_(nr23=(4, 2)), "vec"),
+        (DECODE.with_(type_K="q8_0", type_V="q8_0"), "vec"),
+        (PREFILL, "tiled"),
+        (PREFILL.with_(nb=63), "vec"),
+        (PREFILL.with_(nb=64), "tiled"),
+        (PREFILL.with_(type_K="bf16", type_V="bf16"), "vec"),
+    ],
+)
+def test_the_path_is_upstream_s(library: Ggml, case: Case, expected: str) -> None:
+    assert path(case) == expected
+    done = run(library, case.with_(threads=2))
+    assert (done.reference is None) == (expected == "vec")
+    if done.reference is not None:
+        assert done.reference.tobytes() != done.standard.tobytes()
+
+
+def test_modes_that_are_not_asked_for_are_not_computed(library: Ggml) -> None:
+    told: list[str] = []
+    inputs = make_inputs(F16)
+    done = run_case(library, F16, inputs, ("full_state",), on_mode=told.append)
+    assert told == ["standard", "full_state"]
+    assert list(done.seconds) == told
+    assert done.segmented is None
+    assert done.one_graph is None
+    assert done.full_state is not None
+
+
+def test_the_work_size_is_that_of_one_call(library: Ggml) -> None:
+    for case in (F16, DECODE, PREFILL):
+        sizes = run(library, case.with_(threads=2)).work_size
+        assert sizes["standard"] == sizes["full_state"] > 0
+
+
+# faults of the harness's own kind, made on purpose: each has to come out as `fail`
+
+Method = Callable[..., Any]
+CHAIN = Case(
+    hsk=64, hsv=64, nh=2, nr23=(2, 1), kv=90, nb=4, segments=3, regime="rising", sinks=True
+)
+
+
+def _mask_not_sliced(original: Method) -> Method:
+    def first_columns(self: Any, segment: tuple[int, int]) -> Tensor | None:
+        start, stop = segment
+        mask: Tensor | None = original(self, (0, stop - start))
+        return mask
+
+    return first_columns
+
+
+def _keys_from_the_start(original: Method) -> Method:
+    def from_the_start(self: Any, cache: Tensor, segment: tuple[int, int]) -> Tensor:
+        start, stop = segment
+        keys: Tensor = original(self, cache, (0, stop - start))
+        return keys
+
+    return from_the_start
+
+
+def _one_key_late(original: Method) -> Method:
+    def late(self: Any, cache: Tensor, segment: tuple[int, int]) -> Tensor:
+        start, stop = segment
+        shift = start > 0
+        keys: Tensor = original(self, cache, (start - shift, stop - shift))
+        return keys
+
+    return late
+
+
+def _last_key_lost(original: Method) -> Method:
+    def shorter(self: Any, segment: tuple[int, int], **more: Any) -> Tensor:
+        start, stop = segment
+        call: Tensor = original(self, (start, stop - (stop - start < self._case.kv)), **more)
+        return call
+
+    return shorter
+
+
+def _sinks_in_every_segment(original: Method) -> Method:
+    def with_sinks(self: Any, segment: tuple[int, int], **more: Any) -> Tensor:
+        call: Tensor = original(self, segment, **{**more, "sinks": True})
+        return call
+
+    return with_sinks
+
+
+def _no_sinks_with_a_state(original: Method) -> Method:
+    def without_sinks(self: Any, segment: tuple[int, int], **more: Any) -> Tensor:
+        sinks = more["sinks"] and more.get("state") is None
+        call: Tensor = original(self, segment, **{**more, "sinks": sinks})
+        return call
+
+    return without_sinks
+
+
+def _state_not_reset(original: Method) -> Method:
+    def only_once(self: Any) -> None:
+        if not hasattr(self, "was_reset"):
+            self.was_reset = True
+            original(self)
+
+    return only_once
+
+
+def _an_input_is_written(original: Method) -> Method:
+    def after_writing(self: Any) -> tuple[str, ...]:
+        tensor, data = self._inputs["k"]
+        changed = data.copy()
+        changed.reshape(-1)[-1] ^= 1
+        tensor.write(changed)
+        names: tuple[str, ...] = original(self)
+        return names
+
+    return after_writing
+
+
+@pytest.mark.parametrize(
+    ("method", "fault", "reason"),
+    [
+        ("_mask_columns", _mask_not_sliced, "segmented vs standard: must be bit-identical"),
+        ("_keys", _keys_from_the_start, "segmented vs standard: must be bit-identical"),
+        ("_keys", _one_key_late, "segmented vs standard: must be bit-identical"),
+        ("_call", _last_key_lost, "segmented vs standard: must be bit-identical"),
+        ("_call", _sinks_in_every_segment, "segmented vs standard: must be bit-identical"),
+        ("_call", _no_sinks_with_a_state, "full state vs standard: must be bit-identical"),
+        ("_make_fresh", _state_not_reset, "full state again: must be bit-identical"),
+        ("inputs_written", _an_input_is_written, "the op wrote to its inputs: k"),
+    ],
+)
+def test_a_fault_in_how_the_chain_is_made_fails(
+    library: Ggml,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    fault: Callable[[Method], Method],
+    reason: str,
+) -> None:
+    assert judged(library, CHAIN).status == "pass"
+    monkeypatch.setattr(modes._Chain, method, fault(getattr(modes._Chain, method)))
+    verdict = judged(library, CHAIN)
+    assert verdict.status == "fail"
+    assert verdict.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        pytest.param(lambda calls: calls[::-1], id="reversed"),
+        pytest.param(lambda calls: [calls[1], calls[0], *calls[2:]], id="two swapped"),
+        pytest.param(lambda calls: calls[1:], id="first missing"),
+        pytest.param(lambda calls: calls[-1:], id="last only"),
+    ],
+)
+def test_a_graph_of_the_chain_with_nodes_swapped_or_missing_fails(
+    library: Ggml,
+    monkeypatch: pytest.MonkeyPatch,
+    order: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+) -> None:
+    make = Context.graph
+
+    def graph(self: Context, outputs: Sequence[Tensor]) -> Graph:
+        return make(self, order(outputs) if len(outputs) > 1 else outputs)
+
+    monkeypatch.setattr(Context, "graph", graph)
+    verdict = judged(library, CHAIN)
+    assert verdict.status == "fail"
+    assert verdict.reason.startswith("one graph vs segmented: must be bit-identical")
+
+
+def test_a_row_that_is_not_computed_fails(library: Ggml, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fa_harness.ggml.Backend.compute", lambda self, graph: None, raising=True)
+    verdict = judged(library, CHAIN)
+    assert verdict.status == "fail"
+    assert verdict.reason.startswith("standard vs oracle: nan, allowed ")
+
+
+def test_what_lies_outside_the_view_of_a_cache_is_not_read(
+    library: Ggml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = run(library, CHAIN)
+    monkeypatch.setattr(modes, "_UNUSED", 0x3C)
+    after = run(library, CHAIN)
+    assert before.standard.tobytes() == after.standard.tobytes()
+    assert chain(before)[-1].state.tobytes() == chain(after)[-1].state.tobytes()
+
+
+def test_s_and_vkq_of_a_fresh_row_are_nan_so_that_nobody_relies_on_them(
+    library: Ggml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fa_harness.ggml.Backend.compute", lambda self, graph: None)
+    done = run(library, CHAIN)
+    for step in chain(done):
+        assert np.isneginf(step.state[..., 0]).all()
+        assert np.isnan(step.state[..., 1:]).all()
+
+
+@pytest.mark.parametrize("kv_view", [False, True], ids=["whole", "view"])
+@pytest.mark.parametrize(
+    "permute", [p for p in itertools.permutations(range(4)) if p[0] == 0], ids=str
+)
+def test_each_dimension_lies_in_memory_where_permute_says(
+    library: Ggml, permute: tuple[int, int, int, int], kv_view: bool
+) -> None:
+    case = F16.with_(permute=permute, kv_view=kv_view)
+    with library.context() as ctx, library.backend(1) as backend:
+        made = modes._Chain(ctx, case, make_inputs(case), backend, with_state=True)
+        assert made._q.ne == (64, 3, 4, 2)
+        assert made._k.ne == made._v.ne == (64, 40, 2, 2)
+        for tensor in (made._q, made._k, made._v):
+            by_stride = sorted(range(4), key=tensor.nb.__getitem__)
+            assert [permute[dim] for dim in by_stride] == [0, 1, 2, 3]

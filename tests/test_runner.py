@@ -1,0 +1,144 @@
+import dataclasses
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fa_harness.cases import Case
+from fa_harness.library import Library
+from fa_harness.runner import Runner
+from fa_harness.suites import suite
+from fa_harness.verdict import Verdict
+
+SEED = json.loads((Path(__file__).parent / "data" / "seed.json").read_text())
+SEED_CASE = Case.parse(SEED["case"])
+SMALL = Case(hsk=32, hsv=32, nh=1, kv=20, nb=2, segments=2, regime="normal")
+
+
+def run(
+    library: Library, cases: Sequence[Case], modes: tuple[str, ...] | None = None
+) -> list[Verdict]:
+    with Runner(library.module_path) as runner:
+        return list(runner.run(cases, modes=modes) if modes else runner.run(cases))
+
+
+def test_the_first_patch_alone_gives_the_numbers_that_were_recorded_with_the_bug(
+    bug: Library,
+) -> None:
+    [verdict] = run(bug, [SEED_CASE])
+    recorded = SEED["library 0001"]
+    assert verdict.status == "fail"
+    after = np.array(verdict.outputs["after_segment"]).reshape(2, 4)
+    np.testing.assert_allclose(after, recorded["after_segment"], rtol=0, atol=2e-6)
+    segmented = np.array(verdict.outputs["segmented"]).reshape(4)
+    np.testing.assert_allclose(segmented, recorded["after_segment"][-1], rtol=0, atol=2e-6)
+    assert verdict.comparisons["full_state_vs_standard"].max_abs == 0
+    difference = verdict.comparisons["segmented_vs_standard"].max_abs
+    assert f"{difference:.2e}" == recorded["standard_vs_segmented"]
+
+
+def test_the_reason_of_the_seed_case_names_the_element_that_is_off_by_that(bug: Library) -> None:
+    [verdict] = run(bug, [SEED_CASE])
+    assert verdict.reason == (
+        "segmented vs standard: must be bit-identical, differs by 2.49e+00 "
+        "at batch 0, head 0, row 0, dim 3"
+    )
+
+
+def test_the_series_gives_the_exact_result_of_the_seed_case(patched: Library) -> None:
+    [verdict] = run(patched, [SEED_CASE])
+    assert (verdict.status, verdict.reason) == ("pass", "")
+    assert verdict.comparisons["full_state_vs_standard"].max_abs == 0
+    assert verdict.comparisons["segmented_vs_standard"].max_abs == 0
+    segmented = np.array(verdict.outputs["segmented"]).reshape(4)
+    np.testing.assert_allclose(segmented, SEED["exact"], rtol=0, atol=1e-3)  # F16 numerators
+
+
+def test_smoke_passes_on_the_series(patched: Library) -> None:
+    verdicts = run(patched, suite("smoke"))
+    assert [v.reason for v in verdicts if v.status != "pass"] == []
+
+
+def test_smoke_fails_on_the_first_patch_alone(bug: Library) -> None:
+    verdicts = run(bug, [case for case in suite("smoke") if case.segments > 1])
+    assert len([v for v in verdicts if v.status == "fail"]) >= 0.9 * len(verdicts)
+
+
+def test_pristine_has_no_calls_with_state(pristine: Library) -> None:
+    verdicts = run(pristine, [SEED_CASE, SMALL])
+    assert {(v.status, v.reason) for v in verdicts} == {
+        ("unsupported", "the library has no ggml_flash_attn_ext_with_state; use --mode standard")
+    }
+
+
+def test_pristine_passes_in_mode_standard(pristine: Library) -> None:
+    verdicts = run(pristine, suite("smoke"), ("standard",))
+    assert [v.reason for v in verdicts if v.status != "pass"] == []
+    assert all(set(v.comparisons) == {"standard_again", "standard_vs_oracle"} for v in verdicts)
+
+
+def test_a_mode_that_is_not_asked_for_is_not_compared(patched: Library) -> None:
+    [verdict] = run(patched, [SMALL], ("standard", "full_state"))
+    assert verdict.status == "pass"
+    assert not [name for name in verdict.comparisons if "segment" in name]
+
+
+def impossible() -> Case:
+    """A case that upstream aborts on: ALiBi without a mask."""
+    case = dataclasses.replace(SMALL, mask=False, mask_kind="none")
+    object.__setattr__(case, "max_bias", 8.0)
+    return case
+
+
+def test_an_abort_is_a_crash_with_its_assertion_and_the_next_case_runs(
+    patched: Library,
+) -> None:
+    crash, after = run(patched, [impossible(), SMALL])
+    assert crash.status == "crash"
+    assert crash.reason.startswith("start: SIGABRT\n")
+    assert "GGML_ASSERT(mask) failed" in crash.reason
+    assert crash.comparisons == {}
+    assert after.status == "pass"
+
+
+def test_each_verdict_says_how_long_its_case_took(patched: Library) -> None:
+    start = time.perf_counter()
+    verdicts = run(patched, [SMALL, SMALL.with_(seed=1)])
+    assert all(v.seconds > 0 for v in verdicts)
+    assert sum(v.seconds for v in verdicts) < time.perf_counter() - start
+
+
+def test_verdicts_come_in_the_order_of_the_cases(patched: Library) -> None:
+    cases = [SMALL.with_(seed=seed) for seed in range(4)]
+    with Runner(patched.module_path) as runner:
+        verdicts = runner.run(cases)
+        assert next(verdicts).case == cases[0]
+        assert [verdict.case for verdict in verdicts] == cases[1:]
+
+
+def test_a_signal_is_a_crash_in_its_mode_and_the_next_case_runs(
+    around_patched: Callable[[str], Path], tmp_path: Path
+) -> None:
+    once = tmp_path / "once"
+    module = around_patched(
+        f"if (name, n) == ('ggml_backend_graph_compute', 3) and not os.path.exists({str(once)!r}): "
+        f"open({str(once)!r}, 'w').close(); os.kill(os.getpid(), signal.SIGSEGV)"
+    )
+    with Runner(module) as runner:
+        crash, after = runner.run([SMALL, SMALL.with_(seed=1)])
+    assert (crash.status, crash.reason) == ("crash", "full_state: SIGSEGV")
+    assert after.status == "pass"
+
+
+def test_a_stopped_library_is_a_timeout_and_the_next_case_runs(patched: Library) -> None:
+    with Runner(patched.module_path) as runner:
+        os.kill(runner._worker.pid, signal.SIGSTOP)
+        [verdict] = runner.run([SMALL], timeout=0.5)
+        assert verdict.status == "timeout"
+        assert "no result after 0.5 s" in verdict.reason
+        [verdict] = runner.run([SMALL])
+        assert verdict.status == "pass"

@@ -1,0 +1,639 @@
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from fa_harness import oracle
+from fa_harness.cases import Case
+from fa_harness.ggml import Ggml
+from fa_harness.inputs import Inputs, make_inputs
+from fa_harness.modes import Run, Step, run_case
+from fa_harness.verdict import Verdict, judge
+
+F32 = npt.NDArray[np.float32]
+Fault = Callable[[Case, Inputs, Run], Run]
+
+VEC = Case(
+    hsk=64, hsv=32, nh=2, nr23=(2, 2), kv=90, nb=3, segments=3, regime="rising",
+    type_K="f32", type_V="f32",
+)  # fmt: skip
+LEADING = VEC.with_(mask_kind="leading", regime="normal")
+SPLIT_KV = VEC.with_(nr23=(2, 1), kv=600, nb=1, threads=2)
+TILED = VEC.with_(nr23=(2, 1), nb=64)
+
+
+@pytest.fixture(scope="session")
+def compute(library: Ggml) -> Callable[[Case], Run]:
+    """Compute a case on the patched library, once."""
+    return functools.cache(lambda case: run_case(library, case, make_inputs(case)))
+
+
+Compute = Callable[[Case], Run]
+
+
+def judged(case: Case, run: Run) -> Verdict:
+    return judge(case, make_inputs(case), run, features=())
+
+
+def with_last(run: Run, *, output: F32 | None = None, state: F32 | None = None) -> Run:
+    """Return the run with another last step of the chain, in both ways of computing it."""
+    assert run.segmented is not None
+    assert run.one_graph is not None
+    last = run.segmented[-1]
+    last = Step(
+        output=last.output if output is None else output,
+        state=last.state if state is None else state,
+    )
+    return dataclasses.replace(
+        run,
+        segmented=(*run.segmented[:-1], last),
+        one_graph=((*run.one_graph[0][:-1], last.output), last.state),
+    )
+
+
+def last_step(run: Run) -> Step:
+    assert run.segmented is not None
+    return run.segmented[-1]
+
+
+def segment_alone(case: Case, inputs: Inputs, i: int) -> oracle.Partial:
+    return oracle.attend(case, inputs, *list(itertools.pairwise(case.segment_bounds()))[i])
+
+
+def reset_numerators(case: Case, inputs: Inputs, run: Run) -> Run:
+    whole = oracle.attend(case, inputs, 0, case.kv)
+    last = segment_alone(case, inputs, -1)
+    share = oracle.weight(last.m, whole.m)[..., None]
+    return with_last(run, output=(share * last.vkq / whole.s[..., None]).astype(np.float32))
+
+
+def last_segment_only(case: Case, inputs: Inputs, run: Run) -> Run:
+    output = oracle.finalise(segment_alone(case, inputs, -1)).astype(np.float32)
+    return with_last(run, output=output)
+
+
+def first_segment_dropped(case: Case, inputs: Inputs, run: Run) -> Run:
+    start = case.segment_bounds()[1]
+    rest = oracle.attend(case, inputs, start, case.kv)
+    return with_last(run, output=oracle.finalise(rest).astype(np.float32))
+
+
+def numerators_not_rescaled(case: Case, inputs: Inputs, run: Run) -> Run:
+    parts = [segment_alone(case, inputs, i) for i in range(case.segments)]
+    whole = oracle.attend(case, inputs, 0, case.kv)
+    vkq = np.sum([part.vkq for part in parts], axis=0)
+    return with_last(run, output=(vkq / whole.s[..., None]).astype(np.float32))
+
+
+def s_not_rescaled(case: Case, inputs: Inputs, run: Run) -> Run:
+    parts = [segment_alone(case, inputs, i) for i in range(case.segments)]
+    whole = oracle.attend(case, inputs, 0, case.kv)
+    s = np.sum([part.s for part in parts], axis=0)
+    return with_last(run, output=(whole.vkq / s[..., None]).astype(np.float32))
+
+
+def normalised_twice(case: Case, inputs: Inputs, run: Run) -> Run:
+    step = last_step(run)
+    return with_last(run, output=step.output / step.state[..., 1:2])
+
+
+def never_normalised(case: Case, inputs: Inputs, run: Run) -> Run:
+    return with_last(run, output=last_step(run).state[..., 2:].copy())
+
+
+def rows_swapped(case: Case, inputs: Inputs, run: Run) -> Run:
+    return with_last(run, output=last_step(run).output[:, :, [1, 0, 2]])
+
+
+def heads_swapped(case: Case, inputs: Inputs, run: Run) -> Run:
+    return with_last(run, output=last_step(run).output[:, [1, 0, 2, 3]])
+
+
+def sequences_swapped(case: Case, inputs: Inputs, run: Run) -> Run:
+    return with_last(run, output=last_step(run).output[::-1])
+
+
+def output_of_zero(case: Case, inputs: Inputs, run: Run) -> Run:
+    return with_last(run, output=np.zeros_like(last_step(run).output))
+
+
+def row_not_computed(case: Case, inputs: Inputs, run: Run) -> Run:
+    output = last_step(run).output.copy()
+    output[1, 2, 1] = np.nan
+    return with_last(run, output=output)
+
+
+def one_nan(case: Case, inputs: Inputs, run: Run) -> Run:
+    output = last_step(run).output.copy()
+    output[1, 3, 2, 17] = np.nan
+    return with_last(run, output=output)
+
+
+def one_infinity(case: Case, inputs: Inputs, run: Run) -> Run:
+    output = last_step(run).output.copy()
+    output[1, 3, 2, 17] = np.inf
+    return with_last(run, output=output)
+
+
+@pytest.mark.parametrize("case", [VEC, SPLIT_KV, TILED, LEADING], ids=lambda case: case.mask_kind)
+def test_a_correct_run_passes(compute: Compute, case: Case) -> None:
+    verdict = judged(case, compute(case))
+    assert (verdict.status, verdict.reason) == ("pass", "")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        reset_numerators,
+        last_segment_only,
+        first_segment_dropped,
+        numerators_not_rescaled,
+        s_not_rescaled,
+        normalised_twice,
+        never_normalised,
+        rows_swapped,
+        heads_swapped,
+        sequences_swapped,
+        output_of_zero,
+        row_not_computed,
+        one_nan,
+        one_infinity,
+    ],
+)
+def test_a_wrong_chain_fails(compute: Compute, fault: Fault) -> None:
+    broken = fault(VEC, make_inputs(VEC), compute(VEC))
+    verdict = judged(VEC, broken)
+    assert verdict.status == "fail"
+    assert verdict.reason.startswith("segmented vs standard: must be bit-identical, differs by ")
+    oracle_only = dataclasses.replace(broken, full_state=None, full_state_again=None)
+    assert not judged(VEC, oracle_only).comparisons["segmented_vs_oracle"].ok
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        reset_numerators,
+        last_segment_only,
+        first_segment_dropped,
+        numerators_not_rescaled,
+        s_not_rescaled,
+        never_normalised,
+        heads_swapped,
+        output_of_zero,
+    ],
+)
+@pytest.mark.parametrize("case", [SPLIT_KV, TILED], ids=["split-kv", "tiled"])
+def test_a_wrong_chain_fails_where_the_paths_differ(
+    compute: Compute, fault: Fault, case: Case
+) -> None:
+    verdict = judged(case, fault(case, make_inputs(case), compute(case)))
+    assert verdict.status == "fail"
+    assert verdict.reason.startswith("segmented vs standard: ")
+    assert not verdict.comparisons["segmented_vs_oracle"].ok
+
+
+def test_the_reason_names_the_place_of_the_largest_difference(compute: Compute) -> None:
+    run = compute(VEC)
+    output = last_step(run).output.copy()
+    output[0, 1, 2, 3] += np.float32(0.25)
+    output[1, 3, 2, 17] += np.float32(4)
+    verdict = judged(VEC, with_last(run, output=output))
+    assert verdict.reason == (
+        "segmented vs standard: must be bit-identical, differs by 4.00e+00 "
+        "at batch 1, head 3, row 2, dim 17"
+    )
+
+
+def test_the_reason_gives_the_difference_and_what_is_allowed_at_the_same_place(
+    compute: Compute,
+) -> None:
+    run = compute(VEC)
+    standard = run.standard.copy()
+    standard[0, 1, 2, 3] += np.float32(0.25)
+    verdict = judged(VEC, dataclasses.replace(run, standard=standard, standard_again=standard))
+    assert verdict.status == "fail"
+    comparison = verdict.comparisons["standard_vs_oracle"]
+    assert verdict.reason == (
+        "standard vs oracle: 2.50e-01, "
+        f"allowed {comparison.bound:.2e} at batch 0, head 1, row 2, dim 3"
+    )
+    assert comparison.bound < 1e-3
+
+
+def change(array: F32, index: tuple[int, ...], factor: float) -> F32:
+    changed: F32 = array.copy()
+    changed[index] *= np.float32(factor)
+    return changed
+
+
+STATE_FAULTS: dict[str, Callable[[F32, F32], F32]] = {
+    "M not stored": lambda state, before: np.concatenate(
+        [before[..., :1], state[..., 1:]], axis=-1
+    ),
+    "S not stored": lambda state, before: np.concatenate(
+        [state[..., :1], before[..., 1:2], state[..., 2:]], axis=-1
+    ),
+    "VKQ not stored": lambda state, before: np.concatenate(
+        [state[..., :2], before[..., 2:]], axis=-1
+    ),
+    "nothing stored": lambda state, before: before,
+    "VKQ normalised": lambda state, before: np.concatenate(
+        [state[..., :2], state[..., 2:] / state[..., 1:2]], axis=-1
+    ),
+    "M in base 2": lambda state, before: np.concatenate(
+        [state[..., :1] * np.float32(np.log2(np.e)), state[..., 1:]], axis=-1
+    ),
+    "S of another row": lambda state, before: np.concatenate(
+        [state[..., :1], state[:, :, ::-1, 1:2], state[..., 2:]], axis=-1
+    ),
+    "rows swapped": lambda state, before: state[:, :, [1, 0, 2]],
+    "heads and rows swapped": lambda state, before: np.ascontiguousarray(
+        state.swapaxes(1, 2)
+    ).reshape(state.shape),
+    "one numerator": lambda state, before: change(state, (1, 2, 0, 9), 1.01),
+    "one S": lambda state, before: change(state, (1, 2, 0, 1), 1.001),
+    "a row marked as fresh": lambda state, before: change(state, (0, 0, 0, 0), -np.inf),
+}
+
+
+@pytest.mark.parametrize("fault", STATE_FAULTS.values(), ids=STATE_FAULTS)
+@pytest.mark.parametrize("segment", [0, 1])
+def test_a_wrong_state_within_a_chain_fails(
+    compute: Compute, fault: Callable[[F32, F32], F32], segment: int
+) -> None:
+    run = compute(VEC)
+    assert run.segmented is not None
+    steps = list(run.segmented)
+    fresh = np.full_like(steps[0].state, np.nan)
+    fresh[..., 0] = -np.inf
+    before = fresh if segment == 0 else steps[segment - 1].state
+    steps[segment] = Step(output=steps[segment].output, state=fault(steps[segment].state, before))
+    verdict = judged(VEC, dataclasses.replace(run, segmented=tuple(steps)))
+    assert verdict.status == "fail"
+    assert verdict.reason.startswith("state vs oracle: ")
+
+
+def test_a_wrong_state_of_the_full_call_fails(compute: Compute) -> None:
+    run = compute(VEC)
+    assert run.full_state is not None
+    wrong = Step(
+        output=run.full_state.output, state=change(run.full_state.state, (1, 0, 2, 1), 1.01)
+    )
+    broken = dataclasses.replace(
+        run, full_state=wrong, full_state_again=wrong, segmented=None, one_graph=None
+    )
+    verdict = judged(VEC, broken)
+    assert verdict.status == "fail"
+    assert verdict.reason.startswith("full state state vs oracle: ")
+    assert verdict.reason.endswith("at batch 1, head 0, row 2, dim 1")
+
+
+def test_a_wrong_result_of_a_prefix_fails(compute: Compute) -> None:
+    run = compute(VEC)
+    assert run.segmented is not None
+    first, *rest = run.segmented
+    wrong = Step(output=change(first.output, (1, 0, 2, 5), 1.5), state=first.state)
+    verdict = judged(VEC, dataclasses.replace(run, segmented=(wrong, *rest)))
+    assert verdict.status == "fail"
+    assert verdict.reason.startswith("prefix vs oracle: ")
+    assert verdict.reason.endswith("at batch 1, head 0, row 2, dim 5")
+
+
+def one_bit(array: F32, index: tuple[int, ...]) -> F32:
+    changed: F32 = array.copy()
+    changed[index] = np.nextafter(changed[index], np.float32(np.inf))
+    return changed
+
+
+HERE = (1, 3, 2, 4)
+
+
+def _repeat_of_standard(run: Run) -> Run:
+    return dataclasses.replace(run, standard_again=one_bit(run.standard, HERE))
+
+
+def _repeat_of_full_state(run: Run) -> Run:
+    assert run.full_state is not None
+    again = Step(output=one_bit(run.full_state.output, HERE), state=run.full_state.state)
+    return dataclasses.replace(run, full_state_again=again)
+
+
+def _repeated_state(run: Run) -> Run:
+    assert run.full_state is not None
+    again = Step(output=run.full_state.output, state=one_bit(run.full_state.state, HERE))
+    return dataclasses.replace(run, full_state_again=again)
+
+
+def _full_state(run: Run) -> Run:
+    assert run.full_state is not None
+    step = Step(output=one_bit(run.full_state.output, HERE), state=run.full_state.state)
+    return dataclasses.replace(run, full_state=step, full_state_again=step)
+
+
+def _segmented(run: Run) -> Run:
+    return with_last(run, output=one_bit(last_step(run).output, HERE))
+
+
+def _segmented_state(run: Run) -> Run:
+    return with_last(run, state=one_bit(last_step(run).state, HERE))
+
+
+def _one_graph(run: Run) -> Run:
+    assert run.one_graph is not None
+    outputs, state = run.one_graph
+    changed = (outputs[0], one_bit(outputs[1], HERE), *outputs[2:])
+    return dataclasses.replace(run, one_graph=(changed, state))
+
+
+def _one_graph_state(run: Run) -> Run:
+    assert run.one_graph is not None
+    outputs, state = run.one_graph
+    return dataclasses.replace(run, one_graph=(outputs, one_bit(state, HERE)))
+
+
+@pytest.mark.parametrize(
+    ("fault", "comparison"),
+    [
+        (_repeat_of_standard, "standard again"),
+        (_repeat_of_full_state, "full state again"),
+        (_repeated_state, "full state again"),
+        (_full_state, "full state vs standard"),
+        (_segmented, "segmented vs standard"),
+        (_segmented_state, "state vs full state"),
+        (_one_graph, "one graph vs segmented"),
+        (_one_graph_state, "one graph vs segmented"),
+    ],
+)
+def test_the_last_bit_matters_where_bits_are_promised(
+    compute: Compute, fault: Callable[[Run], Run], comparison: str
+) -> None:
+    verdict = judged(VEC, fault(compute(VEC)))
+    assert verdict.status == "fail"
+    assert verdict.reason.startswith(f"{comparison}: must be bit-identical, differs by ")
+    assert verdict.reason.endswith("at batch 1, head 3, row 2, dim 4")
+
+
+def test_the_full_call_must_be_upstream_s_vec_path_bit_for_bit(compute: Compute) -> None:
+    run = compute(TILED)
+    assert run.reference is not None
+    verdict = judged(
+        TILED, dataclasses.replace(run, reference=one_bit(run.reference, (0, 3, 2, 4)))
+    )
+    assert verdict.status == "fail"
+    assert verdict.reason.startswith("full state vs reference: must be bit-identical")
+
+
+def test_a_zero_of_the_other_sign_is_not_the_same_bits(compute: Compute) -> None:
+    run = compute(LEADING)
+    assert run.full_state is not None
+    output = run.full_state.output.copy()
+    assert not output[:, :, 0].any()
+    output[1, 0, 0, 5] = -0.0
+    step = Step(output=output, state=run.full_state.state)
+    verdict = judged(LEADING, dataclasses.replace(run, full_state=step))
+    assert verdict.status == "fail"
+    assert "0 and -0 differ" in verdict.reason
+
+
+def test_a_fully_masked_row_that_is_not_0_fails(compute: Compute) -> None:
+    run = compute(LEADING)
+    standard = run.standard.copy()
+    standard[0, 0, 0, 0] = 1e-30
+    verdict = judged(LEADING, dataclasses.replace(run, standard=standard, standard_again=standard))
+    assert verdict.status == "fail"
+    assert verdict.reason.startswith("standard vs oracle: 1.00e-30, allowed 0.00e+00 at batch 0")
+
+
+def test_a_fully_masked_row_marked_as_continued_fails(compute: Compute) -> None:
+    run = compute(LEADING)
+    assert run.segmented is not None
+    state = run.segmented[0].state.copy()
+    assert np.isneginf(state[0, 0, 0, 0])
+    state[0, 0, 0, 0] = 0
+    first = Step(output=run.segmented[0].output, state=state)
+    verdict = judged(LEADING, dataclasses.replace(run, segmented=(first, *run.segmented[1:])))
+    assert verdict.status == "fail"
+    assert verdict.reason.startswith("state vs oracle: inf")
+
+
+def test_inputs_that_were_written_fail(compute: Compute) -> None:
+    run = dataclasses.replace(compute(VEC), inputs_written=("k", "mask[0:30]"))
+    verdict = judged(VEC, run)
+    assert (verdict.status, verdict.reason) == (
+        "fail",
+        "the op wrote to its inputs: k, mask[0:30]",
+    )
+
+
+def test_another_work_size_with_a_state_fails(compute: Compute) -> None:
+    run = dataclasses.replace(compute(VEC), work_size={"standard": 1024, "full_state": 2048})
+    verdict = judged(VEC, run)
+    assert (verdict.status, verdict.reason) == (
+        "fail",
+        "the work size is 2048 bytes with a state, 1024 without",
+    )
+
+
+def test_a_mode_that_is_much_worse_than_the_standard_run_fails(compute: Compute) -> None:
+    run = compute(TILED)
+    verdict = judged(TILED, run)
+    typical = verdict.comparisons["full_state_vs_oracle"].max_abs
+    assert run.full_state is not None
+    assert run.reference is not None
+    worse = run.full_state.output + np.float32(30 * typical)
+    step = Step(output=worse, state=run.full_state.state)
+    verdict = judged(TILED, dataclasses.replace(run, full_state=step, full_state_again=step))
+    assert not verdict.comparisons["full_state_vs_oracle"].ok
+
+
+# mistrusted
+
+
+def test_outputs_that_are_all_0_are_mistrusted(library: Ggml) -> None:
+    case = VEC.with_(nb=1, mask=True, mask_kind="zeros")
+    inputs = make_inputs(case)
+    assert inputs.mask is not None
+    inputs = dataclasses.replace(inputs, mask=np.full_like(inputs.mask, -np.inf))
+    verdict = judge(case, inputs, run_case(library, case, inputs), features=())
+    assert (verdict.status, verdict.reason) == (
+        "mistrusted",
+        "every output is 0: nothing could differ",
+    )
+
+
+def test_a_chain_whose_keys_all_lie_in_one_segment_is_mistrusted(compute: Compute) -> None:
+    case = VEC.with_(segments=3, boundaries=(0, 90))
+    verdict = judged(case, compute(case))
+    assert (verdict.status, verdict.reason) == (
+        "mistrusted",
+        "3 segments were asked for, and no row has keys in two",
+    )
+
+
+def test_a_chain_to_which_the_earlier_segments_add_nothing_is_mistrusted(
+    library: Ggml,
+) -> None:
+    case = VEC.with_(segments=2, mask_kind="zeros")
+    inputs = make_inputs(case)
+    assert inputs.mask is not None
+    mask = inputs.mask.copy()
+    mask[..., :45] = -60000
+    inputs = dataclasses.replace(inputs, mask=mask)
+    verdict = judge(case, inputs, run_case(library, case, inputs), features=())
+    assert verdict.status == "mistrusted"
+
+
+def test_v_that_is_the_same_for_all_keys_is_mistrusted_where_a_lost_state_shows_nothing(
+    library: Ggml,
+) -> None:
+    inputs = make_inputs(VEC)
+    ones = np.ones_like(inputs.v)
+    inputs = dataclasses.replace(inputs, v=ones, v_raw=ones.view(np.uint8))
+    verdict = judge(VEC, inputs, run_case(library, VEC, inputs), features=())
+    assert (verdict.status, verdict.reason) == (
+        "mistrusted",
+        "a lost state would stay within the bound in every row",
+    )
+
+
+def test_outputs_that_a_bound_exceeds_everywhere_are_mistrusted(library: Ggml) -> None:
+    """F16 numerators near 10 that cancel to nothing: the output is noise."""
+    case = VEC.with_(
+        type_K="f16", type_V="f16", kv=2, nb=1, mask=False, mask_kind="none", segments=1,
+        regime="constructed",
+    )  # fmt: skip
+    inputs = make_inputs(case)
+    q = np.zeros_like(inputs.q)
+    v = np.full_like(inputs.v, 1000)
+    v[:, :, 1] = -1000.5
+    raw = v.astype(np.float16).view(np.uint8)
+    inputs = dataclasses.replace(inputs, q=q, v=v, v_raw=raw)
+    verdict = judge(case, inputs, run_case(library, case, inputs), features=())
+    assert (verdict.status, verdict.reason) == (
+        "mistrusted",
+        "the bound is above every output: an output of 0 would pass",
+    )
+
+
+# upstream's F16 accumulator
+
+
+@pytest.fixture
+def overflow(library: Ggml) -> tuple[Case, Inputs, Run]:
+    """V of 60000 and flat scores: F16 numerators end at 65504."""
+    case = VEC.with_(type_V="f16", mask=False, mask_kind="none", regime="normal")
+    inputs = make_inputs(case)
+    v = np.full_like(inputs.v, 60000)
+    raw = v.astype(np.float16).view(np.uint8)
+    inputs = dataclasses.replace(
+        inputs, q=np.zeros_like(inputs.q), v=raw.view(np.float16).astype(np.float32), v_raw=raw
+    )
+    return case, inputs, run_case(library, case, inputs)
+
+
+def test_an_overflow_of_upstream_s_f16_accumulator_is_unsupported(
+    overflow: tuple[Case, Inputs, Run],
+) -> None:
+    case, inputs, run = overflow
+    verdict = judge(case, inputs, run, features=())
+    assert verdict.status == "unsupported"
+    assert verdict.reason.startswith(
+        "upstream's F16 accumulator overflows: numerators reach 5.4e+06"
+    )
+
+
+def test_bits_are_compared_where_upstream_overflows(
+    overflow: tuple[Case, Inputs, Run],
+) -> None:
+    case, inputs, run = overflow
+    output = last_step(run).output.copy()
+    output[1, 2, 1, 3] = 60000
+    verdict = judge(case, inputs, with_last(run, output=output), features=())
+    assert verdict.status == "fail"
+    assert verdict.reason.startswith("segmented vs standard: must be bit-identical")
+
+
+def test_an_infinity_is_no_overflow_of_upstream_where_numerators_are_f32(
+    compute: Compute,
+) -> None:
+    case = VEC.with_(regime="huge")
+    run = compute(case)
+    assert judged(case, run).status == "pass"
+    standard = np.full_like(run.standard, np.inf)
+    verdict = judged(case, dataclasses.replace(run, standard=standard, standard_again=standard))
+    assert verdict.status == "fail"
+    assert verdict.reason.startswith("standard vs oracle: ")
+
+
+# false alarms that were met
+
+
+@pytest.mark.parametrize("type_k", ["q4_1", "q5_1"])
+def test_a_q_whose_q8_1_steps_are_subnormal_in_f16_is_no_failure(
+    compute: Compute, type_k: str
+) -> None:
+    case = VEC.with_(
+        type_K=type_k, type_V="q8_0", regime="huge", mask=False, mask_kind="none", segments=2
+    )
+    for seed in range(4):
+        seeded = case.with_(seed=seed)
+        verdict = judged(seeded, compute(seeded))
+        assert (verdict.status, verdict.reason) == ("pass", "")
+
+
+# the record
+
+
+def test_numbers_are_kept_for_small_outputs_only(compute: Compute) -> None:
+    assert judged(VEC, compute(VEC)).outputs == {}
+    small = VEC.with_(nr23=(1, 1), nh=1, nb=1)
+    run = compute(small)
+    assert run.full_state is not None
+    outputs = judged(small, run).outputs
+    np.testing.assert_array_equal(outputs["standard"], run.standard)
+    np.testing.assert_array_equal(outputs["full_state"], run.full_state.output)
+    np.testing.assert_array_equal(outputs["segmented"], last_step(run).output)
+    assert len(outputs["after_segment"]) == 3
+    np.testing.assert_array_equal(outputs["after_segment"][-1], last_step(run).output)
+
+
+def test_numbers_of_large_outputs_are_kept_where_they_are_asked_for(compute: Compute) -> None:
+    run = compute(VEC)
+    verdict = judge(VEC, make_inputs(VEC), run, features=(), with_outputs=True)
+    np.testing.assert_array_equal(verdict.outputs["standard"], run.standard)
+
+
+@pytest.mark.parametrize(("fault", "difference"), [(one_nan, "nan"), (one_infinity, "inf")])
+def test_the_place_of_a_number_that_is_none_is_named(
+    compute: Compute, fault: Fault, difference: str
+) -> None:
+    verdict = judged(VEC, fault(VEC, make_inputs(VEC), compute(VEC)))
+    assert verdict.reason == (
+        f"segmented vs standard: must be bit-identical, differs by {difference} "
+        "at batch 1, head 3, row 2, dim 17"
+    )
+
+
+def test_errors_are_measured_as_they_are_defined(compute: Compute) -> None:
+    run = compute(VEC)
+    output = run.standard.copy()
+    output[0, 1, 2, 3] += np.float32(0.5)
+    comparison = judged(VEC, with_last(run, output=output)).comparisons["segmented_vs_standard"]
+    error = np.abs(output.astype(np.float64) - run.standard)
+    assert comparison.max_abs == error.max()
+    row_max = np.abs(run.standard[0, 1, 2].astype(np.float64)).max()
+    assert comparison.max_rel_row == pytest.approx(error.max() / row_max, rel=1e-12)
+    squares = (run.standard.astype(np.float64) ** 2).sum()
+    assert comparison.nmse == pytest.approx((error**2).sum() / squares, rel=1e-12)
+    assert not comparison.bitwise
+
+
+def test_agreement_has_no_worst_place(compute: Compute) -> None:
+    comparison = judged(VEC, compute(VEC)).comparisons["full_state_vs_standard"]
+    assert comparison.worst is None
+    assert comparison.bitwise
+    assert comparison.max_abs == comparison.nmse == comparison.max_rel_row == 0

@@ -1,0 +1,215 @@
+import dataclasses
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fa_harness.cases import Case
+from fa_harness.errors import SetupError
+from fa_harness.library import Library
+from fa_harness.modes import MODES, Run
+from fa_harness.worker import Lost, Worker
+
+SMALL = Case(hsk=32, hsv=32, nh=1, kv=20, nb=2, segments=2, regime="normal")
+LONG = Case(
+    hsk=128, hsv=128, nh=8, nr23=(4, 1), kv=2048, nb=512, type_K="q4_0", type_V="q4_0",
+    regime="normal",
+)  # fmt: skip
+"""Minutes on the vec path."""
+
+
+def compute(worker: Worker, case: Case, timeout: float = 60) -> Run | Lost:
+    worker.submit(case, MODES, timeout)
+    return worker.result()
+
+
+def aborting() -> Case:
+    """A case that no `Case` can be, on which upstream aborts: ALiBi without a mask."""
+    case = dataclasses.replace(SMALL, mask=False, mask_kind="none")
+    object.__setattr__(case, "max_bias", 8.0)
+    return case
+
+
+def test_a_worker_knows_what_its_library_can(patched: Library, pristine: Library) -> None:
+    with Worker(patched.module_path) as worker:
+        assert worker.has_state
+        assert all(name.isupper() or name[0].isupper() for name in worker.features)
+    with Worker(pristine.module_path) as worker:
+        assert not worker.has_state
+
+
+def test_one_child_computes_case_after_case(patched: Library) -> None:
+    with Worker(patched.module_path) as worker:
+        pid = worker.pid
+        runs = [compute(worker, SMALL.with_(seed=seed)) for seed in (1, 2, 1)]
+        assert worker.pid == pid
+    first, second, again = (run for run in runs if isinstance(run, Run))
+    assert first.standard.tobytes() == again.standard.tobytes() != second.standard.tobytes()
+
+
+def test_the_child_is_gone_after_the_block(patched: Library) -> None:
+    with Worker(patched.module_path) as worker:
+        pid = worker.pid
+        os.kill(pid, 0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_worker_that_is_not_entered_has_no_child() -> None:
+    with pytest.raises(RuntimeError, match="not running; use it in a `with` block"):
+        _ = Worker(Path("nowhere")).pid
+
+
+def test_an_abort_is_told_with_the_mode_the_signal_and_the_assertion(patched: Library) -> None:
+    with Worker(patched.module_path) as worker:
+        lost = compute(worker, aborting())
+        assert isinstance(lost, Lost)
+        assert lost.status == "crash"
+        assert lost.reason.startswith("start: SIGABRT\n")
+        assert "ggml.c:" in lost.reason
+        assert "GGML_ASSERT(mask) failed" in lost.reason
+        assert isinstance(compute(worker, SMALL), Run)
+
+
+def test_the_lines_of_an_earlier_crash_are_not_told_again(patched: Library) -> None:
+    with Worker(patched.module_path) as worker:
+        compute(worker, aborting())
+        assert isinstance(compute(worker, SMALL), Run)
+        os.kill(worker.pid, signal.SIGSTOP)
+        lost = compute(worker, SMALL, timeout=0.5)
+        assert lost == Lost(status="timeout", reason="start: no result after 0.5 s")
+
+
+@pytest.mark.parametrize("kind", ["SIGSEGV", "SIGILL", "SIGFPE", "SIGKILL"])
+@pytest.mark.parametrize(("n", "mode"), [(1, "standard"), (3, "full_state"), (5, "segmented")])
+def test_a_fault_in_the_middle_of_a_case_is_told_with_its_mode_and_signal(
+    around_patched: Callable[[str], Path], n: int, mode: str, kind: str
+) -> None:
+    module = around_patched(
+        f"if (name, n) == ('ggml_backend_graph_compute', {n}): "
+        f"os.write(2, b'here it ends'); os.kill(os.getpid(), signal.{kind})"
+    )
+    with Worker(module) as worker:
+        lost = compute(worker, SMALL)
+        assert lost == Lost(status="crash", reason=f"{mode}: {kind}\n  here it ends")
+
+
+def test_an_error_of_the_harness_in_the_child_is_a_crash_with_its_last_lines(
+    around_patched: Callable[[str], Path],
+) -> None:
+    module = around_patched("if name == 'ggml_backend_graph_compute': raise KeyError('lost')")
+    with Worker(module) as worker:
+        lost = compute(worker, SMALL)
+        assert isinstance(lost, Lost)
+        assert lost.status == "crash"
+        assert lost.reason.startswith("standard: exit status 1\n")
+        assert lost.reason.endswith("\n  KeyError: 'lost'")
+
+
+def test_a_status_that_is_no_success_is_a_crash_that_names_it(
+    around_patched: Callable[[str], Path],
+) -> None:
+    module = around_patched(
+        "if name == 'ggml_backend_graph_compute': return lambda backend, graph: -2"
+    )
+    with Worker(module) as worker:
+        pid = worker.pid
+        assert compute(worker, SMALL) == Lost(
+            status="crash",
+            reason="standard: RuntimeError: ggml_backend_graph_compute: status -2",
+        )
+        assert worker.pid == pid
+
+
+def test_a_child_that_does_not_answer_is_a_timeout_and_ended(patched: Library) -> None:
+    with Worker(patched.module_path) as worker:
+        pid = worker.pid
+        os.kill(pid, signal.SIGSTOP)
+        lost = compute(worker, SMALL, timeout=0.5)
+        assert lost == Lost(status="timeout", reason="start: no result after 0.5 s")
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+        assert isinstance(compute(worker, SMALL), Run)
+        assert worker.pid != pid
+
+
+def test_a_case_that_takes_too_long_is_a_timeout_in_its_mode(patched: Library) -> None:
+    with Worker(patched.module_path) as worker:
+        lost = compute(worker, LONG, timeout=2)
+        assert isinstance(lost, Lost)
+        assert lost.status == "timeout"
+        assert lost.reason == "standard: no result after 2 s"
+
+
+def test_the_child_ends_when_its_parent_does(patched: Library) -> None:
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from fa_harness.worker import Worker\n"
+        "worker = Worker(Path(sys.argv[1])).__enter__()\n"
+        "print(worker.pid, flush=True)\n"
+        "os._exit(0)\n"
+    )
+    command = [sys.executable, "-c", code, str(patched.module_path)]
+    pid = int(subprocess.run(command, check=True, capture_output=True).stdout)
+    try:
+        child = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    assert select.select([child], [], [], 60)[0]
+    os.close(child)
+
+
+def test_what_the_library_prints_does_not_get_among_the_replies(
+    around_patched: Callable[[str], Path],
+) -> None:
+    module = around_patched(
+        "os.write(1, b'stray output on 1\\n' * 100); os.write(2, b'and on 2\\n')"
+    )
+    with Worker(module) as worker:
+        assert isinstance(compute(worker, SMALL), Run)
+        lost = compute(worker, aborting())
+        assert isinstance(lost, Lost)
+        assert "GGML_ASSERT(mask) failed" in lost.reason
+        assert "and on 2" in lost.reason
+
+
+def test_a_module_that_cannot_be_loaded_is_an_error_of_the_set_up(tmp_path: Path) -> None:
+    module = tmp_path / "_ggml.so"
+    module.write_text("no library")
+    with (
+        pytest.raises(SetupError, match=r"_ggml\.so: .*(build|doctor)"),
+        Worker(module),
+    ):
+        pass
+
+
+def test_a_library_that_dies_on_loading_is_an_error_that_tells_its_last_lines(
+    tmp_path: Path,
+) -> None:
+    module = tmp_path / "_ggml.py"
+    module.write_text(
+        "import os, signal\nos.write(2, b'illegal instruction ahead\\n')\n"
+        "os.kill(os.getpid(), signal.SIGILL)\n"
+    )
+    with (
+        pytest.raises(
+            SetupError,
+            match=r"(?s)cannot be loaded\n  illegal instruction ahead; `fa-harness doctor`",
+        ),
+        Worker(module),
+    ):
+        pass
+
+
+def test_ctrl_c_does_not_end_the_child_while_its_parent_decides(patched: Library) -> None:
+    with Worker(patched.module_path) as worker:
+        pid = worker.pid
+        os.kill(pid, signal.SIGINT)
+        assert isinstance(compute(worker, SMALL), Run)
+        assert worker.pid == pid
