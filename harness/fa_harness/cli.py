@@ -32,7 +32,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cancelled job keeps its report
     try:
         cli.main(standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout:  # it may be closed
+            sys.stdout.flush()
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
     except click.ClickException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import subprocess
@@ -115,4 +116,6 @@ def _failure(program: str, pasteable: str, status: int, lines: list[str], log: P
     parts = [f"'{Path(program).name}' {how}: {pasteable}", *lines[-SHOWN_LINES:]]
     if log is not None:
         parts.append(f"the whole output is in {log}")
+    if any(os.strerror(errno.ENOSPC) in line for line in lines):
+        parts.append("the disk is full; free some space and run again")
     return "\n".join(parts)

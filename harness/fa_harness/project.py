@@ -102,7 +102,11 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        # shutil.Error lists the errors of many files, each as a text
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(
+            error
+        )
+        if full:
             raise SetupError(
                 f"cannot write {path}: the disk is full; free some space and run again"
             ) from error

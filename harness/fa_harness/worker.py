@@ -80,8 +80,7 @@ class Worker:
             modes: Some of `modes.MODES`.
             timeout: Seconds that it may take.
         """
-        if self._process is None or self._process.poll() is not None:
-            self._stop()
+        if self._process is None:
             self._start()
         self._deadline = time.monotonic() + timeout
         self._timeout = timeout
@@ -94,19 +93,20 @@ class Worker:
             try:
                 kind, value = self._receive(self._deadline)
             except TimeoutError:
-                self._kill()
-                return Lost(
-                    status="timeout",
-                    reason=f"{mode}: no result after {self._timeout:g} s{self._last_lines()}",
-                )
+                return self._lost("timeout", f"{mode}: no result after {self._timeout:g} s")
             except EOFError:
-                return Lost(status="crash", reason=f"{mode}: {self._end()}{self._last_lines()}")
+                return self._lost("crash", f"{mode}: {self._end()}")
             if kind == "run":
                 assert isinstance(value, Run)
                 return value
             if kind == "error":
                 return Lost(status="crash", reason=f"{mode}: {value}")
             mode = value
+
+    def _lost(self, status: str, reason: str) -> Lost:
+        lost = Lost(status=status, reason=reason + self._last_lines())
+        self._stop()
+        return lost
 
     def _start(self) -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `_stop`)
@@ -144,7 +144,8 @@ class Worker:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):  # what is left to write has no reader
+                    pipe.close()
 
     def _end(self) -> str:
         assert self._process is not None
@@ -160,7 +161,7 @@ class Worker:
     def _send(self, message: Any) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
-        # had it died between two cases, `result` meets the end of its output and says how
+        # had it died after its last reply, `result` meets the end of its output and says how
         with contextlib.suppress(BrokenPipeError):
             _write(self._process.stdin, message)
 
