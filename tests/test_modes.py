@@ -14,7 +14,7 @@ from fa_harness.cases import Case
 from fa_harness.ggml import Context, Ggml, Graph, Tensor
 from fa_harness.inputs import make_inputs
 from fa_harness.library import Library
-from fa_harness.modes import Run, Step, path, run_case
+from fa_harness.modes import Run, Step, chain_paths, path, run_case
 from fa_harness.suites import suite
 from fa_harness.verdict import Verdict, judge
 from fa_harness.worker import Worker
@@ -178,12 +178,57 @@ def test_v_may_be_a_view_of_k(library: Ggml) -> None:
         (PREFILL.with_(type_K="bf16", type_V="bf16"), "vec"),
     ],
 )
-def test_the_path_is_upstream_s(library: Ggml, case: Case, expected: str) -> None:
+def test_the_path_is_upstream_s(
+    library: Ggml, case: Case, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert path(case) == expected
+    monkeypatch.setattr(modes, "chain_paths", lambda case: ("vec",))  # so there is a reference
     done = run(library, case.with_(threads=2))
     assert (done.reference is None) == (expected == "vec")
     if done.reference is not None:
         assert done.reference.tobytes() != done.standard.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        (DECODE.with_(kv=1100, segments=2), ("split-kv", "split-kv")),
+        (DECODE.with_(kv=1100, segments=3), ("vec", "vec", "vec")),
+        (DECODE.with_(kv=1100, segments=3, boundaries=(512, 512)), ("split-kv", "vec", "split-kv")),
+        (PREFILL.with_(segments=2), ("tiled", "tiled")),
+        (F16.with_(segments=2), ("vec", "vec")),
+    ],
+)
+def test_each_call_of_a_chain_takes_the_path_of_its_own_keys(
+    case: Case, expected: tuple[str, ...]
+) -> None:
+    assert chain_paths(case) == expected
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize("type_", ["f16", "f32"])
+@pytest.mark.parametrize("case", [DECODE, PREFILL, F16], ids=path)
+def test_a_call_with_a_fresh_state_gives_the_bits_of_a_call_without(
+    library: Ggml, case: Case, type_: str, sinks: bool, threads: int
+) -> None:
+    done = run(library, case.with_(type_K=type_, type_V=type_, sinks=sinks, threads=threads))
+    assert done.full_state is not None
+    assert done.full_state.output.tobytes() == done.standard.tobytes()
+
+
+@pytest.mark.parametrize("mask_kind", ["causal", "leading", "masked_segment"])
+@pytest.mark.parametrize("boundaries", [(64,), (64, 128), (0, 64, 64), (128, 192, 200)])
+def test_a_tiled_chain_cut_at_tiles_gives_the_bits_of_one_call(
+    library: Ggml, boundaries: tuple[int, ...], mask_kind: str
+) -> None:
+    case = PREFILL.with_(
+        kv=200, boundaries=boundaries, segments=len(boundaries) + 1, mask_kind=mask_kind
+    )
+    done = run(library, case.with_(mask=True, sinks=True, threads=2))
+    assert done.full_state is not None
+    assert chain(done)[-1].output.tobytes() == done.full_state.output.tobytes()
+    assert chain(done)[-1].state.tobytes() == done.full_state.state.tobytes()
 
 
 def test_modes_that_are_not_asked_for_are_not_computed(library: Ggml) -> None:

@@ -46,7 +46,7 @@ class Run:
     standard_again: Array
     """The same graph computed once more."""
     reference: Array | None
-    """One `ggml_flash_attn_ext` on upstream's vec path, where `standard` took another one."""
+    """One `ggml_flash_attn_ext` on the vec path, where the chain takes another than `standard`."""
     full_state: Step | None
     """One call with a state."""
     full_state_again: Step | None
@@ -94,16 +94,22 @@ def run_case(
         with timed("standard"):
             standard, standard_again = chain.standard(backend), chain.standard(backend)
             reference = None
-            if ggml.has_reference and path(case) != "vec":
+            if ggml.has_reference and {path(case)} != set(chain_paths(case)):
                 with ggml.backend(case.threads, reference=True) as vec_backend:
                     reference = chain.standard(vec_backend)
         full_state = full_state_again = segmented = one_graph = None
         if "full_state" in modes:
             with timed("full_state"):
-                full_state, full_state_again = chain.full_state(backend), chain.full_state(backend)
+                full_state, full_state_again = (
+                    chain.full_state(backend),
+                    chain.full_state(backend),
+                )
         if "segmented" in modes:
             with timed("segmented"):
-                segmented, one_graph = chain.segmented(backend), chain.one_graph(backend)
+                segmented, one_graph = (
+                    chain.segmented(backend),
+                    chain.one_graph(backend),
+                )
         return Run(
             standard=standard,
             standard_again=standard_again,
@@ -118,30 +124,42 @@ def run_case(
         )
 
 
-def path(case: Case) -> str:
-    """Return the path that upstream's CPU op takes for one call over the whole case.
+def path(case: Case, n_kv: int | None = None) -> str:
+    """Return the path that the CPU op takes for one call, with a state or without.
 
     `vec`, `tiled` or `split-kv`; the conditions are those of
     `ggml_compute_forward_flash_attn_ext_f16` in `ops.cpp`.
+
+    Args:
+        case: The case.
+        n_kv: Keys of the call; all of the case's where it is None.
     """
+    n_kv = case.kv if n_kv is None else n_kv
     same_float_type = case.type_K == case.type_V and case.type_K in ("f32", "f16")
-    if same_float_type and case.nb == 1 and case.ne3 == 1 and case.kv >= 512:
+    if same_float_type and case.nb == 1 and case.ne3 == 1 and n_kv >= 512:
         return "split-kv"
     if same_float_type and case.nb >= 64:
         return "tiled"
     return "vec"
 
 
-def state_path(case: Case) -> str:
-    """Return the path that a call with state takes: so far the vec path, whatever the case."""
-    return "vec"
+def chain_paths(case: Case) -> tuple[str, ...]:
+    """Return the path of each call of the chain."""
+    limits = itertools.pairwise(case.segment_bounds())
+    return tuple(path(case, stop - start) for start, stop in limits)
 
 
 class _Chain:
     """The tensors of a case, and the calls and graphs of each mode."""
 
     def __init__(
-        self, ctx: Context, case: Case, inputs: Inputs, backend: Backend, *, with_state: bool
+        self,
+        ctx: Context,
+        case: Case,
+        inputs: Inputs,
+        backend: Backend,
+        *,
+        with_state: bool,
     ) -> None:
         self._ctx = ctx
         self._case = case
@@ -269,7 +287,13 @@ class _Chain:
         return self._input(name, "f16", columns.shape[::-1], _as_bytes(columns))
 
     def _place(
-        self, name: str, type_: str, ne0: int, rows: npt.NDArray[np.uint8], *, cache: bool
+        self,
+        name: str,
+        type_: str,
+        ne0: int,
+        rows: npt.NDArray[np.uint8],
+        *,
+        cache: bool,
     ) -> Tensor:
         """Return Q, K or V as the case lays it out in memory.
 

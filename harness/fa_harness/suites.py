@@ -60,8 +60,9 @@ def _default() -> list[Case]:
     add = cases.append
 
     for regime in _REGIMES_OF_ANY_SHAPE:  # decode: the vec path, then split-KV
-        for kv in (250, 640):
-            add(Case(**_DECODE, kv=kv, regime=regime))
+        add(Case(**_DECODE, kv=250, regime=regime))
+        if regime != "offset":  # F16 sums of 640 such V lose more than a lost state would
+            add(Case(**_DECODE, kv=640, regime=regime))
     for regime in ("normal", "rising", "offset"):
         add(Case(**_DECODE, kv=640, regime=regime, type_K="f32", type_V="f32"))
     for regime in _REGIMES_OF_ANY_SHAPE:  # prefill: the vec path, then tiled
