@@ -1,0 +1,114 @@
+import io
+from collections.abc import Sequence
+
+import pytest
+from rich.console import Console
+
+from fa_harness.cases import Case
+from fa_harness.report.console import Table, label
+from fa_harness.suites import suite
+from fa_harness.verdict import Comparison, Verdict
+
+
+def comparison(max_abs: float, *, of_bound: float = 0.5) -> Comparison:
+    return Comparison(
+        max_abs=max_abs,
+        max_rel_row=max_abs,
+        nmse=max_abs,
+        bitwise=max_abs == 0,
+        worst=None,
+        bound=1.0,
+        of_bound=of_bound,
+        required="bound",
+        ok=True,
+    )
+
+
+def verdict(
+    status: str = "pass",
+    *,
+    case: Case | None = None,
+    reason: str = "",
+    comparisons: dict[str, Comparison] | None = None,
+) -> Verdict:
+    return Verdict(
+        case=case or Case(),
+        status=status,
+        path="vec",
+        reason=reason,
+        comparisons=comparisons or {},
+        outputs={},
+    )
+
+
+def printed(verdicts: Sequence[Verdict], *, verbose: bool = False) -> list[str]:
+    console = Console(file=io.StringIO(), width=150, highlight=False)
+    with Table(console, total=len(verdicts), verbose=verbose) as table:
+        for one in verdicts:
+            table.add(one, "fa-harness run --case '...'")
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_a_case_that_passed_takes_one_line_below_the_headings() -> None:
+    headings, line = printed([verdict()])
+    assert headings.split()[:3] == ["case", "path", "segments"]
+    assert line.startswith("hs128 h32 kv96 b8 f16 uniform t1 ")
+    assert line.endswith(" pass")
+
+
+@pytest.mark.parametrize("status", ["fail", "crash", "timeout", "unsupported", "mistrusted"])
+def test_a_case_that_did_not_pass_says_why_and_how_to_repeat_it(status: str) -> None:
+    _, line, reason, repro = printed([verdict(status, reason="state: off by one")])
+    assert line.endswith(f" {status}")
+    assert (reason, repro) == ("    state: off by one", "    fa-harness run --case '...'")
+
+
+def test_verbose_shows_how_to_repeat_a_case_that_passed() -> None:
+    assert printed([verdict()], verbose=True)[2] == "    fa-harness run --case '...'"
+
+
+def test_a_mode_that_was_not_computed_is_a_dash() -> None:
+    _, line = printed([verdict(comparisons={"standard_vs_oracle": comparison(2e-3)})])
+    assert line.split()[-6:] == ["1", "-", "-", "2.00e-03", "50%", "pass"]
+
+
+def test_the_error_is_that_of_the_last_mode() -> None:
+    comparisons = {
+        "standard_vs_oracle": comparison(1e-3),
+        "full_state_vs_standard": comparison(0.0),
+        "full_state_vs_oracle": comparison(2e-3),
+        "segmented_vs_standard": comparison(3e-3),
+        "segmented_vs_oracle": comparison(4e-3, of_bound=0.25),
+    }
+    _, line = printed([verdict(comparisons=comparisons)])
+    assert line.split()[-6:] == ["1", "0.00e+00", "3.00e-03", "4.00e-03", "25%", "pass"]
+
+
+def test_columns_stay_in_line_whatever_the_numbers() -> None:
+    of_standard = {"standard_vs_oracle": comparison(float("nan"), of_bound=float("inf"))}
+    none, some, odd = (
+        printed([verdict(comparisons=comparisons)])[1]
+        for comparisons in ({}, {"standard_vs_oracle": comparison(1e-3)}, of_standard)
+    )
+    assert len(none) == len(some) == len(odd)
+
+
+def test_the_label_has_the_shape_and_what_is_not_usual() -> None:
+    case = Case(
+        hsk=192, hsv=128, nh=2, nr23=(4, 3), kv=70, nb=5, type_K="q8_0", type_V="f16", sinks=True,
+        max_bias=8.0, logit_softcap=5.0, boundaries=(1, 9), regime="spiky", seed=7, threads=2,
+    )  # fmt: skip
+    expected = "hs192/128 h8/2 kv70 b5 q8_0/f16 spiky ne3=3 sinks alibi softcap cut:1,9 seed=7 t2"
+    assert label(case) == expected
+
+
+def test_a_case_of_usual_options_has_none_in_its_label() -> None:
+    assert label(Case()) == "hs128 h32 kv96 b8 f16 uniform t1"
+
+
+@pytest.mark.parametrize("name", ["seed", "smoke", "default"])
+def test_cases_of_a_suite_can_be_told_apart_and_fit_the_column(name: str) -> None:
+    labels = [(label(case), case.segments) for case in suite(name)]
+    assert len(set(labels)) == len(labels)
+    assert max(len(text) for text, _ in labels) <= 62

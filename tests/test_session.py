@@ -1,0 +1,120 @@
+import dataclasses
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fa_harness import session
+from fa_harness.errors import SetupError
+from fa_harness.library import Library
+from fa_harness.modes import MODES
+from fa_harness.suites import suite
+
+CASE = "FLASH_ATTN_EXT(kv=64)"
+
+
+def test_without_a_source_the_default_suite_is_selected() -> None:
+    assert session.select() == suite("default")
+
+
+def test_a_case_that_is_selected_twice_runs_once() -> None:
+    assert len(session.select(case_string=CASE, segments=(2, 2), seed=0)) == 1
+
+
+def test_segments_leave_a_case_with_listed_boundaries_as_it_is() -> None:
+    assert session.select(suite="seed", segments=(1, 2, 7)) == suite("seed")
+
+
+def test_segments_keep_random_boundaries_random() -> None:
+    [case] = session.select(
+        case_string="FLASH_ATTN_EXT(kv=64,segments=3,boundaries=random)", segments=(5,)
+    )
+    assert (case.segments, case.boundaries) == (5, "random")
+
+
+def test_boundaries_may_repeat_for_empty_segments() -> None:
+    [case] = session.select(case_string=CASE, boundaries="0,9,9,64")
+    assert case.segment_bounds() == (0, 0, 9, 9, 64, 64)
+
+
+def test_modes_come_in_their_usual_order_each_once() -> None:
+    assert session.check_modes(("segmented", "standard", "segmented")) == ("standard", "segmented")
+    assert session.check_modes(()) == MODES
+
+
+def test_a_check_of_a_report_path_leaves_nothing_behind(tmp_path: Path) -> None:
+    session.check_writable(tmp_path / "report.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_check_of_a_report_path_keeps_the_report_that_is_there(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    report.write_text("older")
+    session.check_writable(report)
+    assert report.read_text() == "older"
+
+
+def test_a_report_is_written_and_nothing_beside_it(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    report.write_text("older")
+    session.write_report(report, "{}\n")
+    assert list(tmp_path.iterdir()) == [report]
+    assert report.read_text() == "{}\n"
+
+
+@pytest.fixture
+def little_space() -> Iterator[None]:
+    """No file of this process may grow beyond 1,000 bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("little_space")
+def test_a_report_that_cannot_be_written_whole_leaves_the_older_one(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    report.write_text("older")
+    with pytest.raises(SetupError, match=r"report .*report\.json: cannot be written \(File too"):
+        session.write_report(report, "x" * 2000)
+    assert list(tmp_path.iterdir()) == [report]
+    assert report.read_text() == "older"
+
+
+def test_a_report_path_that_is_a_device_stays_one(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    report.symlink_to(os.devnull)
+    session.check_writable(report)
+    session.write_report(report, "{}\n")
+    assert report.is_symlink()
+    assert Path(os.devnull).is_char_device()
+
+
+def test_a_full_disk_under_the_report_is_named(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    report.symlink_to("/dev/full")
+    with pytest.raises(SetupError, match=r"report .*: cannot be written \(No space left on device"):
+        session.write_report(report, "{}\n")
+
+
+def test_a_pipe_takes_a_report(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    path = Path(f"/dev/fd/{writer}")
+    session.check_writable(path)
+    session.write_report(path, "{}\n")
+    os.close(writer)
+    with open(reader, encoding="utf-8") as pipe:
+        assert pipe.read() == "{}\n"
+
+
+def test_a_library_that_works_is_tried_without_complaint(patched: Library) -> None:
+    assert session.try_library(patched) is None
+
+
+def test_a_library_that_does_not_load_says_why(patched: Library, tmp_path: Path) -> None:
+    (tmp_path / patched.module).write_bytes(b"not a library")
+    reason = session.try_library(dataclasses.replace(patched, path=tmp_path))
+    assert reason is not None
+    assert str(tmp_path) in reason
