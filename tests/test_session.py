@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import os
 import resource
@@ -64,21 +65,26 @@ def test_a_report_is_written_and_nothing_beside_it(tmp_path: Path) -> None:
     assert report.read_text() == "{}\n"
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def little_space() -> Iterator[None]:
-    """No file of this process may grow beyond 1,000 bytes."""
+    """No file of this process may grow beyond 1,000 bytes; keep it short, its own log is one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("little_space")
 def test_a_report_that_cannot_be_written_whole_leaves_the_older_one(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     report.write_text("older")
-    with pytest.raises(SetupError, match=r"report .*report\.json: cannot be written \(File too"):
-        session.write_report(report, "x" * 2000)
+    text = "x" * 2000
+    with (
+        pytest.raises(SetupError, match=r"report .*report\.json: cannot be written \(File too"),
+        little_space(),
+    ):
+        session.write_report(report, text)
     assert list(tmp_path.iterdir()) == [report]
     assert report.read_text() == "older"
 

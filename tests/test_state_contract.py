@@ -51,7 +51,8 @@ def rows(m: float, s: float, vkq: float) -> F32:
 
 def expected(state: F32, values: F64) -> F64:
     """Return the numerators after `continue_from` of a row with M = 0: every weight is 1."""
-    return state[..., 2:].astype(np.float64) + values.sum(axis=0)
+    after: F64 = state[..., 2:].astype(np.float64) + values.sum(axis=0)
+    return after
 
 
 @pytest.mark.parametrize("numerator", [1 / 3, 2049.0, 65_000.3])
