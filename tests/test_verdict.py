@@ -578,6 +578,18 @@ def test_bits_are_compared_where_upstream_overflows(
     assert verdict.reason.startswith("segmented vs standard: must be bit-identical")
 
 
+def test_large_numerators_excuse_nothing_where_no_output_overflows(
+    overflow: tuple[Case, Inputs, Run],
+) -> None:
+    case, inputs, run = overflow
+    wrong = np.full_like(run.standard, 50000)  # the oracle says 60000, beyond any rounding of it
+    run = dataclasses.replace(
+        run, standard=wrong, standard_again=wrong, full_state=None, segmented=None, one_graph=None
+    )
+    verdict = judge(case, inputs, run, features=())
+    assert (verdict.status, verdict.comparisons["standard_vs_oracle"].ok) == ("fail", False)
+
+
 def test_an_infinity_is_no_overflow_of_upstream_where_numerators_are_f32(
     compute: Compute,
 ) -> None:

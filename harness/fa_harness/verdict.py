@@ -175,8 +175,9 @@ class _Judge:
 
     def status(self) -> tuple[str, str]:
         """Return the status and its reason."""
+        overflows = self._upstream_overflows()
         for name, comparison in self.comparisons.items():
-            if not comparison.ok and not self._upstream_overflows(name):
+            if not comparison.ok and not (overflows and comparison.required == "bound"):
                 return "fail", _why(name, comparison)
         if self._run.inputs_written:
             return (
@@ -189,7 +190,7 @@ class _Judge:
                 f"the work size is {sizes['full_state']} bytes with a state, "
                 f"{sizes['standard']} without"
             )
-        if not np.isfinite(self._run.standard).all():
+        if overflows:
             peak = float(self._truth.prefixes()[-1].peak.max())
             return "unsupported", (
                 f"upstream's F16 accumulator overflows: numerators reach {peak:.3g}, F16 ends at "
@@ -305,11 +306,15 @@ class _Judge:
         high = np.minimum(region.centre + region.bound, self._exact + allowed)
         return _Region((low + high) / 2, np.maximum((high - low) / 2, 0.0))
 
-    def _upstream_overflows(self, name: str) -> bool:
-        """Tell whether a bounded comparison fails since upstream's F16 accumulator overflows."""
+    def _upstream_overflows(self) -> bool:
+        """Tell whether upstream's F16 accumulator overflows, so that no bound can hold."""
+        run = self._run
+        outputs = [run.standard]
+        if run.segmented is not None:
+            outputs.append(run.segmented[-1].output)
+        lost = not all(np.isfinite(output).all() for output in outputs)
         peak = self._truth.prefixes()[-1].peak.max()
-        bounded = self.comparisons[name].required == "bound"
-        return bounded and self._how.f16_numerators and bool(peak > _F16_MAX)
+        return lost and self._how.f16_numerators and bool(peak > _F16_MAX)
 
     def _mistrust(self) -> tuple[str, str]:
         """Return `mistrusted` where no fault could have shown, else `pass`."""
