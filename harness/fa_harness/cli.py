@@ -97,6 +97,26 @@ def _words(*names: str, help: str, metavar: str) -> Callable[[Any], Any]:  # noq
     )
 
 
+def _definitions(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    for value in values:
+        if not value.partition("=")[0] or "=" not in value:
+            raise click.BadParameter(f"{value!r} is not NAME=VALUE", ctx, param)
+    return {name: text for name, _, text in (value.partition("=") for value in values)}
+
+
+_define = click.option(
+    "-D",
+    "--define",
+    "options",
+    multiple=True,
+    callback=_definitions,
+    metavar="NAME=VALUE",
+    help="The library built with this CMake option, such as GGML_OPENMP=ON; may be repeated.",
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="fa-harness")
 def cli() -> None:
@@ -125,6 +145,7 @@ def cli() -> None:
 @click.option(
     "--library", default="patched", metavar="NAME", show_default=True, help="Which build."
 )
+@_define
 @click.option("--seed", type=int, metavar="S", help="Draw the inputs from this seed.")
 @click.option("--list", "list_only", is_flag=True, help="Print the selected cases, run none.")
 @click.option("-k", "pattern", metavar="REGEX", help="Only cases whose string matches.")
@@ -143,6 +164,7 @@ def run(
     regime: tuple[str, ...],
     threads: tuple[int, ...],
     library: str,
+    options: dict[str, str],
     seed: int | None,
     list_only: bool,
     pattern: str | None,
@@ -179,6 +201,7 @@ def run(
     results = session.run(
         cases,
         library=library,
+        options=options,
         modes=modes,
         timeout=timeout,
         console=console,
@@ -203,8 +226,9 @@ def _write_json(results: Results, json_path: str) -> None:
 
 @cli.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
+@_define
 @click.option("-v", "--verbose", is_flag=True, help="Print every command that is run.")
-def build(*, names: tuple[str, ...], verbose: bool) -> None:
+def build(*, names: tuple[str, ...], options: dict[str, str], verbose: bool) -> None:
     """Build libraries by name: pristine, 0001, ..., patched [default: patched].
 
     A library that is current is left alone. UPSTREAM_DIR=/path builds a checkout of your own
@@ -214,7 +238,8 @@ def build(*, names: tuple[str, ...], verbose: bool) -> None:
     from fa_harness.upstream.build import build as build_libraries
 
     project = find_project()
-    for library in build_libraries(project, names or ("patched",), verbose=verbose):
+    names = names or ("patched",)
+    for library in build_libraries(project, names, options=options, verbose=verbose):
         click.echo(f"{library.name}: {project.relative(library.path)}", err=True)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shlex
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from fa_harness.library import Library
 from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.modes import MODES
 from fa_harness.project import find_project
-from fa_harness.report import Results
+from fa_harness.report import Results, defined
 from fa_harness.report.console import Table, print_summary
 from fa_harness.runner import Runner
 from fa_harness.suites import suite as cases_of_suite
@@ -117,6 +118,7 @@ def run(
     cases: Sequence[Case],
     *,
     library: str,
+    options: Mapping[str, str] = {},
     modes: tuple[str, ...],
     timeout: float | None,
     console: Console,
@@ -130,7 +132,7 @@ def run(
         UsageError: There is no library of that name.
         SetupError: It is not built, not current, or does not load.
     """
-    found = _current_library(library)
+    found = _current_library(library, options)
     started, start = datetime.now(timezone.utc), time.perf_counter()
     verdicts: list[Verdict] = []
 
@@ -146,6 +148,7 @@ def run(
             verdicts=tuple(verdicts),
             selected=len(cases),
             interrupted=interrupted,
+            options=options,
             upstream_dir=os.environ.get("UPSTREAM_DIR") or None,
         )
 
@@ -235,12 +238,13 @@ def _is_device(path: Path) -> bool:
     return path.exists() and not path.is_file()
 
 
-def _current_library(name: str) -> Library:
+def _current_library(name: str, options: Mapping[str, str]) -> Library:
     project = find_project()
-    library = build.find(project, name)
-    stale = build.is_stale(project, library)
+    library = build.find(project, name, options=options)
+    stale = build.is_stale(project, library, options=options)
     if stale:
-        raise SetupError(f"library {name!r} is not current: {stale}; run `fa-harness build {name}`")
+        again = shlex.join(["fa-harness", "build", name, *defined(options)])
+        raise SetupError(f"library {name!r} is not current: {stale}; run `{again}`")
     return library
 
 

@@ -75,6 +75,15 @@ def test_the_repro_line_names_the_modes_where_some_were_left_out() -> None:
     assert "--mode standard" in of_one_mode.repro(verdict("pass"))
 
 
+def test_the_repro_line_names_the_cmake_options_and_the_checkout_of_the_library() -> None:
+    other = dataclasses.replace(
+        results("pass"), options={"GGML_OPENMP": "ON"}, upstream_dir="/my llama.cpp"
+    )
+    line = other.repro(verdict("pass"))
+    assert line.startswith("UPSTREAM_DIR='/my llama.cpp' fa-harness run --library patched ")
+    assert " -D GGML_OPENMP=ON --case " in line
+
+
 def test_the_report_of_an_interrupted_run_says_so() -> None:
     report = json.loads(render(results("pass", selected=2)))
     assert (report["interrupted"], report["summary"]["cases"]) == (True, 1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -28,6 +29,8 @@ class Results:
     selected: int
     """Cases that were to run; more than ran where the run was interrupted."""
     interrupted: bool
+    options: Mapping[str, str] = field(default_factory=dict)
+    """CMake options that the library was asked for with."""
     upstream_dir: str | None = None
     """The developer's own checkout that the library was built from, if it was."""
 
@@ -43,10 +46,16 @@ class Results:
 
     def repro(self, verdict: Verdict) -> str:
         """Return the command that repeats a case."""
-        command = ["fa-harness", "run", "--library", str(self.library["name"])]
+        name = str(self.library["name"])
+        command = ["fa-harness", "run", "--library", name, *defined(self.options)]
         if self.modes:
             command += ["--mode", ",".join(self.modes)]
         line = shlex.join([*command, "--case", str(verdict.case)])
         return (
             f"UPSTREAM_DIR={shlex.quote(self.upstream_dir)} {line}" if self.upstream_dir else line
         )
+
+
+def defined(options: Mapping[str, str]) -> list[str]:
+    """Return CMake options as the command line takes them."""
+    return [word for name, value in options.items() for word in ("-D", f"{name}={value}")]

@@ -166,7 +166,8 @@ def find(
     try:
         return load(plan.library_path(name))
     except FileNotFoundError:
-        raise SetupError(f"library '{name}' is not built: fa-harness build {name}") from None
+        asked = "".join(f" -D {key}={value}" for key, value in options.items())
+        raise SetupError(f"library '{name}' is not built: fa-harness build {name}{asked}") from None
 
 
 def is_stale(
