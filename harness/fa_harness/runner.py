@@ -24,7 +24,7 @@ class Runner:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._worker.__exit__(None, None, None)
+        self._worker.__exit__(*exception)
 
     @property
     def features(self) -> tuple[str, ...]:

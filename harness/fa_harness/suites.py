@@ -46,8 +46,10 @@ def _smoke() -> list[Case]:
         Case(**few_rows, regime="normal", sinks=True, permute=(0, 2, 1, 3)),
         Case(**few_rows, regime="constructed", mask=False),
         Case(**{**few_rows, "segments": 4}, boundaries=(0, 1, 90), regime="rising"),
-        Case(**{**decode, "kv": 600}, regime="spiky"),
-        Case(**{**decode, "nb": 70, "kv": 150}, mask_kind="causal", regime="normal"),
+        Case(**{**decode, "kv": 601}, regime="spiky"),
+        Case(**{**decode, "kv": 1201}, boundaries=(20, 620), regime="normal"),
+        Case(**{**decode, "nb": 70, "kv": 150}, mask_kind="causal", sinks=True, regime="normal"),
+        Case(**{**decode, "nb": 66, "kv": 100}, mask=False, logit_softcap=5.0, regime="normal"),
         Case(
             hsk=192, hsv=128, nh=1, nr23=(16, 1), nb=2, kv=130, v_is_view_of_k=True, segments=3,
             regime="normal", threads=2,
@@ -62,10 +64,14 @@ def _default() -> list[Case]:
 
     for regime in _REGIMES_OF_ANY_SHAPE:  # decode: the vec path, then split-KV
         add(Case(**_DECODE, kv=250, regime=regime))
-        if regime != "offset":  # F16 sums of 640 such V lose more than a lost state would
-            add(Case(**_DECODE, kv=640, regime=regime))
+        if regime != "offset":  # F16 sums of so many such V lose more than a lost state would
+            add(Case(**_DECODE, kv=645, regime=regime))
     for regime in ("normal", "rising", "offset"):
-        add(Case(**_DECODE, kv=640, regime=regime, type_K="f32", type_V="f32"))
+        add(Case(**_DECODE, kv=645, regime=regime, type_K="f32", type_V="f32"))
+        # split-KV in the middle of a chain, after the vec path and after itself
+        type_ = "f32" if regime == "offset" else "f16"
+        long = {**_DECODE, "kv": 1201, "type_K": type_, "type_V": type_}
+        add(Case(**long, regime=regime, boundaries=(20, 620)))
     for regime in _REGIMES_OF_ANY_SHAPE:  # prefill: the vec path, then tiled
         add(Case(**_PREFILL, kv=200, regime=regime))
     for regime in ("normal", "spiky", "rising", "offset"):
@@ -91,6 +97,9 @@ def _default() -> list[Case]:
     few = {**_DECODE, "nb": 9, "kv": 110}
     add(Case(**few, mask=False, regime="normal"))
     add(Case(**few, mask=False, regime="constructed"))
+    for type_ in ("f16", "f32"):  # the last tile of keys is not full, and nothing masks its rest
+        tiled = {**few, "nb": 70, "type_K": type_, "type_V": type_}
+        add(Case(**tiled, mask=False, regime="normal"))
     for kind in ("zeros", "random", "causal", "leading", "masked_segment"):
         for type_ in ("f16", "q8_0"):
             add(Case(**few, mask_kind=kind, regime="spiky", type_K=type_, type_V=type_))
@@ -122,7 +131,7 @@ def _default() -> list[Case]:
 def _paths() -> list[Case]:
     """Every row of the exactness table: paths x types x regimes x cuts x threads."""
     vec = {"decode": {**_DECODE, "kv": 150}, "batch": {**_DECODE, "nb": 6, "kv": 110}}
-    other = {"split-kv": {**_DECODE, "kv": 1100}, "tiled": {**_DECODE, "nb": 66, "kv": 200}}
+    other = {"split-kv": {**_DECODE, "kv": 1101}, "tiled": {**_DECODE, "nb": 66, "kv": 200}}
     cuts: tuple[dict[str, Any], ...] = (
         *({"segments": n} for n in (1, 2, 3, 8, 17)),
         {"segments": 5, "boundaries": "random"},
@@ -130,6 +139,7 @@ def _paths() -> list[Case]:
     # what a path must bear beside types and cuts goes round
     options: tuple[dict[str, Any], ...] = (
         {},
+        {"mask": False},
         {"sinks": True},
         {"mask_kind": "causal"},
         {"mask_kind": "leading"},
@@ -137,7 +147,7 @@ def _paths() -> list[Case]:
         {"max_bias": 8.0},
         {"logit_softcap": 10.0},
     )
-    cases: list[Case] = []
+    cases = [_SEED]
     for type_ in ("f16", "f32", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl"):
         float_ = type_ in ("f16", "f32")
         for name, shape in {**vec, **(other if float_ else {})}.items():

@@ -6,7 +6,6 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -205,12 +204,7 @@ class Context:
             raise MemoryError(f"ggml_init: no memory for a context of {_CONTEXT_BYTES} bytes")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for buffer in self._buffers:
             self._ggml._lib.ggml_backend_buffer_free(buffer)
         self._ggml._lib.ggml_free(self._p)
@@ -321,12 +315,7 @@ class Backend:
             lib.ggml_backend_cpu_set_use_ref(self._p, True)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._ggml._lib.ggml_backend_free(self._p)
         self._ggml._lib.ggml_threadpool_free(self._pool)
         self._p = self._pool = None
