@@ -179,8 +179,7 @@ class _Chain:
 
         whole = (0, case.kv)
         self._standard = self._call(whole, sinks=True)
-        self._standard_graph = ctx.graph([self._standard])
-        self._graphs = {"standard": self._standard_graph}
+        self._graphs = {"standard": ctx.graph([self._standard])}
         if with_state:
             ne = (2 + case.hsv, case.nb, case.n_head, case.ne3)
             self._state = ctx.tensor("f32", ne)
@@ -201,7 +200,7 @@ class _Chain:
 
     def standard(self, backend: Backend) -> Array:
         self._clear(self._standard)
-        backend.compute(self._standard_graph)
+        backend.compute(self._graphs["standard"])
         return _rows(self._standard)
 
     def full_state(self, backend: Backend) -> Step:
