@@ -81,6 +81,17 @@ class Case:
     boundaries: tuple[int, ...] | Literal["random"] | None = None
     """The first key of every segment but the first; `None` splits equally. Explicit boundaries
     may make empty segments, random ones (drawn from the seed) do not."""
+    segment_types: tuple[str, ...] = ()
+    """Mode `mixed`: the types of each segment's K and V, `q8_0`, or `q8_0/f16` where they differ;
+    the last goes on for the segments that are left. The values of `type_K` and `type_V`, F32, are
+    then those of the segments, dequantised."""
+    hot_window: int = 0
+    """Mode `fifo`: the most tokens in the hot window of a rolling cache, which has the types
+    `type_K` and `type_V`; 0 is no rolling cache. A step for each token, so `nb` is `kv`."""
+    group: int = 1
+    """Tokens that leave the hot window together, the oldest."""
+    cold_type: str = "q8_0"
+    """Type in which they are stored then."""
     regime: str = "uniform"
     """One of `REGIMES`."""
     seed: int = 0
@@ -98,6 +109,8 @@ class Case:
         self._check_options()
         self._check_mask()
         self._check_segments()
+        self._check_segment_types()
+        self._check_rolling_cache()
         self._check_regime()
 
     @property
@@ -142,6 +155,13 @@ class Case:
             inner = tuple(i * self.n_kv // self.segments for i in range(1, self.segments))
         return (0, *inner, self.n_kv)
 
+    def types_of_segment(self, i: int) -> tuple[str, str]:
+        """The types of K and V in segment `i`."""
+        if not self.segment_types:
+            return self.type_K, self.type_V
+        type_k, _, type_v = self.segment_types[min(i, len(self.segment_types) - 1)].partition("/")
+        return type_k, type_v or type_k
+
     def with_(self, **changes: Any) -> "Case":
         """A copy with some fields changed, checked again.
 
@@ -180,11 +200,15 @@ class Case:
         return cls(**_with_nr23(fields))
 
     def __str__(self) -> str:
-        left_out = {
+        left_out: dict[str, Any] = {
             "mask_kind": self._default_mask_kind(),
             "mask_heads": 1,
             "boundaries": None,
+            "segment_types": (),
+            "hot_window": 0,
         }
+        if self.hot_window == 0:
+            left_out |= {"group": self.group, "cold_type": self.cold_type}
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         items = (
             f"{name}={_format(value)}"
@@ -302,6 +326,53 @@ class Case:
                 f"more than the kv={self.n_kv} keys; explicit boundaries may make empty segments",
             )
 
+    def _check_segment_types(self) -> None:
+        if not self.segment_types:
+            return
+        for i in range(len(self.segment_types)):
+            for type_name, size_field in zip(self.types_of_segment(i), ("hsk", "hsv"), strict=True):
+                self._check_stored_type("segment_types", type_name, size_field)
+        self._require(
+            len(self.segment_types) <= self.segments,
+            "segment_types",
+            f"more than the segments={self.segments}",
+        )
+        self._require(
+            (self.type_K, self.type_V) == ("f32", "f32") and not self.v_is_view_of_k,
+            "segment_types",
+            "needs type_K=f32,type_V=f32,v_is_view_of_k=0: the whole cache has the values of all "
+            "segments, dequantised",
+        )
+
+    def _check_rolling_cache(self) -> None:
+        self._require(self.hot_window >= 0, "hot_window", "must be at least 0")
+        if self.hot_window == 0:
+            return
+        self._require(
+            1 <= self.group <= self.hot_window,
+            "group",
+            f"must be from 1 to hot_window={self.hot_window}",
+        )
+        for size_field in ("hsk", "hsv"):
+            self._check_stored_type("cold_type", self.cold_type, size_field)
+        self._require(
+            self.nb == self.kv and self.mask_kind == "causal" and not self.v_is_view_of_k,
+            "hot_window",
+            "needs a step for each token: nb = kv, mask_kind=causal, v_is_view_of_k=0",
+        )
+        self._require(not self.segment_types, "hot_window", "excludes segment_types")
+
+    def _check_stored_type(self, field: str, type_name: str, size_field: str) -> None:
+        self._require(type_name in TYPES, field, f"unknown type; known are {', '.join(TYPES)}")
+        block_size = TYPES[type_name].block_size
+        size = getattr(self, size_field)
+        self._require(
+            size % block_size == 0,
+            field,
+            f"{size_field}={size} is not a multiple of the {block_size} elements in a block of "
+            f"{type_name}",
+        )
+
     def _check_regime(self) -> None:
         self._require(self.regime in REGIMES, "regime", f"unknown; known are {', '.join(REGIMES)}")
         self._require(0 <= self.seed < 2**64, "seed", "must be from 0 to 2^64 - 1")
@@ -373,6 +444,12 @@ def _read_ints(value: str) -> tuple[int, ...]:
     return tuple(int(item) for item in value[1:-1].split(",") if item)
 
 
+def _read_types(value: str) -> tuple[str, ...]:
+    if not re.fullmatch(r"\[[\w/]+(,[\w/]+)*\]", value):
+        raise ValueError("must be a list of types such as [q4_0,q8_0/f16]")
+    return tuple(value[1:-1].split(","))
+
+
 def _read_boundaries(value: str) -> tuple[int, ...] | str:
     return value if value == "random" else _read_ints(value)
 
@@ -380,9 +457,12 @@ def _read_boundaries(value: str) -> tuple[int, ...] | str:
 _READERS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("hsk", "hsv", "nh", "kv", "nb", "n_kv_max"), _read_int),
     **dict.fromkeys(("mask_heads", "segments", "seed", "threads", "n_head"), _read_int),
+    **dict.fromkeys(("hot_window", "group"), _read_int),
     **dict.fromkeys(("mask", "sinks", "kv_view", "v_is_view_of_k"), _read_bool),
     **dict.fromkeys(("max_bias", "logit_softcap"), _read_float),
     **dict.fromkeys(("prec", "type_K", "type_V", "mask_kind", "regime"), _read_word),
+    "cold_type": _read_word,
+    "segment_types": _read_types,
     "nr23": _read_pair,
     "permute": _read_ints,
     "boundaries": _read_boundaries,

@@ -147,6 +147,12 @@ def cli() -> None:
 )
 @_define
 @click.option("--seed", type=int, metavar="S", help="Draw the inputs from this seed.")
+@_words(
+    "--segment-types", metavar="T", help="Types of the segments' K/V for mode mixed: q4_0,q8_0/f16."
+)
+@click.option("--hot-window", type=int, metavar="N", help="Tokens in the hot window of mode fifo.")
+@click.option("--group", type=int, metavar="N", help="Tokens that leave it together.")
+@click.option("--cold-type", metavar="T", help="Type in which they are stored then.")
 @click.option("--list", "list_only", is_flag=True, help="Print the selected cases, run none.")
 @click.option("-k", "pattern", metavar="REGEX", help="Only cases whose string matches.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
@@ -166,6 +172,10 @@ def run(
     library: str,
     options: dict[str, str],
     seed: int | None,
+    segment_types: tuple[str, ...],
+    hot_window: int | None,
+    group: int | None,
+    cold_type: str | None,
     list_only: bool,
     pattern: str | None,
     timeout: float | None,
@@ -188,6 +198,10 @@ def run(
         regimes=regime,
         threads=threads,
         seed=seed,
+        segment_types=segment_types,
+        hot_window=hot_window,
+        group=group,
+        cold_type=cold_type,
         pattern=pattern,
     )
     if list_only:

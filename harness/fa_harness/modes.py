@@ -22,7 +22,8 @@ from fa_harness.inputs import Inputs
 
 Array = npt.NDArray[np.float32]
 
-MODES = ("standard", "full_state", "segmented")
+MODES = ("standard", "full_state", "segmented", "merged", "resumed", "mixed", "fifo")
+"""In the order in which they are computed; `standard` always is."""
 
 _UNUSED = 0xFF  # bytes of a cache outside the view: NaN as F32, F16 or the scale of a block
 
@@ -61,6 +62,14 @@ class Run:
     """Bytes of work memory planned for one call, by mode (`standard`, `full_state`)."""
     seconds: dict[str, float]
     """Seconds of computing, by mode, all repeats included."""
+
+
+def modes_of(case: Case) -> tuple[str, ...]:
+    """Return the modes that a case is computed in where nothing else is asked for."""
+    if case.hot_window:
+        return ("standard", "fifo")
+    mixed = ("mixed",) if case.segment_types else ()
+    return ("standard", "full_state", "segmented", "merged", "resumed", *mixed)
 
 
 def run_case(

@@ -40,6 +40,10 @@ def select(
     regimes: Sequence[str] = (),
     threads: Sequence[int] = (),
     seed: int | None = None,
+    segment_types: Sequence[str] = (),
+    hot_window: int | None = None,
+    group: int | None = None,
+    cold_type: str | None = None,
     pattern: str | None = None,
 ) -> list[Case]:
     """Return the cases that a call asks for, each once.
@@ -54,6 +58,10 @@ def select(
         regimes: Every case once with each of these.
         threads: Every case once with each of these.
         seed: Instead of the cases' own.
+        segment_types: Instead of the cases' own.
+        hot_window: Instead of the cases' own.
+        group: Instead of the cases' own.
+        cold_type: Instead of the cases' own.
         pattern: Regular expression that a case's string must match.
 
     Raises:
@@ -71,10 +79,17 @@ def select(
     else:
         cases = cases_of_suite(suite or "default")
 
+    given_once = {
+        "seed": seed,
+        "segment_types": tuple(segment_types),
+        "hot_window": hot_window,
+        "group": group,
+        "cold_type": cold_type,
+    }
     changes: list[list[dict[str, Any]]] = [
         [{"regime": regime} for regime in regimes] or [{}],
         [{"threads": n} for n in threads] or [{}],
-        [{"seed": seed}] if seed is not None else [{}],
+        [{key: value for key, value in given_once.items() if value not in (None, ())}],
     ]
     variants = [
         case.with_(**{key: value for change in combination for key, value in change.items()})
