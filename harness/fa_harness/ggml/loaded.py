@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,27 @@ from fa_harness.errors import SetupError
 
 _CONTEXT_BYTES = 32 << 20  # headers of tensors and graphs only; pages not used are not taken
 
+_holders: dict[str, Path] = {}  # the folder from which a shared library of this name was loaded
+
 
 def load(module_path: Path) -> Ggml:
     """Load the cffi module of a library, and with it the library's shared objects.
 
-    One process can hold one library: the dynamic linker tells shared objects apart by their names,
-    and those of two libraries are the same.
+    A process can hold several libraries if they were built in different folders, as `pristine` and
+    `patched` are. The dynamic linker tells shared objects apart by their names, which end in a tag
+    of the build folder; of two libraries with one tag it would take the first for the second.
+
+    Raises:
+        SetupError: The module cannot be loaded, or this process holds another library of its tag.
     """
+    folder = module_path.resolve().parent
+    names = [path.name for path in folder.glob("libggml*")]
+    for name in names:
+        if _holders.get(name, folder) != folder:
+            raise SetupError(
+                f"{folder}: cannot be loaded beside {_holders[name]}, since both hold {name}; "
+                "load it in a process of its own"
+            )
     spec = importlib.util.spec_from_file_location("_ggml", module_path)
     if spec is None or spec.loader is None:
         raise SetupError(f"{module_path}: not a module of this Python; run `fa-harness build`")
@@ -33,7 +46,7 @@ def load(module_path: Path) -> Ggml:
         raise SetupError(
             f"{module_path}: cannot be loaded ({error}); run `fa-harness build`"
         ) from error
-    sys.modules["_ggml"] = module
+    _holders.update(dict.fromkeys(names, folder))
     return Ggml(module.ffi, module.lib)
 
 
