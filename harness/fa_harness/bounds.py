@@ -22,6 +22,8 @@ over the keys j of a row. Three things make a correct kernel differ from exact a
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -171,27 +173,6 @@ class Expected:
             other_vkq=other_vkq,
         )
 
-    def merged(self, other: Expected) -> Expected:
-        """Return what is expected of the two states merged; each has keys of its own."""
-        a, b, truth = self.truth, other.truth, oracle.merge(self.truth, other.truth)
-        wa, wb = oracle.weight(a.m, truth.m), oracle.weight(b.m, truth.m)
-        va, vb = wa[..., None], wb[..., None]
-        cost_a, cost_b = merge_cost(a.m, truth.m), merge_cost(b.m, truth.m)
-        rounded_s = cost_a * a.s + cost_b * b.s
-        rounded_vkq = cost_a[..., None] * np.abs(a.vkq) + cost_b[..., None] * np.abs(b.vkq)
-        return replace(
-            self,
-            truth=truth,
-            dot_m=np.maximum(self.dot_m, other.dot_m),
-            dot_s=self.dot_s * wa + other.dot_s * wb,
-            dot_vkq=self.dot_vkq * va + other.dot_vkq * vb,
-            walk=self.walk * va + other.walk * vb,
-            walk_norm=np.hypot(self.walk_norm * va, other.walk_norm * vb),
-            n_u=np.maximum(self.n_u, other.n_u),
-            other_s=self.other_s * wa + other.other_s * wb + rounded_s,
-            other_vkq=self.other_vkq * va + other.other_vkq * vb + rounded_vkq,
-        )
-
     def output_bound(self) -> F64:
         """Return how far an output may be from `finalise(truth)`: `[ne3, n_head, n_batch, hsv]`."""
         out = np.abs(finalise(self.truth))
@@ -241,15 +222,71 @@ def nothing(case: Case, q: F32) -> Expected:
     )  # fmt: skip
 
 
-def merge_cost(m: F64, m_new: F64) -> F64:
-    """Return what merging costs a sum that comes with the maximum `m`, in units of the sum.
+def merged(parts: Sequence[Expected]) -> Expected:
+    """Return what is expected of the states of calls with keys of their own, merged in any order.
 
-    The sum is multiplied by exp(m - m_new), whose argument d = m_new - m is rounded: d u; `expf`,
-    the product and the addition to the other's sum round a few times more. Nothing for a row that
-    has seen no key: there is no sum.
+    Args:
+        parts: What is expected of each state; at least one.
     """
-    distance = np.where(np.isinf(m), 0.0, m_new - np.where(np.isinf(m), m_new, m))
-    cost: F64 = 2 * U32 * (distance + 4) * oracle.weight(m, m_new)
+    whole = functools.reduce(_beside, parts)
+    costs = [_merge_cost(part.truth.m, whole.truth.m, len(parts)) for part in parts]
+    pairs = list(zip(costs, parts, strict=True))
+    return replace(
+        whole,
+        other_s=whole.other_s + sum(cost * part.truth.s for cost, part in pairs),
+        other_vkq=whole.other_vkq
+        + sum(cost[..., None] * np.abs(part.truth.vkq) for cost, part in pairs),
+    )
+
+
+def merged_rows(states: Sequence[F32]) -> tuple[F64, F64]:
+    """Return state rows merged in float64, and how far F32 may be off that merges in any order.
+
+    Args:
+        states: float32 `[ne3, n_head, n_batch, 2 + hsv]`, at least one.
+
+    Returns:
+        Twice float64 `[ne3, n_head, n_batch, 2 + hsv]`. M is exact.
+    """
+    m = functools.reduce(np.maximum, [state[..., 0].astype(np.float64) for state in states])
+    sums, bound = np.zeros((2, *m.shape, states[0].shape[-1] - 1))
+    for state in states:
+        part_m, part = state[..., 0].astype(np.float64), state[..., 1:].astype(np.float64)
+        sums += oracle.weight(part_m, m)[..., None] * part
+        bound += _merge_cost(part_m, m, len(states))[..., None] * np.abs(part)
+    rows = np.concatenate([m[..., None], sums], axis=-1)
+    return rows, np.concatenate([np.zeros_like(rows[..., :1]), bound], axis=-1)
+
+
+def _beside(a: Expected, b: Expected) -> Expected:
+    truth = oracle.merge(a.truth, b.truth)
+    wa, wb = oracle.weight(a.truth.m, truth.m), oracle.weight(b.truth.m, truth.m)
+    va, vb = wa[..., None], wb[..., None]
+    return replace(
+        a,
+        truth=truth,
+        dot_m=np.maximum(a.dot_m, b.dot_m),
+        dot_s=a.dot_s * wa + b.dot_s * wb,
+        dot_vkq=a.dot_vkq * va + b.dot_vkq * vb,
+        walk=a.walk * va + b.walk * vb,
+        walk_norm=np.hypot(a.walk_norm * va, b.walk_norm * vb),
+        n_u=np.maximum(a.n_u, b.n_u),
+        other_s=a.other_s * wa + b.other_s * wb,
+        other_vkq=a.other_vkq * va + b.other_vkq * vb,
+    )
+
+
+def _merge_cost(m: F64, m_new: F64, n_parts: int) -> F64:
+    """Return what merging costs a part's sum that comes with the maximum `m`, in units of the sum.
+
+    On its way a part takes part in at most `n_parts - 1` merges. Each multiplies its sum by
+    exp(M_before - M_after): the arguments, rounded, add up to m_new - m; `expf`, the product and
+    the addition round a few times more.
+    """
+    if n_parts == 1:
+        return np.zeros_like(m)
+    distance = np.where(np.isinf(m), 0.0, m_new - np.where(np.isinf(m), 0.0, m))
+    cost: F64 = 2 * U32 * (distance + 4 * (n_parts - 1)) * oracle.weight(m, m_new)
     return cost
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from fa_harness.cases import Case
+from fa_harness.modes import MODES
 from fa_harness.report import Results
 from fa_harness.verdict import STATUSES, Verdict
 
@@ -114,6 +117,7 @@ def label(case: Case) -> str:
     heads = f"{case.n_head}" if case.n_head == case.nh else f"{case.n_head}/{case.nh}"
     size = f"{case.hsk}" if case.hsk == case.hsv else f"{case.hsk}/{case.hsv}"
     types = case.type_K if case.type_K == case.type_V else f"{case.type_K}/{case.type_V}"
+    types = "+".join(case.segment_types) or types
     words = [f"hs{size}", f"h{heads}", f"kv{case.kv}", f"b{case.nb}", types, case.regime]
     options: list[tuple[bool, str]] = [
         (case.ne3 != 1, f"ne3={case.ne3}"),
@@ -142,10 +146,16 @@ def _difference(verdict: Verdict, name: str) -> str:
 
 
 def _oracle(verdict: Verdict) -> tuple[str, str]:
-    """Return the last mode's error against the oracle, and the share of its bound it takes."""
-    for mode in ("segmented", "full_state", "standard"):
-        comparison = verdict.comparisons.get(f"{mode}_vs_oracle")
-        if comparison:
-            times = comparison.of_bound
-            return f"{comparison.max_abs:.2e}", f"{times:.0%}" if times < 10 else f"{times:.0f} x"
-    return "-", "-"
+    """Return the largest error of a mode's result, and the largest share of a bound.
+
+    The share is of all comparisons with the oracle, prefixes, parts and states among them.
+    """
+    shares = [c.of_bound for name, c in verdict.comparisons.items() if name.endswith("_vs_oracle")]
+    if not shares:
+        return "-", "-"
+    results = (verdict.comparisons.get(f"{mode}_vs_oracle") for mode in MODES)
+    errors = [result.max_abs for result in results if result]
+    # one that is not finite is the worst
+    worst = max(errors, key=lambda error: error if math.isfinite(error) else math.inf)
+    times = max(shares)
+    return f"{worst:.2e}", f"{times:.0%}" if times < 10 else f"{times:.0f} x"
