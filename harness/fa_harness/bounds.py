@@ -11,8 +11,9 @@ over the keys j of a row. Three things make a correct kernel differ from exact a
    covered by exp(2 max D). D_j = alpha |k_j| + beta, |k_j| the Euclidean norm, with
    - the dot product, a sum of hsk products: alpha = scale |q| hsk u by Cauchy-Schwarz;
    - scale, soft-cap, slope * mask and s - M: a few u times the largest numbers they meet.
-3. Accumulation. Each key rounds the partial sum VKQ_t once, and once more where the key is a new
-   maximum: an error of d_t VKQ_t, |d_t| <= u, at most u sum_t |VKQ_t| exp(n u) for n roundings.
+3. Accumulation. Each key rounds the partial sum VKQ_t once, and where the key is a new maximum the
+   sum before it, rescaled, once more: an error of d_t VKQ_t, |d_t| <= u, at most
+   u sum_t |VKQ_t| exp(n u) for n roundings.
    This sees cancellation: partial sums of a V with mean zero are small. Where V is symmetric about
    zero, the d_t have mean zero and do not add up: their sum is beyond lambda u sqrt(sum_t VKQ_t^2)
    with a probability below 2 exp(-lambda^2 / 2) (Hoeffding; Higham & Mary 2019), for lambda = 8
