@@ -259,6 +259,26 @@ def merged_rows(states: Sequence[F32]) -> tuple[F64, F64]:
     return rows, np.concatenate([np.zeros_like(rows[..., :1]), bound], axis=-1)
 
 
+def swap_bound(states: Sequence[F32]) -> F64:
+    """Return how far merges in turn may be apart that differ in which state comes first in each.
+
+    Both multiply by the same factors; they may round one product more or the other (FMA), and the
+    sum. M is the same.
+
+    Args:
+        states: float32 `[ne3, n_head, n_batch, 2 + hsv]`, in the order of the merges.
+
+    Returns:
+        float64 `[ne3, n_head, n_batch, 2 + hsv]`.
+    """
+    m = functools.reduce(np.maximum, [state[..., 0].astype(np.float64) for state in states])
+    bound = np.zeros(states[0].shape)
+    for state in states:
+        weight = oracle.weight(state[..., 0].astype(np.float64), m)[..., None]
+        bound[..., 1:] += 4 * U32 * (len(states) - 1) * weight * np.abs(state[..., 1:])
+    return bound
+
+
 def _beside(a: Expected, b: Expected) -> Expected:
     truth = oracle.merge(a.truth, b.truth)
     wa, wb = oracle.weight(a.truth.m, truth.m), oracle.weight(b.truth.m, truth.m)
