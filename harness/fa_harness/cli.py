@@ -131,7 +131,9 @@ def cli() -> None:
 @_numbers("--segments", metavar="N", help="Cut the KV cache into N segments.")
 @click.option("--boundaries", metavar="B1,B2,...|random", help="Cut it at these keys instead.")
 @click.option(
-    "--suite", metavar="NAME", help="Cases to run: seed, smoke, default or paths [default]."
+    "--suite",
+    metavar="NAME",
+    help="Cases to run: seed, smoke, default, paths, reduction or mixed [default].",
 )
 @click.option(
     "--case", "case_string", metavar="STRING", help="Run one case, as a report prints it."
@@ -139,7 +141,11 @@ def cli() -> None:
 @click.option(
     "--case-file", type=click.Path(path_type=Path), metavar="FILE", help="Run a case a line."
 )
-@_words("--mode", metavar="M", help="standard, full_state, segmented; all by default.")
+@_words(
+    "--mode",
+    metavar="M",
+    help="standard, full_state, segmented, merged, resumed, mixed; all that apply by default.",
+)
 @_words("--regime", metavar="R", help="Draw the inputs in this data regime.")
 @_numbers("--threads", metavar="T", help="Compute with T threads.")
 @click.option(
@@ -182,7 +188,11 @@ def run(
     json_path: str | None,
     verbose: bool,
 ) -> None:
-    """Compare standard, full-state and segmented attention with the oracle.
+    """Compare attention, in one call and over segments, with the oracle.
+
+    A case is computed with one call (standard; full_state: with a state), with a call for each
+    segment (segmented; resumed: each on a backend of its own, the state in a file in between;
+    mixed: segments of different types) and with states of their own that are merged (merged).
 
     Options that may be repeated also take a comma list: --segments 1,2,7 runs every case three
     times. Cases that list boundaries of their own keep them.

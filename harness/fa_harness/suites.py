@@ -184,7 +184,7 @@ def _reduction() -> list[Case]:
     for types, cut in itertools.product(_TYPED_CHAINS, cuts[1:]):
         cut = {**cut, "segments": max(cut["segments"], len(types))}
         add(shapes[1], cut, next(regimes), **_typed(types))
-    return cases
+    return list(dict.fromkeys(cases))  # `huge` has no options of its turn
 
 
 def _mixed() -> list[Case]:
