@@ -63,6 +63,16 @@ class Ggml:
         return hasattr(self._lib, "ggml_flash_attn_ext_with_state")
 
     @property
+    def has_state_after(self) -> bool:
+        """Whether the library has `ggml_flash_attn_ext_get_state`."""
+        return hasattr(self._lib, "ggml_flash_attn_ext_get_state")
+
+    @property
+    def has_merge(self) -> bool:
+        """Whether the library has `ggml_flash_attn_ext_merge_states` and `.._from_state`."""
+        return hasattr(self._lib, "ggml_flash_attn_ext_merge_states")
+
+    @property
     def has_reference(self) -> bool:
         """Whether the library can be told to take the vec path for every shape (`use_ref`)."""
         return hasattr(self._lib, "ggml_backend_cpu_set_use_ref")
@@ -294,10 +304,33 @@ class Context:
             lib.ggml_flash_attn_ext_set_n_kv_max(out, n_kv_max)
         return Tensor(self._ggml, out, "f32")
 
-    def graph(self, outputs: Sequence[Tensor]) -> Graph:
-        """Return a graph that computes `outputs`, each after all before it."""
+    def state_after(self, a: Tensor) -> Tensor:
+        """Return the state that the call `a` leaves: its state, as a tensor that depends on `a`.
+
+        A call of the same graph that continues `a` takes this as its state.
+        """
+        pointer = self._ggml._lib.ggml_flash_attn_ext_get_state(self._p, a._p)
+        return Tensor(self._ggml, pointer, "f32")
+
+    def merge_states(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the state of the keys of both `a` and `b`: a new tensor of their shape."""
+        pointer = self._ggml._lib.ggml_flash_attn_ext_merge_states(self._p, a._p, b._p)
+        return Tensor(self._ggml, pointer, "f32")
+
+    def from_state(self, state: Tensor) -> Tensor:
+        """Return the attention that a state stands for, F32 `[hsv, n_head, n_batch, ne3]`."""
+        pointer = self._ggml._lib.ggml_flash_attn_ext_from_state(self._p, state._p)
+        return Tensor(self._ggml, pointer, "f32")
+
+    def graph(self, outputs: Sequence[Tensor], *, size: int = 64) -> Graph:
+        """Return a graph that computes `outputs`, each after all before it.
+
+        Args:
+            outputs: What to compute, and all that it depends on.
+            size: Nodes and leaves that the graph has room for.
+        """
         lib = self._ggml._lib
-        pointer = lib.ggml_new_graph_custom(self._p, max(64, 8 * len(outputs)), False)
+        pointer = lib.ggml_new_graph_custom(self._p, max(size, 8 * len(outputs)), False)
         for output in outputs:
             lib.ggml_build_forward_expand(pointer, output._p)
         return Graph(self._ggml, pointer)
