@@ -48,7 +48,7 @@ def server(patched: Library) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, PROGRAM, patched.module_path, "serve", endpoint]
+    command = [sys.executable, str(PROGRAM), str(patched.module_path), "serve", endpoint]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             _wait_for(process, endpoint)
