@@ -279,6 +279,27 @@ def vendor(*, verbose: bool) -> None:
     click.echo(project.relative(tree.path), err=True)
 
 
+@cli.command("test-backend-ops", context_settings={"ignore_unknown_options": True})
+@click.option(
+    "--library", default="patched", metavar="NAME", show_default=True, help="Which build."
+)
+@_define
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGUMENTS]...")
+def test_backend_ops(*, library: str, options: dict[str, str], arguments: tuple[str, ...]) -> None:
+    """Build upstream's test-backend-ops from a library's sources and run it.
+
+    The arguments are its own; without any it tests the flash-attention operators on the CPU:
+    test -b CPU -o 'FLASH_ATTN_EXT.*'.
+    """
+    from fa_harness.project import find_project
+    from fa_harness.upstream.build import build_test_backend_ops
+
+    program = build_test_backend_ops(find_project(), library, options=options)
+    arguments = arguments or ("test", "-b", "CPU", "-o", "FLASH_ATTN_EXT.*")
+    sys.stdout.flush()
+    os.execv(program, [str(program), *arguments])
+
+
 @cli.command()
 def doctor() -> None:
     """Show what a run would use on this machine, and what is wrong with it."""
