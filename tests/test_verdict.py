@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fa_harness import oracle, state
+from fa_harness import bounds, oracle, state
 from fa_harness.cases import Case
 from fa_harness.ggml import Ggml
 from fa_harness.inputs import Inputs, make_inputs
@@ -794,6 +794,36 @@ def test_a_typed_chain_over_the_values_of_another_type_fails(
     verdict = judged(MIXED, run)
     assert verdict.status == "fail"
     assert not verdict.comparisons["mixed_prefix_vs_oracle"].ok
+
+
+@pytest.mark.parametrize(
+    ("q_types", "is_right"),
+    [
+        (("q8_0", "q8_0", "f32"), True),
+        (("q8_0", "q8_0", "q8_0"), False),  # the type of the first segment for all
+        (("f32", "f32", "f32"), False),
+        (("q8_0", "f16", "f32"), False),
+    ],
+)
+def test_a_q_that_is_rounded_for_another_segment_s_type_fails(
+    compute: Compute, q_types: tuple[str, ...], is_right: bool
+) -> None:
+    inputs = make_inputs(MIXED)
+    limits = itertools.pairwise(MIXED.segment_bounds())
+    whole = functools.reduce(
+        oracle.merge,
+        [
+            oracle.attend(
+                MIXED, dataclasses.replace(inputs, q=bounds.rounded_q(inputs.q, q_type)[0]), *pair
+            )
+            for pair, q_type in zip(limits, q_types, strict=True)
+        ],
+    )
+    state = np.concatenate([whole.m[..., None], whole.s[..., None], whole.vkq], axis=-1)
+    last = Step(output=oracle.finalise(whole).astype(np.float32), state=state.astype(np.float32))
+    verdict = judged(MIXED, with_last_of_mixed(compute(MIXED), last))
+    assert verdict.comparisons["mixed_vs_oracle"].ok == is_right
+    assert verdict.status == ("pass" if is_right else "fail")
 
 
 @pytest.mark.parametrize("again", ["mixed_again", "one_graph", "resumed"])

@@ -113,9 +113,16 @@ def within(got: F32, expected: F32 | F64, region: Region) -> Comparison:
 
 
 def first_bad(comparisons: Iterable[Comparison]) -> Comparison:
-    """Return, of a comparison after each segment, the first that is not ok, else the worst."""
+    """Return, of several comparisons, the first that is not ok, else the one of the largest error.
+
+    That one then has the largest share of a bound that any of them takes.
+    """
     every = list(comparisons)
-    return next((c for c in every if not c.ok), max(every, key=lambda c: c.max_abs))
+    bad = next((c for c in every if not c.ok), None)
+    if bad is not None:
+        return bad
+    worst = max(every, key=lambda c: c.max_abs)
+    return replace(worst, of_bound=max(c.of_bound for c in every))
 
 
 def why(name: str, comparison: Comparison) -> str:

@@ -163,8 +163,9 @@ def _reduction() -> list[Case]:
     cases = [_SEED]
 
     def add(shape: dict[str, Any], cut: dict[str, Any], regime: str, **types: Any) -> None:
-        cut = _cut_at(shape["kv"], cut)
-        cases.append(Case(**{**shape, **cut, **types, **_of_turn(regime, len(cases))}))
+        turn = len(cases)
+        fields = {**shape, **_cut_at(shape["kv"], cut), **types, **_of_turn(regime, turn)}
+        cases.append(Case(**{**fields, "threads": 1 + turn % 2}))
 
     regimes = itertools.cycle(_REGIMES_OF_ANY_SHAPE)
     for type_, shape, cut in itertools.product(_TYPES, shapes, cuts):
@@ -180,7 +181,8 @@ def _reduction() -> list[Case]:
         more = {"mask_kind": kind, "n_kv_max": 16 if kind == "sparse" else 0}
         for cut, sinks in itertools.product(cuts, (False, True)):
             fields = {**shapes[1], **_cut_at(shapes[1]["kv"], cut), **more, "regime": "normal"}
-            cases.append(Case(**fields, sinks=sinks, seed=len(cases)))
+            turn = len(cases)
+            cases.append(Case(**{**fields, "sinks": sinks, "seed": turn, "threads": 1 + turn % 2}))
     for types, cut in itertools.product(_TYPED_CHAINS, cuts[1:]):
         cut = {**cut, "segments": max(cut["segments"], len(types))}
         add(shapes[1], cut, next(regimes), **_typed(types))

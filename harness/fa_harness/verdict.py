@@ -420,14 +420,13 @@ def _region(expected: Expected) -> Region:
 
 def _compare_state(state: F32, expected: Expected) -> Comparison:
     """Compare state rows with the oracle's, brought to the rows' own maximum."""
-    truth = expected.truth
-    m = state[..., 0].astype(np.float64)
+    truth, bound = expected.truth, expected.state_bound()
     with np.errstate(invalid="ignore", over="ignore"):
-        rescale = np.where(np.isinf(truth.m), 1.0, np.exp(truth.m - m))
-    sums = np.concatenate([truth.s[..., None], truth.vkq], axis=-1) * rescale[..., None]
+        m = state[..., 0].astype(np.float64)
+        rescale = np.where(np.isinf(truth.m), 1.0, np.exp(truth.m - m))[..., None]
+        sums = np.concatenate([truth.s[..., None], truth.vkq], axis=-1) * rescale
+        bound[..., 1:] *= rescale
     rows = np.concatenate([truth.m[..., None], sums], axis=-1)
-    bound = expected.state_bound()
-    bound[..., 1:] *= rescale[..., None]
     return within(state, rows, Region(rows, bound))
 
 
