@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fa_harness.cases import Case
+from fa_harness.fifo import Rolled, roll
 from fa_harness.ggml import Backend, Context, Ggml, Tensor
 from fa_harness.inputs import Inputs
 
@@ -56,6 +57,8 @@ class Run:
     """A call for each KV segment, a graph for each call."""
     one_graph: tuple[tuple[Array, ...], Array] | None
     """The same chain as one graph: the output of each call, and the state after the last."""
+    rolled: tuple[Rolled, Rolled] | None
+    """A rolling cache, a graph for each of a step's calls; then with a graph for each step."""
     inputs_written: tuple[str, ...]
     """The inputs whose bytes were not the same after all modes."""
     work_size: dict[str, int]
@@ -119,6 +122,13 @@ def run_case(
                     chain.segmented(backend),
                     chain.one_graph(backend),
                 )
+        rolled = None
+        if "fifo" in modes and case.hot_window:
+            with timed("fifo"):
+                rolled = (
+                    roll(ggml, case, inputs, backend),
+                    roll(ggml, case, inputs, backend, one_graph=True),
+                )
         return Run(
             standard=standard,
             standard_again=standard_again,
@@ -127,6 +137,7 @@ def run_case(
             full_state_again=full_state_again,
             segmented=segmented,
             one_graph=one_graph,
+            rolled=rolled,
             inputs_written=chain.inputs_written(),
             work_size=chain.work_size(),
             seconds=seconds,

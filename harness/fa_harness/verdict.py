@@ -9,12 +9,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from fa_harness import bounds, oracle
+from fa_harness import bounds, oracle, rolling
 from fa_harness.bounds import Arithmetic
 from fa_harness.cases import Case
+from fa_harness.fifo import Rolled
 from fa_harness.inputs import Inputs
 from fa_harness.modes import Run, Step, chain_paths, path
 from fa_harness.oracle import F64, Partial
+from fa_harness.rolling import CacheStep
+from fa_harness.rolling_oracle import Expected, expect
 
 F32 = npt.NDArray[np.float32]
 
@@ -83,6 +86,8 @@ class Verdict:
     comparisons: dict[str, Comparison]
     outputs: dict[str, F32 | list[F32]]
     """Outputs of the modes, and `after_segment`, a list of them; empty where they are not kept."""
+    steps: tuple[CacheStep, ...] = ()
+    """The steps of a rolling cache."""
     seconds: float = 0.0
     """From the case's start to its verdict."""
 
@@ -117,6 +122,7 @@ def judge(
         reason=reason,
         comparisons=judged.comparisons,
         outputs=_outputs(run) if with_outputs or run.standard.size <= 64 else {},
+        steps=judged.steps,
     )
 
 
@@ -158,6 +164,7 @@ class _Judge:
         self._case = case
         self._inputs = inputs
         self._run = run
+        self._features = features
         self._truth = _Truth(case, inputs)
         self._exact = oracle.finalise(self._truth.prefixes()[-1])
         self._how = bounds.arithmetic(case, path(case), features)
@@ -166,15 +173,23 @@ class _Judge:
         self._how_chain = bounds.arithmetic(case, of_chain, features)
         self._chain_is_exact = _chain_is_exact(case)
         self.comparisons: dict[str, Comparison] = {}
+        self.steps: tuple[CacheStep, ...] = ()
+        self._rolled: Expected | None = None
 
         self._compare_standard()
         if run.full_state is not None and run.full_state_again is not None:
             self._compare_full_state(run.full_state, run.full_state_again)
         if run.segmented is not None and run.one_graph is not None:
             self._compare_segmented(run.segmented, *run.one_graph)
+        if run.rolled is not None:
+            self._compare_rolled(*run.rolled)
 
     def status(self) -> tuple[str, str]:
         """Return the status and its reason."""
+        for rolled in self._run.rolled or ():
+            misplaced = rolling.misplaced(self._case, rolled.held)
+            if misplaced and rolled.can_be_told_apart:
+                return "fail", misplaced
         overflows = self._upstream_overflows()
         for name, comparison in self.comparisons.items():
             if not comparison.ok and not (overflows and comparison.required == "bound"):
@@ -252,6 +267,42 @@ class _Judge:
             ]
         )
 
+    def _compare_rolled(self, rolled: Rolled, again: Rolled) -> None:
+        expected = expect(self._case, self._inputs, rolled.cold_state, self._features)
+        exact = oracle.finalise(expected.exact)
+        region = _Region(oracle.finalise(expected.rounded), expected.output_bound)
+        self._rolled = expected
+        self.comparisons["fifo_again"] = _first_bad(
+            [_exact(again.output, rolled.output), _exact(again.state, rolled.state)]
+        )
+        self.comparisons["fifo_vs_oracle"] = _within(rolled.output, exact, region)
+        self.comparisons["fifo_state_vs_oracle"] = _first_bad(
+            [
+                _state_within(rolled.cold_state, expected.rounded_cold, expected.cold_bound),
+                _state_within(rolled.state, expected.rounded, expected.bound),
+            ]
+        )
+        of_step = [np.s_[:, :, step : step + 1] for step in range(self._case.kv)]
+        comparisons = [
+            _within(rolled.output[i], exact[i], _Region(region.centre[i], region.bound[i]))
+            for i in of_step
+        ]
+        self.steps = tuple(
+            CacheStep(
+                step=step,
+                tokens_hot=held.tokens_hot,
+                tokens_cold=held.tokens_cold,
+                cache_bytes=held.cache_bytes,
+                f16_bytes=rolling.f16_bytes(self._case, step + 1),
+                error=comparison.max_abs,
+                of_bound=comparison.of_bound,
+                quantisation_error=float(np.abs(rolled.output[i] - self._exact[i]).max()),
+            )
+            for step, (held, comparison, i) in enumerate(
+                zip(rolled.held, comparisons, of_step, strict=True)
+            )
+        )
+
     def _compare_chain(self, output: F32, expected: F32) -> Comparison:
         """Compare the chain's last output with that of one call."""
         if self._chain_is_exact:
@@ -265,16 +316,10 @@ class _Judge:
         return _within(output, expected, _Region(expected.astype(np.float64), bound))
 
     def _compare_state(self, segment: int, state: F32, how: Arithmetic) -> Comparison:
-        """Compare state rows with the oracle's, brought to the rows' own maximum."""
+        """Compare state rows after a segment with the oracle's."""
         truth = self._truth.prefixes(how.q_type)[segment]
-        m = state[..., 0].astype(np.float64)
-        with np.errstate(invalid="ignore", over="ignore"):
-            rescale = np.where(np.isinf(truth.m), 1.0, np.exp(truth.m - m))
-        sums = np.concatenate([truth.s[..., None], truth.vkq], axis=-1) * rescale[..., None]
-        expected = np.concatenate([truth.m[..., None], sums], axis=-1)
         bound = bounds.state_bound(self._case, self._inputs.q, truth, how)
-        bound[..., 1:] *= rescale[..., None]
-        return _within(state, expected, _Region(expected, bound))
+        return _state_within(state, truth, bound)
 
     def _region(self, segment: int, how: Arithmetic) -> _Region:
         """Return where a correct output lies after a segment: around the oracle's for rounded Q."""
@@ -326,6 +371,8 @@ class _Judge:
                 "mistrusted",
                 "the bound is above every output: an output of 0 would pass",
             )
+        if self._run.rolled is not None and self._rolled is not None:
+            return _mistrust_rolled(self._case, self._run.rolled[0], self._rolled)
         if self._run.segmented is None or self._case.segments == 1:
             return "pass", ""
         segments, whole = self._truth.segments(), self._truth.prefixes()[-1]
@@ -347,6 +394,28 @@ class _Judge:
             if not (np.abs(output() - region.centre) > visible).any():
                 return "mistrusted", f"{fault} would stay within the bound in every row"
         return "pass", ""
+
+
+def _mistrust_rolled(case: Case, rolled: Rolled, expected: Expected) -> tuple[str, str]:
+    """Return `mistrusted` where no fault of a rolling cache could have shown, else `pass`."""
+    if not rolled.can_be_told_apart:
+        return "mistrusted", "two tokens have the same bytes: one in the other's place would pass"
+    if not rolling.n_cold(case).any():
+        return "mistrusted", (
+            f"no token ever gets cold: hot_window={case.hot_window} holds the kv={case.kv}"
+        )
+    hot, whole = expected.hot, expected.exact
+    share = oracle.weight(hot.m, whole.m)[..., None]
+    faults = {
+        "reset numerators": share * hot.vkq / np.where(whole.s, whole.s, 1)[..., None],
+        "lost cold tokens": oracle.finalise(hot),
+        "lost hot tokens": oracle.finalise(expected.cold),
+    }
+    centre = oracle.finalise(expected.rounded)
+    for fault, output in faults.items():
+        if not (np.abs(output - centre) > expected.output_bound).any():
+            return "mistrusted", f"{fault} would stay within the bound at every step"
+    return "pass", ""
 
 
 def _chain_is_exact(case: Case) -> bool:
@@ -413,6 +482,17 @@ def _within(got: F32, expected: F32 | F64, region: _Region) -> Comparison:
         required="bound",
         ok=bool((excess <= 1).all()),
     )
+
+
+def _state_within(state: F32, truth: Partial, bound: F64) -> Comparison:
+    """Compare state rows with the oracle's, brought to the rows' own maximum."""
+    m = state[..., 0].astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        rescale = np.where(np.isinf(truth.m), 1.0, np.exp(truth.m - m))[..., None]
+    sums = np.concatenate([truth.s[..., None], truth.vkq], axis=-1) * rescale
+    expected = np.concatenate([truth.m[..., None], sums], axis=-1)
+    allowed = np.concatenate([bound[..., :1], bound[..., 1:] * rescale], axis=-1)
+    return _within(state, expected, _Region(expected, allowed))
 
 
 def _first_bad(comparisons: Iterable[Comparison]) -> Comparison:
