@@ -131,7 +131,7 @@ def cli() -> None:
 @_numbers("--segments", metavar="N", help="Cut the KV cache into N segments.")
 @click.option("--boundaries", metavar="B1,B2,...|random", help="Cut it at these keys instead.")
 @click.option(
-    "--suite", metavar="NAME", help="Cases to run: seed, smoke, default or paths [default]."
+    "--suite", metavar="NAME", help="Cases to run: seed, smoke, default, paths or fifo [default]."
 )
 @click.option(
     "--case", "case_string", metavar="STRING", help="Run one case, as a report prints it."

@@ -166,6 +166,52 @@ def _paths() -> list[Case]:
     return cases
 
 
+def _fifo() -> list[Case]:
+    """Rolling caches: cold and hot types, windows and groups, shapes, options and paths."""
+    rolling: dict[str, Any] = {
+        **_DECODE, "kv": 60, "nb": 60, "mask_kind": "causal", "regime": "normal", "hot_window": 16,
+        "group": 4, "threads": 1,
+    }  # fmt: skip
+    cases: list[Case] = []
+
+    def add(**fields: Any) -> None:
+        cases.append(Case(**{**rolling, "seed": len(cases), **fields}))
+
+    options: tuple[dict[str, Any], ...] = (
+        {},
+        {"sinks": True},
+        {"max_bias": 8.0},
+        {"logit_softcap": 10.0},
+        {"sinks": True, "max_bias": 8.0, "logit_softcap": 10.0},
+    )
+    for cold_type in ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "bf16", "f16"):
+        for regime in ("normal", "spiky", "rising", "falling", "offset", "outlier", "huge"):
+            option = options[len(cases) % len(options)] if regime != "huge" else {}
+            add(cold_type=cold_type, regime=regime, **option)
+    for hot_type, cold_type in itertools.product(("f32", "bf16"), ("q8_0", "q4_0", "f16")):
+        add(type_K=hot_type, type_V=hot_type, cold_type=cold_type, regime="rising")
+    add(type_K="q8_0", type_V="f16", cold_type="q4_0")
+
+    for hot_window, group in ((1, 1), (7, 3), (16, 1), (16, 5), (16, 16), (40, 33)):
+        for cold_type in ("q8_0", "f16"):
+            add(hot_window=hot_window, group=group, cold_type=cold_type)
+    for nh, nr23 in ((4, (1, 1)), (1, (8, 1)), (2, (3, 2)), (3, (2, 3))):  # MHA, GQA, ne3
+        add(nh=nh, nr23=nr23, cold_type="q4_0", sinks=True)
+    add(nr23=(2, 2), mask_heads=4, max_bias=8.0)
+    for hsk, hsv in ((128, 128), (256, 256), (192, 128)):
+        add(hsk=hsk, hsv=hsv, nr23=(2, 1))
+    add(permute=(0, 2, 1, 3), nr23=(2, 2))
+    add(kv_view=False)
+    for threads in (2, 3):
+        for cold_type in ("q4_0", "f16"):
+            add(threads=threads, kv=48, nb=48, cold_type=cold_type, sinks=True)
+
+    long: dict[str, Any] = {"nh": 1, "nr23": (2, 1), "threads": 2}
+    add(**long, kv=700, nb=700, hot_window=512, group=64)  # split-KV over the hot window
+    add(**long, kv=560, nb=560, hot_window=24, group=12, cold_type="f16")  # over the cold store
+    return cases
+
+
 _REGIMES_OF_ANY_SHAPE = (
     "uniform", "normal", "spiky", "rising", "falling", "ties", "offset", "outlier", "huge",
     "constructed",
@@ -176,5 +222,6 @@ SUITES: dict[str, Callable[[], list[Case]]] = {
     "smoke": _smoke,
     "default": _default,
     "paths": _paths,
+    "fifo": _fifo,
 }
 """Name -> the suite's cases; its docstring is shown by `fa-harness run --help`."""

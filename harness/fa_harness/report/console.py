@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from fa_harness.cases import Case
 from fa_harness.report import Results
+from fa_harness.rolling import CacheStep
 from fa_harness.verdict import STATUSES, Verdict
 
 _STYLE = {
@@ -31,12 +34,17 @@ _COLUMNS = (  # of the others: heading, width, to the right
 )
 
 
+_STEP_COLUMNS = ("step", "hot", "cold", "bytes", "% of f16", "error", "of bound", "vs unquantised")
+_MOST_STEPS = 12
+
+
 class Table:
     """Lines as the cases end, with a progress bar below them on a terminal."""
 
     def __init__(self, console: Console, *, total: int, verbose: bool) -> None:
         self._console = console
         self._verbose = verbose
+        self._shows_steps = verbose or total == 1
         self._progress = Progress(
             TextColumn("[progress.description]{task.description}"),
             BarColumn(),
@@ -77,7 +85,17 @@ class Table:
             self._console.print(reason, soft_wrap=True)
         if verdict.status != "pass" or self._verbose:
             self._console.print(Text(f"    {repro}", style="dim"), soft_wrap=True)
+        if self._shows_steps and verdict.steps:
+            self._print_steps(verdict.steps)
         self._progress.advance(self._task)
+
+    def _print_steps(self, steps: Sequence[CacheStep]) -> None:
+        """Print some steps of a rolling cache."""
+        rows = [_STEP_COLUMNS, *(_step_cells(step) for step in _some(steps))]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            cells = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)]
+            self._console.print(Text(f"    {'  '.join(cells)}"), soft_wrap=True)
 
     def _line(self, case: str, cells: list[str], style: str) -> Text:
         width = self._case_width
@@ -127,6 +145,7 @@ def label(case: Case) -> str:
         (case.v_is_view_of_k, "V in K"),
         (case.boundaries == "random", "cut:random"),
         (isinstance(case.boundaries, tuple), "cut:" + _cuts(case)),
+        (case.hot_window != 0, f"hot:{case.hot_window}/{case.group}>{case.cold_type}"),
         (case.seed != 0, f"seed={case.seed}"),
     ]
     return " ".join([*words, *(word for shown, word in options if shown), f"t{case.threads}"])
@@ -136,6 +155,31 @@ def _cuts(case: Case) -> str:
     return ",".join(str(i) for i in case.segment_bounds()[1:-1])
 
 
+def _some(steps: Sequence[CacheStep]) -> list[CacheStep]:
+    """Return the first step, the last, the worst, and those in which tokens got cold, thinned."""
+    evicting = [
+        step.step
+        for before, step in zip(steps, steps[1:], strict=False)
+        if step.tokens_cold > before.tokens_cold
+    ]
+    thinned = evicting[:: -(-len(evicting) // _MOST_STEPS) or 1]
+    worst = max(steps, key=lambda step: step.of_bound).step
+    return [steps[i] for i in sorted({0, worst, len(steps) - 1, *thinned})]
+
+
+def _step_cells(step: CacheStep) -> tuple[str, ...]:
+    return (
+        f"{step.step}",
+        f"{step.tokens_hot}",
+        f"{step.tokens_cold}",
+        f"{step.cache_bytes}",
+        f"{step.cache_bytes / step.f16_bytes:.0%}",
+        f"{step.error:.2e}",
+        f"{step.of_bound:.1%}" if step.of_bound < 1 else _times(step.of_bound),
+        f"{step.quantisation_error:.2e}",
+    )
+
+
 def _difference(verdict: Verdict, name: str) -> str:
     comparison = verdict.comparisons.get(name)
     return f"{comparison.max_abs:.2e}" if comparison else "-"
@@ -143,9 +187,12 @@ def _difference(verdict: Verdict, name: str) -> str:
 
 def _oracle(verdict: Verdict) -> tuple[str, str]:
     """Return the last mode's error against the oracle, and the share of its bound it takes."""
-    for mode in ("segmented", "full_state", "standard"):
+    for mode in ("fifo", "segmented", "full_state", "standard"):
         comparison = verdict.comparisons.get(f"{mode}_vs_oracle")
         if comparison:
-            times = comparison.of_bound
-            return f"{comparison.max_abs:.2e}", f"{times:.0%}" if times < 10 else f"{times:.0f} x"
+            return f"{comparison.max_abs:.2e}", _times(comparison.of_bound)
     return "-", "-"
+
+
+def _times(of_bound: float) -> str:
+    return f"{of_bound:.0%}" if of_bound < 10 else f"{of_bound:.0f} x"
