@@ -177,6 +177,7 @@ def test_every_result_has_the_same_keys(smoke: Any) -> None:
             "reason",
             "comparisons",
             "outputs",
+            "steps",
             "seconds",
             "repro",
         }

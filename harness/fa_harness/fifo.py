@@ -84,7 +84,6 @@ def roll(
                 mask = inputs.mask[:, :, t : t + 1]
                 cold.mask.write(cache.cold_columns(mask))
                 hot.mask.write(cache.hot_columns(mask))
-                held.append(_held(tokens, t, cache, cold, hot))
                 carried.write(_fresh(carried))
                 if one_graph:
                     backend.compute(step_ctx.graph([cold.out, hot.out]))
@@ -92,6 +91,8 @@ def roll(
                     backend.compute(step_ctx.graph([cold.out]))
                     cold_state[:, :, t : t + 1] = carried.read()
                     backend.compute(step_ctx.graph([hot.out]))
+                # read back afterwards, so that a call that writes to the cache shows, too
+                held.append(_held(tokens, t, cache, cold, hot))
                 output[:, :, t : t + 1] = hot.out.read().swapaxes(1, 2)
             state[:, :, t : t + 1] = carried.read()
     return Rolled(
@@ -141,7 +142,7 @@ def _call(
 
 
 def _held(tokens: rolling.Tokens, step: int, cache: _Cache, cold: _Call, hot: _Call) -> Held:
-    """Read back what the calls of a step are given."""
+    """Read back what the calls of a step attend over, through the arguments that they have."""
     in_cold, in_hot = (
         tokens.identify(
             store,

@@ -21,7 +21,7 @@ U8 = npt.NDArray[np.uint8]
 
 HIDDEN, OF_NO_TOKEN, OF_OTHER_MASK = -1, -2, -3
 """What a slot holds instead of a token: hidden by the mask; visible, but with bytes of no token;
-a token's bytes under a mask column that is not the token's."""
+`OF_OTHER_MASK - token`: a token's bytes under a mask column that is not the token's."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,7 +121,7 @@ class Tokens:
         tokens = np.array([token_of.get(row.tobytes(), OF_NO_TOKEN) for row in rows], np.int64)
         columns = self._mask[:, :, step, tokens]  # of any token where it is none
         is_other = (mask[:, :, visible] != columns).any(axis=(0, 1)) & (tokens != OF_NO_TOKEN)
-        held[visible] = np.where(is_other, OF_OTHER_MASK, tokens)
+        held[visible] = np.where(is_other, OF_OTHER_MASK - tokens, tokens)
         return held
 
 
@@ -147,8 +147,8 @@ def _misplaced(case: Case, held: Held, step: int, of_cold: int) -> str | None:
             here = f"{store} slot {slot}"
             if token == OF_NO_TOKEN:
                 return f"{here} is visible and holds no token's bytes in {type_}"
-            if token == OF_OTHER_MASK:
-                return f"{here} has the mask column of another token"
+            if token <= OF_OTHER_MASK:
+                return f"token {OF_OTHER_MASK - token} is in {here} with another's mask column"
             if token in place:
                 return f"token {token} is counted twice, in {place[token]} and {here}"
             if token != HIDDEN:

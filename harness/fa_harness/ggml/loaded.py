@@ -173,7 +173,14 @@ class Tensor:
         Args:
             start: Index of the first.
             rows: uint8 `[ne3, ne2, n, row_bytes]`.
+
+        Raises:
+            ValueError: They are not rows of this tensor.
         """
+        ne0, ne1, ne2, ne3 = self.ne
+        n = rows.shape[2]
+        if rows.shape != (ne3, ne2, n, quants.row_bytes(self.type, ne0)) or start + n > ne1:
+            raise ValueError(f"tensor {self.ne} {self.type}: no place for {rows.shape} at {start}")
         rows = np.ascontiguousarray(rows)
         _, nb1, nb2, nb3 = self.nb
         for i3, i2, i1 in np.ndindex(rows.shape[:3]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -132,10 +133,17 @@ def label(case: Case) -> str:
     heads = f"{case.n_head}" if case.n_head == case.nh else f"{case.n_head}/{case.nh}"
     size = f"{case.hsk}" if case.hsk == case.hsv else f"{case.hsk}/{case.hsv}"
     types = case.type_K if case.type_K == case.type_V else f"{case.type_K}/{case.type_V}"
-    words = [f"hs{size}", f"h{heads}", f"kv{case.kv}", f"b{case.nb}", types, case.regime]
+    words = [f"hs{size}", f"h{heads}", f"kv{case.kv}"]
+    if case.hot_window:  # b is kv, and the mask causal
+        words += [f"{types}>{case.cold_type}", case.regime, f"w{case.hot_window}/{case.group}"]
+    else:
+        words += [f"b{case.nb}", types, case.regime]
     options: list[tuple[bool, str]] = [
         (case.ne3 != 1, f"ne3={case.ne3}"),
-        (case.mask_kind != "random", case.mask_kind if case.mask else "no mask"),
+        (
+            case.mask_kind != "random" and not case.hot_window,
+            case.mask_kind if case.mask else "no mask",
+        ),
         (case.mask_heads != 1, f"mask/{case.mask_heads}"),
         (case.sinks, "sinks"),
         (case.max_bias != 0, "alibi"),
@@ -145,7 +153,6 @@ def label(case: Case) -> str:
         (case.v_is_view_of_k, "V in K"),
         (case.boundaries == "random", "cut:random"),
         (isinstance(case.boundaries, tuple), "cut:" + _cuts(case)),
-        (case.hot_window != 0, f"hot:{case.hot_window}/{case.group}>{case.cold_type}"),
         (case.seed != 0, f"seed={case.seed}"),
     ]
     return " ".join([*words, *(word for shown, word in options if shown), f"t{case.threads}"])
@@ -159,7 +166,7 @@ def _some(steps: Sequence[CacheStep]) -> list[CacheStep]:
     """Return the first step, the last, the worst, and those in which tokens got cold, thinned."""
     evicting = [
         step.step
-        for before, step in zip(steps, steps[1:], strict=False)
+        for before, step in itertools.pairwise(steps)
         if step.tokens_cold > before.tokens_cold
     ]
     thinned = evicting[:: -(-len(evicting) // _MOST_STEPS) or 1]
