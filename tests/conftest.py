@@ -37,7 +37,7 @@ def patched() -> Library:
 
 @pytest.fixture(scope="session")
 def library(patched: Library) -> Ggml:
-    """The patched library, loaded into this process, which can hold no other."""
+    """The patched library, loaded into this process."""
     return ggml.load(patched.module_path)
 
 

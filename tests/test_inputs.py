@@ -40,7 +40,10 @@ SEED = Case(hsk=4, hsv=4, nh=1, kv=2, nb=1, regime="seed", mask=False)
 
 
 def _arrays(inputs: Inputs) -> dict[str, np.ndarray]:
-    return {name: array for name, array in vars(inputs).items() if array is not None}
+    arrays = {name: value for name, value in vars(inputs).items() if isinstance(value, np.ndarray)}
+    for i, (k_raw, v_raw) in enumerate(inputs.segments):
+        arrays |= {f"k_raw of segment {i}": k_raw, f"v_raw of segment {i}": v_raw}
+    return arrays
 
 
 def _digest(inputs: Inputs) -> str:

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fa_harness import modes
+from fa_harness import modes, tensors
 from fa_harness.cases import Case
 from fa_harness.ggml import Context, Ggml, Graph, Tensor
 from fa_harness.inputs import make_inputs
 from fa_harness.library import Library
 from fa_harness.modes import Run, Step, chain_paths, path, run_case
 from fa_harness.suites import suite
+from fa_harness.tensors import CaseTensors, make_fresh
 from fa_harness.verdict import Verdict, judge
 from fa_harness.worker import Worker
 
@@ -32,12 +33,12 @@ def run(library: Ggml, case: Case) -> Run:
 
 def chain(run: Run) -> tuple[Step, ...]:
     assert run.segmented is not None
-    return run.segmented
+    return run.segmented.steps
 
 
-def judged(library: Ggml, case: Case) -> Verdict:
+def judged(library: Ggml, case: Case, modes: tuple[str, ...] | None = None) -> Verdict:
     inputs = make_inputs(case)
-    return judge(case, inputs, run_case(library, case, inputs), features=library.features())
+    return judge(case, inputs, run_case(library, case, inputs, modes), features=library.features())
 
 
 # the library: what the patches promise
@@ -78,13 +79,13 @@ def test_a_chain_is_the_full_call_bit_for_bit_for_every_split(
     )  # fmt: skip
     done = run(library, case)
     assert done.full_state is not None
-    assert done.one_graph is not None
-    last = chain(done)[-1]
+    assert done.segmented is not None
+    last, one_graph = chain(done)[-1], done.segmented.one_graph
     assert last.output.tobytes() == done.standard.tobytes()
     assert last.output.tobytes() == done.full_state.output.tobytes()
     assert last.state.tobytes() == done.full_state.state.tobytes()
-    assert done.one_graph[0][-1].tobytes() == last.output.tobytes()
-    assert done.one_graph[1].tobytes() == last.state.tobytes()
+    assert one_graph[0][-1].tobytes() == last.output.tobytes()
+    assert one_graph[1].tobytes() == last.state.tobytes()
 
 
 def test_an_empty_segment_leaves_the_state_and_the_result_as_they_were(library: Ggml) -> None:
@@ -182,7 +183,7 @@ def test_the_path_is_upstream_s(
     library: Ggml, case: Case, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert path(case) == expected
-    monkeypatch.setattr(modes, "chain_paths", lambda case: ("vec",))  # so there is a reference
+    monkeypatch.setattr(modes, "chain_paths", lambda case, **_: ("vec",))  # so there is a reference
     done = run(library, case.with_(threads=2))
     assert (done.reference is None) == (expected == "vec")
     if done.reference is not None:
@@ -237,8 +238,8 @@ def test_modes_that_are_not_asked_for_are_not_computed(library: Ggml) -> None:
     done = run_case(library, F16, inputs, ("full_state",), on_mode=told.append)
     assert told == ["standard", "full_state"]
     assert list(done.seconds) == told
-    assert done.segmented is None
-    assert done.one_graph is None
+    assert done.modes == tuple(told)
+    assert (done.segmented, done.merged, done.resumed, done.mixed) == (None, None, None, None)
     assert done.full_state is not None
 
 
@@ -285,38 +286,29 @@ def _one_key_late(original: Method) -> Method:
 
 
 def _last_key_lost(original: Method) -> Method:
-    def shorter(self: Any, segment: tuple[int, int], **more: Any) -> Tensor:
+    def shorter(self: Any, cache: Tensor, segment: tuple[int, int]) -> Tensor:
         start, stop = segment
-        call: Tensor = original(self, (start, stop - (stop - start < self._case.kv)), **more)
-        return call
+        keys: Tensor = original(self, cache, (start, stop - 1))
+        return keys
 
     return shorter
 
 
 def _sinks_in_every_segment(original: Method) -> Method:
-    def with_sinks(self: Any, segment: tuple[int, int], **more: Any) -> Tensor:
-        call: Tensor = original(self, segment, **{**more, "sinks": True})
+    def with_sinks(self: Any, *args: Any, **more: Any) -> Tensor:
+        call: Tensor = original(self, *args, **{**more, "sinks": True})
         return call
 
     return with_sinks
 
 
 def _no_sinks_with_a_state(original: Method) -> Method:
-    def without_sinks(self: Any, segment: tuple[int, int], **more: Any) -> Tensor:
+    def without_sinks(self: Any, *args: Any, **more: Any) -> Tensor:
         sinks = more["sinks"] and more.get("state") is None
-        call: Tensor = original(self, segment, **{**more, "sinks": sinks})
+        call: Tensor = original(self, *args, **{**more, "sinks": sinks})
         return call
 
     return without_sinks
-
-
-def _state_not_reset(original: Method) -> Method:
-    def only_once(self: Any) -> None:
-        if not hasattr(self, "was_reset"):
-            self.was_reset = True
-            original(self)
-
-    return only_once
 
 
 def _an_input_is_written(original: Method) -> Method:
@@ -335,12 +327,11 @@ def _an_input_is_written(original: Method) -> Method:
     ("method", "fault", "reason"),
     [
         ("_mask_columns", _mask_not_sliced, "segmented vs standard: must be bit-identical"),
-        ("_keys", _keys_from_the_start, "segmented vs standard: must be bit-identical"),
-        ("_keys", _one_key_late, "segmented vs standard: must be bit-identical"),
-        ("_call", _last_key_lost, "segmented vs standard: must be bit-identical"),
-        ("_call", _sinks_in_every_segment, "segmented vs standard: must be bit-identical"),
-        ("_call", _no_sinks_with_a_state, "full state vs standard: must be bit-identical"),
-        ("_make_fresh", _state_not_reset, "full state again: must be bit-identical"),
+        ("_view", _keys_from_the_start, "segmented vs standard: must be bit-identical"),
+        ("_view", _one_key_late, "segmented vs standard: must be bit-identical"),
+        ("_view", _last_key_lost, "segmented vs standard: must be bit-identical"),
+        ("call", _sinks_in_every_segment, "segmented vs standard: must be bit-identical"),
+        ("call", _no_sinks_with_a_state, "full state vs standard: must be bit-identical"),
         ("inputs_written", _an_input_is_written, "the op wrote to its inputs: k"),
     ],
 )
@@ -351,11 +342,42 @@ def test_a_fault_in_how_the_chain_is_made_fails(
     fault: Callable[[Method], Method],
     reason: str,
 ) -> None:
-    assert judged(library, CHAIN).status == "pass"
-    monkeypatch.setattr(modes._Chain, method, fault(getattr(modes._Chain, method)))
-    verdict = judged(library, CHAIN)
+    modes_ = ("full_state", "segmented")
+    assert judged(library, CHAIN, modes_).status == "pass"
+    monkeypatch.setattr(CaseTensors, method, fault(getattr(CaseTensors, method)))
+    verdict = judged(library, CHAIN, modes_)
     assert verdict.status == "fail"
     assert verdict.reason.startswith(reason)
+
+
+def test_a_state_that_is_not_reset_fails(library: Ggml, monkeypatch: pytest.MonkeyPatch) -> None:
+    reset: list[Tensor] = []
+
+    def only_once(state: Tensor) -> None:
+        if state not in reset:
+            reset.append(state)
+            make_fresh(state)
+
+    monkeypatch.setattr(modes, "make_fresh", only_once)
+    verdict = judged(library, CHAIN)
+    assert verdict.status == "fail"
+    assert verdict.reason.startswith("full state again: must be bit-identical")
+
+
+def test_a_graph_of_the_chain_in_which_an_edge_leaves_a_call_out_fails(
+    library: Ggml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Tensor] = []
+    state_after = Context.state_after
+
+    def of_the_first(self: Context, call: Tensor) -> Tensor:
+        calls.append(call)
+        return state_after(self, calls[0])
+
+    monkeypatch.setattr(Context, "state_after", of_the_first)
+    verdict = judged(library, CHAIN, ("segmented",))
+    assert verdict.status == "fail"
+    assert verdict.reason.startswith("one graph vs segmented: must be bit-identical")
 
 
 @pytest.mark.parametrize(
@@ -367,18 +389,20 @@ def test_a_fault_in_how_the_chain_is_made_fails(
         pytest.param(lambda calls: calls[-1:], id="last only"),
     ],
 )
-def test_a_graph_of_the_chain_with_nodes_swapped_or_missing_fails(
+def test_a_graph_whose_order_alone_links_the_calls_fails_with_calls_swapped_or_missing(
     library: Ggml,
     monkeypatch: pytest.MonkeyPatch,
     order: Callable[[Sequence[Tensor]], Sequence[Tensor]],
 ) -> None:
+    monkeypatch.setattr(Ggml, "has_state_after", False)
+    assert judged(library, CHAIN, ("segmented",)).status == "pass"
     make = Context.graph
 
     def graph(self: Context, outputs: Sequence[Tensor]) -> Graph:
         return make(self, order(outputs) if len(outputs) > 1 else outputs)
 
     monkeypatch.setattr(Context, "graph", graph)
-    verdict = judged(library, CHAIN)
+    verdict = judged(library, CHAIN, ("segmented",))
     assert verdict.status == "fail"
     assert verdict.reason.startswith("one graph vs segmented: must be bit-identical")
 
@@ -394,7 +418,7 @@ def test_what_lies_outside_the_view_of_a_cache_is_not_read(
     library: Ggml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = run(library, CHAIN)
-    monkeypatch.setattr(modes, "_UNUSED", 0x3C)
+    monkeypatch.setattr(tensors, "_UNUSED", 0x3C)
     after = run(library, CHAIN)
     assert before.standard.tobytes() == after.standard.tobytes()
     assert chain(before)[-1].state.tobytes() == chain(after)[-1].state.tobytes()
@@ -418,10 +442,11 @@ def test_each_dimension_lies_in_memory_where_permute_says(
     library: Ggml, permute: tuple[int, int, int, int], kv_view: bool
 ) -> None:
     case = F16.with_(permute=permute, kv_view=kv_view)
-    with library.context() as ctx, library.backend(1) as backend:
-        made = modes._Chain(ctx, case, make_inputs(case), backend, with_state=True)
-        assert made._q.ne == (64, 3, 4, 2)
-        assert made._k.ne == made._v.ne == (64, 40, 2, 2)
-        for tensor in (made._q, made._k, made._v):
+    with library.context() as ctx:
+        made = CaseTensors(ctx, case, make_inputs(case))
+        q, (k, v) = made._q, made.cache()
+        assert q.ne == (64, 3, 4, 2)
+        assert k.ne == v.ne == (64, 40, 2, 2)
+        for tensor in (q, k, v):
             by_stride = sorted(range(4), key=tensor.nb.__getitem__)
             assert [permute[dim] for dim in by_stride] == [0, 1, 2, 3]

@@ -99,7 +99,7 @@ def test_an_abort_is_a_crash_with_its_assertion_and_the_next_case_runs(
 ) -> None:
     crash, after = run(patched, [impossible(), SMALL])
     assert crash.status == "crash"
-    assert crash.reason.startswith("start: SIGABRT\n")
+    assert crash.reason.startswith("standard: SIGABRT\n")
     assert "GGML_ASSERT(mask) failed" in crash.reason
     assert crash.comparisons == {}
     assert after.status == "pass"

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from fa_harness import session
-from fa_harness.errors import SetupError
+from fa_harness.errors import SetupError, UsageError
 from fa_harness.library import Library
-from fa_harness.modes import MODES
 from fa_harness.suites import suite
 
 CASE = "FLASH_ATTN_EXT(kv=64)"
@@ -41,8 +40,23 @@ def test_boundaries_may_repeat_for_empty_segments() -> None:
 
 
 def test_modes_come_in_their_usual_order_each_once() -> None:
-    assert session.check_modes(("segmented", "standard", "segmented")) == ("standard", "segmented")
-    assert session.check_modes(()) == MODES
+    cases = suite("seed")
+    named = ("segmented", "standard", "segmented")
+    assert session.check_modes(named, cases) == ("standard", "segmented")
+
+
+def test_without_a_mode_each_case_has_its_own() -> None:
+    assert session.check_modes((), suite("seed")) is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "option"), [("mixed", "--segment-types"), ("fifo", "--hot-window")]
+)
+def test_a_mode_that_does_not_apply_to_a_case_is_refused_with_the_option_to_give(
+    mode: str, option: str
+) -> None:
+    with pytest.raises(UsageError, match=rf"--mode {mode}: needs {option}, which FLASH_ATTN_EXT"):
+        session.check_modes((mode,), suite("seed"))
 
 
 def test_a_check_of_a_report_path_leaves_nothing_behind(tmp_path: Path) -> None:

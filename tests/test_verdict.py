@@ -11,7 +11,7 @@ from fa_harness import oracle
 from fa_harness.cases import Case
 from fa_harness.ggml import Ggml
 from fa_harness.inputs import Inputs, make_inputs
-from fa_harness.modes import Run, Step, run_case
+from fa_harness.modes import Chain, Run, Step, run_case
 from fa_harness.verdict import Verdict, judge
 
 F32 = npt.NDArray[np.float32]
@@ -39,25 +39,37 @@ def judged(case: Case, run: Run) -> Verdict:
     return judge(case, make_inputs(case), run, features=())
 
 
+def chain_of(run: Run) -> Chain:
+    assert run.segmented is not None
+    return run.segmented
+
+
+def with_steps(run: Run, *steps: Step) -> Run:
+    """Return the run with another chain, its graph a call at a time."""
+    chain = dataclasses.replace(chain_of(run), steps=steps)
+    return dataclasses.replace(run, segmented=chain)
+
+
+def with_one_graph(run: Run, outputs: tuple[F32, ...], state: F32) -> Run:
+    """Return the run with another chain in one graph."""
+    chain = dataclasses.replace(chain_of(run), one_graph=(outputs, state))
+    return dataclasses.replace(run, segmented=chain)
+
+
 def with_last(run: Run, *, output: F32 | None = None, state: F32 | None = None) -> Run:
     """Return the run with another last step of the chain, in both ways of computing it."""
-    assert run.segmented is not None
-    assert run.one_graph is not None
-    last = run.segmented[-1]
+    chain = chain_of(run)
+    last = chain.steps[-1]
     last = Step(
         output=last.output if output is None else output,
         state=last.state if state is None else state,
     )
-    return dataclasses.replace(
-        run,
-        segmented=(*run.segmented[:-1], last),
-        one_graph=((*run.one_graph[0][:-1], last.output), last.state),
-    )
+    changed = with_steps(run, *chain.steps[:-1], last)
+    return with_one_graph(changed, (*chain.one_graph[0][:-1], last.output), last.state)
 
 
 def last_step(run: Run) -> Step:
-    assert run.segmented is not None
-    return run.segmented[-1]
+    return chain_of(run).steps[-1]
 
 
 def segment_alone(case: Case, inputs: Inputs, i: int) -> oracle.Partial:
@@ -266,13 +278,12 @@ def test_a_wrong_state_within_a_chain_fails(
     compute: Compute, fault: Callable[[F32, F32], F32], segment: int
 ) -> None:
     run = compute(VEC)
-    assert run.segmented is not None
-    steps = list(run.segmented)
+    steps = list(chain_of(run).steps)
     fresh = np.full_like(steps[0].state, np.nan)
     fresh[..., 0] = -np.inf
     before = fresh if segment == 0 else steps[segment - 1].state
     steps[segment] = Step(output=steps[segment].output, state=fault(steps[segment].state, before))
-    verdict = judged(VEC, dataclasses.replace(run, segmented=tuple(steps)))
+    verdict = judged(VEC, with_steps(run, *steps))
     assert verdict.status == "fail"
     assert verdict.reason.startswith("state vs oracle: ")
 
@@ -283,9 +294,7 @@ def test_a_wrong_state_of_the_full_call_fails(compute: Compute) -> None:
     wrong = Step(
         output=run.full_state.output, state=change(run.full_state.state, (1, 0, 2, 1), 1.01)
     )
-    broken = dataclasses.replace(
-        run, full_state=wrong, full_state_again=wrong, segmented=None, one_graph=None
-    )
+    broken = dataclasses.replace(run, full_state=wrong, full_state_again=wrong, segmented=None)
     verdict = judged(VEC, broken)
     assert verdict.status == "fail"
     assert verdict.reason.startswith("full state state vs oracle: ")
@@ -294,10 +303,9 @@ def test_a_wrong_state_of_the_full_call_fails(compute: Compute) -> None:
 
 def test_a_wrong_result_of_a_prefix_fails(compute: Compute) -> None:
     run = compute(VEC)
-    assert run.segmented is not None
-    first, *rest = run.segmented
+    first, *rest = chain_of(run).steps
     wrong = Step(output=change(first.output, (1, 0, 2, 5), 1.5), state=first.state)
-    verdict = judged(VEC, dataclasses.replace(run, segmented=(wrong, *rest)))
+    verdict = judged(VEC, with_steps(run, wrong, *rest))
     assert verdict.status == "fail"
     assert verdict.reason.startswith("prefix vs oracle: ")
     assert verdict.reason.endswith("at batch 1, head 0, row 2, dim 5")
@@ -343,16 +351,14 @@ def _segmented_state(run: Run) -> Run:
 
 
 def _one_graph(run: Run) -> Run:
-    assert run.one_graph is not None
-    outputs, state = run.one_graph
+    outputs, state = chain_of(run).one_graph
     changed = (outputs[0], one_bit(outputs[1], HERE), *outputs[2:])
-    return dataclasses.replace(run, one_graph=(changed, state))
+    return with_one_graph(run, changed, state)
 
 
 def _one_graph_state(run: Run) -> Run:
-    assert run.one_graph is not None
-    outputs, state = run.one_graph
-    return dataclasses.replace(run, one_graph=(outputs, one_bit(state, HERE)))
+    outputs, state = chain_of(run).one_graph
+    return with_one_graph(run, outputs, one_bit(state, HERE))
 
 
 @pytest.mark.parametrize(
@@ -432,12 +438,12 @@ def test_a_fully_masked_row_that_is_not_0_fails(compute: Compute) -> None:
 
 def test_a_fully_masked_row_marked_as_continued_fails(compute: Compute) -> None:
     run = compute(LEADING)
-    assert run.segmented is not None
-    state = run.segmented[0].state.copy()
+    first, *rest = chain_of(run).steps
+    state = first.state.copy()
     assert np.isneginf(state[0, 0, 0, 0])
     state[0, 0, 0, 0] = 0
-    first = Step(output=run.segmented[0].output, state=state)
-    verdict = judged(LEADING, dataclasses.replace(run, segmented=(first, *run.segmented[1:])))
+    first = Step(output=first.output, state=state)
+    verdict = judged(LEADING, with_steps(run, first, *rest))
     assert verdict.status == "fail"
     assert verdict.reason.startswith("state vs oracle: inf")
 
@@ -584,7 +590,13 @@ def test_large_numerators_excuse_nothing_where_no_output_overflows(
     case, inputs, run = overflow
     wrong = np.full_like(run.standard, 50000)  # the oracle says 60000, beyond any rounding of it
     run = dataclasses.replace(
-        run, standard=wrong, standard_again=wrong, full_state=None, segmented=None, one_graph=None
+        run,
+        standard=wrong,
+        standard_again=wrong,
+        full_state=None,
+        segmented=None,
+        merged=None,
+        resumed=None,
     )
     verdict = judge(case, inputs, run, features=())
     assert (verdict.status, verdict.comparisons["standard_vs_oracle"].ok) == ("fail", False)

@@ -12,7 +12,7 @@ import pytest
 from fa_harness.cases import Case
 from fa_harness.errors import SetupError
 from fa_harness.library import Library
-from fa_harness.modes import MODES, Run
+from fa_harness.modes import MODES, Run, modes_of
 from fa_harness.worker import Lost, Worker
 
 SMALL = Case(hsk=32, hsv=32, nh=1, kv=20, nb=2, segments=2, regime="normal")
@@ -24,7 +24,7 @@ LONG = Case(
 
 
 def compute(worker: Worker, case: Case, timeout: float = 60) -> Run | Lost:
-    worker.submit(case, MODES, timeout)
+    worker.submit(case, modes_of(case), timeout)
     return worker.result()
 
 
@@ -37,10 +37,10 @@ def aborting() -> Case:
 
 def test_a_worker_knows_what_its_library_can(patched: Library, pristine: Library) -> None:
     with Worker(patched.module_path) as worker:
-        assert worker.has_state
+        assert worker.lacks == {}
         assert all(name.isupper() or name[0].isupper() for name in worker.features)
     with Worker(pristine.module_path) as worker:
-        assert not worker.has_state
+        assert worker.lacks.keys() == {*MODES} - {"standard"}
 
 
 def test_one_child_computes_case_after_case(patched: Library) -> None:
@@ -70,7 +70,7 @@ def test_an_abort_is_told_with_the_mode_the_signal_and_the_assertion(patched: Li
         lost = compute(worker, aborting())
         assert isinstance(lost, Lost)
         assert lost.status == "crash"
-        assert lost.reason.startswith("start: SIGABRT\n")
+        assert lost.reason.startswith("standard: SIGABRT\n")
         assert "ggml.c:" in lost.reason
         assert "GGML_ASSERT(mask) failed" in lost.reason
         assert isinstance(compute(worker, SMALL), Run)

@@ -22,17 +22,21 @@ over the keys j of a row. Three things make a correct kernel differ from exact a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from fa_harness import oracle
 from fa_harness.cases import Case
 from fa_harness.oracle import Partial, finalise
 from fa_harness.quants import decode, encode
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.bool_]
 
 U32 = 2.0**-24
 U16 = 2.0**-11
@@ -56,8 +60,8 @@ class Arithmetic:
     """VKQ is accumulated in F16."""
     f16_dot: bool = False
     """Dot products add in F16 registers."""
-    n_partials: int = 1
-    """Parts that are accumulated apart and then added."""
+    n_partials: int = 0
+    """Parts that are accumulated apart and then added; 0 where keys are added to the state."""
 
 
 def arithmetic(case: Case, path: str, features: tuple[str, ...]) -> Arithmetic:
@@ -68,7 +72,7 @@ def arithmetic(case: Case, path: str, features: tuple[str, ...]) -> Arithmetic:
         q_type=_Q_TYPE[case.type_K],
         f16_numerators=case.type_V == "f16",
         f16_dot=case.type_K == "f16" and "FP16_ARITHMETIC" in features,
-        n_partials=case.threads if path == "split-kv" else 1,
+        n_partials=case.threads if path == "split-kv" else 0,
     )
 
 
@@ -93,6 +97,199 @@ def rounded_q(q: F32, q_type: str) -> tuple[F32, F64]:
     return rounded.astype(np.float32).reshape(q.shape), doubt
 
 
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What the state after some calls has to be: the oracle's, and how far off it may be.
+
+    Grows call by call, since calls may differ in what they compute in, and merges as states do.
+    Arrays are float64, rows `[ne3, n_head, n_batch]`, and relative to the oracle's M as the sums of
+    `truth` are.
+    """
+
+    case: Case
+    q: F32
+    """The case's Q, `[ne3, n_head, n_batch, hsk]`."""
+    truth: Partial
+    """The oracle's state, each call's for Q as that call rounds it."""
+    dot_m: F64
+    """Largest error of a dot product."""
+    dot_s: F64
+    """What the errors of the dot products change in S, to first order."""
+    dot_vkq: F64
+    """The same for VKQ, `[..., hsv]`."""
+    walk: F64
+    """Sum of u |VKQ then| over the roundings, `[..., hsv]`."""
+    walk_norm: F64
+    """The root of the sum of their squares, `[..., hsv]`."""
+    n_u: F64
+    """Sum of u over the roundings of VKQ."""
+    other_s: F64
+    """What else is rounded in S."""
+    other_vkq: F64
+    """What else is rounded in VKQ, `[..., hsv]`."""
+
+    def then(self, own: Partial, how: Arithmetic, in_f16: Rows | None = None) -> Expected:
+        """Return what is expected after one call more.
+
+        Args:
+            own: The oracle's state of the call's keys alone, for Q rounded to `how.q_type`.
+            how: What the call computes in.
+            in_f16: The rows that accumulate in F16 if `how` says so; all where it is None. A row
+                that continues numerators which are no F16 numbers goes on in F32.
+        """
+        before, truth = self.truth, oracle.merge(self.truth, own)
+        wa, wb = oracle.weight(before.m, truth.m), oracle.weight(own.m, truth.m)
+        va, vb = wa[..., None], wb[..., None]
+        rows = np.full(truth.m.shape, how.f16_numerators)
+        if in_f16 is not None:
+            rows &= in_f16
+        u = np.where(rows, U16, U32)
+        alpha = _dot_error(self.case, self.q, how)
+
+        n = own.n_roundings[..., None]
+        walk, walk_norm = own.walk * vb, own.walk_norm * vb
+        if how.n_partials:
+            # a part's partial sums are differences of two of the whole's: at most twice as large
+            twice = 2 if how.n_partials > 1 else 1
+            walk, walk_norm = twice * walk, twice * walk_norm
+        else:  # the call's keys are added to the state's sums
+            size = np.abs(before.vkq) * va
+            walk, walk_norm = walk + n * size, np.hypot(walk_norm, np.sqrt(n) * size)
+        n_additions = 2 * U32 * max(how.n_partials, 1)
+        other_vkq = self.other_vkq * va + n_additions * truth.abs_vkq
+        other_vkq = other_vkq + rows[..., None] * _F16_TINY * n
+        if how.f16_dot:  # the weights are rounded to F16, too
+            other_vkq = other_vkq + rows[..., None] * 2 * U16 * own.abs_vkq * vb
+        return replace(
+            self,
+            truth=truth,
+            dot_m=np.maximum(self.dot_m, alpha * own.k_max),
+            dot_s=self.dot_s * wa + alpha * own.k_s * wb,
+            dot_vkq=self.dot_vkq * va + alpha[..., None] * own.k_abs_vkq * vb,
+            walk=self.walk * va + u[..., None] * walk,
+            walk_norm=np.hypot(self.walk_norm * va, u[..., None] * walk_norm),
+            n_u=self.n_u + u * own.n_roundings,
+            other_s=self.other_s * wa + n_additions * truth.s,
+            other_vkq=other_vkq,
+        )
+
+    def output_bound(self) -> F64:
+        """Return how far an output may be from `finalise(truth)`: `[ne3, n_head, n_batch, hsv]`."""
+        out = np.abs(finalise(self.truth))
+        _, ds, dvkq = self._sums_bound()
+        s = self.truth.s[..., None]
+        dout = np.divide(dvkq + out * ds[..., None], s, out=np.zeros_like(dvkq), where=s != 0)
+        bound: F64 = dout + 4 * U32 * out
+        return bound
+
+    def state_bound(self) -> F64:
+        """Return how far a state row may be from `truth`: `[ne3, n_head, n_batch, 2 + hsv]`."""
+        dm, ds, dvkq = self._sums_bound()
+        bound: F64 = np.concatenate([dm[..., None], ds[..., None], dvkq], axis=-1)
+        return bound
+
+    def _sums_bound(self) -> tuple[F64, F64, F64]:
+        """Return the bounds on M, on S and on VKQ."""
+        case, truth = self.case, self.truth
+        q_norm = np.sqrt((self.q.astype(np.float64) ** 2).sum(axis=-1))
+        largest = case.scale * q_norm * truth.k_max
+        if case.logit_softcap:
+            largest = largest + 16 * case.logit_softcap
+        beta = 2 * U32 * ((case.n_head + 8) * truth.bias_max + 4 * largest + 4)
+
+        dm = self.dot_m + beta
+        growth = np.exp(np.minimum(2 * dm, 700.0))
+        ds = (self.dot_s + beta * truth.s) * growth + 2 * U32 * truth.s_walk + self.other_s
+        walk = self.walk * np.exp(np.minimum(self.n_u, 700.0))[..., None]
+        if case.regime in _SYMMETRIC_V and not case.v_is_view_of_k:
+            walk = np.minimum(walk, _LAMBDA * self.walk_norm)
+        dvkq = (self.dot_vkq + beta[..., None] * truth.abs_vkq) * growth[..., None]
+        return dm, ds, dvkq + walk + self.other_vkq
+
+
+def nothing(case: Case, q: F32) -> Expected:
+    """Return what is expected before the first call: fresh rows.
+
+    Args:
+        case: The case.
+        q: Its Q, `[ne3, n_head, n_batch, hsk]`.
+    """
+    truth = oracle.fresh(case)
+    zero, zeros = np.zeros_like(truth.s), np.zeros_like(truth.vkq)
+    return Expected(
+        case=case, q=q, truth=truth, dot_m=zero, dot_s=zero, dot_vkq=zeros, walk=zeros,
+        walk_norm=zeros, n_u=zero, other_s=zero, other_vkq=zeros,
+    )  # fmt: skip
+
+
+def merged(parts: Sequence[Expected]) -> Expected:
+    """Return what is expected of the states of calls with keys of their own, merged in any order.
+
+    Args:
+        parts: What is expected of each state; at least one.
+    """
+    whole = functools.reduce(_beside, parts)
+    costs = [_merge_cost(part.truth.m, whole.truth.m, len(parts)) for part in parts]
+    pairs = list(zip(costs, parts, strict=True))
+    return replace(
+        whole,
+        other_s=whole.other_s + sum(cost * part.truth.s for cost, part in pairs),
+        other_vkq=whole.other_vkq
+        + sum(cost[..., None] * np.abs(part.truth.vkq) for cost, part in pairs),
+    )
+
+
+def merged_rows(states: Sequence[F32]) -> tuple[F64, F64]:
+    """Return state rows merged in float64, and how far F32 may be off that merges in any order.
+
+    Args:
+        states: float32 `[ne3, n_head, n_batch, 2 + hsv]`, at least one.
+
+    Returns:
+        Twice float64 `[ne3, n_head, n_batch, 2 + hsv]`. M is exact.
+    """
+    m = functools.reduce(np.maximum, [state[..., 0].astype(np.float64) for state in states])
+    sums, bound = np.zeros((2, *m.shape, states[0].shape[-1] - 1))
+    for state in states:
+        part_m, part = state[..., 0].astype(np.float64), state[..., 1:].astype(np.float64)
+        sums += oracle.weight(part_m, m)[..., None] * part
+        bound += _merge_cost(part_m, m, len(states))[..., None] * np.abs(part)
+    rows = np.concatenate([m[..., None], sums], axis=-1)
+    return rows, np.concatenate([np.zeros_like(rows[..., :1]), bound], axis=-1)
+
+
+def _beside(a: Expected, b: Expected) -> Expected:
+    truth = oracle.merge(a.truth, b.truth)
+    wa, wb = oracle.weight(a.truth.m, truth.m), oracle.weight(b.truth.m, truth.m)
+    va, vb = wa[..., None], wb[..., None]
+    return replace(
+        a,
+        truth=truth,
+        dot_m=np.maximum(a.dot_m, b.dot_m),
+        dot_s=a.dot_s * wa + b.dot_s * wb,
+        dot_vkq=a.dot_vkq * va + b.dot_vkq * vb,
+        walk=a.walk * va + b.walk * vb,
+        walk_norm=np.hypot(a.walk_norm * va, b.walk_norm * vb),
+        n_u=np.maximum(a.n_u, b.n_u),
+        other_s=a.other_s * wa + b.other_s * wb,
+        other_vkq=a.other_vkq * va + b.other_vkq * vb,
+    )
+
+
+def _merge_cost(m: F64, m_new: F64, n_parts: int) -> F64:
+    """Return what merging costs a part's sum that comes with the maximum `m`, in units of the sum.
+
+    On its way a part takes part in at most `n_parts - 1` merges. Each multiplies its sum by
+    exp(M_before - M_after): the arguments, rounded, add up to m_new - m; `expf`, the product and
+    the addition round a few times more.
+    """
+    if n_parts == 1:
+        return np.zeros_like(m)
+    distance = np.where(np.isinf(m), 0.0, m_new - np.where(np.isinf(m), 0.0, m))
+    cost: F64 = 2 * U32 * (distance + 4 * (n_parts - 1)) * oracle.weight(m, m_new)
+    return cost
+
+
 def output_bound(case: Case, q: F32, rounded: Partial, how: Arithmetic) -> F64:
     """Return the bound on an output's distance from the oracle's for the rounded Q.
 
@@ -105,12 +302,7 @@ def output_bound(case: Case, q: F32, rounded: Partial, how: Arithmetic) -> F64:
     Returns:
         `[ne3, n_head, n_batch, hsv]`.
     """
-    out = np.abs(finalise(rounded))
-    _, ds, dvkq = _sums_bound(case, q, rounded, how)
-    s = rounded.s[..., None]
-    dout = np.divide(dvkq + out * ds[..., None], s, out=np.zeros_like(dvkq), where=s != 0)
-    bound: F64 = dout + 4 * U32 * out
-    return bound
+    return nothing(case, q).then(rounded, how).output_bound()
 
 
 def state_bound(case: Case, q: F32, rounded: Partial, how: Arithmetic) -> F64:
@@ -119,40 +311,15 @@ def state_bound(case: Case, q: F32, rounded: Partial, how: Arithmetic) -> F64:
     Returns:
         `[ne3, n_head, n_batch, 2 + hsv]`; S and VKQ are meant relative to the oracle's M.
     """
-    dm, ds, dvkq = _sums_bound(case, q, rounded, how)
-    bound: F64 = np.concatenate([dm[..., None], ds[..., None], dvkq], axis=-1)
-    return bound
+    return nothing(case, q).then(rounded, how).state_bound()
 
 
-def _sums_bound(case: Case, q: F32, rounded: Partial, how: Arithmetic) -> tuple[F64, F64, F64]:
-    """Return the bounds on M, on S and on VKQ."""
+def _dot_error(case: Case, q: F32, how: Arithmetic) -> F64:
+    """Return the error of a dot product, scaled, in units of the key's norm."""
     q_norm = np.sqrt((q.astype(np.float64) ** 2).sum(axis=-1))
     u_dot = (case.hsk / 32 + 8) * U16 if how.f16_dot else (case.hsk + 8) * U32
-    alpha = case.scale * (q_norm * u_dot + _q_doubt(q, how.q_type))
-    largest = case.scale * q_norm * rounded.k_max
-    if case.logit_softcap:
-        largest = largest + 16 * case.logit_softcap
-    beta = 2 * U32 * ((case.n_head + 8) * rounded.bias_max + 4 * largest + 4)
-
-    dm = alpha * rounded.k_max + beta
-    growth = np.exp(np.minimum(2 * dm, 700.0))
-    ds = (alpha * rounded.k_s + beta * rounded.s) * growth
-    ds = ds + 2 * U32 * (rounded.s_walk + how.n_partials * rounded.s)
-    dvkq = alpha[..., None] * rounded.k_abs_vkq + beta[..., None] * rounded.abs_vkq
-    dvkq = dvkq * growth[..., None]
-    u = U16 if how.f16_numerators else U32
-    n = rounded.n_roundings[..., None]
-    walk = rounded.walk * np.exp(np.minimum(n * u, 700.0))
-    if case.regime in _SYMMETRIC_V and not case.v_is_view_of_k:
-        walk = np.minimum(walk, _LAMBDA * rounded.walk_norm)
-    # a part's partial sums are differences of two of the whole's: at most twice as large
-    dvkq = dvkq + u * walk * (2 if how.n_partials > 1 else 1)
-    dvkq = dvkq + 2 * U32 * how.n_partials * rounded.abs_vkq
-    if how.f16_numerators:
-        dvkq = dvkq + _F16_TINY * n
-        if how.f16_dot:  # the weights are rounded to F16, too
-            dvkq = dvkq + 2 * U16 * rounded.abs_vkq
-    return dm, ds, dvkq
+    error: F64 = case.scale * (q_norm * u_dot + _q_doubt(q, how.q_type))
+    return error
 
 
 def _q_doubt(q: F32, q_type: str) -> F64:

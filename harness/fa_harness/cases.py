@@ -162,6 +162,13 @@ class Case:
         type_k, _, type_v = self.segment_types[min(i, len(self.segment_types) - 1)].partition("/")
         return type_k, type_v or type_k
 
+    def of_segment(self, i: int) -> "Case":
+        """The case with the whole cache in the types of segment `i`."""
+        if not self.segment_types:
+            return self
+        type_k, type_v = self.types_of_segment(i)
+        return self.with_(segment_types=(), type_K=type_k, type_V=type_v)
+
     def with_(self, **changes: Any) -> "Case":
         """A copy with some fields changed, checked again.
 

@@ -208,7 +208,7 @@ def run(
         for case in cases:
             click.echo(str(case))
         return
-    modes = session.check_modes(mode)
+    modes = session.check_modes(mode, cases)
     if json_path not in (None, "-"):
         session.check_writable(Path(json_path))
     console = _console(stderr=json_path == "-")

@@ -22,6 +22,7 @@ from fa_harness.ggml import Backend, Context, Ggml, Tensor
 from fa_harness.inputs import Inputs
 from fa_harness.quants import decode, encode
 from fa_harness.rolling import Held
+from fa_harness.tensors import clear, make_fresh, rows_of
 
 Array = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
@@ -62,43 +63,47 @@ def roll(
     tokens = rolling.Tokens(case, inputs)
     rows = (case.ne3, case.n_head, case.nb)
     output = np.empty((*rows, case.hsv), np.float32)
-    cold_state, state = (np.full((*rows, 2 + case.hsv), np.nan, np.float32) for _ in range(2))
+    cold_state, last_state = (np.full((*rows, 2 + case.hsv), np.nan, np.float32) for _ in range(2))
     held = []
     with ggml.context() as ctx:
         cache = _Cache(ctx, case)
-        carried = ctx.tensor("f32", (2 + case.hsv, 1, case.n_head, case.ne3))
+        state = ctx.tensor("f32", (2 + case.hsv, 1, case.n_head, case.ne3))
         sinks = None if inputs.sinks is None else ctx.tensor("f32", (case.n_head, 1, 1, 1))
         backend.allocate(ctx)
         cache.clear()
         if sinks is not None and inputs.sinks is not None:
             sinks.write(inputs.sinks)
         for t in range(case.kv):
-            cache.push(inputs.k_raw[:, :, t : t + 1], inputs.v_raw[:, :, t : t + 1])
+            row = np.s_[:, :, t : t + 1]
+            cache.push(inputs.k_raw[row], inputs.v_raw[row])
             # views, inputs and graphs of a step, as a program makes them anew for each token
-            with ggml.context() as step_ctx:
-                q = step_ctx.tensor("f32", (case.hsk, 1, case.n_head, case.ne3))
-                cold = _call(step_ctx, case, q, cache.cold, cache.n_cold, carried)
-                hot = _call(step_ctx, case, q, cache.hot, case.hot_window, carried, sinks)
-                backend.allocate(step_ctx)
-                q.write(inputs.q[:, :, t : t + 1])
-                mask = inputs.mask[:, :, t : t + 1]
-                cold.mask.write(cache.cold_columns(mask))
-                hot.mask.write(cache.hot_columns(mask))
-                carried.write(_fresh(carried))
+            with ggml.context() as step:
+                q = step.tensor("f32", (case.hsk, 1, case.n_head, case.ne3))
+                cold = _call(step, case, q, cache.cold, cache.n_cold, state)
+                is_linked = one_graph and ggml.has_state_after
+                carried = step.state_after(cold.out) if is_linked else state
+                hot = _call(step, case, q, cache.hot, case.hot_window, carried, sinks)
+                backend.allocate(step)
+                q.write(inputs.q[row])
+                cold.mask.write(cache.cold_columns(inputs.mask[row]))
+                hot.mask.write(cache.hot_columns(inputs.mask[row]))
+                make_fresh(state)
+                for call in (cold, hot):
+                    clear(call.out)
                 if one_graph:
-                    backend.compute(step_ctx.graph([cold.out, hot.out]))
+                    backend.compute(step.graph([hot.out] if is_linked else [cold.out, hot.out]))
                 else:
-                    backend.compute(step_ctx.graph([cold.out]))
-                    cold_state[:, :, t : t + 1] = carried.read()
-                    backend.compute(step_ctx.graph([hot.out]))
+                    backend.compute(step.graph([cold.out]))
+                    cold_state[row] = state.read()
+                    backend.compute(step.graph([hot.out]))
                 # read back afterwards, so that a call that writes to the cache shows, too
                 held.append(_held(tokens, t, cache, cold, hot))
-                output[:, :, t : t + 1] = hot.out.read().swapaxes(1, 2)
-            state[:, :, t : t + 1] = carried.read()
+                output[row] = rows_of(hot.out)
+            last_state[row] = state.read()
     return Rolled(
         output=output,
         cold_state=cold_state,
-        state=state,
+        state=last_state,
         held=tuple(held),
         can_be_told_apart=tokens.can_be_told_apart,
     )
@@ -156,13 +161,6 @@ def _held(tokens: rolling.Tokens, step: int, cache: _Cache, cold: _Call, hot: _C
     n_cold, n_hot = (int((slots != rolling.HIDDEN).sum()) for slots in (in_cold, in_hot))
     bytes_ = n_cold * cache.cold.bytes_of_slot + n_hot * cache.hot.bytes_of_slot
     return Held(cold=in_cold, hot=in_hot, cache_bytes=bytes_)
-
-
-def _fresh(state: Tensor) -> Array:
-    """Return a state of fresh rows. What S and VKQ hold must not matter, so they hold NaN."""
-    fresh = np.full(state.ne[::-1], np.nan, np.float32)
-    fresh[..., 0] = -np.inf
-    return fresh
 
 
 class _Store:

@@ -9,6 +9,7 @@ The raw stream of each array has its own key, hence K is the same whatever the m
 
 import dataclasses
 import hashlib
+import itertools
 import math
 from collections.abc import Callable
 
@@ -43,10 +44,26 @@ class Inputs:
     """`[ne3, mask_heads, n_batch, n_kv]`, added to the scores; -inf hides a key."""
     sinks: F32 | None
     """`[n_head]`."""
+    segments: tuple[tuple[U8, U8], ...] = ()
+    """K and V of each segment in its own types as ggml keeps them, `[ne3, n_head_kv, keys of the
+    segment, bytes of a row]`; empty where the case names no segment types. `k` and `v` are then
+    the values of these."""
 
 
 def make_inputs(case: Case) -> Inputs:
-    """Draw the inputs of a case; its segments, boundaries and threads do not matter."""
+    """Draw the inputs of a case.
+
+    Its threads do not matter, and its segments and boundaries only where they have types.
+    """
+    inputs = _typed_inputs(case) if case.segment_types else _plain_inputs(case)
+    segments = [array for pair in inputs.segments for array in pair]
+    for array in [*vars(inputs).values(), *segments]:
+        if isinstance(array, np.ndarray):
+            array.flags.writeable = False
+    return inputs
+
+
+def _plain_inputs(case: Case) -> Inputs:
     stream = _Stream(case.regime, case.seed)
     q, k_values, v_values = _REGIMES[case.regime].draw(case, stream)
     k_raw = encode(k_values, case.type_K)
@@ -55,7 +72,7 @@ def make_inputs(case: Case) -> Inputs:
         v_raw = np.ascontiguousarray(k_raw[..., : row_bytes(case.type_V, case.hsv)])
     else:
         v_raw = encode(v_values, case.type_V)
-    inputs = Inputs(
+    return Inputs(
         q=q,
         k_raw=k_raw,
         v_raw=v_raw,
@@ -64,10 +81,29 @@ def make_inputs(case: Case) -> Inputs:
         mask=_MASKS[case.mask_kind](case, stream) if case.mask else None,
         sinks=_sinks(case, stream) if case.sinks else None,
     )
-    for array in vars(inputs).values():
-        if array is not None:
-            array.flags.writeable = False
-    return inputs
+
+
+def _typed_inputs(case: Case) -> Inputs:
+    """Take each segment's rows from the case with the whole cache in the segment's types."""
+    limits = list(itertools.pairwise(case.segment_bounds()))
+    whole = {
+        types: _plain_inputs(case.of_segment(i))
+        for types, i in {case.types_of_segment(i): i for i in range(case.segments)}.items()
+    }
+    parts = [whole[case.types_of_segment(i)] for i in range(case.segments)]
+    rows = [np.s_[:, :, start:stop] for start, stop in limits]
+    k = np.concatenate([part.k[at] for part, at in zip(parts, rows, strict=True)], axis=2)
+    v = np.concatenate([part.v[at] for part, at in zip(parts, rows, strict=True)], axis=2)
+    return dataclasses.replace(
+        parts[0],
+        k=k,
+        v=v,
+        k_raw=encode(k, "f32"),
+        v_raw=encode(v, "f32"),
+        segments=tuple(
+            (part.k_raw[at], part.v_raw[at]) for part, at in zip(parts, rows, strict=True)
+        ),
+    )
 
 
 class _Stream:

@@ -6,27 +6,31 @@ output, `[hsv, n_head, n_batch, ne3]`, is brought into it on reading.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from fa_harness import state as state_file
 from fa_harness.cases import Case
 from fa_harness.fifo import Rolled, roll
-from fa_harness.ggml import Backend, Context, Ggml, Tensor
+from fa_harness.ggml import Backend, Context, Ggml, Graph, Tensor
 from fa_harness.inputs import Inputs
+from fa_harness.tensors import CaseTensors, Keys, clear, make_fresh, rows_of
 
 Array = npt.NDArray[np.float32]
+T = TypeVar("T")
 
 MODES = ("standard", "full_state", "segmented", "merged", "resumed", "mixed", "fifo")
 """In the order in which they are computed; `standard` always is."""
-
-_UNUSED = 0xFF  # bytes of a cache outside the view: NaN as F32, F16 or the scale of a block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +44,50 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Chain:
+    """A call for each segment, in turn, on one state."""
+
+    steps: tuple[Step, ...]
+    """A graph for each call."""
+    one_graph: tuple[tuple[Array, ...], Array]
+    """The same chain once more, as one graph: the output of each call, and the last state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """A call for each segment, each on a state of its own, and the states merged to one.
+
+    `Step`s of a reduction hold its last state, and the result from it.
+    """
+
+    order: tuple[int, ...]
+    """The segments in the order in which their calls were computed."""
+    parts: tuple[Step, ...]
+    """Each segment alone, in the order of the segments."""
+    parts_after: tuple[Array, ...]
+    """The states of the parts after all merges."""
+    in_turn: Step
+    """((0 + 1) + 2) + ..."""
+    in_turn_again: Step
+    """Parts, merges and result in one graph."""
+    swapped: Step
+    """... + (2 + (1 + 0))"""
+    pairwise: Step
+    """((0 + 1) + (2 + 3)) + ..."""
+    shuffled: Step
+    """In turn, in the order `order`."""
+    with_fresh: tuple[Array, Array]
+    """The state of `in_turn` merged with a fresh state, and a fresh state with it."""
+    fresh: Step
+    """Two fresh states."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """All that was computed of a case; a field is None where its mode was not asked for."""
 
+    modes: tuple[str, ...]
+    """The modes that were computed."""
     standard: Array
     """One `ggml_flash_attn_ext`."""
     standard_again: Array
@@ -53,12 +98,20 @@ class Run:
     """One call with a state."""
     full_state_again: Step | None
     """The same graph computed once more, on a fresh state."""
-    segmented: tuple[Step, ...] | None
-    """A call for each KV segment, a graph for each call."""
-    one_graph: tuple[tuple[Array, ...], Array] | None
-    """The same chain as one graph: the output of each call, and the state after the last."""
-    rolled: tuple[Rolled, Rolled] | None
-    """A rolling cache, a graph for each of a step's calls; then with a graph for each step."""
+    segmented: Chain | None
+    """A call for each segment of the whole cache."""
+    merged: Merged | None
+    resumed: tuple[Step, ...] | None
+    """The chain with each call in a context and on a backend of its own, its state in a file in
+    between; of segments in their own types where the case names them."""
+    mixed: Chain | None
+    """A call for each segment, a cache of its own in its own types."""
+    mixed_again: Chain | None
+    """The same anew, in another context."""
+    fifo: Rolled | None
+    """A rolling cache, a graph for each of a step's two calls."""
+    fifo_again: Rolled | None
+    """The same anew, a graph for each step."""
     inputs_written: tuple[str, ...]
     """The inputs whose bytes were not the same after all modes."""
     work_size: dict[str, int]
@@ -71,15 +124,32 @@ def modes_of(case: Case) -> tuple[str, ...]:
     """Return the modes that a case is computed in where nothing else is asked for."""
     if case.hot_window:
         return ("standard", "fifo")
+    several = ("merged", "resumed") if case.segments > 1 else ()
     mixed = ("mixed",) if case.segment_types else ()
-    return ("standard", "full_state", "segmented", "merged", "resumed", *mixed)
+    return ("standard", "full_state", "segmented", *several, *mixed)
+
+
+def lacking(ggml: Ggml) -> dict[str, str]:
+    """Return the modes that a library cannot compute, each with the function that it lacks."""
+    if not ggml.has_state:
+        return dict.fromkeys(MODES[1:], "ggml_flash_attn_ext_with_state")
+    return {} if ggml.has_merge else {"merged": "ggml_flash_attn_ext_merge_states"}
+
+
+def missing_option(case: Case, mode: str) -> str | None:
+    """Return the option without which a mode does not apply to a case, or None."""
+    if mode == "mixed" and not case.segment_types:
+        return "--segment-types"
+    if mode == "fifo" and not case.hot_window:
+        return "--hot-window"
+    return None
 
 
 def run_case(
     ggml: Ggml,
     case: Case,
     inputs: Inputs,
-    modes: tuple[str, ...] = MODES,
+    modes: tuple[str, ...] | None = None,
     *,
     on_mode: Callable[[str], None] = lambda mode: None,
 ) -> Run:
@@ -89,57 +159,51 @@ def run_case(
         ggml: The loaded library.
         case: What to compute.
         inputs: The case's inputs.
-        modes: Some of `MODES`.
+        modes: Some of `MODES` that apply to the case and that the library can do; None for those
+            of `modes_of` that it can.
         on_mode: Told of each mode before it starts, so that a crash can be laid to it.
     """
+    if modes is None:
+        modes = tuple(mode for mode in modes_of(case) if mode not in lacking(ggml))
+    asked = {"standard", *modes}
     seconds: dict[str, float] = {}
 
-    @contextmanager
-    def timed(mode: str) -> Iterator[None]:
+    def computed(mode: str, compute: Callable[[], T]) -> T | None:
+        if mode not in asked:
+            return None
         on_mode(mode)
         start = time.perf_counter()
-        yield
+        result = compute()
         seconds[mode] = time.perf_counter() - start
+        return result
 
-    with ggml.context() as ctx, ggml.backend(case.threads) as backend:
-        chain = _Chain(ctx, case, inputs, backend, with_state=ggml.has_state)
-        with timed("standard"):
-            standard, standard_again = chain.standard(backend), chain.standard(backend)
-            reference = None
-            if ggml.has_reference and {path(case)} != set(chain_paths(case)):
-                with ggml.backend(case.threads, reference=True) as vec_backend:
-                    reference = chain.standard(vec_backend)
-        full_state = full_state_again = segmented = one_graph = None
-        if "full_state" in modes:
-            with timed("full_state"):
-                full_state, full_state_again = (
-                    chain.full_state(backend),
-                    chain.full_state(backend),
-                )
-        if "segmented" in modes:
-            with timed("segmented"):
-                segmented, one_graph = (
-                    chain.segmented(backend),
-                    chain.one_graph(backend),
-                )
-        rolled = None
-        if "fifo" in modes and case.hot_window:
-            with timed("fifo"):
-                rolled = (
-                    roll(ggml, case, inputs, backend),
-                    roll(ggml, case, inputs, backend, one_graph=True),
-                )
+    with ggml.backend(case.threads) as backend:
+        computation = _Computation(ggml, case, inputs, backend)
+        standard = computed("standard", computation.standard)
+        assert standard is not None
+        nothing = (None, None)
+        full_state, full_state_again = computed("full_state", computation.full_state) or nothing
+        segmented = computed("segmented", computation.segmented)
+        merged = computed("merged", computation.merged)
+        resumed = computed("resumed", computation.resumed)
+        mixed, mixed_again = computed("mixed", computation.mixed) or nothing
+        fifo, fifo_again = computed("fifo", computation.fifo) or nothing
         return Run(
-            standard=standard,
-            standard_again=standard_again,
-            reference=reference,
+            modes=tuple(mode for mode in MODES if mode in asked),
+            standard=standard[0],
+            standard_again=standard[1],
+            reference=standard[2],
             full_state=full_state,
             full_state_again=full_state_again,
             segmented=segmented,
-            one_graph=one_graph,
-            rolled=rolled,
-            inputs_written=chain.inputs_written(),
-            work_size=chain.work_size(),
+            merged=merged,
+            resumed=resumed,
+            mixed=mixed,
+            mixed_again=mixed_again,
+            fifo=fifo,
+            fifo_again=fifo_again,
+            inputs_written=tuple(computation.inputs_written),
+            work_size=computation.work_size,
             seconds=seconds,
         )
 
@@ -163,200 +227,211 @@ def path(case: Case, n_kv: int | None = None) -> str:
     return "vec"
 
 
-def chain_paths(case: Case) -> tuple[str, ...]:
-    """Return the path of each call of the chain."""
+def chain_paths(case: Case, *, own_types: bool = False) -> tuple[str, ...]:
+    """Return the path of each call of the chain.
+
+    Args:
+        case: The case.
+        own_types: Each segment is a cache of its own types, as in mode `mixed`.
+    """
     limits = itertools.pairwise(case.segment_bounds())
-    return tuple(path(case, stop - start) for start, stop in limits)
+    return tuple(
+        path(case.of_segment(i) if own_types else case, stop - start)
+        for i, (start, stop) in enumerate(limits)
+    )
 
 
-class _Chain:
-    """The tensors of a case, and the calls and graphs of each mode."""
+def order_of_parts(case: Case) -> tuple[int, ...]:
+    """Return the segments in the order in which mode `merged` computes them, from the seed."""
+    rank = np.random.Philox(key=case.seed).random_raw(case.segments)
+    return tuple(int(i) for i in np.argsort(rank, kind="stable"))
 
-    def __init__(
-        self,
-        ctx: Context,
-        case: Case,
-        inputs: Inputs,
-        backend: Backend,
-        *,
-        with_state: bool,
-    ) -> None:
-        self._ctx = ctx
+
+class _Computation:
+    """A case on a library: each mode in a context of its own."""
+
+    def __init__(self, ggml: Ggml, case: Case, inputs: Inputs, backend: Backend) -> None:
+        self._ggml = ggml
         self._case = case
-        self._inputs: dict[str, tuple[Tensor, npt.NDArray[np.uint8]]] = {}
+        self._inputs = inputs
+        self._backend = backend
+        self._segments = list(itertools.pairwise(case.segment_bounds()))
+        self.inputs_written: dict[str, None] = {}
+        self.work_size: dict[str, int] = {}
 
-        self._q = self._place("q", "f32", case.hsk, _as_bytes(inputs.q), cache=False)
-        self._k = self._place("k", case.type_K, case.hsk, inputs.k_raw, cache=case.kv_view)
-        if case.v_is_view_of_k:
-            self._v = ctx.view(self._k, (case.hsv, *self._k.ne[1:]))
-        else:
-            self._v = self._place("v", case.type_V, case.hsv, inputs.v_raw, cache=case.kv_view)
-        self._mask = inputs.mask
-        self._sinks = None
-        if inputs.sinks is not None:
-            ne = (case.n_head, 1, 1, 1)
-            self._sinks = self._input("sinks", "f32", ne, _as_bytes(inputs.sinks))
+    def standard(self) -> tuple[Array, Array, Array | None]:
+        case = self._case
+        with self._tensors() as tensors:
+            call = tensors.call(tensors.cache(), (0, case.kv), sinks=True)
+            graph = tensors.ctx.graph([call])
+            tensors.allocate(self._backend)
 
-        whole = (0, case.kv)
-        self._standard = self._call(whole, sinks=True)
-        self._graphs = {"standard": ctx.graph([self._standard])}
-        if with_state:
-            ne = (2 + case.hsv, case.nb, case.n_head, case.ne3)
-            self._state = ctx.tensor("f32", ne)
-            self._full_state = self._call(whole, sinks=True, state=self._state)
-            self._graphs["full_state"] = ctx.graph([self._full_state])
-            segments = list(itertools.pairwise(case.segment_bounds()))
-            self._calls = [
-                # a sink belongs to one call of a chain, the last (see the comment in ggml.h)
-                self._call(segment, sinks=i == len(segments) - 1, state=self._state)
-                for i, segment in enumerate(segments)
-            ]
-            self._call_graphs = [ctx.graph([call]) for call in self._calls]
-            self._chain_graph = ctx.graph(self._calls)
+            def compute(backend: Backend) -> Array:
+                clear(call)
+                backend.compute(graph)
+                return rows_of(call)
 
-        backend.allocate(ctx)
-        for tensor, data in self._inputs.values():
-            tensor.write(data)
+            self.work_size["standard"] = graph.work_size(case.threads)
+            first, again = compute(self._backend), compute(self._backend)
+            reference = None
+            if self._ggml.has_reference and {path(case)} != set(chain_paths(case)):
+                with self._ggml.backend(case.threads, reference=True) as vec_backend:
+                    reference = compute(vec_backend)
+        return first, again, reference
 
-    def standard(self, backend: Backend) -> Array:
-        self._clear(self._standard)
-        backend.compute(self._graphs["standard"])
-        return _rows(self._standard)
+    def full_state(self) -> tuple[Step, Step]:
+        with self._tensors() as tensors:
+            state = tensors.state()
+            call = tensors.call(tensors.cache(), (0, self._case.kv), sinks=True, state=state)
+            graph = tensors.ctx.graph([call])
+            tensors.allocate(self._backend)
+            self.work_size["full_state"] = graph.work_size(self._case.threads)
+            [first] = self._compute([call], [graph], state)
+            [again] = self._compute([call], [graph], state)
+        return first, again
 
-    def full_state(self, backend: Backend) -> Step:
-        self._make_fresh()
-        self._clear(self._full_state)
-        backend.compute(self._graphs["full_state"])
-        return Step(output=_rows(self._full_state), state=self._state.read())
+    def segmented(self) -> Chain:
+        with self._tensors() as tensors:
+            return self._chain(tensors, self._views(tensors))
 
-    def segmented(self, backend: Backend) -> tuple[Step, ...]:
-        self._make_fresh()
+    def mixed(self) -> tuple[Chain, Chain]:
+        def chain() -> Chain:
+            with self._tensors() as tensors:
+                return self._chain(tensors, self._own_segments(tensors))
+
+        return chain(), chain()
+
+    def fifo(self) -> tuple[Rolled, Rolled]:
+        simulation = (self._ggml, self._case, self._inputs, self._backend)
+        return roll(*simulation), roll(*simulation, one_graph=True)
+
+    def resumed(self) -> tuple[Step, ...]:
         steps = []
-        for call, graph in zip(self._calls, self._call_graphs, strict=True):
-            self._clear(call)
-            backend.compute(graph)
-            steps.append(Step(output=_rows(call), state=self._state.read()))
+        with tempfile.TemporaryDirectory(prefix="fa-harness-") as folder:
+            file = Path(folder, "state.npy")
+            for i in range(len(self._segments)):
+                with self._tensors() as tensors, self._ggml.backend(self._case.threads) as backend:
+                    state = tensors.state()
+                    call = self._call(tensors, i, tensors.own_segment(i), state)
+                    graph = tensors.ctx.graph([call])
+                    tensors.allocate(backend)
+                    make_fresh(state)
+                    if i > 0:
+                        state.write(state_file.load(file, self._case))
+                    clear(call)
+                    backend.compute(graph)
+                    steps.append(Step(output=rows_of(call), state=state.read()))
+                    state_file.save(file, steps[-1].state)
         return tuple(steps)
 
-    def one_graph(self, backend: Backend) -> tuple[tuple[Array, ...], Array]:
-        self._make_fresh()
-        for call in self._calls:
-            self._clear(call)
-        backend.compute(self._chain_graph)
-        return tuple(_rows(call) for call in self._calls), self._state.read()
+    def merged(self) -> Merged:
+        """Compute the parts, then all reductions as one graph, then parts and one reduction."""
+        order, compute = order_of_parts(self._case), self._backend.compute
+        with self._tensors() as tensors:
+            ctx = tensors.ctx
+            n = len(self._segments)
+            keys = (self._own_segments if self._inputs.segments else self._views)(tensors)
+            states = [tensors.state() for _ in range(n)]
+            calls = [self._call(tensors, i, keys[i], states[i]) for i in range(n)]
+            graphs = [ctx.graph([call]) for call in calls]
 
-    def inputs_written(self) -> tuple[str, ...]:
-        """Return the names of the inputs that are no longer what they were."""
-        return tuple(
-            name
-            for name, (tensor, data) in self._inputs.items()
-            if not np.array_equal(tensor.read_bytes(), data.reshape(-1))
-        )
+            fresh = tensors.state()
+            in_turn = functools.reduce(ctx.merge_states, states)
+            reductions = {
+                "in_turn": in_turn,
+                "swapped": functools.reduce(lambda a, b: ctx.merge_states(b, a), states),
+                "pairwise": _pairwise(ctx, states),
+                "shuffled": functools.reduce(ctx.merge_states, [states[i] for i in order]),
+                "fresh": ctx.merge_states(fresh, fresh),
+            }
+            results = {name: ctx.from_state(state) for name, state in reductions.items()}
+            with_fresh = ctx.merge_states(in_turn, fresh), ctx.merge_states(fresh, in_turn)
+            merges = ctx.graph([*results.values(), *with_fresh], size=16 * (n + 4))
 
-    def work_size(self) -> dict[str, int]:
-        """Return the work memory planned for one call, in bytes, by mode."""
-        return {name: g.work_size(self._case.threads) for name, g in self._graphs.items()}
+            calls_again = [self._call(tensors, i, keys[i], states[i]) for i in range(n)]
+            again = functools.reduce(ctx.merge_states, map(ctx.state_after, calls_again))
+            result_again = ctx.from_state(again)
+            all_again = ctx.graph([result_again], size=16 * (n + 1))
+            tensors.allocate(self._backend)
 
-    def _make_fresh(self) -> None:
-        """Mark every row as fresh. What S and VKQ hold must not matter, so they hold NaN."""
-        state = np.full(self._state.ne[::-1], np.nan, np.float32)
-        state[..., 0] = -np.inf
-        self._state.write(state)
+            make_fresh(fresh)
+            parts = {i: self._compute([calls[i]], [graphs[i]], states[i])[0] for i in order}
+            compute(merges)
+            merged = {
+                name: Step(output=rows_of(results[name]), state=state.read())
+                for name, state in reductions.items()
+            }
+            after = tuple(state.read() for state in states)
+            for state in states:
+                make_fresh(state)
+            compute(all_again)
+            return Merged(
+                order=order,
+                parts=tuple(parts[i] for i in range(n)),
+                parts_after=after,
+                in_turn_again=Step(output=rows_of(result_again), state=again.read()),
+                with_fresh=(with_fresh[0].read(), with_fresh[1].read()),
+                **merged,
+            )
 
-    def _clear(self, out: Tensor) -> None:
-        """Fill an output with NaN, so that a row that is not computed shows."""
-        out.write(np.full(out.ne[::-1], np.nan, np.float32))
+    @contextmanager
+    def _tensors(self) -> Iterator[CaseTensors]:
+        """Give the case's tensors in a new context, and note in the end which inputs changed."""
+        with self._ggml.context() as ctx:
+            tensors = CaseTensors(ctx, self._case, self._inputs)
+            yield tensors
+            self.inputs_written |= dict.fromkeys(tensors.inputs_written())
 
-    def _call(
-        self, segment: tuple[int, int], *, sinks: bool, state: Tensor | None = None
-    ) -> Tensor:
-        """Return the attention over the keys of a segment (start, stop)."""
-        case = self._case
-        return self._ctx.flash_attn_ext(
-            self._q,
-            self._keys(self._k, segment),
-            self._keys(self._v, segment),
-            self._mask_columns(segment),
-            scale=case.scale,
-            max_bias=case.max_bias,
-            logit_softcap=case.logit_softcap,
-            state=state,
-            sinks=self._sinks if sinks else None,
-            prec=case.prec,
-            n_kv_max=case.n_kv_max,
-        )
+    def _views(self, tensors: CaseTensors) -> list[Keys]:
+        cache = tensors.cache()
+        return [tensors.segment_of(cache, segment) for segment in self._segments]
 
-    def _keys(self, cache: Tensor, segment: tuple[int, int]) -> Tensor:
-        """Return a segment of the cache as a view with the cache's strides."""
-        start, stop = segment
-        if segment == (0, self._case.kv):
-            return cache
-        ne0, _, ne2, ne3 = cache.ne
-        return self._ctx.view(cache, (ne0, stop - start, ne2, ne3), offset=start * cache.nb[1])
+    def _own_segments(self, tensors: CaseTensors) -> list[Keys]:
+        return [tensors.own_segment(i) for i in range(len(self._segments))]
 
-    def _mask_columns(self, segment: tuple[int, int]) -> Tensor | None:
-        """Return a segment's columns of the mask: a copy, since the op wants it contiguous."""
-        if self._mask is None:
-            return None
-        start, stop = segment
-        name = f"mask[{start}:{stop}]"
-        if name in self._inputs:
-            return self._inputs[name][0]
-        columns = np.ascontiguousarray(self._mask[..., start:stop])
-        return self._input(name, "f16", columns.shape[::-1], _as_bytes(columns))
+    def _call(self, tensors: CaseTensors, i: int, keys: Keys, state: Tensor) -> Tensor:
+        # a sink belongs to one call of a chain, the last (see the comment in ggml.h)
+        sinks = i == len(self._segments) - 1
+        return tensors.call(keys, self._segments[i], sinks=sinks, state=state)
 
-    def _place(
-        self,
-        name: str,
-        type_: str,
-        ne0: int,
-        rows: npt.NDArray[np.uint8],
-        *,
-        cache: bool,
-    ) -> Tensor:
-        """Return Q, K or V as the case lays it out in memory.
+    def _chain(self, tensors: CaseTensors, keys: Sequence[Keys]) -> Chain:
+        ctx, n = tensors.ctx, len(keys)
+        state = tensors.state()
+        calls = [self._call(tensors, i, keys[i], state) for i in range(n)]
+        graphs = [ctx.graph([call]) for call in calls]
+        if self._ggml.has_state_after:  # the last call brings in the others, in their order
+            linked, state_now = [], state
+            for i in range(n):
+                linked.append(self._call(tensors, i, keys[i], state_now))
+                state_now = ctx.state_after(linked[-1])
+            one_graph = ctx.graph(linked[-1:], size=16 * (n + 1))
+        else:
+            linked, one_graph = calls, ctx.graph(calls)
+        tensors.allocate(self._backend)
+        steps = self._compute(calls, graphs, state)
+        make_fresh(state)
+        for call in linked:
+            clear(call)
+        self._backend.compute(one_graph)
+        outputs = tuple(rows_of(call) for call in linked)
+        return Chain(steps=steps, one_graph=(outputs, state.read()))
 
-        Args:
-            name: For reports.
-            type_: The tensor's type.
-            ne0: Elements in a row.
-            rows: `[ne3, ne2, ne1, row_bytes]`.
-            cache: A view of the first half of a tensor that is twice as large in dimension 1, as
-                upstream's tests make their KV caches.
-        """
-        permute = self._case.permute
-        dim_of = [permute.index(i) for i in range(4)]  # which of rows' dimensions is i in memory
-        ne = (ne0, *rows.shape[2::-1])
-        base_ne = [ne[dim] for dim in dim_of]
-        data = rows.transpose([3 - dim for dim in reversed(dim_of)])
-        if cache:
-            shape = list(data.shape)
-            shape[2] *= 2
-            whole = np.full(shape, _UNUSED, np.uint8)
-            whole[:, :, : data.shape[2]] = data
-            data = whole
-        whole_ne = [base_ne[0], base_ne[1] * (2 if cache else 1), *base_ne[2:]]
-        tensor = self._input(name, type_, whole_ne, data)
-        if cache:
-            tensor = self._ctx.view(tensor, base_ne)
-        if permute != (0, 1, 2, 3):
-            tensor = self._ctx.permute(tensor, dim_of)
-        return tensor
-
-    def _input(
-        self, name: str, type_: str, ne: Sequence[int], data: npt.NDArray[np.uint8]
-    ) -> Tensor:
-        tensor = self._ctx.tensor(type_, ne)
-        self._inputs[name] = (tensor, np.ascontiguousarray(data))
-        return tensor
+    def _compute(
+        self, calls: Sequence[Tensor], graphs: Sequence[Graph], state: Tensor
+    ) -> tuple[Step, ...]:
+        """Compute calls one after another from a fresh state on."""
+        make_fresh(state)
+        steps = []
+        for call, graph in zip(calls, graphs, strict=True):
+            clear(call)
+            self._backend.compute(graph)
+            steps.append(Step(output=rows_of(call), state=state.read()))
+        return tuple(steps)
 
 
-def _rows(out: Tensor) -> Array:
-    """Return an output `[hsv, n_head, n_batch, ne3]` as `[ne3, n_head, n_batch, hsv]`."""
-    return np.ascontiguousarray(out.read().swapaxes(1, 2))
-
-
-def _as_bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Return `[..., n]` of any type as bytes, `[..., n * itemsize]`."""
-    array = np.ascontiguousarray(array)
-    return array.view(np.uint8).reshape(*array.shape[:-1], array.shape[-1] * array.itemsize)
+def _pairwise(ctx: Context, states: Sequence[Tensor]) -> Tensor:
+    """Merge neighbours, then their results, until one is left."""
+    while len(states) > 1:
+        pairs = [states[i : i + 2] for i in range(0, len(states), 2)]
+        states = [ctx.merge_states(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+    return states[0]

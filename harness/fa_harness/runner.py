@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fa_harness.cases import Case
 from fa_harness.inputs import make_inputs
-from fa_harness.modes import MODES, path
+from fa_harness.modes import modes_of, path
 from fa_harness.verdict import Verdict, judge
 from fa_harness.worker import Lost, Worker
 
@@ -35,7 +35,7 @@ class Runner:
         self,
         cases: Sequence[Case],
         *,
-        modes: tuple[str, ...] = MODES,
+        modes: tuple[str, ...] | None = None,
         timeout: float | None = None,
         with_outputs: bool = False,
     ) -> Iterator[Verdict]:
@@ -43,21 +43,30 @@ class Runner:
 
         Args:
             cases: What to run.
-            modes: Some of `modes.MODES`; `standard` is always computed.
+            modes: Some of `modes.MODES` that apply to the cases; `standard` is always computed.
+                None for each case's own, less those that need what the library lacks beside the
+                state itself.
             timeout: Seconds for a case; None for an estimate with much room.
             with_outputs: Keep the numbers of large outputs, too.
         """
         for case in cases:
             start = time.perf_counter()
-            if not self._worker.has_state and set(modes) != {"standard"}:
+            lacks = self._worker.lacks
+            asked = modes_of(case) if modes is None else modes
+            if modes is None and "full_state" not in lacks:
+                asked = tuple(mode for mode in asked if mode not in lacks)
+            impossible = next((mode for mode in asked if mode in lacks), None)
+            if impossible is not None:
+                reason = (
+                    "use --mode standard"
+                    if "full_state" in lacks
+                    else f"leave mode {impossible} out"
+                )
                 yield _without_comparisons(
-                    case,
-                    "unsupported",
-                    "the library has no ggml_flash_attn_ext_with_state; use --mode standard",
-                    start,
+                    case, "unsupported", f"the library has no {lacks[impossible]}; {reason}", start
                 )
                 continue
-            self._worker.submit(case, modes, timeout or _ample_seconds(case))
+            self._worker.submit(case, asked, timeout or _ample_seconds(case))
             inputs = make_inputs(case)  # the worker makes its own meanwhile
             run = self._worker.result()
             if isinstance(run, Lost):
@@ -70,7 +79,7 @@ class Runner:
 def _ample_seconds(case: Case) -> float:
     """Return a time that a case cannot need: a minute, and a thousandth of the usual speed."""
     products = case.n_head * case.nb * case.ne3 * case.kv * (case.hsk + case.hsv)
-    return 60 + products * (3 + case.segments) / 1e7
+    return 60 + products * (9 + case.segments) / 1e7
 
 
 def _without_comparisons(case: Case, status: str, reason: str, start: float) -> Verdict:
@@ -78,6 +87,7 @@ def _without_comparisons(case: Case, status: str, reason: str, start: float) -> 
         case=case,
         status=status,
         path=path(case),
+        modes=(),
         reason=reason,
         comparisons={},
         outputs={},

@@ -20,7 +20,7 @@ from fa_harness.cases import Case
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.library import Library
 from fa_harness.machine import cpu_model, usable_cores
-from fa_harness.modes import MODES
+from fa_harness.modes import MODES, missing_option
 from fa_harness.project import find_project
 from fa_harness.report import Results, defined
 from fa_harness.report.console import Table, print_summary
@@ -117,16 +117,20 @@ def select(
     return list(selected)
 
 
-def check_modes(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the modes to compute, in their usual order; all where none is named.
+def check_modes(names: Sequence[str], cases: Sequence[Case]) -> tuple[str, ...] | None:
+    """Return the modes to compute, in their usual order; None where none is named.
 
     Raises:
-        UsageError: There is no mode of that name.
+        UsageError: There is no mode of that name, or it does not apply to a case.
     """
     for name in names:
         if name not in MODES:
             raise UsageError(f"mode {name!r} is unknown; there are {', '.join(MODES)}")
-    return tuple(mode for mode in MODES if mode in names) if names else MODES
+        for case in cases:
+            option = missing_option(case, name)
+            if option is not None:
+                raise UsageError(f"--mode {name}: needs {option}, which {case} has not; give it")
+    return tuple(mode for mode in MODES if mode in names) or None
 
 
 def run(
@@ -134,7 +138,7 @@ def run(
     *,
     library: str,
     options: Mapping[str, str] = {},
-    modes: tuple[str, ...],
+    modes: tuple[str, ...] | None,
     timeout: float | None,
     console: Console,
     verbose: bool,
@@ -157,7 +161,7 @@ def run(
             library=found.to_json(),
             features=features,
             machine={"cpu": cpu_model(), "threads": usable_cores()},
-            modes=() if modes == MODES else modes,
+            modes=modes or (),
             started=started,
             seconds=time.perf_counter() - start,
             verdicts=tuple(verdicts),

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from fa_harness import bounds, oracle, rolling
-from fa_harness.bounds import Arithmetic
+from fa_harness import bounds, oracle, rolling, rolling_oracle
+from fa_harness.bounds import Arithmetic, Expected
 from fa_harness.cases import Case
+from fa_harness.comparison import Comparison, Region, exact, first_bad, why, within
 from fa_harness.fifo import Rolled
 from fa_harness.inputs import Inputs
-from fa_harness.modes import Run, Step, chain_paths, path
+from fa_harness.modes import Chain, Merged, Run, Step, chain_paths, path
 from fa_harness.oracle import F64, Partial
 from fa_harness.rolling import CacheStep
-from fa_harness.rolling_oracle import Expected, expect
+from fa_harness.rolling_oracle import ExpectedSteps
 
 F32 = npt.NDArray[np.float32]
 
@@ -34,45 +35,6 @@ _KV_TILE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Worst:
-    """Where a comparison is worst: the indices of the contract's row order, and the element."""
-
-    batch: int
-    """Sequence (ne3)."""
-    head: int
-    row: int
-    """Query row (n_batch)."""
-    dim: int
-    """Element of the row; of a state row `[M, S, VKQ]`, 0 is M and 1 is S."""
-    error: float
-    """|a - b| there."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Two results of a case, element by element."""
-
-    max_abs: float
-    """Largest |a - b|; NaN where one is NaN or infinite and the other is not the same."""
-    max_rel_row: float
-    """Largest over the rows of max|a - b| / max|b|."""
-    nmse: float
-    """Sum of squared errors over the sum of squares of b."""
-    bitwise: bool
-    """Both have the same bits."""
-    worst: Worst | None
-    """The element furthest beyond, or nearest to, its bound; None where all agree exactly."""
-    bound: float
-    """What |a - b| may be at `worst`; 0 where the bits have to be the same."""
-    of_bound: float
-    """How much of its bound an element takes at most; above 1 where a bound is broken."""
-    required: str
-    """`bits` where both must be the same bit for bit, `bound` where they must be near."""
-    ok: bool
-    """What is required holds for every element."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """What came out of a case."""
 
@@ -81,6 +43,8 @@ class Verdict:
     """One of `STATUSES`."""
     path: str
     """The path that upstream takes for one call over the whole case."""
+    modes: tuple[str, ...]
+    """The modes that were computed; none where the library did not finish."""
     reason: str = ""
     """Why the status is not `pass`."""
     comparisons: dict[str, Comparison]
@@ -119,6 +83,7 @@ def judge(
         case=case,
         status=status,
         path=path(case),
+        modes=run.modes,
         reason=reason,
         comparisons=judged.comparisons,
         outputs=_outputs(run) if with_outputs or run.standard.size <= 64 else {},
@@ -127,36 +92,31 @@ def judge(
 
 
 class _Truth:
-    """The oracle's states of a case after each segment, for Q itself or rounded to a type."""
+    """The oracle's states of a case, for Q itself or rounded to a type, each computed once."""
 
     def __init__(self, case: Case, inputs: Inputs) -> None:
         self._case = case
         self._inputs = inputs
-        self._of_q_type: dict[str, tuple[list[Partial], list[Partial]]] = {}
+        self._segments = list(itertools.pairwise(case.segment_bounds()))
+        self._known: dict[tuple[int, str], Partial] = {}
+
+    def segment(self, i: int, q_type: str = "f32") -> Partial:
+        """Return the state of a segment alone, the sinks in the last."""
+        if (i, q_type) not in self._known:
+            q, _ = bounds.rounded_q(self._inputs.q, q_type)
+            partial = oracle.attend(self._case, replace(self._inputs, q=q), *self._segments[i])
+            if i == len(self._segments) - 1 and self._inputs.sinks is not None:
+                partial = oracle.add_sinks(partial, self._inputs.sinks)
+            self._known[i, q_type] = partial
+        return self._known[i, q_type]
+
+    def segments(self, q_type: str = "f32") -> list[Partial]:
+        """Return the state of each segment alone."""
+        return [self.segment(i, q_type) for i in range(len(self._segments))]
 
     def prefixes(self, q_type: str = "f32") -> list[Partial]:
-        """Return the state after each segment, the sinks in the last."""
-        return self._states(q_type)[0]
-
-    def segments(self) -> list[Partial]:
-        """Return the state of each segment alone, without sinks."""
-        return self._states("f32")[1]
-
-    def _states(self, q_type: str) -> tuple[list[Partial], list[Partial]]:
-        if q_type not in self._of_q_type:
-            q, _ = bounds.rounded_q(self._inputs.q, q_type)
-            inputs = replace(self._inputs, q=q)
-            segments = [
-                oracle.attend(self._case, inputs, start, stop)
-                for start, stop in itertools.pairwise(self._case.segment_bounds())
-            ]
-            prefixes = [segments[0]]
-            for segment in segments[1:]:
-                prefixes.append(oracle.merge(prefixes[-1], segment))
-            if inputs.sinks is not None:
-                prefixes[-1] = oracle.add_sinks(prefixes[-1], inputs.sinks)
-            self._of_q_type[q_type] = prefixes, segments
-        return self._of_q_type[q_type]
+        """Return the state after each segment."""
+        return list(itertools.accumulate(self.segments(q_type), oracle.merge))
 
 
 class _Judge:
@@ -166,34 +126,42 @@ class _Judge:
         self._run = run
         self._features = features
         self._truth = _Truth(case, inputs)
-        self._exact = oracle.finalise(self._truth.prefixes()[-1])
+        self._prefixes = self._truth.prefixes()
+        self._outputs = [oracle.finalise(prefix) for prefix in self._prefixes]
         self._how = bounds.arithmetic(case, path(case), features)
-        # a call on another path than its neighbours is a vec call among split ones
-        of_chain = "split-kv" if "split-kv" in chain_paths(case) else chain_paths(case)[0]
-        self._how_chain = bounds.arithmetic(case, of_chain, features)
+        self._of_one = self._nothing().then(self._truth.prefixes(self._how.q_type)[-1], self._how)
         self._chain_is_exact = _chain_is_exact(case)
+        self._chain_regions: list[Region] = []
+        """Where the last output of each chain must lie."""
+        self._expected_steps: ExpectedSteps | None = None
         self.comparisons: dict[str, Comparison] = {}
         self.steps: tuple[CacheStep, ...] = ()
-        self._rolled: Expected | None = None
 
         self._compare_standard()
         if run.full_state is not None and run.full_state_again is not None:
             self._compare_full_state(run.full_state, run.full_state_again)
-        if run.segmented is not None and run.one_graph is not None:
-            self._compare_segmented(run.segmented, *run.one_graph)
-        if run.rolled is not None:
-            self._compare_rolled(*run.rolled)
+        if run.segmented is not None:
+            self._compare_segmented(run.segmented)
+        if run.merged is not None:
+            self._compare_merged(run.merged)
+        if run.resumed is not None:
+            self._compare_resumed(run.resumed)
+        if run.mixed is not None and run.mixed_again is not None:
+            self._compare_mixed(run.mixed, run.mixed_again)
+        if run.fifo is not None and run.fifo_again is not None:
+            self._compare_fifo(run.fifo, run.fifo_again)
 
     def status(self) -> tuple[str, str]:
         """Return the status and its reason."""
-        for rolled in self._run.rolled or ():
-            misplaced = rolling.misplaced(self._case, rolled.held)
-            if misplaced and rolled.can_be_told_apart:
-                return "fail", misplaced
+        for rolled in (self._run.fifo, self._run.fifo_again):
+            if rolled is not None and rolled.can_be_told_apart:
+                misplaced = rolling.misplaced(self._case, rolled.held)
+                if misplaced is not None:
+                    return "fail", misplaced
         overflows = self._upstream_overflows()
         for name, comparison in self.comparisons.items():
             if not comparison.ok and not (overflows and comparison.required == "bound"):
-                return "fail", _why(name, comparison)
+                return "fail", why(name, comparison)
         if self._run.inputs_written:
             return (
                 "fail",
@@ -206,7 +174,7 @@ class _Judge:
                 f"{sizes['standard']} without"
             )
         if overflows:
-            peak = float(self._truth.prefixes()[-1].peak.max())
+            peak = float(self._prefixes[-1].peak.max())
             return "unsupported", (
                 f"upstream's F16 accumulator overflows: numerators reach {peak:.3g}, F16 ends at "
                 f"{_F16_MAX:.0f}; the comparisons that must be bit-identical are"
@@ -215,188 +183,289 @@ class _Judge:
 
     def _compare_standard(self) -> None:
         run = self._run
-        self.comparisons["standard_again"] = _exact(run.standard_again, run.standard)
-        self.comparisons["standard_vs_oracle"] = _within(
-            run.standard, self._exact, self._region(-1, self._how)
+        self.comparisons["standard_again"] = exact(run.standard_again, run.standard)
+        self.comparisons["standard_vs_oracle"] = within(
+            run.standard, self._outputs[-1], _region(self._of_one)
         )
 
     def _compare_full_state(self, step: Step, again: Step) -> None:
-        self.comparisons["full_state_again"] = _first_bad(
-            [_exact(again.output, step.output), _exact(again.state, step.state)]
-        )
-        self.comparisons["full_state_vs_standard"] = _exact(step.output, self._run.standard)
-        self.comparisons["full_state_vs_oracle"] = _within(
-            step.output, self._exact, self._mode_region(self._how)
-        )
-        self.comparisons["full_state_state_vs_oracle"] = self._compare_state(
-            -1, step.state, self._how
-        )
+        self.comparisons["full_state_again"] = first_bad(_exact_step(again, step))
+        self.comparisons["full_state_vs_standard"] = exact(step.output, self._run.standard)
+        region = self._not_far_worse(_region(self._of_one), [self._run.standard])
+        self.comparisons["full_state_vs_oracle"] = within(step.output, self._outputs[-1], region)
+        self.comparisons["full_state_state_vs_oracle"] = _compare_state(step.state, self._of_one)
 
-    def _compare_segmented(
-        self, steps: tuple[Step, ...], one_graph: tuple[F32, ...], one_graph_state: F32
-    ) -> None:
-        last, full = steps[-1], self._run.full_state
-        self.comparisons["segmented_vs_standard"] = self._compare_chain(
-            last.output, self._run.standard
+    def _compare_segmented(self, chain: Chain) -> None:
+        last, full = chain.steps[-1], self._run.full_state
+        expected = self._expected_chain(chain.steps, own_types=False)
+        self.comparisons["segmented_vs_standard"] = self._compare_with_one_call(
+            last.output, self._run.standard, expected[-1]
         )
         if full is not None:
-            self.comparisons["segmented_vs_full_state"] = self._compare_chain(
-                last.output, full.output
+            self.comparisons["segmented_vs_full_state"] = self._compare_with_one_call(
+                last.output, full.output, expected[-1]
             )
             if self._chain_is_exact:
-                self.comparisons["state_vs_full_state"] = _exact(last.state, full.state)
-        self.comparisons["segmented_vs_oracle"] = _within(
-            last.output, self._exact, self._mode_region(self._how_chain)
+                self.comparisons["state_vs_full_state"] = exact(last.state, full.state)
+        region = self._not_far_worse(_region(expected[-1]), self._standard_runs())
+        self._compare_chain_with_oracle("segmented", "", chain.steps, expected, region)
+        self.comparisons["one_graph_vs_segmented"] = _compare_one_graph(chain)
+
+    def _compare_mixed(self, chain: Chain, again: Chain) -> None:
+        expected = self._expected_chain(chain.steps, own_types=True)
+        self._compare_chain_with_oracle(
+            "mixed", "mixed_", chain.steps, expected, _region(expected[-1])
         )
-        self.comparisons["prefix_vs_oracle"] = _first_bad(
-            _within(
-                step.output,
-                oracle.finalise(self._truth.prefixes()[i]),
-                self._region(i, self._how_chain),
+        self.comparisons["mixed_again"] = _exact_steps(again.steps, chain.steps)
+        self.comparisons["one_graph_vs_mixed"] = first_bad(
+            [_compare_one_graph(chain), _compare_one_graph(again)]
+        )
+
+    def _compare_resumed(self, steps: tuple[Step, ...]) -> None:
+        """Compare with the chain that was not cut; where that was not computed, with the oracle."""
+        own_types = bool(self._case.segment_types)
+        uncut = self._run.mixed if own_types else self._run.segmented
+        if uncut is not None:
+            name = "resumed_vs_mixed" if own_types else "resumed_vs_segmented"
+            self.comparisons[name] = _exact_steps(steps, uncut.steps)
+            return
+        expected = self._expected_chain(steps, own_types=own_types)
+        self._compare_chain_with_oracle(
+            "resumed", "resumed_", steps, expected, _region(expected[-1])
+        )
+
+    def _compare_merged(self, merged: Merged) -> None:
+        case, parts = self._case, merged.parts
+        expected_parts = [
+            self._nothing().then(self._truth.segment(i, how.q_type), how)
+            for i, how in enumerate(self._how_of_calls(own_types=bool(case.segment_types)))
+        ]
+        self.comparisons["part_vs_oracle"] = first_bad(
+            within(part.output, oracle.finalise(self._truth.segment(i)), _region(expected))
+            for i, (part, expected) in enumerate(zip(parts, expected_parts, strict=True))
+        )
+        self.comparisons["part_state_vs_oracle"] = first_bad(
+            _compare_state(part.state, expected)
+            for part, expected in zip(parts, expected_parts, strict=True)
+        )
+        uncut = self._run.mixed if case.segment_types else self._run.segmented
+        if uncut is not None:
+            self.comparisons["part_vs_chain"] = first_bad(_exact_step(parts[0], uncut.steps[0]))
+
+        reductions = [merged.in_turn, merged.swapped, merged.pairwise, merged.shuffled]
+        expected = bounds.merged(expected_parts)
+        region = _region(expected)
+        if not case.segment_types:
+            region = self._not_far_worse(region, self._standard_runs())
+        self.comparisons["merged_vs_oracle"] = first_bad(
+            within(step.output, self._outputs[-1], region) for step in reductions
+        )
+        self.comparisons["merged_state_vs_oracle"] = first_bad(
+            _compare_state(step.state, expected) for step in reductions
+        )
+        # The parts' own errors are in all reductions alike: between them, and against the exact
+        # merge of the parts as they are, only the roundings of the merges remain.
+        rows, rounded = bounds.merged_rows([part.state for part in parts])
+        self.comparisons["merged_vs_parts"] = first_bad(
+            within(step.state, rows, Region(rows, rounded)) for step in reductions
+        )
+        in_turn = merged.in_turn.state
+        for name in ("swapped", "pairwise", "shuffled"):
+            self.comparisons[f"merged_{name}_vs_in_turn"] = within(
+                getattr(merged, name).state,
+                in_turn,
+                Region(in_turn.astype(np.float64), 2 * rounded),
             )
+        self.comparisons["merged_result_vs_state"] = first_bad(
+            _compare_result(step) for step in reductions
+        )
+        self.comparisons["merged_again"] = first_bad(
+            _exact_step(merged.in_turn_again, merged.in_turn)
+        )
+        self.comparisons["merged_with_fresh"] = first_bad(
+            exact(state, in_turn) for state in merged.with_fresh
+        )
+        self.comparisons["fresh_merged"] = first_bad(_exact_step(merged.fresh, _fresh_step(case)))
+        self.comparisons["parts_after_merge"] = first_bad(
+            exact(after, part.state) for after, part in zip(merged.parts_after, parts, strict=True)
+        )
+
+    def _compare_fifo(self, rolled: Rolled, again: Rolled) -> None:
+        """Compare a rolling cache, whose steps are the rows of the arrays."""
+        expected = rolling_oracle.expect(
+            self._case, self._inputs, _may_go_on_in_f16(rolled.cold_state), self._features
+        )
+        exact_output, region = oracle.finalise(expected.exact), _region(expected.after_both)
+        self._expected_steps = expected
+        self.comparisons["fifo_again"] = first_bad(
+            [exact(again.output, rolled.output), exact(again.state, rolled.state)]
+        )
+        self.comparisons["fifo_vs_oracle"] = within(rolled.output, exact_output, region)
+        self.comparisons["fifo_state_vs_oracle"] = first_bad(
+            [
+                _compare_state(rolled.cold_state, expected.after_cold),
+                _compare_state(rolled.state, expected.after_both),
+            ]
+        )
+        steps = []
+        for step, held in enumerate(rolled.held):
+            row = np.s_[:, :, step : step + 1]
+            of_row = Region(region.centre[row], region.bound[row])
+            comparison = within(rolled.output[row], exact_output[row], of_row)
+            unquantised = np.abs(rolled.output[row] - self._outputs[-1][row]).max()
+            steps.append(
+                CacheStep(
+                    step=step,
+                    tokens_hot=held.tokens_hot,
+                    tokens_cold=held.tokens_cold,
+                    cache_bytes=held.cache_bytes,
+                    f16_bytes=rolling.f16_bytes(self._case, step + 1),
+                    error=comparison.max_abs,
+                    of_bound=comparison.of_bound,
+                    quantisation_error=float(unquantised),
+                )
+            )
+        self.steps = tuple(steps)
+
+    def _compare_chain_with_oracle(
+        self,
+        mode: str,
+        prefix: str,
+        steps: tuple[Step, ...],
+        expected: list[Expected],
+        last: Region,
+    ) -> None:
+        """Compare a chain's last output, each output on the way and each state with the oracle.
+
+        Args:
+            mode: Name of the mode.
+            prefix: Of the other comparisons' names.
+            steps: The chain.
+            expected: What is expected after each step.
+            last: Where the last output must lie.
+        """
+        self._chain_regions.append(last)
+        self.comparisons[f"{mode}_vs_oracle"] = within(steps[-1].output, self._outputs[-1], last)
+        self.comparisons[f"{prefix}prefix_vs_oracle"] = first_bad(
+            within(step.output, self._outputs[i], _region(expected[i]))
             for i, step in enumerate(steps)
         )
-        self.comparisons["state_vs_oracle"] = _first_bad(
-            self._compare_state(i, step.state, self._how_chain) for i, step in enumerate(steps)
-        )
-        self.comparisons["one_graph_vs_segmented"] = _first_bad(
-            _exact(a, b)
-            for a, b in [
-                *((output, step.output) for output, step in zip(one_graph, steps, strict=True)),
-                (one_graph_state, last.state),
-            ]
+        self.comparisons[f"{prefix}state_vs_oracle"] = first_bad(
+            _compare_state(step.state, expected[i]) for i, step in enumerate(steps)
         )
 
-    def _compare_rolled(self, rolled: Rolled, again: Rolled) -> None:
-        expected = expect(self._case, self._inputs, rolled.cold_state, self._features)
-        exact = oracle.finalise(expected.exact)
-        region = _Region(oracle.finalise(expected.rounded), expected.output_bound)
-        self._rolled = expected
-        self.comparisons["fifo_again"] = _first_bad(
-            [_exact(again.output, rolled.output), _exact(again.state, rolled.state)]
-        )
-        self.comparisons["fifo_vs_oracle"] = _within(rolled.output, exact, region)
-        self.comparisons["fifo_state_vs_oracle"] = _first_bad(
-            [
-                _state_within(rolled.cold_state, expected.rounded_cold, expected.cold_bound),
-                _state_within(rolled.state, expected.rounded, expected.bound),
-            ]
-        )
-        of_step = [np.s_[:, :, step : step + 1] for step in range(self._case.kv)]
-        comparisons = [
-            _within(rolled.output[i], exact[i], _Region(region.centre[i], region.bound[i]))
-            for i in of_step
-        ]
-        self.steps = tuple(
-            CacheStep(
-                step=step,
-                tokens_hot=held.tokens_hot,
-                tokens_cold=held.tokens_cold,
-                cache_bytes=held.cache_bytes,
-                f16_bytes=rolling.f16_bytes(self._case, step + 1),
-                error=comparison.max_abs,
-                of_bound=comparison.of_bound,
-                quantisation_error=float(np.abs(rolled.output[i] - self._exact[i]).max()),
-            )
-            for step, (held, comparison, i) in enumerate(
-                zip(rolled.held, comparisons, of_step, strict=True)
-            )
-        )
-
-    def _compare_chain(self, output: F32, expected: F32) -> Comparison:
+    def _compare_with_one_call(self, output: F32, of_one: F32, expected: Expected) -> Comparison:
         """Compare the chain's last output with that of one call."""
         if self._chain_is_exact:
-            return _exact(output, expected)
-        of_one, of_chain = (
-            self._region(-1, self._how),
-            self._region(-1, self._how_chain),
-        )
-        apart = np.abs(of_chain.centre - of_one.centre)
-        bound = of_one.bound + of_chain.bound + apart
-        return _within(output, expected, _Region(expected.astype(np.float64), bound))
+            return exact(output, of_one)
+        one, chain = _region(self._of_one), _region(expected)
+        bound = one.bound + chain.bound + np.abs(chain.centre - one.centre)
+        return within(output, of_one, Region(of_one.astype(np.float64), bound))
 
-    def _compare_state(self, segment: int, state: F32, how: Arithmetic) -> Comparison:
-        """Compare state rows after a segment with the oracle's."""
-        truth = self._truth.prefixes(how.q_type)[segment]
-        bound = bounds.state_bound(self._case, self._inputs.q, truth, how)
-        return _state_within(state, truth, bound)
+    def _nothing(self) -> Expected:
+        return bounds.nothing(self._case, self._inputs.q)
 
-    def _region(self, segment: int, how: Arithmetic) -> _Region:
-        """Return where a correct output lies after a segment: around the oracle's for rounded Q."""
-        rounded = self._truth.prefixes(how.q_type)[segment]
-        bound = bounds.output_bound(self._case, self._inputs.q, rounded, how)
-        return _Region(oracle.finalise(rounded), bound)
+    def _how_of_calls(self, *, own_types: bool) -> list[Arithmetic]:
+        """Return what each call of a chain computes in."""
+        case = self._case
+        return [
+            bounds.arithmetic(case.of_segment(i) if own_types else case, path_, self._features)
+            for i, path_ in enumerate(chain_paths(case, own_types=own_types))
+        ]
 
-    def _mode_region(self, how: Arithmetic) -> _Region:
-        """Return where a mode's last output must lie: the region, and not far worse than standard.
+    def _expected_chain(self, steps: tuple[Step, ...], *, own_types: bool) -> list[Expected]:
+        """Return what is expected after each step.
 
-        That is `_RATIO` times the standard run's error, in the row itself or typical of the rows in
-        relation to their size, and some roundings of a number of that size. Where the chain takes
-        another path, the standard run on that path counts, too.
+        Which rows go on in F16 is told by the state that a call found: those that were fresh or
+        held F16 numbers only. Partials of split-KV start from nothing in any case.
         """
-        region = self._region(-1, how)
-        runs = [self._run.standard]
-        if how != self._how and self._run.reference is not None:
-            runs.append(self._run.reference)
+        chain = [self._nothing()]
+        for i, how in enumerate(self._how_of_calls(own_types=own_types)):
+            in_f16 = None
+            if how.f16_numerators and not how.n_partials and i > 0:
+                in_f16 = _may_go_on_in_f16(steps[i - 1].state)
+            chain.append(chain[-1].then(self._truth.segment(i, how.q_type), how, in_f16))
+        return chain[1:]
+
+    def _standard_runs(self) -> list[F32]:
+        """Return the standard run, and where a chain takes another path that on the vec path."""
+        return [run for run in (self._run.standard, self._run.reference) if run is not None]
+
+    def _not_far_worse(self, region: Region, runs: list[F32]) -> Region:
+        """Return the part of a region of last outputs that is not far worse than other runs.
+
+        That is `_RATIO` times their error, in the row itself or typical of the rows in relation to
+        their size, and some roundings of a number of that size.
+        """
         if not all(np.isfinite(run).all() for run in runs):
             return region
-        partial = self._truth.prefixes()[-1]
-        error = np.max([np.abs(run - self._exact).max(axis=-1) for run in runs], axis=0)
+        partial, exact_output = self._prefixes[-1], self._outputs[-1]
+        error = np.max([np.abs(run - exact_output).max(axis=-1) for run in runs], axis=0)
         s = np.where(partial.s == 0, 1.0, partial.s)
         size = partial.abs_vkq.max(axis=-1) / s  # the row's scale: sum of p |v|
         relative = np.divide(error, size, out=np.zeros_like(error), where=size != 0)
         typical = np.sqrt((relative**2).mean()) * size
         allowed = (_RATIO * np.maximum(error, typical) + 4 * bounds.U32 * size)[..., None]
-        low = np.maximum(region.centre - region.bound, self._exact - allowed)
-        high = np.minimum(region.centre + region.bound, self._exact + allowed)
-        return _Region((low + high) / 2, np.maximum((high - low) / 2, 0.0))
+        low = np.maximum(region.centre - region.bound, exact_output - allowed)
+        high = np.minimum(region.centre + region.bound, exact_output + allowed)
+        return Region((low + high) / 2, np.maximum((high - low) / 2, 0.0))
 
     def _upstream_overflows(self) -> bool:
         """Tell whether upstream's F16 accumulator overflows, so that no bound can hold."""
         run = self._run
-        outputs = [run.standard]
-        if run.segmented is not None:
-            outputs.append(run.segmented[-1].output)
-        lost = not all(np.isfinite(output).all() for output in outputs)
-        peak = self._truth.prefixes()[-1].peak.max()
-        return lost and self._how.f16_numerators and bool(peak > _F16_MAX)
+        own_types = bool(self._case.segment_types)
+        chains = [(run.segmented, False), (run.mixed, True)]
+        lasts = [(chain.steps[-1].output, own) for chain, own in chains if chain is not None]
+        if run.merged is not None:
+            lasts.append((run.merged.in_turn.output, own_types))
+        if run.resumed is not None:
+            lasts.append((run.resumed[-1].output, own_types))
+        lost = self._how.f16_numerators and not np.isfinite(run.standard).all()
+        for output, own in lasts:
+            in_f16 = any(how.f16_numerators for how in self._how_of_calls(own_types=own))
+            lost |= in_f16 and not np.isfinite(output).all()
+        return lost and bool(self._prefixes[-1].peak.max() > _F16_MAX)
 
     def _mistrust(self) -> tuple[str, str]:
         """Return `mistrusted` where no fault could have shown, else `pass`."""
-        if not self._exact.any() or not self._run.standard.any():
+        run, region = self._run, _region(self._of_one)
+        if not self._outputs[-1].any() or not run.standard.any():
             return "mistrusted", "every output is 0: nothing could differ"
-        region = self._region(-1, self._how)
         if not (np.abs(region.centre) > region.bound).any():
             return (
                 "mistrusted",
                 "the bound is above every output: an output of 0 would pass",
             )
-        if self._run.rolled is not None and self._rolled is not None:
-            return _mistrust_rolled(self._case, self._run.rolled[0], self._rolled)
-        if self._run.segmented is None or self._case.segments == 1:
+        if run.fifo is not None and self._expected_steps is not None:
+            return _mistrust_fifo(self._case, run.fifo, self._expected_steps)
+        chains = (run.segmented, run.merged, run.resumed, run.mixed)
+        if all(chain is None for chain in chains) or self._case.segments == 1:
             return "pass", ""
-        segments, whole = self._truth.segments(), self._truth.prefixes()[-1]
+        segments, whole = self._truth.segments(), self._prefixes[-1]
         weights = [oracle.weight(segment.m, whole.m) * segment.s for segment in segments]
         if max(sum(weight > 0 for weight in rows) for rows in _rows_of(weights)) < 2:
             return "mistrusted", (
                 f"{self._case.segments} segments were asked for, and no row has keys in two"
             )
-        region, last = self._mode_region(self._how_chain), segments[-1]
-        visible = region.bound
-        if self._chain_is_exact:
-            visible = bounds.U16 * np.abs(region.centre)  # more than any accumulator rounds away
+        # of merges a lost part shows: S is compared with that of the parts to a few roundings
+        last = segments[-1]
         share = oracle.weight(last.m, whole.m)[..., None]
         faults: dict[str, Callable[[], F64]] = {
             "reset numerators": lambda: share * last.vkq / np.where(whole.s, whole.s, 1)[..., None],
             "a lost state": lambda: oracle.finalise(last),
         }
-        for fault, output in faults.items():
-            if not (np.abs(output() - region.centre) > visible).any():
-                return "mistrusted", f"{fault} would stay within the bound in every row"
+        for region in self._chain_regions:
+            visible = region.bound
+            if self._chain_is_exact:
+                # more than any accumulator rounds away
+                visible = bounds.U16 * np.abs(region.centre)
+            for fault, output in faults.items():
+                if not (np.abs(output() - region.centre) > visible).any():
+                    return "mistrusted", f"{fault} would stay within the bound in every row"
         return "pass", ""
 
 
-def _mistrust_rolled(case: Case, rolled: Rolled, expected: Expected) -> tuple[str, str]:
+def _mistrust_fifo(case: Case, rolled: Rolled, expected: ExpectedSteps) -> tuple[str, str]:
     """Return `mistrusted` where no fault of a rolling cache could have shown, else `pass`."""
     if not rolled.can_be_told_apart:
         return "mistrusted", "two tokens have the same bytes: one in the other's place would pass"
@@ -408,14 +477,72 @@ def _mistrust_rolled(case: Case, rolled: Rolled, expected: Expected) -> tuple[st
     share = oracle.weight(hot.m, whole.m)[..., None]
     faults = {
         "reset numerators": share * hot.vkq / np.where(whole.s, whole.s, 1)[..., None],
-        "lost cold tokens": oracle.finalise(hot),
+        "a lost state": oracle.finalise(hot),
         "lost hot tokens": oracle.finalise(expected.cold),
     }
-    centre = oracle.finalise(expected.rounded)
+    region = _region(expected.after_both)
     for fault, output in faults.items():
-        if not (np.abs(output - centre) > expected.output_bound).any():
+        if not (np.abs(output - region.centre) > region.bound).any():
             return "mistrusted", f"{fault} would stay within the bound at every step"
     return "pass", ""
+
+
+def _region(expected: Expected) -> Region:
+    """Return where a correct output lies: around the oracle's for the rounded Q."""
+    return Region(oracle.finalise(expected.truth), expected.output_bound())
+
+
+def _compare_state(state: F32, expected: Expected) -> Comparison:
+    """Compare state rows with the oracle's, brought to the rows' own maximum."""
+    truth = expected.truth
+    m = state[..., 0].astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        rescale = np.where(np.isinf(truth.m), 1.0, np.exp(truth.m - m))
+    sums = np.concatenate([truth.s[..., None], truth.vkq], axis=-1) * rescale[..., None]
+    rows = np.concatenate([truth.m[..., None], sums], axis=-1)
+    bound = expected.state_bound()
+    bound[..., 1:] *= rescale[..., None]
+    return within(state, rows, Region(rows, bound))
+
+
+def _compare_result(step: Step) -> Comparison:
+    """Compare a result with VKQ / S of its state: 1 / S and the product are rounded."""
+    rows = step.state.astype(np.float64)
+    s = rows[..., 1:2]
+    result = np.divide(rows[..., 2:], s, out=np.zeros_like(rows[..., 2:]), where=s != 0)
+    return within(step.output, result, Region(result, 2.1 * bounds.U32 * np.abs(result)))
+
+
+def _compare_one_graph(chain: Chain) -> Comparison:
+    outputs, state = chain.one_graph
+    pairs = [(output, step.output) for output, step in zip(outputs, chain.steps, strict=True)]
+    return first_bad(exact(a, b) for a, b in [*pairs, (state, chain.steps[-1].state)])
+
+
+def _exact_steps(got: tuple[Step, ...], expected: tuple[Step, ...]) -> Comparison:
+    pairs = zip(got, expected, strict=True)
+    return first_bad(comparison for a, b in pairs for comparison in _exact_step(a, b))
+
+
+def _exact_step(got: Step, expected: Step) -> list[Comparison]:
+    return [exact(got.output, expected.output), exact(got.state, expected.state)]
+
+
+def _fresh_step(case: Case) -> Step:
+    """Return what two fresh states merge to: fresh rows, and zeros."""
+    rows = (case.ne3, case.n_head, case.nb)
+    state = np.zeros((*rows, 2 + case.hsv), np.float32)
+    state[..., 0] = -np.inf
+    return Step(output=np.zeros((*rows, case.hsv), np.float32), state=state)
+
+
+def _may_go_on_in_f16(state: F32) -> npt.NDArray[np.bool_]:
+    """Tell of each row of a state whether a call with an F16 V continues it in F16."""
+    vkq = state[..., 2:]
+    with np.errstate(over="ignore"):
+        is_f16 = vkq.astype(np.float16).astype(np.float32) == vkq
+    fresh_or_f16: npt.NDArray[np.bool_] = np.isneginf(state[..., 0]) | is_f16.all(axis=-1)
+    return fresh_or_f16
 
 
 def _chain_is_exact(case: Case) -> bool:
@@ -431,90 +558,9 @@ def _chain_is_exact(case: Case) -> bool:
     return paths == {"vec"}
 
 
-@dataclass(frozen=True)
-class _Region:
-    """Where numbers must lie: |number - centre| <= bound, element by element."""
-
-    centre: F64
-    bound: F64
-
-
-def _exact(got: F32, expected: F32) -> Comparison:
-    """Compare arrays that must be the same bit for bit."""
-    b = expected.astype(np.float64)
-    comparison = _within(got, b, _Region(b, np.zeros(b.shape)))
-    return replace(comparison, of_bound=0.0, required="bits", ok=comparison.bitwise)
-
-
-def _within(got: F32, expected: F32 | F64, region: _Region) -> Comparison:
-    """Compare arrays `[ne3, n_head, n_batch, n]`; what is got must lie in the region."""
-    a, b = got.astype(np.float64), expected.astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        same = (a == b) | (np.isnan(a) & np.isnan(b))
-        error = np.where(same, 0.0, np.abs(a - b))
-        off = np.where((a == region.centre) | (same & ~np.isfinite(a)), 0.0, a - region.centre)
-        excess = np.where(off == 0, 0.0, np.abs(off) / region.bound)
-        excess[np.isnan(excess)] = np.inf
-    worst, allowed = None, 0.0
-    if not same.all():
-        # of those furthest beyond their bounds the largest error
-        size = np.where(np.isnan(error), np.inf, error)
-        furthest = np.where(excess == excess.max(), size, -1.0)
-        index = np.unravel_index(int(furthest.argmax()), furthest.shape)
-        batch, head, row, dim = (int(i) for i in index)
-        worst = Worst(batch=batch, head=head, row=row, dim=dim, error=float(error[index]))
-        apart = 0.0 if region.centre[index] == b[index] else abs(region.centre[index] - b[index])
-        allowed = float(region.bound[index] + apart)
-    finite = np.isfinite(b)
-    row_size = np.abs(np.where(finite, b, 0.0)).max(axis=-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        row_relative = np.where(error.max(axis=-1) == 0, 0.0, error.max(axis=-1) / row_size)
-        nmse = np.divide((error**2).sum(), (b[finite] ** 2).sum()) if error.any() else 0.0
-    signs = (np.signbit(a) == np.signbit(b)) | np.isnan(a)
-    return Comparison(
-        max_abs=float(error.max()),
-        max_rel_row=float(row_relative.max()),
-        nmse=float(nmse),
-        bitwise=bool((same & signs).all()),
-        worst=worst,
-        bound=allowed,
-        of_bound=float(excess.max()),
-        required="bound",
-        ok=bool((excess <= 1).all()),
-    )
-
-
-def _state_within(state: F32, truth: Partial, bound: F64) -> Comparison:
-    """Compare state rows with the oracle's, brought to the rows' own maximum."""
-    m = state[..., 0].astype(np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):
-        rescale = np.where(np.isinf(truth.m), 1.0, np.exp(truth.m - m))[..., None]
-    sums = np.concatenate([truth.s[..., None], truth.vkq], axis=-1) * rescale
-    expected = np.concatenate([truth.m[..., None], sums], axis=-1)
-    allowed = np.concatenate([bound[..., :1], bound[..., 1:] * rescale], axis=-1)
-    return _within(state, expected, _Region(expected, allowed))
-
-
-def _first_bad(comparisons: Iterable[Comparison]) -> Comparison:
-    """Return, of a comparison after each segment, the first that is not ok, else the worst."""
-    every = list(comparisons)
-    return next((c for c in every if not c.ok), max(every, key=lambda c: c.max_abs))
-
-
 def _rows_of(weights: list[F64]) -> npt.NDArray[np.float64]:
     """Return weights by segment as `[rows, segments]`."""
     return np.stack([weight.reshape(-1) for weight in weights], axis=-1)
-
-
-def _why(name: str, comparison: Comparison) -> str:
-    words = name.replace("_", " ")
-    worst = comparison.worst
-    if worst is None:
-        return f"{words}: 0 and -0 differ"
-    where = f"batch {worst.batch}, head {worst.head}, row {worst.row}, dim {worst.dim}"
-    if comparison.required == "bits":
-        return f"{words}: must be bit-identical, differs by {worst.error:.2e} at {where}"
-    return f"{words}: {worst.error:.2e}, allowed {comparison.bound:.2e} at {where}"
 
 
 def _outputs(run: Run) -> dict[str, F32 | list[F32]]:
@@ -522,6 +568,14 @@ def _outputs(run: Run) -> dict[str, F32 | list[F32]]:
     if run.full_state is not None:
         outputs["full_state"] = run.full_state.output
     if run.segmented is not None:
-        outputs["segmented"] = run.segmented[-1].output
-        outputs["after_segment"] = [step.output for step in run.segmented]
+        outputs["segmented"] = run.segmented.steps[-1].output
+        outputs["after_segment"] = [step.output for step in run.segmented.steps]
+    if run.merged is not None:
+        outputs["merged"] = run.merged.in_turn.output
+    if run.resumed is not None:
+        outputs["resumed"] = run.resumed[-1].output
+    if run.mixed is not None:
+        outputs["mixed"] = run.mixed.steps[-1].output
+    if run.fifo is not None:
+        outputs["fifo"] = run.fifo.output
     return outputs

@@ -49,8 +49,8 @@ class Worker:
         self._stderr: IO[bytes] | None = None
         self.features: tuple[str, ...] = ()
         """The library's CPU features, known once it is entered."""
-        self.has_state = False
-        """Whether the library has `ggml_flash_attn_ext_with_state`."""
+        self.lacks: dict[str, str] = {}
+        """The modes that it cannot compute, each with the function that it lacks."""
 
     def __enter__(self) -> Worker:
         self._start()
@@ -123,7 +123,7 @@ class Worker:
         if kind == "error":
             self._stop()
             raise SetupError(str(value))
-        self.features, self.has_state = value
+        self.features, self.lacks = value
 
     def _stop(self) -> None:
         if self._process is not None:
@@ -191,7 +191,7 @@ def _serve(module_path: Path) -> None:
     """Compute cases until standard input ends."""
     from fa_harness import ggml
     from fa_harness.inputs import make_inputs
-    from fa_harness.modes import run_case
+    from fa_harness.modes import lacking, run_case
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     requests = os.fdopen(os.dup(0), "rb")
@@ -203,7 +203,7 @@ def _serve(module_path: Path) -> None:
     except SetupError as error:
         _write(replies, ("error", str(error)))
         return
-    _write(replies, ("ready", (library.features(), library.has_state)))
+    _write(replies, ("ready", (library.features(), lacking(library))))
     while True:
         header = requests.read(_HEADER.size)
         if not header:

@@ -10,9 +10,12 @@ import numpy.typing as npt
 import pytest
 
 from fa_harness import ggml
+from fa_harness.cases import Case
 from fa_harness.errors import SetupError
 from fa_harness.ggml import Ggml
+from fa_harness.inputs import make_inputs
 from fa_harness.library import Library
+from fa_harness.modes import run_case
 from fa_harness.quants import TYPES, decode, row_bytes
 
 U8 = npt.NDArray[np.uint8]
@@ -250,6 +253,51 @@ def test_a_file_of_another_kind_is_an_error_that_names_it(tmp_path: Path) -> Non
     module.write_text("no library")
     with pytest.raises(SetupError, match=r"_ggml\.txt: not a module of this Python"):
         ggml.load(module)
+
+
+# two libraries in one process
+
+
+def file_at(address: int) -> Path:
+    """Return the file that is mapped at an address of this process."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        limits, *_, name = line.split()
+        start, stop = (int(limit, 16) for limit in limits.split("-"))
+        if start <= address < stop:
+            return Path(name)
+    raise AssertionError(f"nothing is mapped at {address:#x}")
+
+
+@pytest.mark.parametrize("part", ["cpu", "base"])
+def test_each_of_two_libraries_runs_its_own_code(
+    library: Ggml, patched: Library, pristine: Library, part: str
+) -> None:
+    for loaded, of in ((ggml.load(pristine.module_path), pristine), (library, patched)):
+        lib, ffi = loaded._lib, loaded._ffi
+        data = lib.ggml_backend_cpu_reg() if part == "cpu" else lib.ggml_get_type_traits(1)
+        path = file_at(int(ffi.cast("uintptr_t", data)))
+        assert path.parent == of.path
+        assert path.name.startswith(f"libggml-{part}-")
+
+
+def test_two_libraries_compute_side_by_side(library: Ggml, pristine: Library) -> None:
+    other = ggml.load(pristine.module_path)
+    assert (other.has_state, library.has_state) == (False, True)
+    case = Case(hsk=64, hsv=64, nh=2, nb=3, kv=70, threads=2)
+    inputs = make_inputs(case)
+    expected = run_case(library, case, inputs, ("standard",)).standard
+    with library.backend(2), other.backend(2):
+        runs = [run_case(each, case, inputs, ("standard",)) for each in (other, library, other)]
+    for run in runs:
+        np.testing.assert_array_equal(run.standard, expected)
+
+
+def test_two_libraries_of_one_build_folder_are_refused(
+    library: Ggml, patched: Library, bug: Library
+) -> None:
+    message = r"0001: cannot be loaded beside .*patched, since both hold libggml.*; load it in a"
+    with pytest.raises(SetupError, match=message):
+        ggml.load(bug.module_path)
 
 
 # what ggml_flash_attn_ext_with_state refuses

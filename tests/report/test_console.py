@@ -5,9 +5,10 @@ import pytest
 from rich.console import Console
 
 from fa_harness.cases import Case
+from fa_harness.comparison import Comparison
 from fa_harness.report.console import Table, label
 from fa_harness.suites import suite
-from fa_harness.verdict import Comparison, Verdict
+from fa_harness.verdict import Verdict
 
 
 def comparison(max_abs: float, *, of_bound: float = 0.5) -> Comparison:
@@ -35,6 +36,7 @@ def verdict(
         case=case or Case(),
         status=status,
         path="vec",
+        modes=(),
         reason=reason,
         comparisons=comparisons or {},
         outputs={},
@@ -73,16 +75,35 @@ def test_a_mode_that_was_not_computed_is_a_dash() -> None:
     assert line.split()[-6:] == ["1", "-", "-", "2.00e-03", "50%", "pass"]
 
 
-def test_the_error_is_that_of_the_last_mode() -> None:
+def test_the_error_is_the_worst_result_of_a_mode_and_the_share_that_of_any_bound() -> None:
     comparisons = {
-        "standard_vs_oracle": comparison(1e-3),
+        "standard_vs_oracle": comparison(4e-3, of_bound=0.25),
         "full_state_vs_standard": comparison(0.0),
         "full_state_vs_oracle": comparison(2e-3),
-        "segmented_vs_standard": comparison(3e-3),
-        "segmented_vs_oracle": comparison(4e-3, of_bound=0.25),
+        "segmented_vs_standard": comparison(3e-3, of_bound=0.9),
+        "segmented_vs_oracle": comparison(1e-3, of_bound=0.125),
+        "part_vs_oracle": comparison(5e-3, of_bound=0.75),
+        "state_vs_oracle": comparison(6e-3),
     }
     _, line = printed([verdict(comparisons=comparisons)])
-    assert line.split()[-6:] == ["1", "0.00e+00", "3.00e-03", "4.00e-03", "25%", "pass"]
+    assert line.split()[-6:] == ["1", "0.00e+00", "3.00e-03", "4.00e-03", "75%", "pass"]
+
+
+def test_an_error_that_is_no_number_is_the_worst() -> None:
+    comparisons = {
+        "standard_vs_oracle": comparison(4e-3),
+        "mixed_vs_oracle": comparison(float("nan"), of_bound=float("inf")),
+        "segmented_vs_oracle": comparison(5e-3),
+    }
+    _, line = printed([verdict(comparisons=comparisons)])
+    assert line.split()[-4:] == ["nan", "inf", "x", "pass"]
+
+
+def test_the_types_of_segments_stand_in_the_label() -> None:
+    case = Case(
+        hsk=64, hsv=64, segments=3, type_K="f32", type_V="f32", segment_types=("q4_0", "q8_0/f16")
+    )
+    assert label(case) == "hs64 h32 kv96 b8 q4_0+q8_0/f16 uniform t1"
 
 
 def test_columns_stay_in_line_whatever_the_numbers() -> None:

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 from fa_harness.cases import Case
+from fa_harness.comparison import Comparison, Worst
 from fa_harness.report import Results
 from fa_harness.report.json import render
-from fa_harness.verdict import STATUSES, Comparison, Verdict, Worst
+from fa_harness.verdict import STATUSES, Verdict
 
 CASE = Case(kv=64, segments=3, regime="spiky", boundaries=(1, 9))
 
 
 def verdict(status: str) -> Verdict:
-    return Verdict(case=CASE, status=status, path="vec", comparisons={}, outputs={})
+    return Verdict(case=CASE, status=status, path="vec", modes=(), comparisons={}, outputs={})
 
 
 def results(*statuses: str, selected: int | None = None) -> Results:

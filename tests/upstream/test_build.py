@@ -73,6 +73,16 @@ def test_each_library_has_the_first_patches_and_recompiles_what_they_change(
     assert patched.build["cxx_compiler"] == toolchain.find_cxx_compiler().version
 
 
+def test_libraries_of_two_build_folders_have_names_of_their_own(ready: Project) -> None:
+    names = [
+        {path.name for path in library.path.glob("libggml*")}
+        for options in ({}, {"GGML_OPENMP": "ON"})
+        for library in build(ready, ["pristine", "patched"], options=options)
+    ]
+    assert all(len(of_library) >= 3 for of_library in names)
+    assert len(set().union(*names)) == sum(map(len, names))
+
+
 def test_new_bindings_recompile_no_file_that_depends_on_the_headers_only(
     ready: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,7 +110,7 @@ def test_a_library_works_where_it_is_moved_to_and_tells_upstreams_commit(
     moved = tmp_path / "moved"
     library.path.rename(moved)
     shutil.rmtree(ready.root)
-    base = next(moved.glob("libggml-base.*"))
+    base = next(moved.glob("libggml-base-*"))
     commit = ctypes.CDLL(str(base)).ggml_commit
     commit.restype = ctypes.c_char_p
     assert commit() == b"abc123"

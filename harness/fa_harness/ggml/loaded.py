@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,27 @@ from fa_harness.errors import SetupError
 
 _CONTEXT_BYTES = 32 << 20  # headers of tensors and graphs only; pages not used are not taken
 
+_holders: dict[str, Path] = {}  # the folder from which a shared library of this name was loaded
+
 
 def load(module_path: Path) -> Ggml:
     """Load the cffi module of a library, and with it the library's shared objects.
 
-    One process can hold one library: the dynamic linker tells shared objects apart by their names,
-    and those of two libraries are the same.
+    A process can hold several libraries if they were built in different folders, as `pristine` and
+    `patched` are. The dynamic linker tells shared objects apart by their names, which end in a tag
+    of the build folder; of two libraries with one tag it would take the first for the second.
+
+    Raises:
+        SetupError: The module cannot be loaded, or this process holds another library of its tag.
     """
+    folder = module_path.resolve().parent
+    names = [path.name for path in folder.glob("libggml*")]
+    for name in names:
+        if _holders.get(name, folder) != folder:
+            raise SetupError(
+                f"{folder}: cannot be loaded beside {_holders[name]}, since both hold {name}; "
+                "load it in a process of its own"
+            )
     spec = importlib.util.spec_from_file_location("_ggml", module_path)
     if spec is None or spec.loader is None:
         raise SetupError(f"{module_path}: not a module of this Python; run `fa-harness build`")
@@ -33,7 +46,7 @@ def load(module_path: Path) -> Ggml:
         raise SetupError(
             f"{module_path}: cannot be loaded ({error}); run `fa-harness build`"
         ) from error
-    sys.modules["_ggml"] = module
+    _holders.update(dict.fromkeys(names, folder))
     return Ggml(module.ffi, module.lib)
 
 
@@ -48,6 +61,16 @@ class Ggml:
     def has_state(self) -> bool:
         """Whether the library has `ggml_flash_attn_ext_with_state`."""
         return hasattr(self._lib, "ggml_flash_attn_ext_with_state")
+
+    @property
+    def has_state_after(self) -> bool:
+        """Whether the library has `ggml_flash_attn_ext_get_state`."""
+        return hasattr(self._lib, "ggml_flash_attn_ext_get_state")
+
+    @property
+    def has_merge(self) -> bool:
+        """Whether the library has `ggml_flash_attn_ext_merge_states` and `.._from_state`."""
+        return hasattr(self._lib, "ggml_flash_attn_ext_merge_states")
 
     @property
     def has_reference(self) -> bool:
@@ -327,10 +350,33 @@ class Context:
             lib.ggml_flash_attn_ext_set_n_kv_max(out, n_kv_max)
         return Tensor(self._ggml, out, "f32")
 
-    def graph(self, outputs: Sequence[Tensor]) -> Graph:
-        """Return a graph that computes `outputs`, each after all before it."""
+    def state_after(self, a: Tensor) -> Tensor:
+        """Return the state that the call `a` leaves: its state, as a tensor that depends on `a`.
+
+        A call of the same graph that continues `a` takes this as its state.
+        """
+        pointer = self._ggml._lib.ggml_flash_attn_ext_get_state(self._p, a._p)
+        return Tensor(self._ggml, pointer, "f32")
+
+    def merge_states(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the state of the keys of both `a` and `b`: a new tensor of their shape."""
+        pointer = self._ggml._lib.ggml_flash_attn_ext_merge_states(self._p, a._p, b._p)
+        return Tensor(self._ggml, pointer, "f32")
+
+    def from_state(self, state: Tensor) -> Tensor:
+        """Return the attention that a state stands for, F32 `[hsv, n_head, n_batch, ne3]`."""
+        pointer = self._ggml._lib.ggml_flash_attn_ext_from_state(self._p, state._p)
+        return Tensor(self._ggml, pointer, "f32")
+
+    def graph(self, outputs: Sequence[Tensor], *, size: int = 64) -> Graph:
+        """Return a graph that computes `outputs`, each after all before it.
+
+        Args:
+            outputs: What to compute, and all that it depends on.
+            size: Nodes and leaves that the graph has room for.
+        """
         lib = self._ggml._lib
-        pointer = lib.ggml_new_graph_custom(self._p, max(64, 8 * len(outputs)), False)
+        pointer = lib.ggml_new_graph_custom(self._p, max(size, 8 * len(outputs)), False)
         for output in outputs:
             lib.ggml_build_forward_expand(pointer, output._p)
         return Graph(self._ggml, pointer)

@@ -23,6 +23,7 @@ class Results:
     machine: dict[str, Any]
     """`cpu`, `threads` (usable cores)."""
     modes: tuple[str, ...]
+    """The modes that were asked for; empty for each case's own."""
     started: datetime
     seconds: float
     verdicts: tuple[Verdict, ...]

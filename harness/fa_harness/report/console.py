@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from fa_harness.cases import Case
+from fa_harness.modes import MODES
 from fa_harness.report import Results
 from fa_harness.rolling import CacheStep
 from fa_harness.verdict import STATUSES, Verdict
@@ -35,7 +37,9 @@ _COLUMNS = (  # of the others: heading, width, to the right
 )
 
 
-_STEP_COLUMNS = ("step", "hot", "cold", "bytes", "% of f16", "error", "of bound", "vs unquantised")
+_STEP_COLUMNS = (
+    "step", "hot", "cold", "bytes", "% of f16", "error", "of bound", "vs unquantised"
+)  # fmt: skip
 _MOST_STEPS = 12
 
 
@@ -133,6 +137,7 @@ def label(case: Case) -> str:
     heads = f"{case.n_head}" if case.n_head == case.nh else f"{case.n_head}/{case.nh}"
     size = f"{case.hsk}" if case.hsk == case.hsv else f"{case.hsk}/{case.hsv}"
     types = case.type_K if case.type_K == case.type_V else f"{case.type_K}/{case.type_V}"
+    types = "+".join(case.segment_types) or types
     words = [f"hs{size}", f"h{heads}", f"kv{case.kv}"]
     if case.hot_window:  # b is kv, and the mask causal
         words += [f"{types}>{case.cold_type}", case.regime, f"w{case.hot_window}/{case.group}"]
@@ -140,10 +145,8 @@ def label(case: Case) -> str:
         words += [f"b{case.nb}", types, case.regime]
     options: list[tuple[bool, str]] = [
         (case.ne3 != 1, f"ne3={case.ne3}"),
-        (
-            case.mask_kind != "random" and not case.hot_window,
-            case.mask_kind if case.mask else "no mask",
-        ),
+        (not case.mask, "no mask"),
+        (case.mask and not case.hot_window and case.mask_kind != "random", case.mask_kind),
         (case.mask_heads != 1, f"mask/{case.mask_heads}"),
         (case.sinks, "sinks"),
         (case.max_bias != 0, "alibi"),
@@ -193,12 +196,18 @@ def _difference(verdict: Verdict, name: str) -> str:
 
 
 def _oracle(verdict: Verdict) -> tuple[str, str]:
-    """Return the last mode's error against the oracle, and the share of its bound it takes."""
-    for mode in ("fifo", "segmented", "full_state", "standard"):
-        comparison = verdict.comparisons.get(f"{mode}_vs_oracle")
-        if comparison:
-            return f"{comparison.max_abs:.2e}", _times(comparison.of_bound)
-    return "-", "-"
+    """Return the largest error of a mode's result, and the largest share of a bound.
+
+    The share is of all comparisons with the oracle, prefixes, parts and states among them.
+    """
+    shares = [c.of_bound for name, c in verdict.comparisons.items() if name.endswith("_vs_oracle")]
+    if not shares:
+        return "-", "-"
+    results = (verdict.comparisons.get(f"{mode}_vs_oracle") for mode in MODES)
+    errors = [result.max_abs for result in results if result]
+    # one that is not finite is the worst
+    worst = max(errors, key=lambda error: error if math.isfinite(error) else math.inf)
+    return f"{worst:.2e}", _times(max(shares))
 
 
 def _times(of_bound: float) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from fa_harness.comparison import Comparison
 from fa_harness.report import Results
-from fa_harness.verdict import STATUSES, Comparison, Verdict
+from fa_harness.verdict import STATUSES, Verdict
 
 SCHEMA = "fa-harness.run/1"
 
@@ -42,6 +43,7 @@ def _result(verdict: Verdict, repro: str) -> dict[str, Any]:
         "case": str(verdict.case),
         "status": verdict.status,
         "path": verdict.path,
+        "modes": list(verdict.modes),
         "reason": verdict.reason,
         "comparisons": {name: _comparison(c) for name, c in verdict.comparisons.items()},
         "outputs": {name: _numbers(output) for name, output in verdict.outputs.items()},

@@ -40,6 +40,8 @@ OPTIONS: Mapping[str, str] = {
     "GGML_METAL": "OFF",
     "GGML_NATIVE": "ON",  # given, since SOURCE_DATE_EPOCH turns ggml's default off
     "GGML_OPENMP": "OFF",
+    "GGML_RPC": "ON",
+    "GGML_RPC_RDMA": "OFF",  # else on wherever libibverbs is, with its headers or without
 }
 """CMake options of every build; `build(..., options=...)` adds to them and overrides them."""
 
@@ -63,6 +65,10 @@ class _Plan:
         if self.options != OPTIONS:
             key += f"-{_digest(json.dumps(self.options, sort_keys=True))[:8]}"
         return self.project.build / self.source.folder / key
+
+    def tag(self, work: Path) -> str:
+        """What ends the names of the shared libraries of one build folder, and of no other."""
+        return f"{work.name}-{_digest(str(self.folder.relative_to(self.project.build)))[:8]}"
 
     def library_path(self, name: str) -> Path:
         return self.folder / "lib" / name
@@ -300,6 +306,7 @@ def _configure(
         "FA_HARNESS_BINDINGS": str(cmake_dir / "_ggml.c"),
         "FA_HARNESS_COMMIT": plan.source.commit or "unknown",
         "FA_HARNESS_GGML": str(src / "ggml"),
+        "FA_HARNESS_TAG": plan.tag(src.parent),
         # The interpreter behind the virtual environment, which may be gone tomorrow.
         "Python_EXECUTABLE": os.path.realpath(sys.executable),
     }

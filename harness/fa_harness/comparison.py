@@ -1,0 +1,130 @@
+"""Two results of a case, element by element: bit for bit, or within a region."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worst:
+    """Where a comparison is worst: the indices of the contract's row order, and the element."""
+
+    batch: int
+    """Sequence (ne3)."""
+    head: int
+    row: int
+    """Query row (n_batch)."""
+    dim: int
+    """Element of the row; of a state row `[M, S, VKQ]`, 0 is M and 1 is S."""
+    error: float
+    """|a - b| there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two results of a case, element by element."""
+
+    max_abs: float
+    """Largest |a - b|; NaN where one is NaN or infinite and the other is not the same."""
+    max_rel_row: float
+    """Largest over the rows of max|a - b| / max|b|."""
+    nmse: float
+    """Sum of squared errors over the sum of squares of b."""
+    bitwise: bool
+    """Both have the same bits."""
+    worst: Worst | None
+    """The element furthest beyond, or nearest to, its bound; None where all agree exactly."""
+    bound: float
+    """What |a - b| may be at `worst`; 0 where the bits have to be the same."""
+    of_bound: float
+    """How much of its bound an element takes at most; above 1 where a bound is broken."""
+    required: str
+    """`bits` where both must be the same bit for bit, `bound` where they must be near."""
+    ok: bool
+    """What is required holds for every element."""
+
+
+_SAME = Comparison(
+    max_abs=0.0, max_rel_row=0.0, nmse=0.0, bitwise=True, worst=None, bound=0.0, of_bound=0.0,
+    required="bits", ok=True,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where numbers must lie: |number - centre| <= bound, element by element."""
+
+    centre: F64
+    bound: F64
+
+
+def exact(got: F32, expected: F32) -> Comparison:
+    """Compare arrays that must be the same bit for bit."""
+    if got.tobytes() == expected.tobytes():
+        return _SAME
+    b = expected.astype(np.float64)
+    comparison = within(got, b, Region(b, np.zeros(b.shape)))
+    return replace(comparison, of_bound=0.0, required="bits", ok=comparison.bitwise)
+
+
+def within(got: F32, expected: F32 | F64, region: Region) -> Comparison:
+    """Compare arrays `[ne3, n_head, n_batch, n]`; what is got must lie in the region."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        a, b = got.astype(np.float64), expected.astype(np.float64)
+        same = (a == b) | (np.isnan(a) & np.isnan(b))
+        error = np.where(same, 0.0, np.abs(a - b))
+        off = np.where((a == region.centre) | (same & ~np.isfinite(a)), 0.0, a - region.centre)
+        excess = np.where(off == 0, 0.0, np.abs(off) / region.bound)
+        excess[np.isnan(excess)] = np.inf
+    worst, allowed = None, 0.0
+    if not same.all():
+        # of those furthest beyond their bounds the largest error
+        size = np.where(np.isnan(error), np.inf, error)
+        furthest = np.where(excess == excess.max(), size, -1.0)
+        index = np.unravel_index(int(furthest.argmax()), furthest.shape)
+        batch, head, row, dim = (int(i) for i in index)
+        worst = Worst(batch=batch, head=head, row=row, dim=dim, error=float(error[index]))
+        apart = 0.0 if region.centre[index] == b[index] else abs(region.centre[index] - b[index])
+        allowed = float(region.bound[index] + apart)
+    finite = np.isfinite(b)
+    row_size = np.abs(np.where(finite, b, 0.0)).max(axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        row_relative = np.where(error.max(axis=-1) == 0, 0.0, error.max(axis=-1) / row_size)
+        nmse = np.divide((error**2).sum(), (b[finite] ** 2).sum()) if error.any() else 0.0
+    signs = (np.signbit(a) == np.signbit(b)) | np.isnan(a)
+    return Comparison(
+        max_abs=float(error.max()),
+        max_rel_row=float(row_relative.max()),
+        nmse=float(nmse),
+        bitwise=bool((same & signs).all()),
+        worst=worst,
+        bound=allowed,
+        of_bound=float(excess.max()),
+        required="bound",
+        ok=bool((excess <= 1).all()),
+    )
+
+
+def first_bad(comparisons: Iterable[Comparison]) -> Comparison:
+    """Return, of a comparison after each segment, the first that is not ok, else the worst."""
+    every = list(comparisons)
+    return next((c for c in every if not c.ok), max(every, key=lambda c: c.max_abs))
+
+
+def why(name: str, comparison: Comparison) -> str:
+    """Return in words what is wrong with a comparison that is not ok, and where."""
+    words = name.replace("_", " ")
+    worst = comparison.worst
+    if worst is None:
+        return f"{words}: 0 and -0 differ"
+    where = f"batch {worst.batch}, head {worst.head}, row {worst.row}, dim {worst.dim}"
+    if comparison.required == "bits":
+        return f"{words}: must be bit-identical, differs by {worst.error:.2e} at {where}"
+    return f"{words}: {worst.error:.2e}, allowed {comparison.bound:.2e} at {where}"

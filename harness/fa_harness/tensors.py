@@ -1,0 +1,205 @@
+"""A case's inputs as tensors of a context, and the calls that use them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fa_harness.cases import Case
+from fa_harness.ggml import Backend, Context, Tensor
+from fa_harness.inputs import Inputs
+
+Array = npt.NDArray[np.float32]
+
+_UNUSED = 0xFF  # bytes of a cache outside the view: NaN as F32, F16 or the scale of a block
+
+
+class Keys(NamedTuple):
+    """The K and the V that a call attends over, `[hsk or hsv, keys, n_head_kv, ne3]`."""
+
+    k: Tensor
+    v: Tensor
+
+
+class CaseTensors:
+    """The tensors of a case in one context. `allocate` comes after the last of them and fills them.
+
+    Segments are pairs `(start, stop)` of keys.
+    """
+
+    def __init__(self, ctx: Context, case: Case, inputs: Inputs) -> None:
+        self.ctx = ctx
+        self._case = case
+        self._source = inputs
+        self._inputs: dict[str, tuple[Tensor, npt.NDArray[np.uint8]]] = {}
+        self._q = self._place("q", "f32", case.hsk, as_bytes(inputs.q), cache=False)
+        self._sinks = None
+        if inputs.sinks is not None:
+            ne = (case.n_head, 1, 1, 1)
+            self._sinks = self._input("sinks", "f32", ne, as_bytes(inputs.sinks))
+
+    def cache(self) -> Keys:
+        """Return the whole cache."""
+        return self._keys("", self._case, self._source.k_raw, self._source.v_raw)
+
+    def segment_of(self, cache: Keys, segment: tuple[int, int]) -> Keys:
+        """Return a segment of the whole cache as views with the cache's strides."""
+        return Keys(self._view(cache.k, segment), self._view(cache.v, segment))
+
+    def own_segment(self, i: int) -> Keys:
+        """Return segment `i` as a cache of its own, in its own types."""
+        start, stop = self._case.segment_bounds()[i : i + 2]
+        if self._source.segments:
+            k_raw, v_raw = self._source.segments[i]
+        else:
+            k_raw, v_raw = (
+                raw[:, :, start:stop] for raw in (self._source.k_raw, self._source.v_raw)
+            )
+        return self._keys(f"[{start}:{stop}]", self._case.of_segment(i), k_raw, v_raw)
+
+    def state(self) -> Tensor:
+        """Return a state of the case, not filled."""
+        case = self._case
+        return self.ctx.tensor("f32", (2 + case.hsv, case.nb, case.n_head, case.ne3))
+
+    def call(
+        self,
+        keys: Keys,
+        segment: tuple[int, int],
+        *,
+        sinks: bool,
+        state: Tensor | None = None,
+    ) -> Tensor:
+        """Return the attention over the keys of a segment.
+
+        Args:
+            keys: The segment's K and V.
+            segment: Which columns of the mask go with them.
+            sinks: Add the case's sinks, if it has any.
+            state: Continue from and into it.
+        """
+        case = self._case
+        return self.ctx.flash_attn_ext(
+            self._q,
+            keys.k,
+            keys.v,
+            self._mask_columns(segment),
+            scale=case.scale,
+            max_bias=case.max_bias,
+            logit_softcap=case.logit_softcap,
+            state=state,
+            sinks=self._sinks if sinks else None,
+            prec=case.prec,
+            n_kv_max=case.n_kv_max,
+        )
+
+    def allocate(self, backend: Backend) -> None:
+        """Give memory to the tensors and fill the inputs."""
+        backend.allocate(self.ctx)
+        for tensor, data in self._inputs.values():
+            tensor.write(data)
+
+    def inputs_written(self) -> tuple[str, ...]:
+        """Return the names of the inputs that are no longer what they were."""
+        return tuple(
+            name
+            for name, (tensor, data) in self._inputs.items()
+            if not np.array_equal(tensor.read_bytes(), data.reshape(-1))
+        )
+
+    def _keys(
+        self, part: str, case: Case, k_raw: npt.NDArray[np.uint8], v_raw: npt.NDArray[np.uint8]
+    ) -> Keys:
+        k = self._place(f"k{part}", case.type_K, case.hsk, k_raw, cache=case.kv_view)
+        if case.v_is_view_of_k:
+            return Keys(k, self.ctx.view(k, (case.hsv, *k.ne[1:])))
+        return Keys(k, self._place(f"v{part}", case.type_V, case.hsv, v_raw, cache=case.kv_view))
+
+    def _view(self, cache: Tensor, segment: tuple[int, int]) -> Tensor:
+        start, stop = segment
+        if segment == (0, self._case.kv):
+            return cache
+        ne0, _, ne2, ne3 = cache.ne
+        return self.ctx.view(cache, (ne0, stop - start, ne2, ne3), offset=start * cache.nb[1])
+
+    def _mask_columns(self, segment: tuple[int, int]) -> Tensor | None:
+        """Return a segment's columns of the mask: a copy, since the op wants it contiguous."""
+        if self._source.mask is None:
+            return None
+        start, stop = segment
+        name = f"mask[{start}:{stop}]"
+        if name in self._inputs:
+            return self._inputs[name][0]
+        columns = np.ascontiguousarray(self._source.mask[..., start:stop])
+        return self._input(name, "f16", columns.shape[::-1], as_bytes(columns))
+
+    def _place(
+        self,
+        name: str,
+        type_: str,
+        ne0: int,
+        rows: npt.NDArray[np.uint8],
+        *,
+        cache: bool,
+    ) -> Tensor:
+        """Return Q, K or V as the case lays it out in memory.
+
+        Args:
+            name: For reports.
+            type_: The tensor's type.
+            ne0: Elements in a row.
+            rows: `[ne3, ne2, ne1, row_bytes]`.
+            cache: A view of the first half of a tensor that is twice as large in dimension 1, as
+                upstream's tests make their KV caches.
+        """
+        permute = self._case.permute
+        dim_of = [permute.index(i) for i in range(4)]  # which of rows' dimensions is i in memory
+        ne = (ne0, *rows.shape[2::-1])
+        base_ne = [ne[dim] for dim in dim_of]
+        data = rows.transpose([3 - dim for dim in reversed(dim_of)])
+        if cache:
+            shape = list(data.shape)
+            shape[2] *= 2
+            whole = np.full(shape, _UNUSED, np.uint8)
+            whole[:, :, : data.shape[2]] = data
+            data = whole
+        whole_ne = [base_ne[0], base_ne[1] * (2 if cache else 1), *base_ne[2:]]
+        tensor = self._input(name, type_, whole_ne, data)
+        if cache:
+            tensor = self.ctx.view(tensor, base_ne)
+        if permute != (0, 1, 2, 3):
+            tensor = self.ctx.permute(tensor, dim_of)
+        return tensor
+
+    def _input(
+        self, name: str, type_: str, ne: Sequence[int], data: npt.NDArray[np.uint8]
+    ) -> Tensor:
+        tensor = self.ctx.tensor(type_, ne)
+        self._inputs[name] = (tensor, np.ascontiguousarray(data))
+        return tensor
+
+
+def make_fresh(state: Tensor) -> None:
+    """Mark every row of a state as fresh. What S and VKQ hold must not matter: they hold NaN."""
+    rows = np.full(state.ne[::-1], np.nan, np.float32)
+    rows[..., 0] = -np.inf
+    state.write(rows)
+
+
+def clear(out: Tensor) -> None:
+    """Fill an output with NaN, so that a row that is not computed shows."""
+    out.write(np.full(out.ne[::-1], np.nan, np.float32))
+
+
+def rows_of(out: Tensor) -> Array:
+    """Return an output `[hsv, n_head, n_batch, ne3]` as `[ne3, n_head, n_batch, hsv]`."""
+    return np.ascontiguousarray(out.read().swapaxes(1, 2))
+
+
+def as_bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Return `[..., n]` of any type as bytes, `[..., n * itemsize]`."""
+    array = np.ascontiguousarray(array)
+    return array.view(np.uint8).reshape(*array.shape[:-1], array.shape[-1] * array.itemsize)
