@@ -158,7 +158,9 @@ def cli() -> None:
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
               help="Give up on a case after this time.")  # fmt: skip
 @click.option("--json", "json_path", metavar="FILE", help="Write the report; - is standard output.")
-@click.option("-v", "--verbose", is_flag=True, help="Print repro lines; keep all outputs in JSON.")
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Print repro lines and steps; keep all outputs in JSON."
+)
 def run(
     *,
     segments: tuple[int, ...],
