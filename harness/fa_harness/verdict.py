@@ -424,6 +424,8 @@ class _Judge:
         for output, own in lasts:
             in_f16 = any(how.f16_numerators for how in self._how_of_calls(own_types=own))
             lost |= in_f16 and not np.isfinite(output).all()
+        if run.fifo is not None and "f16" in (self._case.type_V, self._case.cold_type):
+            lost |= not np.isfinite(run.fifo.output).all()
         return lost and bool(self._prefixes[-1].peak.max() > _F16_MAX)
 
     def _mistrust(self) -> tuple[str, str]:
