@@ -67,7 +67,7 @@ def expect(
     )
     cold, hot = _cold(case, cold_inputs, "f32"), _hot(case, inputs, "f32")
 
-    vec, split = (bounds.arithmetic(of_cold, path, features) for path in ("vec", "split-kv"))
+    vec, split = (bounds.arithmetic(of_cold, name, features) for name in ("vec", "split-kv"))
     rounded_cold = _cold(case, cold_inputs, vec.q_type)
     after_cold = bounds.nothing(case, inputs.q).then(rounded_cold, vec)
     splits = np.array([path(of_cold, int(n)) == "split-kv" for n in rolling.n_cold(case)])
