@@ -30,6 +30,12 @@ def bug() -> Library:
 
 
 @pytest.fixture(scope="session")
+def before_scheduler() -> Library:
+    """The series up to the patch before the scheduler's; its headers are those of `patched`."""
+    return _build("0006")
+
+
+@pytest.fixture(scope="session")
 def patched() -> Library:
     """The whole series."""
     return _build("patched")

@@ -13,9 +13,13 @@ from fa_harness.bounds import (
     U16,
     Arithmetic,
     arithmetic,
+    merged,
+    merged_rows,
+    nothing,
     output_bound,
     rounded_q,
     state_bound,
+    swap_bound,
 )
 from fa_harness.cases import REGIMES, Case
 from fa_harness.inputs import Inputs, make_inputs
@@ -203,6 +207,73 @@ def test_partials_added_in_the_end_stay_within_the_bound_of_split_kv() -> None:
     output = (sums[..., 1:] / sums[..., :1]).astype(np.float32)
     bound = output_bound(case, checked.inputs.q, checked.rounded, how)
     assert (checked.error(output) <= bound).all()
+
+
+def merge_in_f32(a: F32, b: F32) -> F32:
+    """Merge states as a kernel does, all in float32."""
+    m = np.maximum(a[..., 0], b[..., 0])
+    base = np.where(np.isneginf(m), np.float32(0), m)
+    wa, wb = (np.exp(x[..., 0] - base, dtype=np.float32)[..., None] for x in (a, b))
+    state: F32 = np.concatenate([m[..., None], a[..., 1:] * wa + b[..., 1:] * wb], axis=-1)
+    return state
+
+
+@pytest.mark.parametrize("regime", ["normal", "spiky", "rising", "falling", "offset"])
+@pytest.mark.parametrize("types", [("f16", "f16"), ("f32", "f32"), ("q8_0", "q4_0")], ids="-".join)
+def test_parts_merged_in_any_order_stay_within_the_bounds(
+    types: tuple[str, str], regime: str
+) -> None:
+    case = SMALL.with_(
+        type_K=types[0], type_V=types[1], regime=regime, mask_kind="leading", nb=6, segments=7
+    )
+    inputs, how = make_inputs(case), arithmetic(case, "vec", ())
+    rounded = dataclasses.replace(inputs, q=rounded_q(inputs.q, how.q_type)[0])
+    limits = list(itertools.pairwise(case.segment_bounds()))
+    parts = [emulate(case, inputs, how, *pair) for pair in limits]
+    expected = merged(
+        [nothing(case, inputs.q).then(oracle.attend(case, rounded, *p), how) for p in limits]
+    )
+    rows, of_merges = merged_rows(parts)
+    for order in ([0, 1, 2, 3, 4, 5, 6], [6, 2, 4, 0, 1, 5, 3], [3, 6, 5, 4, 2, 1, 0]):
+        state = functools.reduce(merge_in_f32, [parts[i] for i in order])
+        error = np.abs(oracle.finalise(expected.truth) - normalised(state))
+        assert (error <= expected.output_bound()).all()
+        with np.errstate(invalid="ignore"):
+            apart = np.where(state == rows, 0.0, np.abs(state - rows))
+        assert (apart <= of_merges).all()
+        swapped = functools.reduce(lambda a, b: merge_in_f32(b, a), [parts[i] for i in order])
+        with np.errstate(invalid="ignore"):
+            apart = np.where(state == swapped, 0.0, np.abs(state - swapped))
+        assert (apart <= swap_bound([parts[i] for i in order])).all()
+
+
+def test_a_merge_that_loses_a_part_or_weights_it_wrongly_exceeds_the_bound_of_merges() -> None:
+    case = SMALL.with_(type_K="f16", type_V="f16", segments=3)
+    inputs, how = make_inputs(case), arithmetic(case, "vec", ())
+    parts = [
+        emulate(case, inputs, how, *pair) for pair in itertools.pairwise(case.segment_bounds())
+    ]
+    rows, of_merges = merged_rows(parts)
+    lost = functools.reduce(merge_in_f32, parts[1:])
+    assert (np.abs(lost - rows) > 100 * of_merges)[..., 1:].all(axis=-1).any()
+    by_s = [np.concatenate([p[..., :2], p[..., 2:] * p[..., 1:2]], axis=-1) for p in parts]
+    assert (np.abs(functools.reduce(merge_in_f32, by_s) - rows) > 100 * of_merges).any()
+
+
+def test_rows_that_must_be_in_f32_have_its_bound_and_no_other() -> None:
+    case = SMALL.with_(type_K="f16", type_V="f16", segments=2)
+    inputs, how = make_inputs(case), arithmetic(case, "vec", ())
+    limits = list(itertools.pairwise(case.segment_bounds()))
+    first, second = (oracle.attend(case, inputs, *pair) for pair in limits)
+    in_f32 = arithmetic(case.with_(type_V="f32"), "vec", ())
+    rows = np.zeros(first.m.shape, np.bool_)
+    rows[0, 1, 2] = True
+    before = nothing(case, inputs.q).then(first, in_f32)
+    mixed = before.then(second, how, rows).state_bound()
+    np.testing.assert_array_equal(mixed[0, 1, 2], before.then(second, how).state_bound()[0, 1, 2])
+    mixed[0, 1, 2] = before.then(second, in_f32).state_bound()[0, 1, 2]
+    np.testing.assert_array_equal(mixed, before.then(second, in_f32).state_bound())
+    assert (before.then(second, how).state_bound()[..., 2:] > 10 * mixed[..., 2:]).all()
 
 
 def test_another_order_of_the_keys_stays_within_the_bound() -> None:

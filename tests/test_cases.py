@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import re
+from typing import Any
 
 import pytest
 
@@ -82,9 +83,54 @@ def test_a_printed_case_parses_to_itself(case: Case) -> None:
     assert str(Case.parse(str(case))) == str(case)
 
 
+TYPED = "FLASH_ATTN_EXT(kv=64,segments=3,type_K=f32,type_V=f32,segment_types=[q4_0,q8_0/f16])"
+
+
 def test_the_field_order_is_the_printed_order() -> None:
-    case = Case(mask_kind="causal", mask_heads=2, segments=2, boundaries="random")
-    assert re.findall(r"(\w+)=", str(case)) == [field.name for field in dataclasses.fields(Case)]
+    fields = [field.name for field in dataclasses.fields(Case)]
+    options: dict[str, Any] = {
+        "mask_kind": "causal",
+        "mask_heads": 2,
+        "segments": 2,
+        "boundaries": "random",
+    }
+    typed = Case(**options, type_K="f32", type_V="f32", segment_types=("f16",))
+    rolling = Case(**options, kv=8, nb=8, hot_window=4)
+    of_rolling = ("hot_window", "group", "cold_type")
+    assert re.findall(r"(\w+)=", str(typed)) == [f for f in fields if f not in of_rolling]
+    assert re.findall(r"(\w+)=", str(rolling)) == [f for f in fields if f != "segment_types"]
+
+
+def test_the_last_segment_type_goes_on() -> None:
+    case = Case.parse(TYPED)
+    assert [case.types_of_segment(i) for i in range(3)] == [
+        ("q4_0", "q4_0"), ("q8_0", "f16"), ("q8_0", "f16"),
+    ]  # fmt: skip
+    assert Case.parse(str(case)) == case
+
+
+def test_the_case_of_a_segment_has_its_types_for_the_whole_cache() -> None:
+    case = Case.parse(TYPED)
+    of_second = case.of_segment(1)
+    assert (of_second.type_K, of_second.type_V, of_second.segment_types) == ("q8_0", "f16", ())
+    assert of_second.segment_bounds() == case.segment_bounds()
+    plain = Case(segments=2)
+    assert plain.of_segment(1) is plain
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("q4_0", "q4_9", r"segment_types=\[q4_9,q8_0/f16\]: unknown type"),
+        ("type_K=f32", "type_K=f16", "segment_types=.*: needs type_K=f32,type_V=f32"),
+        ("segments=3", "segments=1", "segment_types=.*: more than the segments=1"),
+        ("kv=64", "kv=64,hsk=80", "segment_types=.*: hsk=80 is not a multiple of the 32 elements"),
+        ("[q4_0", "[q4_0,", "segment_types=.*: must be a list of types such as"),
+    ],
+)
+def test_segment_types_that_cannot_be_are_refused(old: str, new: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        Case.parse(TYPED.replace(old, new, 1))
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,7 @@ def test_every_result_has_the_same_keys(smoke: Any) -> None:
             "case",
             "status",
             "path",
+            "modes",
             "reason",
             "comparisons",
             "outputs",
@@ -196,6 +197,23 @@ def test_a_result_of_each_path_is_repeated_by_its_repro_line(smoke: Any) -> None
         assert program == "fa-harness"
         [again] = report_of(*arguments[1:])["results"]
         assert {**again, "seconds": 0} == {**result, "seconds": 0}
+
+
+def test_a_typed_case_is_computed_in_its_own_types_and_repeated_by_its_repro_line() -> None:
+    case = "FLASH_ATTN_EXT(hsk=64,hsv=64,nh=2,kv=96,nb=2,type_K=f32,type_V=f32,regime=normal)"
+    options = ("--case", case, "--segments", 3, "--segment-types", "q4_0,q8_0/f16")
+    [result] = report_of(*options, "--mode", "mixed")["results"]
+    assert result["status"] == "pass"
+    assert result["modes"] == ["standard", "mixed"]
+    assert "segment_types=[q4_0,q8_0/f16]" in result["case"]
+    [again] = report_of(*shlex.split(result["repro"])[2:])["results"]
+    assert {**again, "seconds": 0} == {**result, "seconds": 0}
+
+
+def test_a_mode_that_a_case_cannot_have_is_refused_with_the_option_to_give() -> None:
+    done = fa_harness("run", "--suite", "seed", "--mode", "mixed")
+    assert done.returncode == 2
+    assert "--mode mixed: needs --segment-types" in done.stderr
 
 
 def test_a_repro_line_keeps_the_modes_and_the_library() -> None:

@@ -413,3 +413,43 @@ def test_sinks_follow_a_soft_cap() -> None:
     sinks = make_inputs(SMALL.with_(regime="spiky", sinks=True, logit_softcap=10)).sinks
     assert sinks is not None
     assert 10 <= sinks.max() <= 14
+
+
+# segments with types
+
+TYPED = Case(
+    hsk=64, hsv=32, nh=2, nr23=(2, 1), kv=60, nb=3, regime="normal", sinks=True, type_K="f32",
+    type_V="f32", boundaries=(20, 20, 50), segment_types=("q4_0", "f16", "q8_0/f16"),
+)  # fmt: skip
+
+
+def test_the_cache_has_the_values_of_each_segment_in_its_own_types() -> None:
+    inputs = make_inputs(TYPED)
+    for i, (start, stop) in enumerate(itertools.pairwise(TYPED.segment_bounds())):
+        whole = make_inputs(TYPED.of_segment(i))
+        k_raw, v_raw = inputs.segments[i]
+        np.testing.assert_array_equal(k_raw, whole.k_raw[:, :, start:stop])
+        np.testing.assert_array_equal(v_raw, whole.v_raw[:, :, start:stop])
+        np.testing.assert_array_equal(inputs.k[:, :, start:stop], whole.k[:, :, start:stop])
+        np.testing.assert_array_equal(inputs.v[:, :, start:stop], whole.v[:, :, start:stop])
+
+
+def test_the_raw_cache_of_typed_segments_is_f32() -> None:
+    inputs = make_inputs(TYPED)
+    np.testing.assert_array_equal(inputs.k_raw.view(np.float32), inputs.k)
+    np.testing.assert_array_equal(inputs.v_raw.view(np.float32), inputs.v)
+
+
+def test_types_of_segments_change_nothing_but_k_and_v() -> None:
+    plain = make_inputs(TYPED.with_(segment_types=()))
+    inputs = make_inputs(TYPED)
+    assert inputs.mask is not None
+    assert inputs.sinks is not None
+    np.testing.assert_array_equal(inputs.q, plain.q)
+    np.testing.assert_array_equal(inputs.mask, plain.mask)
+    np.testing.assert_array_equal(inputs.sinks, plain.sinks)
+    assert plain.segments == ()
+
+
+def test_the_bytes_of_segments_cannot_be_written() -> None:
+    assert not any(raw.flags.writeable for pair in make_inputs(TYPED).segments for raw in pair)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fa_harness import modes, tensors
 from fa_harness.cases import Case
-from fa_harness.ggml import Context, Ggml, Graph, Tensor
+from fa_harness.ggml import Backend, Context, Ggml, Graph, Tensor, load
 from fa_harness.inputs import make_inputs
 from fa_harness.library import Library
 from fa_harness.modes import Run, Step, chain_paths, path, run_case
@@ -23,6 +23,7 @@ from fa_harness.worker import Worker
 F32 = npt.NDArray[np.float32]
 
 F16 = Case(hsk=64, hsv=64, nh=2, nr23=(2, 2), kv=40, nb=3, segments=3, regime="normal")
+TYPED = F16.with_(type_K="f32", type_V="f32", segment_types=("q4_0", "f16", "f32/f16"))
 DECODE = Case(hsk=64, hsv=64, nh=2, nr23=(4, 1), kv=640, nb=1, regime="normal")
 PREFILL = DECODE.with_(nb=66, kv=130)
 
@@ -230,6 +231,101 @@ def test_a_tiled_chain_cut_at_tiles_gives_the_bits_of_one_call(
     assert done.full_state is not None
     assert chain(done)[-1].output.tobytes() == done.full_state.output.tobytes()
     assert chain(done)[-1].state.tobytes() == done.full_state.state.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        (F16, ("standard", "full_state", "segmented", "merged", "resumed")),
+        (F16.with_(segments=1), ("standard", "full_state", "segmented")),
+        (TYPED, ("standard", "full_state", "segmented", "merged", "resumed", "mixed")),
+        (F16.with_(nb=40, mask_kind="causal", hot_window=8), ("standard", "fifo")),
+    ],
+    ids=["segments", "one segment", "typed", "rolling"],
+)
+def test_a_case_has_modes_of_its_own(case: Case, expected: tuple[str, ...]) -> None:
+    assert modes.modes_of(case) == expected
+
+
+def test_the_first_patch_alone_cannot_merge(bug: Library) -> None:
+    assert modes.lacking(load(bug.module_path)) == {"merged": "ggml_flash_attn_ext_merge_states"}
+
+
+@pytest.mark.parametrize("case", [F16, DECODE.with_(kv=1100), PREFILL, TYPED], ids=str)
+def test_a_chain_goes_on_from_a_file_in_another_context_bit_for_bit(
+    library: Ggml, case: Case
+) -> None:
+    done = run(library, case.with_(segments=3, threads=2, sinks=True))
+    uncut = done.mixed if case.segment_types else done.segmented
+    assert uncut is not None
+    assert done.resumed is not None
+    for resumed, step in zip(done.resumed, uncut.steps, strict=True):
+        assert resumed.output.tobytes() == step.output.tobytes()
+        assert resumed.state.tobytes() == step.state.tobytes()
+
+
+def test_each_call_of_a_resumed_chain_has_a_backend_that_is_freed_before_the_next(
+    library: Ggml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live: list[int] = []
+    enter, leave = Backend.__enter__, Backend.__exit__
+    n_live = 0
+
+    def entered(self: Backend) -> Backend:
+        nonlocal n_live
+        n_live += 1
+        return enter(self)
+
+    def left(self: Backend, *exception: object) -> None:
+        nonlocal n_live
+        live.append(n_live)
+        n_live -= 1
+        leave(self, *exception)
+
+    monkeypatch.setattr(Backend, "__enter__", entered)
+    monkeypatch.setattr(Backend, "__exit__", left)
+    run_case(library, F16, make_inputs(F16), ("resumed",))
+    assert live == [2] * F16.segments + [1]  # the outermost serves the other modes
+
+
+def test_segments_of_their_own_types_give_what_the_op_gives_over_each_type(library: Ggml) -> None:
+    done = run(library, TYPED.with_(mask=False, mask_kind="none"))
+    assert done.merged is not None
+    for i, part in enumerate(done.merged.parts):
+        alone = TYPED.with_(mask=False, mask_kind="none").of_segment(i)
+        inputs = make_inputs(alone)
+        start, stop = TYPED.segment_bounds()[i : i + 2]
+        rows = np.s_[:, :, start:stop]
+        cut = dataclasses.replace(
+            inputs, k=inputs.k[rows], k_raw=inputs.k_raw[rows], v=inputs.v[rows],
+            v_raw=inputs.v_raw[rows],
+        )  # fmt: skip
+        short = alone.with_(kv=stop - start, segments=1)
+        assert part.output.tobytes() == run_case(library, short, cut, ()).standard.tobytes()
+
+
+def test_parts_are_computed_in_an_order_drawn_from_the_seed() -> None:
+    cases = [F16.with_(segments=8, seed=seed) for seed in range(4)]
+    orders = [modes.order_of_parts(case) for case in cases]
+    assert all(sorted(order) == list(range(8)) for order in orders)
+    assert len({*orders, tuple(range(8))}) == 5
+    assert orders == [modes.order_of_parts(case) for case in cases]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
+def test_a_reduction_takes_each_part_once(library: Ggml, n: int) -> None:
+    """Parts that see a key each, of score 0 and a V of its own: the numerators are the sum of V."""
+    case = F16.with_(kv=n, segments=n, mask=False, mask_kind="none", type_K="f32", type_V="f32")
+    inputs = make_inputs(case)
+    v = np.zeros_like(inputs.v)
+    v += (2.0 ** np.arange(n, dtype=np.float32))[:, None]
+    inputs = dataclasses.replace(inputs, q=np.zeros_like(inputs.q), v=v, v_raw=v.view(np.uint8))
+    merged = run_case(library, case, inputs, ("merged",)).merged
+    assert merged is not None
+    for step in (merged.in_turn, merged.swapped, merged.pairwise, merged.shuffled):
+        assert (step.state[..., 0] == 0).all()
+        assert (step.state[..., 1] == n).all()
+        assert (step.state[..., 2:] == 2**n - 1).all()
 
 
 def test_modes_that_are_not_asked_for_are_not_computed(library: Ggml) -> None:

@@ -264,6 +264,12 @@ def test_without_alibi_every_slope_is_1() -> None:
     np.testing.assert_array_equal(slopes(SMALL), np.ones(SMALL.n_head))
 
 
+def weight_at_end(state: Partial) -> F64:
+    with np.errstate(invalid="ignore"):
+        factor: F64 = np.where(np.isfinite(state.m), np.exp(state.m - WHOLE.m), 0.0)[..., None]
+    return factor
+
+
 def one_by_one() -> Partial:
     """The sums over the roundings as they are, key by key."""
     state = fresh(MERGED)
@@ -271,13 +277,19 @@ def one_by_one() -> Partial:
     peak = np.zeros_like(state.s)
     for j in range(MERGED.kv):
         key = attend(MERGED, MERGED_INPUTS, j, j + 1)
-        roundings = (np.isfinite(key.m) * (1.0 + (key.m > state.m)))[..., None]
-        state = merge(state, key)
-        with np.errstate(invalid="ignore"):
-            to_end = np.where(np.isfinite(state.m), np.exp(state.m - WHOLE.m), 0.0)[..., None]
-        walk += roundings * to_end * np.abs(state.vkq)
-        squares += roundings * (to_end * state.vkq) ** 2
-        s_walk += roundings * to_end * state.s[..., None]
+        is_seen = np.isfinite(key.m)[..., None]
+        is_new_m = (key.m > state.m)[..., None]
+        before, state = state, merge(state, key)
+        roundings = 1.0 * is_seen + is_new_m
+        to_end, to_end_before = weight_at_end(state), weight_at_end(before)
+        # of a new maximum the sum before it is rounded when it is rescaled
+        for partial, factor, is_rounded in (
+            (before, to_end_before, is_new_m),
+            (state, to_end, is_seen),
+        ):
+            walk += is_rounded * factor * np.abs(partial.vkq)
+            squares += is_rounded * (factor * partial.vkq) ** 2
+            s_walk += is_rounded * factor * partial.s[..., None]
         n += roundings
         peak = np.maximum(peak, (to_end * np.abs(state.vkq)).max(axis=-1))
     return dataclasses.replace(

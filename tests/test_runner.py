@@ -75,6 +75,19 @@ def test_pristine_has_no_calls_with_state(pristine: Library) -> None:
     }
 
 
+def test_a_mode_that_a_library_cannot_do_is_left_out_where_none_was_named(bug: Library) -> None:
+    [verdict] = run(bug, [SEED_CASE])
+    assert verdict.modes == ("standard", "full_state", "segmented", "resumed")
+
+
+def test_a_mode_that_is_named_and_a_library_cannot_do_is_unsupported(bug: Library) -> None:
+    [verdict] = run(bug, [SEED_CASE], ("standard", "merged"))
+    assert (verdict.status, verdict.modes) == ("unsupported", ())
+    assert verdict.reason == (
+        "the library has no ggml_flash_attn_ext_merge_states; leave mode merged out"
+    )
+
+
 def test_pristine_passes_in_mode_standard(pristine: Library) -> None:
     verdicts = run(pristine, suite("smoke"), ("standard",))
     assert [v.reason for v in verdicts if v.status != "pass"] == []

@@ -39,6 +39,20 @@ def test_boundaries_may_repeat_for_empty_segments() -> None:
     assert case.segment_bounds() == (0, 0, 9, 9, 64, 64)
 
 
+def test_segment_types_go_with_the_segments_that_are_asked_for() -> None:
+    cases = session.select(case_string=CASE, segments=(2, 3), segment_types=("q4_0", "q8_0/f16"))
+    assert [case.segments for case in cases] == [2, 3]
+    assert {case.segment_types for case in cases} == {("q4_0", "q8_0/f16")}
+    assert {(case.type_K, case.type_V) for case in cases} == {("f32", "f32")}
+
+
+def test_more_segment_types_than_segments_are_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"segment_types=\[f16,f32,f16\]: more than the segments=2"
+    ):
+        session.select(case_string=CASE, segments=(2,), segment_types=("f16", "f32", "f16"))
+
+
 def test_modes_come_in_their_usual_order_each_once() -> None:
     cases = suite("seed")
     named = ("segmented", "standard", "segmented")

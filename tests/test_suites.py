@@ -4,7 +4,7 @@ import pytest
 
 from fa_harness.cases import REGIMES, Case
 from fa_harness.errors import UsageError
-from fa_harness.modes import path
+from fa_harness.modes import chain_paths, path
 from fa_harness.quants import TYPES
 from fa_harness.rolling import n_cold
 from fa_harness.suites import SUITES, suite
@@ -12,7 +12,7 @@ from fa_harness.suites import SUITES, suite
 DEFAULT = suite("default")
 
 
-@pytest.mark.parametrize("name", ["seed", "smoke", "default", "fifo"])
+@pytest.mark.parametrize("name", ["seed", "smoke", "default", "reduction", "mixed", "fifo"])
 def test_the_cases_of_a_suite_are_told_apart_by_their_strings_which_parse_back(name: str) -> None:
     cases = suite(name)
     strings = [str(case) for case in cases]
@@ -148,3 +148,49 @@ def test_fifo_can_be_run_with_another_window_group_and_cold_type() -> None:
     for case in suite("fifo"):
         other = case.with_(hot_window=32, group=8, cold_type="q4_0")
         assert n_cold(other).any()
+
+
+# what independent states and segments of different types have to meet
+
+
+@pytest.mark.parametrize("name", ["reduction", "mixed"])
+@pytest.mark.parametrize("regime", [regime for regime in REGIMES if regime != "seed"])
+def test_reduction_and_mixed_have_every_regime_in_typed_segments(name: str, regime: str) -> None:
+    assert any(case.regime == regime and case.segment_types for case in suite(name))
+
+
+@pytest.mark.parametrize("n", [2, 3, 8, 17])
+def test_reduction_has_every_number_of_segments_for_every_type(n: int) -> None:
+    types = {case.type_K for case in suite("reduction") if case.segments == n}
+    assert types == set(TYPES)
+
+
+@pytest.mark.parametrize("name", ["reduction", "mixed"])
+def test_reduction_and_mixed_have_masks_sinks_and_empty_segments(name: str) -> None:
+    cases = suite(name)
+    assert {"leading", "masked_segment", "causal"} <= {case.mask_kind for case in cases}
+    assert any(case.sinks for case in cases)
+    assert any(case.max_bias for case in cases)
+    assert any(case.logit_softcap for case in cases)
+    assert any(case.ne3 > 1 and case.nr23[0] == 3 for case in cases)
+    assert any(0 in map(int.__sub__, case.segment_bounds()[1:], case.segment_bounds())
+               for case in cases)  # fmt: skip
+
+
+def test_reduction_has_a_first_segment_that_is_masked_for_all_rows() -> None:
+    assert any(case.mask_kind == "leading" and case.segments >= 8 for case in suite("reduction"))
+
+
+@pytest.mark.parametrize("wanted", ["tiled", "split-kv"])
+def test_mixed_has_chains_that_change_their_path_with_the_type(wanted: str) -> None:
+    paths = {chain_paths(case, own_types=True) for case in suite("mixed")}
+    assert any(wanted in of_case and "vec" in of_case for of_case in paths)
+
+
+def test_mixed_continues_quantised_segments_in_segments_with_an_f16_v() -> None:
+    followed = {
+        (case.types_of_segment(i)[1], case.types_of_segment(i + 1)[1])
+        for case in suite("mixed")
+        for i in range(case.segments - 1)
+    }
+    assert {("q8_0", "f16"), ("f32", "f16"), ("bf16", "f16"), ("f16", "q8_0")} <= followed

@@ -1,17 +1,21 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fa_harness import oracle
+from fa_harness import oracle, state
 from fa_harness.cases import Case
 from fa_harness.ggml import Ggml
 from fa_harness.inputs import Inputs, make_inputs
-from fa_harness.modes import Chain, Run, Step, run_case
+from fa_harness.modes import Chain, Merged, Run, Step, run_case
+from fa_harness.tensors import CaseTensors, rows_of
 from fa_harness.verdict import Verdict, judge
 
 F32 = npt.NDArray[np.float32]
@@ -477,6 +481,351 @@ def test_a_mode_that_is_much_worse_than_the_standard_run_fails(compute: Compute)
     assert not verdict.comparisons["full_state_vs_oracle"].ok
 
 
+# independent states, merged
+
+MERGE = VEC.with_(segments=5, mask_kind="leading", regime="normal", sinks=True)
+
+
+def with_reductions(run: Run, state: F32, output: F32 | None = None) -> Run:
+    """Return the run with another state, and the result from it, of every reduction."""
+    assert run.merged is not None
+    if output is None:
+        output = np.divide(state[..., 2:], state[..., 1:2], out=np.zeros_like(state[..., 2:]),
+                           where=state[..., 1:2] != 0)  # fmt: skip
+    step = Step(output=output, state=state)
+    merged = dataclasses.replace(
+        run.merged, in_turn=step, in_turn_again=step, swapped=step, pairwise=step, shuffled=step,
+        with_fresh=(state, state),
+    )  # fmt: skip
+    return dataclasses.replace(run, merged=merged)
+
+
+def merged_of(run: Run) -> Merged:
+    assert run.merged is not None
+    return run.merged
+
+
+def merge_states(states: Sequence[F32], *, by_s: bool = False) -> F32:
+    """Merge states in float64, with each part's numerators times its S if asked to."""
+    rows = [state.astype(np.float64) for state in states]
+    m = functools.reduce(np.maximum, [row[..., 0] for row in rows])
+    sums = np.zeros_like(rows[0])
+    for row in rows:
+        weight = oracle.weight(row[..., 0], m)[..., None]
+        sums[..., 1:2] += weight * row[..., 1:2]
+        sums[..., 2:] += weight * row[..., 2:] * (row[..., 1:2] if by_s else 1)
+    sums[..., 0] = m
+    merged: F32 = sums.astype(np.float32)
+    return merged
+
+
+def weighted_by_s_again(run: Run) -> Run:
+    states = [part.state for part in merged_of(run).parts]
+    return with_reductions(run, merge_states(states, by_s=True))
+
+
+def last_part_wins(run: Run) -> Run:
+    return with_reductions(run, merged_of(run).parts[-1].state)
+
+
+def a_part_dropped(run: Run) -> Run:
+    first, _, *rest = (part.state for part in merged_of(run).parts)
+    return with_reductions(run, merge_states([first, *rest]))
+
+
+def m_of_the_first(run: Run) -> Run:
+    state = merged_of(run).in_turn.state.copy()
+    state[..., 0] = merged_of(run).parts[0].state[..., 0]
+    return with_reductions(run, state)
+
+
+def not_rescaled(run: Run) -> Run:
+    state = merged_of(run).in_turn.state.copy()
+    state[..., 2:] = np.sum([part.state[..., 2:] for part in merged_of(run).parts], axis=0)
+    return with_reductions(run, state)
+
+
+def nan_in_rows_without_keys(run: Run) -> Run:
+    state = merged_of(run).parts[0].state
+    nan = np.where(np.isneginf(state[..., :1]), np.float32(np.nan), merged_of(run).in_turn.state)
+    return with_reductions(run, nan)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        weighted_by_s_again,
+        last_part_wins,
+        a_part_dropped,
+        m_of_the_first,
+        not_rescaled,
+        nan_in_rows_without_keys,
+    ],
+)
+def test_states_that_are_merged_wrongly_fail(compute: Compute, fault: Callable[[Run], Run]) -> None:
+    assert judged(MERGE, compute(MERGE)).status == "pass"
+    verdict = judged(MERGE, fault(compute(MERGE)))
+    assert verdict.status == "fail"
+    assert not verdict.comparisons["merged_vs_parts"].ok
+    assert not verdict.comparisons["merged_state_vs_oracle"].ok
+
+
+def one_s_off(state: F32, factor: float) -> F32:
+    changed: F32 = state.copy()
+    changed[1, 2, 2, 1] *= np.float32(factor)
+    return changed
+
+
+def _shuffled(merged: Merged) -> Merged:
+    state = one_s_off(merged.shuffled.state, 1 + 2e-5)
+    return dataclasses.replace(merged, shuffled=dataclasses.replace(merged.shuffled, state=state))
+
+
+def _swapped(merged: Merged) -> Merged:
+    state = one_s_off(merged.swapped.state, 1 + 1.5e-6)
+    return dataclasses.replace(merged, swapped=dataclasses.replace(merged.swapped, state=state))
+
+
+def _parts_written(merged: Merged) -> Merged:
+    first, *rest = merged.parts_after
+    return dataclasses.replace(merged, parts_after=(one_bit(first, HERE), *rest))
+
+
+def _changed_by_a_fresh_state(merged: Merged) -> Merged:
+    with_fresh = (merged.with_fresh[0], one_bit(merged.with_fresh[1], HERE))
+    return dataclasses.replace(merged, with_fresh=with_fresh)
+
+
+def _nan_of_two_fresh_states(merged: Merged) -> Merged:
+    nan = Step(
+        output=np.full_like(merged.fresh.output, np.nan),
+        state=np.full_like(merged.fresh.state, np.nan),
+    )
+    return dataclasses.replace(merged, fresh=nan)
+
+
+def _s_of_two_fresh_states(merged: Merged) -> Merged:
+    state = merged.fresh.state.copy()
+    state[1, 3, 2, 1] = 1
+    return dataclasses.replace(merged, fresh=dataclasses.replace(merged.fresh, state=state))
+
+
+def _repeat(merged: Merged) -> Merged:
+    again = dataclasses.replace(
+        merged.in_turn_again, output=one_bit(merged.in_turn_again.output, HERE)
+    )
+    return dataclasses.replace(merged, in_turn_again=again)
+
+
+def _result(merged: Merged) -> Merged:
+    output = change(merged.pairwise.output, HERE, 1 + 4e-7)
+    return dataclasses.replace(merged, pairwise=dataclasses.replace(merged.pairwise, output=output))
+
+
+def _first_part(merged: Merged) -> Merged:
+    first = dataclasses.replace(merged.parts[0], output=one_bit(merged.parts[0].output, HERE))
+    return dataclasses.replace(merged, parts=(first, *merged.parts[1:]))
+
+
+def _wrong_part(merged: Merged) -> Merged:
+    part = dataclasses.replace(merged.parts[2], output=change(merged.parts[2].output, HERE, 1.01))
+    return dataclasses.replace(merged, parts=(*merged.parts[:2], part, *merged.parts[3:]))
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (_shuffled, "merged vs parts: "),
+        (_swapped, "merged swapped: "),
+        (_parts_written, "parts after merge: must be bit-identical"),
+        (_changed_by_a_fresh_state, "merged with fresh: must be bit-identical"),
+        (_nan_of_two_fresh_states, "fresh merged: must be bit-identical"),
+        (_s_of_two_fresh_states, "fresh merged: must be bit-identical"),
+        (_repeat, "merged again: must be bit-identical"),
+        (_result, "merged result vs state: "),
+        (_first_part, "part vs chain: must be bit-identical"),
+        (_wrong_part, "part vs oracle: "),
+    ],
+)
+def test_a_merge_that_breaks_a_promise_fails(
+    compute: Compute, fault: Callable[[Merged], Merged], reason: str
+) -> None:
+    run = compute(MERGE)
+    verdict = judged(MERGE, dataclasses.replace(run, merged=fault(merged_of(run))))
+    assert verdict.status == "fail"
+    assert verdict.reason.startswith(reason)
+
+
+def test_an_order_that_matters_beyond_rounding_shows_in_what_compares_the_orders(
+    compute: Compute,
+) -> None:
+    run = compute(MERGE)
+    merged = _shuffled(merged_of(run))
+    verdict = judged(MERGE, dataclasses.replace(run, merged=merged))
+    assert not verdict.comparisons["merged_in_any_order"].ok
+
+
+# a chain that is cut
+
+
+def test_the_last_bit_of_a_resumed_chain_matters(compute: Compute) -> None:
+    run = compute(VEC)
+    assert run.resumed is not None
+    first, second, last = run.resumed
+    second = dataclasses.replace(second, state=one_bit(second.state, HERE))
+    verdict = judged(VEC, dataclasses.replace(run, resumed=(first, second, last)))
+    assert verdict.status == "fail"
+    assert verdict.reason.startswith("resumed vs segmented: must be bit-identical, differs by ")
+
+
+def test_a_resumed_chain_alone_is_compared_with_the_oracle(
+    library: Ggml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = make_inputs(VEC)
+    alone = judged(VEC, run_case(library, VEC, inputs, ("resumed",)))
+    assert alone.status == "pass"
+    assert alone.modes == ("standard", "resumed")
+
+    def lost(path: Path, case: Case) -> F32:
+        fresh: F32 = state.load(path, case)
+        fresh[..., 0] = -np.inf
+        return fresh
+
+    monkeypatch.setattr("fa_harness.modes.state_file", types.SimpleNamespace(
+        load=lost, save=state.save))  # fmt: skip
+    verdict = judged(VEC, run_case(library, VEC, inputs, ("resumed",)))
+    assert verdict.status == "fail"
+    assert verdict.reason.startswith("resumed vs oracle: ")
+
+
+# segments of different types
+
+MIXED = VEC.with_(segment_types=("q4_0", "q8_0", "f32/f16"), regime="normal")
+
+
+def with_last_of_mixed(run: Run, last: Step) -> Run:
+    """Return the run with another last step of the typed chain wherever it was computed."""
+    assert run.mixed is not None
+    steps = (*run.mixed.steps[:-1], last)
+    outputs, _ = run.mixed.one_graph
+    chain = Chain(steps=steps, one_graph=((*outputs[:-1], last.output), last.state))
+    return dataclasses.replace(run, mixed=chain, mixed_again=chain, resumed=steps)
+
+
+def continued_from(library: Ggml, case: Case, before: F32) -> Step:
+    """Return the last step of a typed chain, computed on the state that is given."""
+    segment = case.segment_bounds()[-2:]
+    with library.context() as ctx, library.backend(case.threads) as backend:
+        tensors = CaseTensors(ctx, case, make_inputs(case))
+        rows = tensors.state()
+        keys = tensors.own_segment(case.segments - 1)
+        call = tensors.call(keys, (segment[0], segment[1]), sinks=True, state=rows)
+        graph = ctx.graph([call])
+        tensors.allocate(backend)
+        rows.write(before)
+        backend.compute(graph)
+        return Step(output=rows_of(call), state=rows.read())
+
+
+def _before_last(run: Run) -> F32:
+    assert run.mixed is not None
+    before: F32 = run.mixed.steps[-2].state.copy()
+    return before
+
+
+@pytest.mark.parametrize("regime", ["normal", "rising", "falling", "ties", "outlier"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        MIXED,
+        MIXED.with_(segment_types=("q8_0", "f16"), segments=2),
+        MIXED.with_(segment_types=("f32", "f16"), segments=2),
+        MIXED.with_(segment_types=("bf16", "q8_0/f16"), segments=2),
+    ],
+    ids=lambda case: "+".join(case.segment_types),
+)
+def test_numerators_that_are_rounded_to_f16_before_an_f16_segment_fail(
+    library: Ggml, compute: Compute, case: Case, regime: str
+) -> None:
+    case = case.with_(regime=regime)
+    run = compute(case)
+    assert judged(case, run).status == "pass"
+    before = _before_last(run)
+    assert judged(case, with_last_of_mixed(run, continued_from(library, case, before))).status == (
+        "pass"
+    )
+    before[..., 2:] = before[..., 2:].astype(np.float16)
+    verdict = judged(case, with_last_of_mixed(run, continued_from(library, case, before)))
+    assert verdict.status == "fail"
+    assert not verdict.comparisons["mixed_state_vs_oracle"].ok
+
+
+def _reset(before: F32) -> F32:
+    before[..., 2:] = 0
+    return before
+
+
+def _last_only(before: F32) -> F32:
+    before[..., 0] = -np.inf
+    return before
+
+
+def _m_only(before: F32) -> F32:
+    before[..., 1] = 0
+    return before
+
+
+@pytest.mark.parametrize("fault", [_reset, _last_only, _m_only])
+def test_a_typed_chain_that_loses_some_of_its_state_fails(
+    library: Ggml, compute: Compute, fault: Callable[[F32], F32]
+) -> None:
+    run = compute(MIXED)
+    last = continued_from(library, MIXED, fault(_before_last(run)))
+    verdict = judged(MIXED, with_last_of_mixed(run, last))
+    assert verdict.status == "fail"
+    assert verdict.reason.startswith("mixed vs oracle: ")
+
+
+def test_a_typed_chain_over_the_values_of_another_type_fails(
+    library: Ggml, compute: Compute
+) -> None:
+    other = MIXED.with_(segment_types=("q4_1", "q8_0", "f32/f16"))
+    run = dataclasses.replace(compute(MIXED), mixed=compute(other).mixed)
+    verdict = judged(MIXED, run)
+    assert verdict.status == "fail"
+    assert not verdict.comparisons["mixed_prefix_vs_oracle"].ok
+
+
+@pytest.mark.parametrize("again", ["mixed_again", "one_graph", "resumed"])
+def test_the_last_bit_of_a_typed_chain_matters(compute: Compute, again: str) -> None:
+    run = compute(MIXED)
+    assert run.mixed is not None
+    *steps, last = run.mixed.steps
+    last = dataclasses.replace(last, state=one_bit(last.state, HERE))
+    changes: dict[str, dict[str, Any]] = {
+        "mixed_again": {
+            "mixed_again": dataclasses.replace(run.mixed, steps=(*steps, last)),
+        },
+        "one_graph": {
+            "mixed": dataclasses.replace(run.mixed, one_graph=(run.mixed.one_graph[0], last.state)),
+        },
+        "resumed": {"resumed": (*steps, last)},
+    }
+    verdict = judged(MIXED, dataclasses.replace(run, **changes[again]))
+    name = {"one_graph": "one graph vs mixed", "resumed": "resumed vs mixed"}.get(again)
+    assert verdict.status == "fail"
+    assert verdict.reason.startswith(f"{name or 'mixed again'}: must be bit-identical")
+
+
+def test_a_typed_chain_whose_keys_all_lie_in_one_segment_is_mistrusted(compute: Compute) -> None:
+    case = MIXED.with_(boundaries=(0, 90))
+    verdict = judged(case, compute(case))
+    assert (verdict.status, verdict.reason) == (
+        "mistrusted",
+        "3 segments were asked for, and no row has keys in two",
+    )
+
+
 # mistrusted
 
 
@@ -530,13 +879,14 @@ def test_v_that_is_the_same_for_all_keys_is_mistrusted_where_a_lost_state_shows_
 def test_outputs_that_a_bound_exceeds_everywhere_are_mistrusted(library: Ggml) -> None:
     """F16 numerators near 10 that cancel to nothing: the output is noise."""
     case = VEC.with_(
-        type_K="f16", type_V="f16", kv=2, nb=1, mask=False, mask_kind="none", segments=1,
+        type_K="f16", type_V="f16", kv=4, nb=1, mask=False, mask_kind="none", segments=1,
         regime="constructed",
     )  # fmt: skip
     inputs = make_inputs(case)
     q = np.zeros_like(inputs.q)
     v = np.full_like(inputs.v, 1000)
-    v[:, :, 1] = -1000.5
+    v[:, :, 2:] = -1000
+    v[:, :, 3] = -1000.5
     raw = v.astype(np.float16).view(np.uint8)
     inputs = dataclasses.replace(inputs, q=q, v=v, v_raw=raw)
     verdict = judge(case, inputs, run_case(library, case, inputs), features=())

@@ -11,8 +11,9 @@ over the keys j of a row. Three things make a correct kernel differ from exact a
    covered by exp(2 max D). D_j = alpha |k_j| + beta, |k_j| the Euclidean norm, with
    - the dot product, a sum of hsk products: alpha = scale |q| hsk u by Cauchy-Schwarz;
    - scale, soft-cap, slope * mask and s - M: a few u times the largest numbers they meet.
-3. Accumulation. Each key rounds the partial sum VKQ_t once, and once more where the key is a new
-   maximum: an error of d_t VKQ_t, |d_t| <= u, at most u sum_t |VKQ_t| exp(n u) for n roundings.
+3. Accumulation. Each key rounds the partial sum VKQ_t once, and where the key is a new maximum the
+   sum before it, rescaled, once more: an error of d_t VKQ_t, |d_t| <= u, at most
+   u sum_t |VKQ_t| exp(n u) for n roundings.
    This sees cancellation: partial sums of a V with mean zero are small. Where V is symmetric about
    zero, the d_t have mean zero and do not add up: their sum is beyond lambda u sqrt(sum_t VKQ_t^2)
    with a probability below 2 exp(-lambda^2 / 2) (Hoeffding; Higham & Mary 2019), for lambda = 8
@@ -256,6 +257,26 @@ def merged_rows(states: Sequence[F32]) -> tuple[F64, F64]:
         bound += _merge_cost(part_m, m, len(states))[..., None] * np.abs(part)
     rows = np.concatenate([m[..., None], sums], axis=-1)
     return rows, np.concatenate([np.zeros_like(rows[..., :1]), bound], axis=-1)
+
+
+def swap_bound(states: Sequence[F32]) -> F64:
+    """Return how far merges in turn may be apart that differ in which state comes first in each.
+
+    Both multiply by the same factors; they may round one product more or the other (FMA), and the
+    sum. M is the same.
+
+    Args:
+        states: float32 `[ne3, n_head, n_batch, 2 + hsv]`, in the order of the merges.
+
+    Returns:
+        float64 `[ne3, n_head, n_batch, 2 + hsv]`.
+    """
+    m = functools.reduce(np.maximum, [state[..., 0].astype(np.float64) for state in states])
+    bound = np.zeros(states[0].shape)
+    for state in states:
+        weight = oracle.weight(state[..., 0].astype(np.float64), m)[..., None]
+        bound[..., 1:] += 4 * U32 * (len(states) - 1) * weight * np.abs(state[..., 1:])
+    return bound
 
 
 def _beside(a: Expected, b: Expected) -> Expected:

@@ -131,7 +131,9 @@ def cli() -> None:
 @_numbers("--segments", metavar="N", help="Cut the KV cache into N segments.")
 @click.option("--boundaries", metavar="B1,B2,...|random", help="Cut it at these keys instead.")
 @click.option(
-    "--suite", metavar="NAME", help="Cases to run: seed, smoke, default, paths or fifo [default]."
+    "--suite",
+    metavar="NAME",
+    help="Cases to run: seed, smoke, default, paths, reduction, mixed or fifo [default].",
 )
 @click.option(
     "--case", "case_string", metavar="STRING", help="Run one case, as a report prints it."
@@ -139,7 +141,11 @@ def cli() -> None:
 @click.option(
     "--case-file", type=click.Path(path_type=Path), metavar="FILE", help="Run a case a line."
 )
-@_words("--mode", metavar="M", help="standard, full_state, segmented; all by default.")
+@_words(
+    "--mode",
+    metavar="M",
+    help="standard, full_state, segmented, merged, resumed, mixed; all that apply by default.",
+)
 @_words("--regime", metavar="R", help="Draw the inputs in this data regime.")
 @_numbers("--threads", metavar="T", help="Compute with T threads.")
 @click.option(
@@ -184,7 +190,11 @@ def run(
     json_path: str | None,
     verbose: bool,
 ) -> None:
-    """Compare standard, full-state and segmented attention with the oracle.
+    """Compare attention, in one call and over segments, with the oracle.
+
+    A case is computed with one call (standard; full_state: with a state), with a call for each
+    segment (segmented; resumed: each on a backend of its own, the state in a file in between;
+    mixed: segments of different types) and with states of their own that are merged (merged).
 
     Options that may be repeated also take a comma list: --segments 1,2,7 runs every case three
     times. Cases that list boundaries of their own keep them.
@@ -269,6 +279,27 @@ def vendor(*, verbose: bool) -> None:
     project = find_project()
     tree = fetch_and_apply(project, verbose=verbose)
     click.echo(project.relative(tree.path), err=True)
+
+
+@cli.command("test-backend-ops", context_settings={"ignore_unknown_options": True})
+@click.option(
+    "--library", default="patched", metavar="NAME", show_default=True, help="Which build."
+)
+@_define
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGUMENTS]...")
+def test_backend_ops(*, library: str, options: dict[str, str], arguments: tuple[str, ...]) -> None:
+    """Build upstream's test-backend-ops from a library's sources and run it.
+
+    The arguments are its own; without any it tests the flash-attention operators on the CPU:
+    test -b CPU -o 'FLASH_ATTN_EXT.*'.
+    """
+    from fa_harness.project import find_project
+    from fa_harness.upstream.build import build_test_backend_ops
+
+    program = build_test_backend_ops(find_project(), library, options=options)
+    arguments = arguments or ("test", "-b", "CPU", "-o", "FLASH_ATTN_EXT.*")
+    sys.stdout.flush()
+    os.execv(program, [str(program), *arguments])
 
 
 @cli.command()

@@ -326,37 +326,32 @@ class _Computation:
 
     def merged(self) -> Merged:
         """Compute the parts, then all reductions as one graph, then parts and one reduction."""
-        order, compute = order_of_parts(self._case), self._backend.compute
+        order, n = order_of_parts(self._case), len(self._segments)
         with self._tensors() as tensors:
             ctx = tensors.ctx
-            n = len(self._segments)
             keys = (self._own_segments if self._inputs.segments else self._views)(tensors)
-            states = [tensors.state() for _ in range(n)]
+            states, fresh = [tensors.state() for _ in range(n)], tensors.state()
             calls = [self._call(tensors, i, keys[i], states[i]) for i in range(n)]
             graphs = [ctx.graph([call]) for call in calls]
 
-            fresh = tensors.state()
-            in_turn = functools.reduce(ctx.merge_states, states)
-            reductions = {
-                "in_turn": in_turn,
-                "swapped": functools.reduce(lambda a, b: ctx.merge_states(b, a), states),
-                "pairwise": _pairwise(ctx, states),
-                "shuffled": functools.reduce(ctx.merge_states, [states[i] for i in order]),
-                "fresh": ctx.merge_states(fresh, fresh),
-            }
+            reductions = _reductions(ctx, states, fresh, order)
             results = {name: ctx.from_state(state) for name, state in reductions.items()}
-            with_fresh = ctx.merge_states(in_turn, fresh), ctx.merge_states(fresh, in_turn)
+            in_turn = reductions["in_turn"]
+            with_fresh = [ctx.merge_states(in_turn, fresh), ctx.merge_states(fresh, in_turn)]
             merges = ctx.graph([*results.values(), *with_fresh], size=16 * (n + 4))
 
             calls_again = [self._call(tensors, i, keys[i], states[i]) for i in range(n)]
             again = functools.reduce(ctx.merge_states, map(ctx.state_after, calls_again))
             result_again = ctx.from_state(again)
             all_again = ctx.graph([result_again], size=16 * (n + 1))
-            tensors.allocate(self._backend)
 
+            tensors.allocate(self._backend)
             make_fresh(fresh)
             parts = {i: self._compute([calls[i]], [graphs[i]], states[i])[0] for i in order}
-            compute(merges)
+            for tensor in [*reductions.values(), *results.values(), *with_fresh, result_again]:
+                if tensor not in states:  # of one part there is nothing to merge
+                    clear(tensor)
+            self._backend.compute(merges)
             merged = {
                 name: Step(output=rows_of(results[name]), state=state.read())
                 for name, state in reductions.items()
@@ -364,7 +359,7 @@ class _Computation:
             after = tuple(state.read() for state in states)
             for state in states:
                 make_fresh(state)
-            compute(all_again)
+            self._backend.compute(all_again)
             return Merged(
                 order=order,
                 parts=tuple(parts[i] for i in range(n)),
@@ -427,6 +422,19 @@ class _Computation:
             self._backend.compute(graph)
             steps.append(Step(output=rows_of(call), state=state.read()))
         return tuple(steps)
+
+
+def _reductions(
+    ctx: Context, states: Sequence[Tensor], fresh: Tensor, order: Sequence[int]
+) -> dict[str, Tensor]:
+    """Return the last state of each reduction, by the field of `Merged` that it is for."""
+    return {
+        "in_turn": functools.reduce(ctx.merge_states, states),
+        "swapped": functools.reduce(lambda a, b: ctx.merge_states(b, a), states),
+        "pairwise": _pairwise(ctx, states),
+        "shuffled": functools.reduce(ctx.merge_states, [states[i] for i in order]),
+        "fresh": ctx.merge_states(fresh, fresh),
+    }
 
 
 def _pairwise(ctx: Context, states: Sequence[Tensor]) -> Tensor:

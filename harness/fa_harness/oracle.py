@@ -173,11 +173,13 @@ def _block(case: Case, inputs: Inputs, start: int, stop: int) -> Partial:
 
     vkq, abs_vkq = weighted(v), weighted(np.abs(v))
     before = np.pad(scores[..., :-1], [(0, 0)] * 3 + [(1, 0)], constant_values=-np.inf)
-    roundings = seen * (1.0 + (scores > np.maximum.accumulate(before, axis=-1)))
-    n_roundings = roundings.sum(axis=-1)
+    is_new_m = scores > np.maximum.accumulate(before, axis=-1)
+    n_roundings = (seen + 1.0 * is_new_m).sum(axis=-1)
     if weights.size * case.hsv <= _LARGEST:
         terms = weights[..., None] * np.repeat(v, group, axis=1)[:, :, None]
         sizes = np.abs(np.cumsum(terms, axis=-2))
+        # a sum is rounded with its key added, and once more if the next key is a new maximum
+        roundings = seen + np.pad(1.0 * is_new_m[..., 1:], [(0, 0)] * 3 + [(0, 1)])
         walk = (roundings[..., None, :] @ sizes)[..., 0, :]
         walk_norm = np.sqrt(roundings[..., None, :] @ sizes**2)[..., 0, :]
     else:

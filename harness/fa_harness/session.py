@@ -58,7 +58,7 @@ def select(
         regimes: Every case once with each of these.
         threads: Every case once with each of these.
         seed: Instead of the cases' own.
-        segment_types: Instead of the cases' own.
+        segment_types: Instead of the cases' own types.
         hot_window: Instead of the cases' own.
         group: Instead of the cases' own.
         cold_type: Instead of the cases' own.
@@ -81,7 +81,6 @@ def select(
 
     given_once = {
         "seed": seed,
-        "segment_types": tuple(segment_types),
         "hot_window": hot_window,
         "group": group,
         "cold_type": cold_type,
@@ -89,7 +88,7 @@ def select(
     changes: list[list[dict[str, Any]]] = [
         [{"regime": regime} for regime in regimes] or [{}],
         [{"threads": n} for n in threads] or [{}],
-        [{key: value for key, value in given_once.items() if value not in (None, ())}],
+        [{key: value for key, value in given_once.items() if value is not None}],
     ]
     variants = [
         case.with_(**{key: value for change in combination for key, value in change.items()})
@@ -102,6 +101,9 @@ def select(
     for case, n in itertools.product(variants, segments or (None,)):
         try:
             cut = _cut(case, n, keys)
+            if segment_types:  # the whole cache is then F32
+                types = {"segment_types": tuple(segment_types), "type_K": "f32", "type_V": "f32"}
+                cut = cut.with_(**types)
         except UsageError as error:
             if wanted(str(case)):
                 raise UsageError(f"{case}: {error}") from error

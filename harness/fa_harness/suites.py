@@ -136,33 +136,17 @@ def _paths() -> list[Case]:
         *({"segments": n} for n in (1, 2, 3, 8, 17)),
         {"segments": 5, "boundaries": "random"},
     )
-    # what a path must bear beside types and cuts goes round
-    options: tuple[dict[str, Any], ...] = (
-        {},
-        {"mask": False},
-        {"sinks": True},
-        {"mask_kind": "causal"},
-        {"mask_kind": "leading"},
-        {"mask_kind": "masked_segment"},
-        {"max_bias": 8.0},
-        {"logit_softcap": 10.0},
-    )
     cases = [_SEED]
-    for type_ in ("f16", "f32", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl"):
+    for type_ in _TYPES:
         float_ = type_ in ("f16", "f32")
         for name, shape in {**vec, **(other if float_ else {})}.items():
             for regime, cut in itertools.product(_REGIMES_OF_ANY_SHAPE, cuts):
                 if (type_, name, regime) == ("f16", "split-kv", "offset"):
                     continue  # F16 sums of so many such V lose more than a lost state would
-                option = {"seed": len(cases), **options[len(cases) % len(options)]}
-                if regime == "huge":
-                    # A soft cap, say, lets F16 numerators overflow; with some seeds no segment but
-                    # the last has any weight.
-                    option = {"seed": 1}
+                fields = {**shape, **cut, **_of_turn(regime, len(cases))}
                 types = {"type_K": type_, "type_V": type_}
                 for threads in (1, 2, 5) if float_ else ((1, 2, 5)[len(cases) % 3],):
-                    fields = {**shape, **cut, **option, **types, "threads": threads}
-                    cases.append(Case(**fields, regime=regime))
+                    cases.append(Case(**{**fields, **types, "threads": threads}))
     return cases
 
 
@@ -213,6 +197,121 @@ def _fifo() -> list[Case]:
     return cases
 
 
+def _reduction() -> list[Case]:
+    """Independent states that are merged: types, regimes, masks and cuts, equal types and mixed."""
+    rows = {"nb": 6, "nr23": (3, 2), "kv": 120}
+    shapes = [{**_DECODE, "kv": 150}, {**_DECODE, **rows}]
+    long = [{**_DECODE, "kv": 1101}, {**_DECODE, "nb": 66, "kv": 200}]
+    cuts: tuple[dict[str, Any], ...] = (
+        *({"segments": n} for n in (2, 3, 8, 17)),
+        {"segments": 5, "boundaries": "random"},
+        {"segments": 6, "boundaries": (0, 0.3, 0.3, 0.31, 1)},  # of kv; some segments are empty
+    )
+    cases = [_SEED]
+
+    def add(shape: dict[str, Any], cut: dict[str, Any], regime: str, **types: Any) -> None:
+        cut = _cut_at(shape["kv"], cut)
+        cases.append(Case(**{**shape, **cut, **types, **_of_turn(regime, len(cases))}))
+
+    regimes = itertools.cycle(_REGIMES_OF_ANY_SHAPE)
+    for type_, shape, cut in itertools.product(_TYPES, shapes, cuts):
+        add(shape, cut, next(regimes), type_K=type_, type_V=type_)
+    for type_, shape, cut in itertools.product(("f16", "f32"), long, cuts):
+        regime = next(regimes)
+        lost = type_ == "f16" and shape["nb"] == 1 and regime == "offset"  # as in `_paths`
+        add(shape, cut, "normal" if lost else regime, type_K=type_, type_V=type_)
+    for regime, cut in itertools.product(_REGIMES_OF_ANY_SHAPE, cuts):
+        for type_ in ("f16", "f32", "q8_0"):
+            add(shapes[1], cut, regime, type_K=type_, type_V=type_)
+    for kind in ("leading", "masked_segment", "causal", "sparse"):
+        more = {"mask_kind": kind, "n_kv_max": 16 if kind == "sparse" else 0}
+        for cut, sinks in itertools.product(cuts, (False, True)):
+            fields = {**shapes[1], **_cut_at(shapes[1]["kv"], cut), **more, "regime": "normal"}
+            cases.append(Case(**fields, sinks=sinks, seed=len(cases)))
+    for types, cut in itertools.product(_TYPED_CHAINS, cuts[1:]):
+        cut = {**cut, "segments": max(cut["segments"], len(types))}
+        add(shapes[1], cut, next(regimes), **_typed(types))
+    return list(dict.fromkeys(cases))  # `huge` has no options of its turn
+
+
+def _mixed() -> list[Case]:
+    """Chains of segments of different types, among them such as change the kernel's path, too."""
+    rows = {**_DECODE, "nb": 6, "nr23": (3, 2), "kv": 120}
+    cases: list[Case] = [_SEED]
+
+    def add(shape: dict[str, Any], types: tuple[str, ...], regime: str, **cut: Any) -> None:
+        cut = cut or {"segments": len(types)}
+        fields = {**shape, **_typed(types), **_of_turn(regime, len(cases)), **cut}
+        cases.append(Case(**{**fields, "threads": 1 + len(cases) % 2}))
+
+    for types, regime in itertools.product(_TYPED_CHAINS, _REGIMES_OF_ANY_SHAPE):
+        add({**_DECODE, "kv": 150}, types, regime)
+        add(rows, types, regime)
+    for types in _TYPED_CHAINS:  # the last type goes on; empty and single-key segments; odd cuts
+        add(rows, types, "rising", segments=len(types) + 3)
+        add(rows, types, "normal", segments=len(types) + 2, boundaries="random")
+        n = len(types) - 1
+        add(rows, types, "spiky", boundaries=(0, *range(60, 60 + n), 60 + n, 120))
+    # an F16 or F32 segment among others: tiled with these rows, split-KV with these keys
+    for types in (("q8_0", "f16"), ("f32", "f16"), ("f16", "q4_0", "f32"), ("f32/f16", "f16")):
+        for regime in _REGIMES_OF_ANY_SHAPE:
+            add({**_DECODE, "nb": 66, "kv": 200}, types, regime)
+        for regime in _REGIMES_OF_ANY_SHAPE:
+            cut = (600, 660)[: len(types) - 1]
+            if regime != "offset":  # as in `_paths`
+                add({**_DECODE, "kv": 1200}, types, regime, boundaries=cut)
+    for hsk, hsv in ((128, 128), (192, 128), (256, 256)):
+        shape = {**_DECODE, "hsk": hsk, "hsv": hsv, "nb": 4, "kv": 100}
+        for types in _TYPED_CHAINS[:4]:
+            add(shape, types, "normal")
+    return cases
+
+
+def _of_turn(regime: str, turn: int) -> dict[str, Any]:
+    """Return a regime with the seed and the options of the n-th case: they go round."""
+    if regime == "huge":
+        # A soft cap, say, lets F16 numerators overflow; with some seeds no segment but the last has
+        # any weight.
+        return {"regime": regime, "seed": 1}
+    return {"regime": regime, "seed": turn, **_OPTIONS[turn % len(_OPTIONS)]}
+
+
+def _cut_at(n_kv: int, cut: dict[str, Any]) -> dict[str, Any]:
+    """Return a cut whose boundaries, if it lists any, are shares of the keys."""
+    if not isinstance(cut.get("boundaries"), tuple):
+        return cut
+    return {**cut, "boundaries": tuple(int(share * n_kv) for share in cut["boundaries"])}
+
+
+def _typed(types: tuple[str, ...]) -> dict[str, Any]:
+    return {"segment_types": types, "type_K": "f32", "type_V": "f32"}
+
+
+_OPTIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"mask": False},
+    {"sinks": True},
+    {"mask_kind": "causal"},
+    {"mask_kind": "leading"},
+    {"mask_kind": "masked_segment"},
+    {"max_bias": 8.0},
+    {"logit_softcap": 10.0},
+)
+"""What a path must bear beside types and cuts."""
+
+_TYPES = ("f16", "f32", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl")
+
+_TYPED_CHAINS: tuple[tuple[str, ...], ...] = (
+    ("q4_0", "q8_0", "f16"),
+    ("f16", "q8_0"),
+    ("f32", "f16"),
+    ("q8_0", "f32/f16"),
+    ("bf16", "f16"),
+    ("f16", "q4_0", "f16"),
+    ("q8_0/f16", "f16/q8_0"),
+    ("q4_1", "q5_0", "q5_1", "iq4_nl", "f16"),
+)
+
 _REGIMES_OF_ANY_SHAPE = (
     "uniform", "normal", "spiky", "rising", "falling", "ties", "offset", "outlier", "huge",
     "constructed",
@@ -223,6 +322,8 @@ SUITES: dict[str, Callable[[], list[Case]]] = {
     "smoke": _smoke,
     "default": _default,
     "paths": _paths,
+    "reduction": _reduction,
+    "mixed": _mixed,
     "fifo": _fifo,
 }
 """Name -> the suite's cases; its docstring is shown by `fa-harness run --help`."""

@@ -69,7 +69,10 @@ class Ggml:
 
     @property
     def has_merge(self) -> bool:
-        """Whether the library has `ggml_flash_attn_ext_merge_states` and `.._from_state`."""
+        """Whether the library has `ggml_flash_attn_ext_merge_states` and `..._from_state`.
+
+        It has `ggml_flash_attn_ext_get_state` then, too.
+        """
         return hasattr(self._lib, "ggml_flash_attn_ext_merge_states")
 
     @property

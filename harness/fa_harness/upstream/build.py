@@ -17,7 +17,7 @@ from pathlib import Path
 
 import fa_harness
 from fa_harness import proc, progress
-from fa_harness.errors import SetupError
+from fa_harness.errors import SetupError, UsageError
 from fa_harness.ggml import bindings
 from fa_harness.library import Library, load, save
 from fa_harness.machine import cpu_features, usable_cores
@@ -44,6 +44,9 @@ OPTIONS: Mapping[str, str] = {
     "GGML_RPC_RDMA": "OFF",  # else on wherever libibverbs is, with its headers or without
 }
 """CMake options of every build; `build(..., options=...)` adds to them and overrides them."""
+
+TEST_BACKEND_OPS = "test-backend-ops"
+"""Upstream's own test of its operators, which the series extends."""
 
 FLAG_VARIABLES = ("CFLAGS", "CXXFLAGS", "LDFLAGS")
 """Environment variables that CMake takes compiler and linker flags from."""
@@ -154,6 +157,41 @@ def build(
     return [library for name in names if (library := libraries[name])]
 
 
+def build_test_backend_ops(
+    project: Project,
+    name: str,
+    *,
+    upstream: str | None = None,
+    options: Mapping[str, str] = {},
+    verbose: bool = False,
+) -> Path:
+    """Make the library `name` current, and upstream's `test-backend-ops` of the same sources.
+
+    Returns:
+        The program, which finds the library's shared objects beside itself.
+
+    Raises:
+        UsageError: the library or the upstream is unknown, or the upstream has no such test.
+        SetupError: as for `build`.
+    """
+    [library] = build(project, [name], upstream=upstream, options=options, verbose=verbose)
+    program = library.path / TEST_BACKEND_OPS
+    if not program.exists():
+        with locked(project):
+            plan = _plan(project, upstream, options)
+            bench = _Workbench(plan, verbose=verbose)
+            work = bench.prepare(patch_count(plan.series, name))
+            if not (work.src / "tests" / f"{TEST_BACKEND_OPS}.cpp").is_file():
+                raise UsageError(f"upstream '{plan.source.label}' has no {TEST_BACKEND_OPS}")
+            what = f"{TEST_BACKEND_OPS} of library '{name}'"
+            bench.ninja(work, TEST_BACKEND_OPS, log=TEST_BACKEND_OPS, what=what)
+            new = program.with_name(f".{TEST_BACKEND_OPS}.new")
+            with writing(program):
+                shutil.copy2(work.cmake / "bin" / TEST_BACKEND_OPS, new)
+                new.replace(program)
+    return program
+
+
 def find(
     project: Project,
     name: str,
@@ -207,51 +245,106 @@ def _current(plan: _Plan, name: str) -> Library | None:
 
 def _build_missing(plan: _Plan, names: list[str], *, verbose: bool) -> dict[str, Library]:
     """Build `names`; the caller holds the lock."""
-    tools = {
-        "c_compiler": toolchain.find_c_compiler(),
-        "cxx_compiler": toolchain.find_cxx_compiler(),
-        "cmake": toolchain.find_cmake(),
-        "ninja": toolchain.find_ninja(),
-    }
-    toolchain.find_python_headers()
-    tree = prepare_tree(plan.project, plan.source, plan.series, verbose=verbose)
-    setup = {
-        **{key: tool.version for key, tool in tools.items()},
-        "flags": _flags(),
-        "launcher": toolchain.find_launcher(),
-        "options": plan.options,
-        "python": platform.python_version(),
-    }
+    bench = _Workbench(plan, verbose=verbose)
     libraries: dict[str, Library] = {}
-    configured: set[Path] = set()
     for name in sorted(names, key=lambda name: patch_count(plan.series, name)):
         count = patch_count(plan.series, name)
-        work = plan.folder / "work" / f"{_last_header_patch(tree, count):04}"
-        src, cmake_dir = work / "src", work / "cmake"
-        headers = src / "ggml" / "include"
-        _check_out(tree, tree.contents[count], src, verbose=verbose)
-        _prepare_cmake_dir(cmake_dir, setup)
-        with writing(cmake_dir):
-            bindings.emit_c(headers, cmake_dir / "_ggml.c")
-        if work not in configured:
-            _configure(plan, src, cmake_dir, setup, tools, verbose=verbose)
-            configured.add(work)
-        compiled = _compile(plan, cmake_dir, name, tools["ninja"], verbose=verbose)
+        work = bench.prepare(count)
+        compiled = bench.ninja(work, "all", log=name, what=f"library '{name}'")
         library = Library(
             name=name,
             path=plan.library_path(name),
             module=f"_ggml.{sysconfig.get_config_var('SOABI')}.so",
             upstream=plan.source.label,
             upstream_commit=plan.source.commit,
-            ggml_version=tree.ggml_version,
+            ggml_version=bench.tree.ggml_version,
             series=plan.series.names[:count],
-            build=setup,
+            build=bench.setup,
             inputs=plan.inputs(name),
             compiled=compiled,
         )
-        _install(library, products=cmake_dir / "lib", headers=headers)
+        _install(library, products=work.cmake / "lib", headers=work.headers)
         libraries[name] = library
     return libraries
+
+
+class _Workbench:
+    """Build folders of a plan, and the tools that fill them; for the holder of the lock."""
+
+    def __init__(self, plan: _Plan, *, verbose: bool) -> None:
+        self._plan = plan
+        self._verbose = verbose
+        self._configured: set[Path] = set()
+        self.tools = {
+            "c_compiler": toolchain.find_c_compiler(),
+            "cxx_compiler": toolchain.find_cxx_compiler(),
+            "cmake": toolchain.find_cmake(),
+            "ninja": toolchain.find_ninja(),
+        }
+        toolchain.find_python_headers()
+        self.tree = prepare_tree(plan.project, plan.source, plan.series, verbose=verbose)
+        self.setup = {
+            **{key: tool.version for key, tool in self.tools.items()},
+            "flags": _flags(),
+            "launcher": toolchain.find_launcher(),
+            "options": plan.options,
+            "python": platform.python_version(),
+        }
+
+    def prepare(self, count: int) -> _Work:
+        """Check out the first `count` patches and configure; return where Ninja runs."""
+        folder = self._plan.folder / "work" / f"{_last_header_patch(self.tree, count):04}"
+        work = _Work(src=folder / "src", cmake=folder / "cmake")
+        _check_out(self.tree, self.tree.contents[count], work.src, verbose=self._verbose)
+        _prepare_cmake_dir(work.cmake, self.setup)
+        with writing(work.cmake):
+            bindings.emit_c(work.headers, work.cmake / "_ggml.c")
+        if folder not in self._configured:
+            _configure(
+                self._plan, work.src, work.cmake, self.setup, self.tools, verbose=self._verbose
+            )
+            self._configured.add(folder)
+        return work
+
+    def ninja(self, work: _Work, target: str, *, log: str, what: str) -> tuple[str, ...]:
+        """Run Ninja; the source files that it compiled."""
+        compiled: list[str] = []
+        with progress.bar(f"building {what} of {self._plan.source.label}") as advance:
+
+            def follow(line: str) -> None:
+                step = re.match(r"\[(\d+)/(\d+)\] (.*)", line)
+                if step:
+                    advance(int(step[1]), int(step[2]))
+                    built = re.match(r"Building \w+ object .*?\.dir/(.+)\.o$", step[3])
+                    if built:
+                        compiled.append(built[1])
+
+            ninja, jobs = self.tools["ninja"].command, f"-j{usable_cores() + 1}"
+            try:
+                proc.run(
+                    [*ninja, "-C", work.cmake, jobs, target],
+                    env={**os.environ, "NINJA_STATUS": "[%f/%t] "},
+                    log=self._plan.log_path(log),
+                    on_line=follow,
+                    verbose=self._verbose,
+                )
+            except proc.ProgramError as error:
+                raise SetupError(
+                    f"{what} of upstream '{self._plan.source.label}' does not build\n{error}"
+                ) from error
+        return tuple(compiled)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """One build folder: sources as they are checked out, and CMake's."""
+
+    src: Path
+    cmake: Path
+
+    @property
+    def headers(self) -> Path:
+        return self.src / "ggml" / "include"
 
 
 def _last_header_patch(tree: Tree, count: int) -> int:
@@ -317,36 +410,6 @@ def _configure(
         log=plan.log_path("configure"),
         verbose=verbose,
     )
-
-
-def _compile(
-    plan: _Plan, cmake_dir: Path, name: str, ninja: toolchain.Tool, *, verbose: bool
-) -> tuple[str, ...]:
-    """Run Ninja; the source files that it compiled."""
-    compiled: list[str] = []
-    with progress.bar(f"building library {name} of {plan.source.label}") as advance:
-
-        def follow(line: str) -> None:
-            step = re.match(r"\[(\d+)/(\d+)\] (.*)", line)
-            if step:
-                advance(int(step[1]), int(step[2]))
-                built = re.match(r"Building \w+ object .*?\.dir/(.+)\.o$", step[3])
-                if built:
-                    compiled.append(built[1])
-
-        try:
-            proc.run(
-                [*ninja.command, "-C", cmake_dir, f"-j{usable_cores() + 1}"],
-                env={**os.environ, "NINJA_STATUS": "[%f/%t] "},
-                log=plan.log_path(name),
-                on_line=follow,
-                verbose=verbose,
-            )
-        except proc.ProgramError as error:
-            raise SetupError(
-                f"library '{name}' of upstream '{plan.source.label}' does not build\n{error}"
-            ) from error
-    return tuple(compiled)
 
 
 def _install(library: Library, *, products: Path, headers: Path) -> None:
