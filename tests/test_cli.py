@@ -304,3 +304,16 @@ def test_a_report_that_may_not_be_written_is_refused_before_anything_runs(call: 
     ended = call("run", "--suite", "seed", "--json", "/proc/report.json")
     assert (ended.status, ended.stdout) == (2, "")
     assert "report /proc/report.json: cannot be written" in ended.stderr
+
+
+def test_a_suite_of_rolling_caches_takes_another_window(listed: Callable[..., list[str]]) -> None:
+    window = ("--hot-window", 32, "--group", 8, "--cold-type", "q4_0")
+    cases = listed("--suite", "fifo", *window)
+    assert cases
+    assert all("hot_window=32,group=8,cold_type=q4_0," in case for case in cases)
+
+
+def test_a_group_larger_than_the_window_is_refused(call: Call) -> None:
+    ended = call("run", "--suite", "fifo", "--hot-window", 32, "--group", 40)
+    assert (ended.status, ended.stdout) == (2, "")
+    assert ended.stderr == "fa-harness: group=40: must be from 1 to hot_window=32\n"

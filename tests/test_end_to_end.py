@@ -178,6 +178,7 @@ def test_every_result_has_the_same_keys(smoke: Any) -> None:
             "reason",
             "comparisons",
             "outputs",
+            "steps",
             "seconds",
             "repro",
         }
@@ -220,6 +221,20 @@ def test_a_repro_line_keeps_the_modes_and_the_library() -> None:
     words = shlex.split(result["repro"])
     assert words[:6] == ["fa-harness", "run", "--library", "0001", "--mode", "full_state"]
     assert "segmented_vs_standard" not in result["comparisons"]
+
+
+def test_a_rolling_cache_reports_each_of_its_steps() -> None:
+    shape = "hsk=32,hsv=32,nh=1,kv=12,nb=12,mask_kind=causal,regime=normal"
+    case = f"FLASH_ATTN_EXT({shape},hot_window=4,group=3,cold_type=q8_0)"
+    [result] = report_of("--case", case, "--group", "2")["results"]
+    assert result["status"] == "pass"
+    assert [step["step"] for step in result["steps"]] == list(range(12))
+    assert [step["tokens_cold"] for step in result["steps"]] == [0] * 4 + [2, 2, 4, 4, 6, 6, 8, 8]
+    last = result["steps"][-1]
+    assert (last["tokens_hot"], last["cache_bytes"]) == (4, 4 * 128 + 8 * 68)
+    assert last["f16_bytes"] == 12 * 128
+    assert 0 < last["error"] < last["quantisation_error"]
+    assert 0 < last["of_bound"] < 1
 
 
 def test_outputs_of_at_most_64_values_are_kept() -> None:

@@ -366,6 +366,14 @@ def test_a_causal_mask_shows_a_row_the_keys_up_to_its_own() -> None:
     ]
 
 
+def test_a_causal_mask_with_alibi_holds_the_distances() -> None:
+    assert _mask(mask_kind="causal", kv=4, nb=3, max_bias=8.0)[1, 0].tolist() == [
+        [-1, 0, -np.inf, -np.inf],
+        [-2, -1, 0, -np.inf],
+        [-3, -2, -1, 0],
+    ]
+
+
 def test_a_leading_mask_hides_the_first_rows_and_the_first_keys() -> None:
     assert _mask(mask_kind="leading", nr23=(3, 1), kv=8, nb=3)[0, 0].tolist() == [
         [-np.inf] * 8,

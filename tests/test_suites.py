@@ -6,12 +6,13 @@ from fa_harness.cases import REGIMES, Case
 from fa_harness.errors import UsageError
 from fa_harness.modes import chain_paths, path
 from fa_harness.quants import TYPES
+from fa_harness.rolling import n_cold
 from fa_harness.suites import SUITES, suite
 
 DEFAULT = suite("default")
 
 
-@pytest.mark.parametrize("name", ["seed", "smoke", "default", "reduction", "mixed"])
+@pytest.mark.parametrize("name", ["seed", "smoke", "default", "reduction", "mixed", "fifo"])
 def test_the_cases_of_a_suite_are_told_apart_by_their_strings_which_parse_back(name: str) -> None:
     cases = suite(name)
     strings = [str(case) for case in cases]
@@ -32,8 +33,8 @@ def test_the_seed_suite_is_the_case_on_which_the_bug_was_found() -> None:
     assert case.segment_bounds() == (0, 1, 2)
 
 
-def test_every_suite_has_the_seed_case() -> None:
-    assert all(suite("seed")[0] in suite(name) for name in SUITES)
+def test_every_suite_but_that_of_rolling_caches_has_the_seed_case() -> None:
+    assert all(suite("seed")[0] in suite(name) for name in SUITES if name != "fifo")
 
 
 def test_default_has_every_type_of_k_and_of_v() -> None:
@@ -123,6 +124,30 @@ def test_a_suite_can_be_run_in_any_usual_number_of_segments(name: str, segments:
     for case in suite(name):
         if case.boundaries is None and case.regime != "seed":
             assert len(case.with_(segments=segments).segment_bounds()) == segments + 1
+
+
+def test_fifo_has_rolling_caches_only_in_which_tokens_get_cold() -> None:
+    assert all(0 < case.hot_window < case.kv for case in suite("fifo"))
+
+
+def test_fifo_has_every_cold_type_but_f32_in_every_kind_of_regime() -> None:
+    for regime in ("normal", "spiky", "rising", "falling", "offset", "outlier", "huge"):
+        found = {case.cold_type for case in suite("fifo") if case.regime == regime}
+        assert found >= set(TYPES) - {"f32"}
+
+
+def test_fifo_has_calls_on_split_kv_over_either_part_of_the_cache() -> None:
+    cases = [case for case in suite("fifo") if case.ne3 == 1]
+    assert any(
+        case.hot_window >= 512 and case.type_K == "f16" and case.threads > 1 for case in cases
+    )
+    assert any(n_cold(case).max() >= 512 and case.cold_type == "f16" for case in cases)
+
+
+def test_fifo_can_be_run_with_another_window_group_and_cold_type() -> None:
+    for case in suite("fifo"):
+        other = case.with_(hot_window=32, group=8, cold_type="q4_0")
+        assert n_cold(other).any()
 
 
 # what independent states and segments of different types have to meet

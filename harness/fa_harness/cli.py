@@ -133,7 +133,7 @@ def cli() -> None:
 @click.option(
     "--suite",
     metavar="NAME",
-    help="Cases to run: seed, smoke, default, paths, reduction or mixed [default].",
+    help="Cases to run: seed, smoke, default, paths, reduction, mixed or fifo [default].",
 )
 @click.option(
     "--case", "case_string", metavar="STRING", help="Run one case, as a report prints it."
@@ -164,7 +164,9 @@ def cli() -> None:
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
               help="Give up on a case after this time.")  # fmt: skip
 @click.option("--json", "json_path", metavar="FILE", help="Write the report; - is standard output.")
-@click.option("-v", "--verbose", is_flag=True, help="Print repro lines; keep all outputs in JSON.")
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Print repro lines and steps; keep all outputs in JSON."
+)
 def run(
     *,
     segments: tuple[int, ...],

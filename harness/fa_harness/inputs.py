@@ -411,7 +411,13 @@ def _show_last_key(mask: F16) -> F16:
 
 
 def _causal_mask(case: Case, stream: _Stream) -> F16:
-    return np.ascontiguousarray(np.broadcast_to(_hide(_is_future(case)), _mask_shape(case)))
+    """With ALiBi the distance of a key behind its row counts, as llama.cpp fills its mask."""
+    mask = _hide(_is_future(case))
+    if case.max_bias:
+        position = case.n_kv - case.n_batch + np.arange(case.n_batch)
+        behind = position[:, np.newaxis] - np.arange(case.n_kv)
+        mask = np.where(behind >= 0, (-behind).astype(np.float16), mask)
+    return np.ascontiguousarray(np.broadcast_to(mask, _mask_shape(case)))
 
 
 def _is_future(case: Case) -> NDArray[np.bool_]:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from fa_harness import state as state_file
 from fa_harness.cases import Case
+from fa_harness.fifo import Rolled, roll
 from fa_harness.ggml import Backend, Context, Ggml, Graph, Tensor
 from fa_harness.inputs import Inputs
 from fa_harness.tensors import CaseTensors, Keys, clear, make_fresh, rows_of
@@ -107,6 +108,10 @@ class Run:
     """A call for each segment, a cache of its own in its own types."""
     mixed_again: Chain | None
     """The same anew, in another context."""
+    fifo: Rolled | None
+    """A rolling cache, a graph for each of a step's two calls."""
+    fifo_again: Rolled | None
+    """The same anew, a graph for each step."""
     inputs_written: tuple[str, ...]
     """The inputs whose bytes were not the same after all modes."""
     work_size: dict[str, int]
@@ -182,6 +187,7 @@ def run_case(
         merged = computed("merged", computation.merged)
         resumed = computed("resumed", computation.resumed)
         mixed, mixed_again = computed("mixed", computation.mixed) or nothing
+        fifo, fifo_again = computed("fifo", computation.fifo) or nothing
         return Run(
             modes=tuple(mode for mode in MODES if mode in asked),
             standard=standard[0],
@@ -194,6 +200,8 @@ def run_case(
             resumed=resumed,
             mixed=mixed,
             mixed_again=mixed_again,
+            fifo=fifo,
+            fifo_again=fifo_again,
             inputs_written=tuple(computation.inputs_written),
             work_size=computation.work_size,
             seconds=seconds,
@@ -292,6 +300,10 @@ class _Computation:
                 return self._chain(tensors, self._own_segments(tensors))
 
         return chain(), chain()
+
+    def fifo(self) -> tuple[Rolled, Rolled]:
+        simulation = (self._ggml, self._case, self._inputs, self._backend)
+        return roll(*simulation), roll(*simulation, one_graph=True)
 
     def resumed(self) -> tuple[Step, ...]:
         steps = []

@@ -150,6 +150,53 @@ def _paths() -> list[Case]:
     return cases
 
 
+def _fifo() -> list[Case]:
+    """Rolling caches: cold and hot types, windows and groups, shapes, options and paths."""
+    rolling: dict[str, Any] = {
+        **_DECODE, "kv": 60, "nb": 60, "mask_kind": "causal", "regime": "normal", "hot_window": 16,
+        "group": 4, "threads": 1,
+    }  # fmt: skip
+    cases: list[Case] = []
+
+    def add(**fields: Any) -> None:
+        cases.append(Case(**{**rolling, **fields}))
+
+    options: tuple[dict[str, Any], ...] = (
+        {},
+        {"sinks": True},
+        {"max_bias": 8.0},
+        {"logit_softcap": 10.0},
+        {"sinks": True, "max_bias": 8.0, "logit_softcap": 10.0},
+    )
+    for cold_type in ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "bf16", "f16"):
+        for regime in ("normal", "spiky", "rising", "falling", "offset", "outlier", "huge"):
+            # a soft cap, say, lets F16 numerators overflow
+            option = options[len(cases) % len(options)] if regime != "huge" else {"seed": 1}
+            add(cold_type=cold_type, regime=regime, **option)
+    for hot_type, cold_type in itertools.product(("f32", "bf16"), ("q8_0", "q4_0", "f16")):
+        add(type_K=hot_type, type_V=hot_type, cold_type=cold_type, regime="rising")
+    add(type_K="q8_0", type_V="f16", cold_type="q4_0")
+
+    for hot_window, group in ((1, 1), (7, 3), (16, 1), (16, 5), (16, 16), (40, 33)):
+        for cold_type in ("q8_0", "f16"):
+            add(hot_window=hot_window, group=group, cold_type=cold_type)
+    for nh, nr23 in ((4, (1, 1)), (1, (8, 1)), (2, (3, 2)), (3, (2, 3))):  # MHA, GQA, ne3
+        add(nh=nh, nr23=nr23, cold_type="q4_0", sinks=True)
+    add(nr23=(2, 2), mask_heads=4, max_bias=8.0)
+    for hsk, hsv in ((128, 128), (256, 256), (192, 128)):
+        add(hsk=hsk, hsv=hsv, nr23=(2, 1))
+    add(permute=(0, 2, 1, 3), nr23=(2, 2))
+    add(kv_view=False)
+    # on busy cores a graph with more threads takes some milliseconds, so these are few and short
+    for threads, cold_type in ((2, "q4_0"), (2, "f16"), (3, "q8_0")):
+        add(threads=threads, kv=40, nb=40, cold_type=cold_type, sinks=True)
+    long: dict[str, Any] = {"nh": 1, "nr23": (2, 1)}
+    # split-KV over the hot window, then over the cold store
+    add(**long, kv=560, nb=560, hot_window=512, group=32, threads=2)
+    add(**long, kv=560, nb=560, hot_window=24, group=12, cold_type="f16")
+    return cases
+
+
 def _reduction() -> list[Case]:
     """Independent states that are merged: types, regimes, masks and cuts, equal types and mixed."""
     rows = {"nb": 6, "nr23": (3, 2), "kv": 120}
@@ -279,5 +326,6 @@ SUITES: dict[str, Callable[[], list[Case]]] = {
     "paths": _paths,
     "reduction": _reduction,
     "mixed": _mixed,
+    "fifo": _fifo,
 }
 """Name -> the suite's cases; its docstring is shown by `fa-harness run --help`."""

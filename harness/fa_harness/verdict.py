@@ -9,13 +9,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from fa_harness import bounds, oracle
+from fa_harness import bounds, oracle, rolling, rolling_oracle
 from fa_harness.bounds import Arithmetic, Expected
 from fa_harness.cases import Case
 from fa_harness.comparison import Comparison, Region, exact, first_bad, why, within
+from fa_harness.fifo import Rolled
 from fa_harness.inputs import Inputs
 from fa_harness.modes import Chain, Merged, Run, Step, chain_paths, path
 from fa_harness.oracle import F64, Partial
+from fa_harness.rolling import CacheStep
+from fa_harness.rolling_oracle import ExpectedSteps
 
 F32 = npt.NDArray[np.float32]
 
@@ -47,6 +50,8 @@ class Verdict:
     comparisons: dict[str, Comparison]
     outputs: dict[str, F32 | list[F32]]
     """Outputs of the modes, and `after_segment`, a list of them; empty where they are not kept."""
+    steps: tuple[CacheStep, ...] = ()
+    """The steps of a rolling cache."""
     seconds: float = 0.0
     """From the case's start to its verdict."""
 
@@ -82,6 +87,7 @@ def judge(
         reason=reason,
         comparisons=judged.comparisons,
         outputs=_outputs(run) if with_outputs or run.standard.size <= 64 else {},
+        steps=judged.steps,
     )
 
 
@@ -127,7 +133,9 @@ class _Judge:
         self._chain_is_exact = _chain_is_exact(case)
         self._chain_regions: list[Region] = []
         """Where the last output of each chain must lie."""
+        self._expected_steps: ExpectedSteps | None = None
         self.comparisons: dict[str, Comparison] = {}
+        self.steps: tuple[CacheStep, ...] = ()
 
         self._compare_standard()
         if run.full_state is not None and run.full_state_again is not None:
@@ -140,9 +148,16 @@ class _Judge:
             self._compare_resumed(run.resumed)
         if run.mixed is not None and run.mixed_again is not None:
             self._compare_mixed(run.mixed, run.mixed_again)
+        if run.fifo is not None and run.fifo_again is not None:
+            self._compare_fifo(run.fifo, run.fifo_again)
 
     def status(self) -> tuple[str, str]:
         """Return the status and its reason."""
+        for rolled in (self._run.fifo, self._run.fifo_again):
+            if rolled is not None and rolled.can_be_told_apart:
+                misplaced = rolling.misplaced(self._case, rolled.held)
+                if misplaced is not None:
+                    return "fail", misplaced
         overflows = self._upstream_overflows()
         for name, comparison in self.comparisons.items():
             if not comparison.ok and not (overflows and comparison.required == "bound"):
@@ -277,6 +292,43 @@ class _Judge:
             exact(after, part.state) for after, part in zip(merged.parts_after, parts, strict=True)
         )
 
+    def _compare_fifo(self, rolled: Rolled, again: Rolled) -> None:
+        """Compare a rolling cache, whose steps are the rows of the arrays."""
+        expected = rolling_oracle.expect(
+            self._case, self._inputs, _may_go_on_in_f16(rolled.cold_state), self._features
+        )
+        exact_output, region = oracle.finalise(expected.exact), _region(expected.after_both)
+        self._expected_steps = expected
+        self.comparisons["fifo_again"] = first_bad(
+            [exact(again.output, rolled.output), exact(again.state, rolled.state)]
+        )
+        self.comparisons["fifo_vs_oracle"] = within(rolled.output, exact_output, region)
+        self.comparisons["fifo_state_vs_oracle"] = first_bad(
+            [
+                _compare_state(rolled.cold_state, expected.after_cold),
+                _compare_state(rolled.state, expected.after_both),
+            ]
+        )
+        steps = []
+        for step, held in enumerate(rolled.held):
+            row = np.s_[:, :, step : step + 1]
+            of_row = Region(region.centre[row], region.bound[row])
+            comparison = within(rolled.output[row], exact_output[row], of_row)
+            unquantised = np.abs(rolled.output[row] - self._outputs[-1][row]).max()
+            steps.append(
+                CacheStep(
+                    step=step,
+                    tokens_hot=held.tokens_hot,
+                    tokens_cold=held.tokens_cold,
+                    cache_bytes=held.cache_bytes,
+                    f16_bytes=rolling.f16_bytes(self._case, step + 1),
+                    error=comparison.max_abs,
+                    of_bound=comparison.of_bound,
+                    quantisation_error=float(unquantised),
+                )
+            )
+        self.steps = tuple(steps)
+
     def _compare_chain_with_oracle(
         self,
         mode: str,
@@ -374,6 +426,8 @@ class _Judge:
         for output, own in lasts:
             in_f16 = any(how.f16_numerators for how in self._how_of_calls(own_types=own))
             lost |= in_f16 and not np.isfinite(output).all()
+        if run.fifo is not None and "f16" in (self._case.type_V, self._case.cold_type):
+            lost |= not np.isfinite(run.fifo.output).all()
         return lost and bool(self._prefixes[-1].peak.max() > _F16_MAX)
 
     def _mistrust(self) -> tuple[str, str]:
@@ -386,6 +440,8 @@ class _Judge:
                 "mistrusted",
                 "the bound is above every output: an output of 0 would pass",
             )
+        if run.fifo is not None and self._expected_steps is not None:
+            return _mistrust_fifo(self._case, run.fifo, self._expected_steps)
         chains = (run.segmented, run.merged, run.resumed, run.mixed)
         if all(chain is None for chain in chains) or self._case.segments == 1:
             return "pass", ""
@@ -411,6 +467,28 @@ class _Judge:
                 if not (np.abs(output() - region.centre) > visible).any():
                     return "mistrusted", f"{fault} would stay within the bound in every row"
         return "pass", ""
+
+
+def _mistrust_fifo(case: Case, rolled: Rolled, expected: ExpectedSteps) -> tuple[str, str]:
+    """Return `mistrusted` where no fault of a rolling cache could have shown, else `pass`."""
+    if not rolled.can_be_told_apart:
+        return "mistrusted", "two tokens have the same bytes: one in the other's place would pass"
+    if not rolling.n_cold(case).any():
+        return "mistrusted", (
+            f"no token ever gets cold: hot_window={case.hot_window} holds the kv={case.kv}"
+        )
+    hot, whole = expected.hot, expected.exact
+    share = oracle.weight(hot.m, whole.m)[..., None]
+    faults = {
+        "reset numerators": share * hot.vkq / np.where(whole.s, whole.s, 1)[..., None],
+        "a lost state": oracle.finalise(hot),
+        "lost hot tokens": oracle.finalise(expected.cold),
+    }
+    region = _region(expected.after_both)
+    for fault, output in faults.items():
+        if not (np.abs(output - region.centre) > region.bound).any():
+            return "mistrusted", f"{fault} would stay within the bound at every step"
+    return "pass", ""
 
 
 def _region(expected: Expected) -> Region:
@@ -502,4 +580,6 @@ def _outputs(run: Run) -> dict[str, F32 | list[F32]]:
         outputs["resumed"] = run.resumed[-1].output
     if run.mixed is not None:
         outputs["mixed"] = run.mixed.steps[-1].output
+    if run.fifo is not None:
+        outputs["fifo"] = run.fifo.output
     return outputs

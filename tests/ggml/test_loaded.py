@@ -59,6 +59,39 @@ def test_numbers_come_back_in_numpy_s_order(library: Ggml) -> None:
         np.testing.assert_array_equal(tensor.read(), numbers)
 
 
+@pytest.mark.parametrize("axes", [(0, 1, 2, 3), (0, 2, 1, 3), (0, 1, 3, 2), (0, 3, 1, 2)], ids=str)
+@pytest.mark.parametrize("type_", ["f32", "f16", "q8_0"])
+def test_rows_are_read_and_written_through_the_strides_of_a_view(
+    library: Ggml, type_: str, axes: tuple[int, int, int, int]
+) -> None:
+    with library.context() as ctx, library.backend(1) as backend:
+        whole = ctx.tensor(type_, (64, 8, 7, 6))
+        view = ctx.permute(ctx.view(whole, (64, 5, 3, 2)), axes)
+        backend.allocate(ctx)
+        before = random_bytes((6, 7, 8, row_bytes(type_, 64)))
+        whole.write(before)
+        # ggml: dimension axes[i] of the view is i of the tensor; here dimensions count from the end
+        order = [3 - axes.index(3 - i) for i in range(4)]
+        rows = before[:2, :3, :5].transpose(order)
+        np.testing.assert_array_equal(view.read_rows(), rows)
+        np.testing.assert_array_equal(view.read_rows(1, 1), rows[:, :, 1:2])
+
+        new = random_bytes(rows[:, :, 1:].shape, seed=1)
+        view.write_rows(1, new)
+        np.testing.assert_array_equal(view.read_rows(1), new)
+        expected = before.copy()
+        expected[:2, :3, :5].transpose(order)[:, :, 1:] = new
+        np.testing.assert_array_equal(whole.read_bytes(), expected.reshape(-1))
+
+
+def test_a_view_of_no_rows_reads_as_none(library: Ggml) -> None:
+    with library.context() as ctx, library.backend(1) as backend:
+        whole = ctx.tensor("f16", SHAPE)
+        view = ctx.view(whole, (64, 0, 3, 2))
+        backend.allocate(ctx)
+        assert view.read_rows().shape == (2, 3, 0, 128)
+
+
 @pytest.mark.parametrize("axes", list(itertools.permutations(range(4))), ids=str)
 def test_a_permuted_view_has_the_strides_of_numpy_s_transpose(
     library: Ggml, axes: tuple[int, ...]

@@ -128,7 +128,7 @@ def test_a_case_of_usual_options_has_none_in_its_label() -> None:
     assert label(Case()) == "hs128 h32 kv96 b8 f16 uniform t1"
 
 
-@pytest.mark.parametrize("name", ["seed", "smoke", "default"])
+@pytest.mark.parametrize("name", ["seed", "smoke", "default", "fifo"])
 def test_cases_of_a_suite_can_be_told_apart_and_fit_the_column(name: str) -> None:
     labels = [(label(case), case.segments) for case in suite(name)]
     assert len(set(labels)) == len(labels)

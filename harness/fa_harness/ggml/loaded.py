@@ -193,6 +193,52 @@ class Tensor:
             )
         return out
 
+    def write_rows(self, start: int, rows: npt.NDArray[np.uint8]) -> None:
+        """Write rows at index `start` of dimension 1, whatever the strides.
+
+        Args:
+            start: Index of the first.
+            rows: uint8 `[ne3, ne2, n, row_bytes]`.
+
+        Raises:
+            ValueError: They are not rows of this tensor.
+        """
+        ne0, ne1, ne2, ne3 = self.ne
+        n = rows.shape[2]
+        if rows.shape != (ne3, ne2, n, quants.row_bytes(self.type, ne0)) or start + n > ne1:
+            raise ValueError(f"tensor {self.ne} {self.type}: no place for {rows.shape} at {start}")
+        rows = np.ascontiguousarray(rows)
+        _, nb1, nb2, nb3 = self.nb
+        for i3, i2, i1 in np.ndindex(rows.shape[:3]):
+            row = rows[i3, i2, i1]
+            offset = i3 * nb3 + i2 * nb2 + (start + i1) * nb1
+            self._ggml._lib.ggml_backend_tensor_set(
+                self._p, self._ggml._pointer(row), offset, row.nbytes
+            )
+
+    def read_rows(self, start: int = 0, n: int | None = None) -> npt.NDArray[np.uint8]:
+        """Return rows of a tensor or a view, whatever the strides.
+
+        Args:
+            start: Index of the first, in dimension 1.
+            n: How many; None for all that follow.
+
+        Returns:
+            uint8 `[ne3, ne2, n, row_bytes]`.
+        """
+        ne0, ne1, ne2, ne3 = self.ne
+        shape = (ne3, ne2, ne1 - start if n is None else n, quants.row_bytes(self.type, ne0))
+        if shape[2] == 0:
+            return np.empty(shape, np.uint8)
+        strides = (*self.nb[:0:-1], 1)
+        # one read from the first row to the last, with what lies between them
+        size = sum((count - 1) * stride for count, stride in zip(shape, strides, strict=True)) + 1
+        out = np.empty(size, np.uint8)
+        self._ggml._lib.ggml_backend_tensor_get(
+            self._p, self._ggml._pointer(out), start * self.nb[1], size
+        )
+        return np.ascontiguousarray(np.lib.stride_tricks.as_strided(out, shape, strides))
+
     def read(self) -> npt.NDArray[np.float32]:
         """Return a contiguous F32 tensor as an array of shape `ne[::-1]`."""
         if self.type != "f32":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -11,6 +13,7 @@ from rich.text import Text
 from fa_harness.cases import Case
 from fa_harness.modes import MODES
 from fa_harness.report import Results
+from fa_harness.rolling import CacheStep
 from fa_harness.verdict import STATUSES, Verdict
 
 _STYLE = {
@@ -34,12 +37,19 @@ _COLUMNS = (  # of the others: heading, width, to the right
 )
 
 
+_STEP_COLUMNS = (
+    "step", "hot", "cold", "bytes", "% of f16", "error", "of bound", "vs unquantised"
+)  # fmt: skip
+_MOST_STEPS = 12
+
+
 class Table:
     """Lines as the cases end, with a progress bar below them on a terminal."""
 
     def __init__(self, console: Console, *, total: int, verbose: bool) -> None:
         self._console = console
         self._verbose = verbose
+        self._shows_steps = verbose or total == 1
         self._progress = Progress(
             TextColumn("[progress.description]{task.description}"),
             BarColumn(),
@@ -80,7 +90,17 @@ class Table:
             self._console.print(reason, soft_wrap=True)
         if verdict.status != "pass" or self._verbose:
             self._console.print(Text(f"    {repro}", style="dim"), soft_wrap=True)
+        if self._shows_steps and verdict.steps:
+            self._print_steps(verdict.steps)
         self._progress.advance(self._task)
+
+    def _print_steps(self, steps: Sequence[CacheStep]) -> None:
+        """Print some steps of a rolling cache."""
+        rows = [_STEP_COLUMNS, *(_step_cells(step) for step in _some(steps))]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            cells = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)]
+            self._console.print(Text(f"    {'  '.join(cells)}"), soft_wrap=True)
 
     def _line(self, case: str, cells: list[str], style: str) -> Text:
         width = self._case_width
@@ -118,10 +138,15 @@ def label(case: Case) -> str:
     size = f"{case.hsk}" if case.hsk == case.hsv else f"{case.hsk}/{case.hsv}"
     types = case.type_K if case.type_K == case.type_V else f"{case.type_K}/{case.type_V}"
     types = "+".join(case.segment_types) or types
-    words = [f"hs{size}", f"h{heads}", f"kv{case.kv}", f"b{case.nb}", types, case.regime]
+    words = [f"hs{size}", f"h{heads}", f"kv{case.kv}"]
+    if case.hot_window:  # b is kv, and the mask causal
+        words += [f"{types}>{case.cold_type}", case.regime, f"w{case.hot_window}/{case.group}"]
+    else:
+        words += [f"b{case.nb}", types, case.regime]
     options: list[tuple[bool, str]] = [
         (case.ne3 != 1, f"ne3={case.ne3}"),
-        (case.mask_kind != "random", case.mask_kind if case.mask else "no mask"),
+        (not case.mask, "no mask"),
+        (case.mask and not case.hot_window and case.mask_kind != "random", case.mask_kind),
         (case.mask_heads != 1, f"mask/{case.mask_heads}"),
         (case.sinks, "sinks"),
         (case.max_bias != 0, "alibi"),
@@ -138,6 +163,31 @@ def label(case: Case) -> str:
 
 def _cuts(case: Case) -> str:
     return ",".join(str(i) for i in case.segment_bounds()[1:-1])
+
+
+def _some(steps: Sequence[CacheStep]) -> list[CacheStep]:
+    """Return the first step, the last, the worst, and those in which tokens got cold, thinned."""
+    evicting = [
+        step.step
+        for before, step in itertools.pairwise(steps)
+        if step.tokens_cold > before.tokens_cold
+    ]
+    thinned = evicting[:: -(-len(evicting) // _MOST_STEPS) or 1]
+    worst = max(steps, key=lambda step: step.of_bound).step
+    return [steps[i] for i in sorted({0, worst, len(steps) - 1, *thinned})]
+
+
+def _step_cells(step: CacheStep) -> tuple[str, ...]:
+    return (
+        f"{step.step}",
+        f"{step.tokens_hot}",
+        f"{step.tokens_cold}",
+        f"{step.cache_bytes}",
+        f"{step.cache_bytes / step.f16_bytes:.0%}",
+        f"{step.error:.2e}",
+        f"{step.of_bound:.1%}" if step.of_bound < 1 else _times(step.of_bound),
+        f"{step.quantisation_error:.2e}",
+    )
 
 
 def _difference(verdict: Verdict, name: str) -> str:
@@ -157,5 +207,8 @@ def _oracle(verdict: Verdict) -> tuple[str, str]:
     errors = [result.max_abs for result in results if result]
     # one that is not finite is the worst
     worst = max(errors, key=lambda error: error if math.isfinite(error) else math.inf)
-    times = max(shares)
-    return f"{worst:.2e}", f"{times:.0%}" if times < 10 else f"{times:.0f} x"
+    return f"{worst:.2e}", _times(max(shares))
+
+
+def _times(of_bound: float) -> str:
+    return f"{of_bound:.0%}" if of_bound < 10 else f"{of_bound:.0f} x"

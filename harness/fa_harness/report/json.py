@@ -47,6 +47,7 @@ def _result(verdict: Verdict, repro: str) -> dict[str, Any]:
         "reason": verdict.reason,
         "comparisons": {name: _comparison(c) for name, c in verdict.comparisons.items()},
         "outputs": {name: _numbers(output) for name, output in verdict.outputs.items()},
+        "steps": [{name: _numbers(n) for name, n in vars(step).items()} for step in verdict.steps],
         "seconds": round(verdict.seconds, 4),
         "repro": repro,
     }
