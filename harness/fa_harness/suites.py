@@ -222,7 +222,7 @@ def _reduction() -> list[Case]:
         lost = type_ == "f16" and shape["nb"] == 1 and regime == "offset"  # as in `_paths`
         add(shape, cut, "normal" if lost else regime, type_K=type_, type_V=type_)
     for regime, cut in itertools.product(_REGIMES_OF_ANY_SHAPE, cuts):
-        for type_ in ("f16", "f32", "q8_0"):
+        for type_ in ("f16", "q8_0"):
             add(shapes[1], cut, regime, type_K=type_, type_V=type_)
     for kind in ("leading", "masked_segment", "causal", "sparse"):
         more = {"mask_kind": kind, "n_kv_max": 16 if kind == "sparse" else 0}
