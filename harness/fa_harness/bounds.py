@@ -42,7 +42,7 @@ _SYMMETRIC_V = ("uniform", "normal", "spiky", "rising", "falling", "ties", "outl
 
 _Q_TYPE = {  # the type that Q is converted to for K's dot product on the vec path
     "f32": "f32", "f16": "f16", "bf16": "bf16", "q8_0": "q8_0", "q4_0": "q8_0", "q5_0": "q8_0",
-    "iq4_nl": "q8_0", "q4_1": "q8_1", "q5_1": "q8_1",
+    "iq4_nl": "q8_0", "q2_0": "q8_0", "q1_0": "q8_0", "q4_1": "q8_1", "q5_1": "q8_1",
 }  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def state_bound(case: Case, q: F32, rounded: Partial, how: Arithmetic) -> F64:
 def _sums_bound(case: Case, q: F32, rounded: Partial, how: Arithmetic) -> tuple[F64, F64, F64]:
     """Return the bounds on M, on S and on VKQ."""
     q_norm = np.sqrt((q.astype(np.float64) ** 2).sum(axis=-1))
-    u_dot = (case.hsk / 32 + 8) * U16 if how.f16_dot else (case.hsk + 8) * U32
+    u_dot = (case.hsk_padded / 32 + 8) * U16 if how.f16_dot else (case.hsk_padded + 8) * U32
     alpha = case.scale * (q_norm * u_dot + _q_doubt(q, how.q_type))
     largest = case.scale * q_norm * rounded.k_max
     if case.logit_softcap:
