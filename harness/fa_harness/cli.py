@@ -137,7 +137,10 @@ def cli() -> None:
     "--case", "case_string", metavar="STRING", help="Run one case, as a report prints it."
 )
 @click.option(
-    "--case-file", type=click.Path(path_type=Path), metavar="FILE", help="Run a case a line."
+    "--case-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Run a case a line, or upstream's tool's output.",
 )
 @_words("--mode", metavar="M", help="standard, full_state, segmented; all by default.")
 @_words("--regime", metavar="R", help="Draw the inputs in this data regime.")
