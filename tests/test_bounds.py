@@ -46,7 +46,7 @@ def emulate(case: Case, inputs: Inputs, how: Arithmetic, start: int, stop: int) 
     accumulator = np.float16 if how.f16_numerators else np.float32
     m = np.full(rows, -np.inf, np.float32)
     s = np.zeros(rows, np.float32)
-    vkq = np.zeros((*rows, case.hsv), accumulator)
+    vkq = np.zeros((*rows, case.hsv_padded), accumulator)
     scale, softcap = np.float32(case.scale), np.float32(case.logit_softcap)
     for j in range(start, stop):
         products = q * k[:, :, None, j]

@@ -35,6 +35,26 @@ def test_a_line_of_test_backend_ops_parses_with_colours_and_trailing_text() -> N
     )
 
 
+def test_head_sizes_are_padded_to_whole_blocks_as_upstream_pads_them() -> None:
+    case = Case(hsk=72, hsv=40, type_K="q8_0", type_V="q2_0")
+    assert (case.hsk_padded, case.hsv_padded) == (96, 64)
+    assert "hsk=72,hsv=40," in str(case)
+    assert case.scale == Case(hsk=72).scale
+    case = Case(hsk=65, hsv=67)
+    assert (case.hsk_padded, case.hsv_padded) == (65, 67)
+
+
+def test_a_type_that_only_ggml_knows_makes_a_case() -> None:
+    case = Case(type_K="q4_K", hsk=72)
+    assert case.hsk_padded == 256
+    assert Case.parse(str(case)) == case
+
+
+def test_a_line_with_two_cases_is_refused() -> None:
+    with pytest.raises(UsageError, match="is more than one case; one looks like FLASH_ATTN_EXT"):
+        Case.parse("FLASH_ATTN_EXT(kv=7) FLASH_ATTN_EXT(kv=8)")
+
+
 def test_colours_inside_a_line_do_not_matter() -> None:
     assert Case.parse("\x1b[1;31mFLASH_ATTN_EXT(\x1b[0mkv=7)\x1b[0m").n_kv == 7
 
@@ -235,9 +255,10 @@ def test_changing_a_case_checks_it_again() -> None:
         ("permute=[2,1,0,3]", "permute=[2,1,0,3]: must order 0,1,2,3 and begin with 0"),
         ("permute=[0,1,1,3]", "permute=[0,1,1,3]: must order 0,1,2,3"),
         ("type_K=q9_9", "type_K=q9_9: unknown type; known are f32, f16, bf16, q8_0"),
-        ("hsk=72,type_K=q8_0", "hsk=72: not a multiple of the 32 elements in a block of type_K"),
-        ("hsk=72,type_K=q8_0", "upstream's own test pads the head size, here give a multiple"),
-        ("hsv=40,type_V=iq4_nl", "hsv=40: not a multiple of the 32 elements in a block of type_V"),
+        (
+            "hsk=4,hsv=4,nh=1,kv=2,nb=1,mask=0,regime=seed,type_K=q8_0",
+            "regime=seed: needs types without blocks (they are q8_0, f16)",
+        ),
         ("type_V=f32,v_is_view_of_k=1", "needs type_V = type_K (they are f32, f16)"),
         ("hsv=256,v_is_view_of_k=1", "and hsv <= hsk (they are 256, 128)"),
         ("max_bias=nan", "max_bias=nan: must be a number of at least 0"),

@@ -270,9 +270,9 @@ def test_a_library_with_other_cmake_options_is_another_library(call: Call) -> No
 
 @pytest.mark.parametrize("command", [["run", "--suite", "seed", "--library"], ["build"]])
 def test_an_unknown_library_is_refused_with_status_2(call: Call, command: list[str]) -> None:
-    ended = call(*command, "0009")
+    ended = call(*command, "0099")
     assert ended.status == 2
-    assert "unknown library '0009': the libraries are pristine, 0001, " in ended.stderr
+    assert "unknown library '0099': the libraries are pristine, 0001, " in ended.stderr
 
 
 def test_a_case_file_without_a_case_is_refused(call: Call, tmp_path: Path) -> None:

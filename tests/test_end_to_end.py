@@ -326,6 +326,30 @@ def test_the_table_is_narrower_than_a_terminal_of_100_columns() -> None:
         assert len(line) <= 100
 
 
+# Cases of upstream's tool
+
+TOOL_OUTPUT = Path(__file__).parent / "data" / "test-backend-ops.txt"
+
+
+@pytest.mark.parametrize(
+    "options", [["--segments", "1,3"], ["--library", "pristine", "--mode", "standard"]]
+)
+def test_the_output_of_upstreams_tool_runs_as_it_is(options: list[str]) -> None:
+    done = fa_harness("run", "--case-file", TOOL_OUTPUT, *options)
+    assert done.returncode == 0
+    n_case = 22 if "--segments" in options else 11
+    assert f"\n{n_case} cases: {n_case} pass | " in done.stdout
+
+
+def test_a_case_that_cannot_be_computed_is_listed_and_fails_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "cases.txt"
+    file.write_text(f"{SHORT}\nFLASH_ATTN_EXT(kv=64,type_V=mxfp4)\n")
+    done = fa_harness("run", "--case-file", file)
+    assert done.returncode == 0
+    assert "type_V=mxfp4: the harness cannot encode it" in done.stdout
+    assert "2 cases: 1 pass, 1 unsupported" in done.stdout
+
+
 # Interrupted, crashed, hung
 
 LONG = "FLASH_ATTN_EXT(hsk=64,hsv=64,nh=32,kv=8192,nb=256,type_K=q4_0,type_V=q4_0,segments=7)"

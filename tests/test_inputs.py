@@ -75,7 +75,7 @@ def _largest_numerator(case: Case, inputs: Inputs) -> float:
     scores = _scores(case, inputs)
     v = np.repeat(inputs.v, case.nr23[0], axis=1).astype(np.float64)
     m = np.full(scores.shape[:-1], -np.inf)
-    vkq = np.zeros((*m.shape, case.hsv))
+    vkq = np.zeros((*m.shape, case.hsv_padded))
     largest = 0.0
     for j in range(case.n_kv):
         m_new = np.maximum(m, scores[..., j])
@@ -163,7 +163,7 @@ def test_the_values_are_exactly_those_of_the_encoded_rows() -> None:
 def test_a_v_that_is_a_view_of_k_is_the_start_of_its_rows(type_name: str) -> None:
     case = SMALL.with_(type_K=type_name, type_V=type_name, v_is_view_of_k=True)
     inputs = make_inputs(case)
-    assert np.array_equal(inputs.v, inputs.k[..., :32])
+    assert np.array_equal(inputs.v, inputs.k[..., : case.hsv_padded])
     assert np.array_equal(inputs.v_raw, inputs.k_raw[..., : inputs.v_raw.shape[-1]])
 
 
@@ -254,7 +254,7 @@ def test_huge_numerators_of_an_f16_v_stay_in_its_range(mask_or_view: dict[str, A
     assert _largest_numerator(case, make_inputs(case)) < 65_504
 
 
-@pytest.mark.parametrize("type_V", [name for name in TYPES if name != "f16"])
+@pytest.mark.parametrize("type_V", [name for name in TYPES if name not in ("f16", "q1_0")])
 def test_huge_numerators_of_other_types_exceed_the_f16_range(type_V: str) -> None:
     case = SMALL.with_(regime="huge", type_V=type_V)
     assert _largest_numerator(case, make_inputs(case)) > 65_504

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fa_harness import oracle
 from fa_harness.cases import REGIMES, Case
 from fa_harness.inputs import Inputs, make_inputs
 from fa_harness.oracle import (
@@ -303,6 +304,47 @@ def one_by_one() -> Partial:
 
 
 ONE_BY_ONE = one_by_one()
+
+
+@pytest.mark.parametrize("n_step", [1, 3, 7, 40])
+def test_walks_that_are_looked_at_in_steps_bound_the_walk_of_one_pass(
+    n_step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oracle, "_STEPS", n_step)
+    stepped = attend(MERGED, MERGED_INPUTS, 0, MERGED.kv)
+    for name, n in (("walk", WHOLE.n_roundings), ("walk_norm", np.sqrt(WHOLE.n_roundings))):
+        of_steps, of_whole = getattr(stepped, name), getattr(ONE_BY_ONE, name)
+        assert (of_steps * (1 + 1e-9) >= of_whole).all(), name
+        assert (of_steps <= n[..., None] * WHOLE.abs_vkq * (1 + 1e-9)).all(), name
+    if n_step == 40:
+        np.testing.assert_allclose(stepped.walk, ONE_BY_ONE.walk, rtol=1e-12)
+    assert_close(stepped, WHOLE)
+
+
+@any_case
+def test_rows_and_heads_taken_by_parts_give_the_same_state(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = case.with_(nb=23)
+    inputs = make_inputs(case)
+    whole = attend(case, inputs, 0, case.kv)
+    monkeypatch.setattr(oracle, "_SCORES", 1)
+    parts = attend(case, inputs, 0, case.kv)
+    for name, value in vars(whole).items():
+        np.testing.assert_allclose(getattr(parts, name), value, rtol=1e-11, atol=1e-13)
+
+
+@any_case
+def test_without_what_only_bounds_need_the_state_is_the_same(case: Case) -> None:
+    inputs = make_inputs(case)
+    state = attend(case, inputs, 0, case.kv, for_bounds=False)
+    whole = attend(case, inputs, 0, case.kv)
+    for name in ("m", "s", "vkq", "abs_vkq", "peak"):
+        np.testing.assert_allclose(
+            getattr(state, name), getattr(whole, name), rtol=1e-12, atol=1e-13, err_msg=name
+        )
+    for name in ("n_roundings", "k_s", "k_abs_vkq", "walk", "walk_norm", "s_walk", "k_max"):
+        assert np.isnan(getattr(state, name)).all(), name
 
 
 @given(bounds=splits)

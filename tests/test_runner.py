@@ -3,10 +3,11 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fa_harness.cases import Case
 from fa_harness.library import Library
@@ -123,6 +124,84 @@ def test_each_verdict_says_how_long_its_case_took(patched: Library) -> None:
     verdicts = run(patched, [SMALL, SMALL.with_(seed=1)])
     assert all(v.seconds > 0 for v in verdicts)
     assert sum(v.seconds for v in verdicts) < time.perf_counter() - start
+
+
+MANY = [SMALL.with_(seed=seed, kv=20 + seed % 3) for seed in range(40)]
+
+
+def test_cases_of_one_thread_run_side_by_side_and_keep_their_order(
+    patched: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fa_harness.runner.usable_cores", lambda: 2)
+    with Runner(patched.module_path) as runner:
+        verdicts = list(runner.run(MANY))
+        assert [verdict.case for verdict in verdicts] == MANY
+        assert {verdict.status for verdict in verdicts} == {"pass"}
+        pids = {worker.pid for worker in (runner._worker, *runner._others)}
+    assert len(pids) == 2
+
+
+def test_what_runs_side_by_side_gives_the_numbers_that_it_gives_alone(
+    patched: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def numbers(n_core: int) -> list[object]:
+        monkeypatch.setattr("fa_harness.runner.usable_cores", lambda: n_core)
+        return [verdict.comparisons for verdict in run(patched, MANY)]
+
+    assert numbers(2) == numbers(1)
+
+
+def test_cases_whose_threads_fill_the_cores_run_one_after_another(
+    patched: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fa_harness.runner.usable_cores", lambda: 2)
+    with Runner(patched.module_path) as runner:
+        verdicts = list(runner.run([case.with_(threads=2) for case in MANY]))
+        assert {verdict.status for verdict in verdicts} == {"pass"}
+        assert runner._others == []
+
+
+def test_an_abort_beside_other_cases_is_a_crash_of_its_case_alone(
+    patched: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fa_harness.runner.usable_cores", lambda: 2)
+    verdicts = run(patched, [*MANY[:20], impossible(), *MANY[20:]])
+    assert [i for i, verdict in enumerate(verdicts) if verdict.status != "pass"] == [20]
+    assert verdicts[20].status == "crash"
+
+
+def test_a_run_that_is_given_up_ends_its_cases_and_the_runner_goes_on(
+    patched: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fa_harness.runner.usable_cores", lambda: 2)
+    minutes = Case(hsk=128, hsv=128, nr23=(1, 2), kv=4096, nb=512, type_K="q4_0", type_V="q4_0")
+    with Runner(patched.module_path) as runner:
+        verdicts = runner.run([MANY[0], minutes, *MANY[1:]])
+        assert isinstance(verdicts, Generator)
+        assert next(verdicts).status == "pass"
+        start = time.perf_counter()
+        verdicts.close()
+        assert time.perf_counter() - start < 30
+        assert [verdict.status for verdict in runner.run(MANY)] == ["pass"] * len(MANY)
+
+
+def test_a_type_that_the_harness_cannot_encode_is_unsupported(patched: Library) -> None:
+    unknown, after = run(patched, [SMALL.with_(type_K="q4_K"), SMALL])
+    assert unknown.status == "unsupported"
+    assert unknown.reason.startswith("type_K=q4_K: the harness cannot encode it; it can f32, f16,")
+    assert after.status == "pass"
+
+
+def test_a_type_that_the_library_lacks_is_unsupported(
+    around_patched: Callable[[str], Path],
+) -> None:
+    with Runner(around_patched("if name == 'GGML_TYPE_COUNT': return 42")) as runner:
+        [lacks, has] = runner.run([SMALL.with_(type_V="q2_0"), SMALL.with_(type_V="q1_0")])
+    assert (lacks.status, lacks.reason) == (
+        "unsupported",
+        "type_V=q2_0: the library's ggml does not have it",
+    )
+    assert has.status == "pass"
 
 
 def test_verdicts_come_in_the_order_of_the_cases(patched: Library) -> None:

@@ -13,6 +13,7 @@ from fa_harness.cases import Case
 from fa_harness.errors import SetupError
 from fa_harness.library import Library
 from fa_harness.modes import MODES, Run, modes_of
+from fa_harness.quants import TYPES
 from fa_harness.worker import Lost, Worker
 
 SMALL = Case(hsk=32, hsv=32, nh=1, kv=20, nb=2, segments=2, regime="normal")
@@ -38,6 +39,7 @@ def aborting() -> Case:
 def test_a_worker_knows_what_its_library_can(patched: Library, pristine: Library) -> None:
     with Worker(patched.module_path) as worker:
         assert worker.lacks == {}
+        assert worker.types == tuple(TYPES)
         assert all(name.isupper() or name[0].isupper() for name in worker.features)
     with Worker(pristine.module_path) as worker:
         assert worker.lacks.keys() == {*MODES} - {"standard"}

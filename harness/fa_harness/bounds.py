@@ -47,7 +47,7 @@ _SYMMETRIC_V = ("uniform", "normal", "spiky", "rising", "falling", "ties", "outl
 
 _Q_TYPE = {  # the type that Q is converted to for K's dot product on the vec path
     "f32": "f32", "f16": "f16", "bf16": "bf16", "q8_0": "q8_0", "q4_0": "q8_0", "q5_0": "q8_0",
-    "iq4_nl": "q8_0", "q4_1": "q8_1", "q5_1": "q8_1",
+    "iq4_nl": "q8_0", "q2_0": "q8_0", "q1_0": "q8_0", "q4_1": "q8_1", "q5_1": "q8_1",
 }  # fmt: skip
 
 
@@ -338,7 +338,7 @@ def state_bound(case: Case, q: F32, rounded: Partial, how: Arithmetic) -> F64:
 def _dot_error(case: Case, q: F32, how: Arithmetic) -> F64:
     """Return the error of a dot product, scaled, in units of the key's norm."""
     q_norm = np.sqrt((q.astype(np.float64) ** 2).sum(axis=-1))
-    u_dot = (case.hsk / 32 + 8) * U16 if how.f16_dot else (case.hsk + 8) * U32
+    u_dot = (case.hsk_padded / 32 + 8) * U16 if how.f16_dot else (case.hsk_padded + 8) * U32
     error: F64 = case.scale * (q_norm * u_dot + _q_doubt(q, how.q_type))
     return error
 

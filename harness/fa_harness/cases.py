@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fa_harness.errors import UsageError
-from fa_harness.quants import TYPES
+from fa_harness.quants import OTHER_TYPES, TYPES
 
 REGIMES = (
     "uniform",
@@ -29,7 +29,8 @@ MASK_KINDS = ("none", "random", "causal", "leading", "zeros", "sparse", "masked_
 MAX_THREADS = 512
 """`GGML_MAX_N_THREADS`."""
 
-_OP = "FLASH_ATTN_EXT"
+OP = "FLASH_ATTN_EXT"
+"""The name that begins a case string."""
 _DERIVED = ""
 
 
@@ -41,9 +42,9 @@ class Case:
     """
 
     hsk: int = 128
-    """Head size of Q and K."""
+    """Head size of Q and K; the tensors have `hsk_padded`."""
     hsv: int = 128
-    """Head size of V and of the output."""
+    """Head size of V and of the output; the tensors have `hsv_padded`."""
     nh: int = 32
     """Number of KV heads."""
     nr23: tuple[int, int] = (1, 1)
@@ -124,6 +125,16 @@ class Case:
         return self.nh
 
     @property
+    def hsk_padded(self) -> int:
+        """Elements in a row of Q and K: `hsk` up to a whole number of blocks, as upstream pads."""
+        return _pad(self.hsk, self.type_K)
+
+    @property
+    def hsv_padded(self) -> int:
+        """Elements in a row of V and of the output."""
+        return _pad(self.hsv, self.type_V)
+
+    @property
     def n_batch(self) -> int:
         """Number of query rows."""
         return self.nb
@@ -187,13 +198,14 @@ class Case:
             UsageError: The text holds no case, a field is unknown, given twice or not readable,
                 or the case cannot be.
         """
-        found = re.search(rf"\b{_OP}\(([^()]*)\)", re.sub(r"\x1b\[[0-9;]*m", "", text))
-        if found is None:
+        found = re.findall(rf"\b{OP}\(([^()]*)\)", without_colours(text))
+        if len(found) != 1:
             raise UsageError(
-                f"{text.strip()!r} is not a case; one looks like {_OP}(hsk=64,hsv=64,nh=8,...)"
+                f"{text.strip()!r} is {'not a case' if not found else 'more than one case'}; "
+                f"one looks like {OP}(hsk=64,hsv=64,nh=8,...)"
             )
         fields: dict[str, Any] = {}
-        for item in filter(None, re.split(r",(?![^\[]*\])", found[1])):
+        for item in filter(None, re.split(r",(?![^\[]*\])", found[0])):
             name, _, value = (part.strip() for part in item.partition("="))
             field = _ALIASES.get(name, name)
             if field not in _READERS:
@@ -222,7 +234,7 @@ class Case:
             for name, value in values.items()
             if name not in left_out or value != left_out[name]
         )
-        return f"{_OP}({','.join(items)})"
+        return f"{OP}({','.join(items)})"
 
     def _default_mask_kind(self) -> str:
         if not self.mask:
@@ -244,21 +256,16 @@ class Case:
         )
 
     def _check_types(self) -> None:
-        for type_field, size_field in (("type_K", "hsk"), ("type_V", "hsv")):
+        for type_field in ("type_K", "type_V"):
             type_name = getattr(self, type_field)
             self._require(
-                type_name in TYPES, type_field, f"unknown type; known are {', '.join(TYPES)}"
-            )
-            block_size = TYPES[type_name].block_size
-            self._require(
-                getattr(self, size_field) % block_size == 0,
-                size_field,
-                f"not a multiple of the {block_size} elements in a block of {type_field}="
-                f"{type_name}; upstream's own test pads the head size, here give a multiple",
+                type_name in TYPES or type_name in OTHER_TYPES,
+                type_field,
+                f"unknown type; known are {', '.join(TYPES)}",
             )
         if self.v_is_view_of_k:
             self._require(
-                self.type_K == self.type_V and self.hsv <= self.hsk,
+                self.type_K == self.type_V and self.hsv_padded <= self.hsk_padded,
                 "v_is_view_of_k",
                 f"needs type_V = type_K (they are {self.type_V}, {self.type_K}) "
                 f"and hsv <= hsk (they are {self.hsv}, {self.hsk})",
@@ -391,6 +398,11 @@ class Case:
                 "has one shape: hsk=4,hsv=4,nh=1,nr23=[1,1],kv=2,nb=1,v_is_view_of_k=0",
             )
             self._require(
+                (self.hsk_padded, self.hsv_padded) == (4, 4),
+                "regime",
+                f"needs types without blocks (they are {self.type_K}, {self.type_V})",
+            )
+            self._require(
                 self.mask_kind in ("none", "zeros"),
                 "mask_kind",
                 "regime=seed has no mask or one of zeros",
@@ -399,6 +411,16 @@ class Case:
     def _require(self, condition: bool, name: str, reason: str) -> None:
         if not condition:
             raise UsageError(f"{name}={_format(getattr(self, name))}: {reason}")
+
+
+def without_colours(text: str) -> str:
+    """Return a line that a terminal would show in colours as plain text."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def _pad(n: int, type_name: str) -> int:
+    block_size = TYPES[type_name].block_size if type_name in TYPES else OTHER_TYPES[type_name]
+    return -(-n // block_size) * block_size
 
 
 def _format(value: object) -> str:

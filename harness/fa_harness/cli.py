@@ -139,7 +139,10 @@ def cli() -> None:
     "--case", "case_string", metavar="STRING", help="Run one case, as a report prints it."
 )
 @click.option(
-    "--case-file", type=click.Path(path_type=Path), metavar="FILE", help="Run a case a line."
+    "--case-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Run a case a line, or upstream's tool's output.",
 )
 @_words(
     "--mode",

@@ -62,12 +62,14 @@ def roll(
     assert inputs.mask is not None
     tokens = rolling.Tokens(case, inputs)
     rows = (case.ne3, case.n_head, case.nb)
-    output = np.empty((*rows, case.hsv), np.float32)
-    cold_state, last_state = (np.full((*rows, 2 + case.hsv), np.nan, np.float32) for _ in range(2))
+    output = np.empty((*rows, case.hsv_padded), np.float32)
+    cold_state, last_state = (
+        np.full((*rows, 2 + case.hsv_padded), np.nan, np.float32) for _ in range(2)
+    )
     held = []
     with ggml.context() as ctx:
         cache = _Cache(ctx, case)
-        state = ctx.tensor("f32", (2 + case.hsv, 1, case.n_head, case.ne3))
+        state = ctx.tensor("f32", (2 + case.hsv_padded, 1, case.n_head, case.ne3))
         sinks = None if inputs.sinks is None else ctx.tensor("f32", (case.n_head, 1, 1, 1))
         backend.allocate(ctx)
         cache.clear()
@@ -78,7 +80,7 @@ def roll(
             cache.push(inputs.k_raw[row], inputs.v_raw[row])
             # views, inputs and graphs of a step, as a program makes them anew for each token
             with ggml.context() as step:
-                q = step.tensor("f32", (case.hsk, 1, case.n_head, case.ne3))
+                q = step.tensor("f32", (case.hsk_padded, 1, case.n_head, case.ne3))
                 cold = _call(step, case, q, cache.cold, cache.n_cold, state)
                 is_linked = one_graph and ggml.has_state_after
                 carried = step.state_after(cold.out) if is_linked else state
@@ -172,7 +174,7 @@ class _Store:
         """K and V with all of their memory, to be cleared."""
         self.k, self.v = (
             self._place(ctx, case, type_, size)
-            for type_, size in zip(types, (case.hsk, case.hsv), strict=True)
+            for type_, size in zip(types, (case.hsk_padded, case.hsv_padded), strict=True)
         )
 
     @property

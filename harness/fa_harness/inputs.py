@@ -69,7 +69,7 @@ def _plain_inputs(case: Case) -> Inputs:
     k_raw = encode(k_values, case.type_K)
     k = decode(k_raw, case.type_K)
     if case.v_is_view_of_k:
-        v_raw = np.ascontiguousarray(k_raw[..., : row_bytes(case.type_V, case.hsv)])
+        v_raw = np.ascontiguousarray(k_raw[..., : row_bytes(case.type_V, case.hsv_padded)])
     else:
         v_raw = encode(v_values, case.type_V)
     return Inputs(
@@ -173,15 +173,15 @@ class _Stream:
 
 
 def _q_shape(case: Case) -> Shape:
-    return (case.ne3, case.n_head, case.n_batch, case.hsk)
+    return (case.ne3, case.n_head, case.n_batch, case.hsk_padded)
 
 
 def _k_shape(case: Case) -> Shape:
-    return (case.ne3, case.n_head_kv, case.n_kv, case.hsk)
+    return (case.ne3, case.n_head_kv, case.n_kv, case.hsk_padded)
 
 
 def _v_shape(case: Case) -> Shape:
-    return (case.ne3, case.n_head_kv, case.n_kv, case.hsv)
+    return (case.ne3, case.n_head_kv, case.n_kv, case.hsv_padded)
 
 
 def _to_query_heads(case: Case, per_kv_head: NDArray[np.float32]) -> F32:
@@ -231,8 +231,8 @@ def _ramp_scores(case: Case) -> NDArray[np.float64]:
 
 def _ramp(case: Case, stream: _Stream, scores: NDArray[np.float64]) -> QKV:
     q, k, v = _normal(case, stream)
-    direction = stream.signs("direction", (case.ne3, case.n_head_kv, 1, case.hsk))
-    along_k = (scores / math.sqrt(case.hsk)).astype(np.float32)[:, np.newaxis]
+    direction = stream.signs("direction", (case.ne3, case.n_head_kv, 1, case.hsk_padded))
+    along_k = (scores / math.sqrt(case.hsk_padded)).astype(np.float32)[:, np.newaxis]
     quarter = np.float32(0.25)
     return _to_query_heads(case, direction) + quarter * q, along_k * direction + quarter * k, v
 
@@ -240,7 +240,7 @@ def _ramp(case: Case, stream: _Stream, scores: NDArray[np.float64]) -> QKV:
 def _ties(case: Case, stream: _Stream) -> QKV:
     """Four distinct K rows a head, so that many scores, also the largest, are exactly equal."""
     q, _, v = _normal(case, stream)
-    rows = stream.normal("k", (case.ne3, case.n_head_kv, 4, case.hsk))
+    rows = stream.normal("k", (case.ne3, case.n_head_kv, 4, case.hsk_padded))
     chosen = stream.below("row of k", 4, (case.ne3, case.n_head_kv, case.n_kv, 1))
     return q, np.take_along_axis(rows, chosen, axis=2), v
 
@@ -254,7 +254,7 @@ def _offset(case: Case, stream: _Stream) -> QKV:
 def _outlier(case: Case, stream: _Stream) -> QKV:
     """K with a few large channels and large keys, as language models have; V with heavy tails."""
     q, k, v = _normal(case, stream)
-    k *= stream.heavy_tailed("channel of k", 4, (case.ne3, case.n_head_kv, 1, case.hsk))
+    k *= stream.heavy_tailed("channel of k", 4, (case.ne3, case.n_head_kv, 1, case.hsk_padded))
     is_large_key = stream.below("key of k", 16, (case.ne3, case.n_head_kv, case.n_kv, 1)) == 0
     k *= np.where(is_large_key, np.float32(2), np.float32(1))
     v *= stream.heavy_tailed("exponent of v", 6, _v_shape(case))
@@ -273,8 +273,8 @@ def _huge(case: Case, stream: _Stream) -> QKV:
     q, k, v = _normal(case, stream)
     heads = (case.ne3, case.n_head_kv)
     # powers of two are exact in every type that the kernel converts Q to
-    q_step = np.float32(2.0**-13 if case.hsk >= 64 else 2.0**-11)
-    direction = stream.signs("direction", (*heads, 1, case.hsk))
+    q_step = np.float32(2.0**-13 if case.hsk_padded >= 64 else 2.0**-11)
+    direction = stream.signs("direction", (*heads, 1, case.hsk_padded))
     q = q_step * (_to_query_heads(case, direction) + np.float32(0.25) * q)
 
     k *= np.float32(1 / 8) / q_step
@@ -282,14 +282,14 @@ def _huge(case: Case, stream: _Stream) -> QKV:
     peaks = _spread_keys(case, stream, n_peak)
     levels = np.argsort(stream.words("level", (*heads, (n_peak + 1) // 2)), axis=-1, kind="stable")
     scores = 12 + 6 * np.repeat(levels, 2, axis=-1)[..., :n_peak, np.newaxis]
-    along_k = (scores / (math.sqrt(case.hsk) * float(q_step))).astype(np.float32)
+    along_k = (scores / (math.sqrt(case.hsk_padded) * float(q_step))).astype(np.float32)
     np.put_along_axis(k, peaks, along_k * direction, axis=2)
 
     magnitude = np.float32(2**15) * (
         np.float32(1.375)
-        + np.float32(0.375) * stream.uniform("peak of v", (*heads, n_peak, case.hsv))
+        + np.float32(0.375) * stream.uniform("peak of v", (*heads, n_peak, case.hsv_padded))
     )
-    sign = stream.signs("sign of v", (*heads, 1, case.hsv))
+    sign = stream.signs("sign of v", (*heads, 1, case.hsv_padded))
     if case.type_V == "f16":
         sign = sign * np.array([1, -1] * 4, dtype=np.float32)[:n_peak, np.newaxis]
     np.put_along_axis(v, peaks, magnitude * sign, axis=2)
@@ -304,19 +304,19 @@ def _constructed(case: Case, stream: _Stream) -> QKV:
 
     The keys that Q may be aligned with are rows of a Hadamard matrix, hence orthogonal.
     """
-    n_target = min(8, 1 << (case.hsk.bit_length() - 1), case.n_kv)
+    n_target = min(8, 1 << (case.hsk_padded.bit_length() - 1), case.n_kv)
     q, k, v = _normal(case, stream)
     targets = _spread_keys(case, stream, n_target)
-    code, channel = np.arange(n_target)[:, np.newaxis], np.arange(case.hsk)
+    code, channel = np.arange(n_target)[:, np.newaxis], np.arange(case.hsk_padded)
     both = code & channel
     hadamard = (1 - 2 * ((both ^ both >> 1 ^ both >> 2) & 1)).astype(np.float32)
-    codes = hadamard * stream.signs("direction", (case.ne3, case.n_head_kv, 1, case.hsk))
+    codes = hadamard * stream.signs("direction", (case.ne3, case.n_head_kv, 1, case.hsk_padded))
     k *= np.float32(1 / 8)
     np.put_along_axis(k, targets, codes, axis=2)
 
     chosen = stream.below("target", n_target, (case.ne3, case.n_head, case.n_batch, 1))
     q = np.take_along_axis(_to_query_heads(case, codes), chosen, axis=2)
-    q *= np.float32(next(2**n for n in range(7) if 4**n * case.hsk >= 64**2))
+    q *= np.float32(next(2**n for n in range(7) if 4**n * case.hsk_padded >= 64**2))
     parity = (np.arange(case.n_head)[:, np.newaxis] + np.arange(case.n_batch)) & 1
     return q * parity.astype(np.float32)[..., np.newaxis], k, v
 

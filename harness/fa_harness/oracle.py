@@ -18,7 +18,7 @@ V dequantised, Q as F32).
 
 from __future__ import annotations
 
-import functools
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -30,10 +30,13 @@ from fa_harness.inputs import Inputs
 
 F64 = npt.NDArray[np.float64]
 
-_BLOCK = 64
-"""Keys that are taken at once, at least."""
-_LARGEST = 1 << 22
-"""Numbers in an array; up to it a block's partial sums are looked at one by one."""
+_SCORES = 1 << 18
+"""Scores that are held at once: their arrays stay in the cache."""
+_STEPS = 128
+_STEP_KEYS = 64
+_STEP_SUMS = 1 << 20
+"""The partial sums are looked at after steps of some keys: of at most `_STEP_KEYS`, and of as few
+as make no more than `_STEPS` steps and `_STEP_SUMS` sums."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,22 +71,45 @@ class Partial:
     bias_max: F64
     """Largest |slope * mask| that was not -inf."""
     peak: F64
-    """Upper bound on |VKQ| on the way, relative to the maximum at the ends of blocks of keys."""
+    """Upper bound on |VKQ| on the way, relative to the maximum at the end of what is merged."""
 
 
 def fresh(case: Case) -> Partial:
     """Return the state of rows that have seen no key."""
     rows = (case.ne3, case.n_head, case.nb)
-    zero, zeros = np.zeros(rows), np.zeros((*rows, case.hsv))
+    zero, zeros = np.zeros(rows), np.zeros((*rows, case.hsv_padded))
     return _without_v(m=np.full(rows, -np.inf), s=zero, n_roundings=zero, zeros=zeros)
 
 
-def attend(case: Case, inputs: Inputs, start: int, stop: int) -> Partial:
-    """Return the state of the keys `start <= j < stop`, without sinks."""
-    per_key = case.ne3 * case.n_head * case.nb * case.hsv
-    step = max(_BLOCK, _LARGEST // per_key)
-    blocks = (_block(case, inputs, i, min(i + step, stop)) for i in range(start, stop, step))
-    return functools.reduce(merge, blocks, fresh(case))
+def attend(
+    case: Case, inputs: Inputs, start: int, stop: int, *, for_bounds: bool = True
+) -> Partial:
+    """Return the state of the keys `start <= j < stop`, without sinks.
+
+    Args:
+        case: The case.
+        inputs: Its inputs.
+        start: The first key.
+        stop: The key after the last.
+        for_bounds: Sum up all that `bounds.py` needs. Else only M, S, VKQ and the sums of |VKQ| are
+            numbers and the rest is NaN, which takes half of the time.
+    """
+    if start == stop:
+        return fresh(case)
+    n_row = case.nr23[0] * case.nb  # query rows of one KV head lie side by side
+    n_head = min(max(1, _SCORES // (n_row * (stop - start))), case.n_head_kv)
+    n_row = min(max(16, _SCORES // (stop - start)), n_row)
+    rows = _slices(case.nr23[0] * case.nb, n_row)
+    parts = []
+    for i3, heads in itertools.product(range(case.ne3), _slices(case.n_head_kv, n_head)):
+        keys = _Keys(case, inputs, i3, heads, slice(start, stop))
+        of_rows = [_attend_rows(case, inputs, keys, some, for_bounds=for_bounds) for some in rows]
+        parts.append({name: np.concatenate([p[name] for p in of_rows], 1) for name in of_rows[0]})
+    shape = (case.ne3, case.n_head, case.nb)
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return Partial(
+        **{name: array.reshape(*shape, *array.shape[2:]) for name, array in whole.items()}
+    )
 
 
 def merge(a: Partial, b: Partial) -> Partial:
@@ -142,64 +168,151 @@ def slopes(case: Case) -> F64:
     return slope
 
 
-def _block(case: Case, inputs: Inputs, start: int, stop: int) -> Partial:
-    group, ne3 = case.nr23
-    heads = (ne3, case.n_head_kv, group * case.nb)  # query rows of one KV head side by side
-    rows = (ne3, case.n_head, case.nb)
+class _Keys:
+    """Some keys of some KV heads of one sequence, as float64."""
 
-    k = inputs.k[:, :, start:stop].astype(np.float64)
-    v = inputs.v[:, :, start:stop].astype(np.float64)
-    q = inputs.q.astype(np.float64).reshape(*heads, case.hsk)
-    scores = (q @ k.swapaxes(-1, -2)).reshape(*rows, stop - start) * case.scale
+    def __init__(self, case: Case, inputs: Inputs, i3: int, heads: slice, keys: slice) -> None:
+        self.i3 = i3
+        self.heads = heads
+        self.keys = keys
+        self.k = inputs.k[i3, heads, keys].astype(np.float64)
+        """`[heads, keys, hsk]`."""
+        self.norms = np.sqrt(np.einsum("hki,hki->hk", self.k, self.k))[:, None]
+        """`[heads, 1, keys]`."""
+        v = inputs.v[i3, heads, keys].astype(np.float64)
+        self.v = np.concatenate([v, np.abs(v)], axis=-1)
+        """V and |V|, `[heads, keys, 2 * hsv]`."""
+
+
+def _slices(n: int, step: int) -> list[slice]:
+    return [slice(i, min(i + step, n)) for i in range(0, n, step)]
+
+
+def _attend_rows(
+    case: Case, inputs: Inputs, keys: _Keys, rows: slice, *, for_bounds: bool
+) -> dict[str, F64]:
+    """Return the fields of a state of some of the query rows of each KV head.
+
+    Arrays are `[heads, rows, ...]`; of a KV head's rows, `rows` are counted head by head.
+    """
+    group = case.nr23[0]
+    q = inputs.q[keys.i3].reshape(case.n_head_kv, group * case.nb, -1)[keys.heads, rows]
+    scores = q.astype(np.float64) @ keys.k.swapaxes(-1, -2)
+    scores *= case.scale
     if case.logit_softcap:
-        scores = case.logit_softcap * np.tanh(scores / case.logit_softcap)
-    bias = np.zeros((1, 1, 1, 1))
-    if inputs.mask is not None:
-        of_head = np.arange(case.n_head) % inputs.mask.shape[1]
-        mask = inputs.mask[:, of_head, :, start:stop].astype(np.float64)
-        bias = slopes(case)[:, None, None] * mask
-    scores = scores + bias
-    seen = scores > -np.inf
-
+        scores /= case.logit_softcap
+        np.tanh(scores, out=scores)
+        scores *= case.logit_softcap
+    bias = _bias(case, inputs, keys, rows)
+    if bias is not None:
+        scores += bias
     m = scores.max(axis=-1)
-    weights = np.exp(scores - np.where(np.isinf(m), 0.0, m)[..., None])
+    if for_bounds:
+        is_seen = scores > -np.inf
+        before = np.maximum.accumulate(scores, axis=-1)
+        is_maximum = is_seen.copy()
+        np.greater(scores[..., 1:], before[..., :-1], out=is_maximum[..., 1:])
+    scores -= np.where(np.isinf(m), 0.0, m)[..., None]
+    weights = np.exp(scores, out=scores)
     s = weights.sum(axis=-1)
-    norms = np.sqrt((k * k).sum(axis=-1))
-    norm_of_row = np.repeat(norms, group, axis=1)[:, :, None, :]
 
-    def weighted(values: F64) -> F64:
-        product: F64 = weights.reshape(*heads, -1) @ values
-        return product.reshape(*rows, -1)
+    if not for_bounds:
+        vkq, abs_vkq = np.split(weights @ keys.v, 2, axis=-1)
+        none, nones = np.full(m.shape, np.nan), np.full(vkq.shape, np.nan)
+        return {
+            **dict.fromkeys(("n_roundings", "k_s", "s_walk", "k_max", "bias_max"), none),
+            **dict.fromkeys(("k_abs_vkq", "walk", "walk_norm"), nones),
+            "m": m,
+            "s": s,
+            "vkq": vkq,
+            "abs_vkq": abs_vkq,
+            "peak": abs_vkq.max(axis=-1),
+        }
+    starts = range(0, scores.shape[-1], _step_keys(case, scores.shape[-1]))
+    n_roundings = (is_seen + is_maximum.astype(np.int8)).sum(axis=-1, dtype=float)
+    # a sum is rounded with its key added, and once more if the next key is a new maximum; in a step
+    # of some keys that sum is the step's first or one on its way
+    is_rescaled = is_maximum
+    if starts.step == 1:
+        is_rescaled = np.concatenate([is_maximum[..., 1:], np.zeros_like(m, bool)[..., None]], -1)
+    roundings = np.add.reduceat(is_seen + is_rescaled.astype(np.int8), starts, axis=-1, dtype=float)
+    vkq, abs_vkq, walk, walk_norm = _walk(weights, keys.v, roundings, starts)
+    weights *= keys.norms
+    bias_max = np.zeros_like(m)
+    if bias is not None:
+        bias_max = np.abs(np.where(is_seen, bias, 0.0)).max(axis=-1)
+    return {
+        "m": m,
+        "s": s,
+        "vkq": vkq,
+        "n_roundings": n_roundings,
+        "abs_vkq": abs_vkq,
+        "k_s": weights.sum(axis=-1),
+        "k_abs_vkq": weights @ keys.v[..., vkq.shape[-1] :],
+        "walk": walk,
+        "walk_norm": walk_norm,
+        "s_walk": n_roundings * s,
+        "k_max": np.where(is_seen, keys.norms, 0.0).max(axis=-1),
+        "bias_max": bias_max,
+        "peak": abs_vkq.max(axis=-1),
+    }
 
-    vkq, abs_vkq = weighted(v), weighted(np.abs(v))
-    before = np.pad(scores[..., :-1], [(0, 0)] * 3 + [(1, 0)], constant_values=-np.inf)
-    is_new_m = scores > np.maximum.accumulate(before, axis=-1)
-    n_roundings = (seen + 1.0 * is_new_m).sum(axis=-1)
-    if weights.size * case.hsv <= _LARGEST:
-        terms = weights[..., None] * np.repeat(v, group, axis=1)[:, :, None]
-        sizes = np.abs(np.cumsum(terms, axis=-2))
-        # a sum is rounded with its key added, and once more if the next key is a new maximum
-        roundings = seen + np.pad(1.0 * is_new_m[..., 1:], [(0, 0)] * 3 + [(0, 1)])
-        walk = (roundings[..., None, :] @ sizes)[..., 0, :]
-        walk_norm = np.sqrt(roundings[..., None, :] @ sizes**2)[..., 0, :]
-    else:
-        walk = n_roundings[..., None] * abs_vkq
-        walk_norm = np.sqrt(n_roundings)[..., None] * abs_vkq
-    return Partial(
-        m=m,
-        s=s,
-        vkq=vkq,
-        n_roundings=n_roundings,
-        abs_vkq=abs_vkq,
-        k_s=weighted(norms[..., None])[..., 0],
-        k_abs_vkq=weighted(norms[..., None] * np.abs(v)),
-        walk=walk,
-        walk_norm=walk_norm,
-        s_walk=n_roundings * s,
-        k_max=np.where(seen, norm_of_row, 0.0).max(axis=-1),
-        bias_max=np.where(seen, np.abs(bias), 0.0).max(axis=-1),
-        peak=abs_vkq.max(axis=-1),
-    )
+
+def _bias(case: Case, inputs: Inputs, keys: _Keys, rows: slice) -> F64 | None:
+    """Return what is added to the scores of some rows, `[heads, rows, keys]`."""
+    if inputs.mask is None:
+        return None
+    head_kv = np.arange(case.n_head_kv)[keys.heads, None]
+    row = np.arange(case.nr23[0] * case.nb)[rows]
+    head = head_kv * case.nr23[0] + row // case.nb
+    mask = inputs.mask[keys.i3, ..., keys.keys][head % inputs.mask.shape[1], row % case.nb]
+    bias: F64 = mask.astype(np.float64)
+    if case.max_bias:
+        bias *= slopes(case)[head][..., None]
+    return bias
+
+
+def _step_keys(case: Case, n_kv: int) -> int:
+    """Return how many keys are taken between one look at the partial sums and the next."""
+    n_sum = case.ne3 * case.n_head * case.nb * case.hsv_padded * n_kv
+    return min(_STEP_KEYS, max(-(-n_kv // _STEPS), -(-n_sum // _STEP_SUMS)))
+
+
+def _walk(weights: F64, v: F64, roundings: F64, starts: range) -> tuple[F64, F64, F64, F64]:
+    """Return VKQ, the sum of absolute values, `walk` and `walk_norm`.
+
+    Of the partial sums, those after each step of keys are known. On the way from x to y, by terms
+    whose absolute values add up to a, none is larger than (|x| + |y| + a) / 2, since from any of
+    them to x and to y it is a together, at most.
+
+    Args:
+        weights: `[heads, rows, keys]`.
+        v: V and |V|, `[heads, keys, 2 * hsv]`.
+        roundings: Of each step, `[heads, rows, steps]`.
+        starts: The first key of each step.
+    """
+    hsv = v.shape[-1] // 2
+    shape = (*weights.shape[:-1], hsv)
+    sums = np.zeros((*shape[:-1], 2 * hsv))
+    terms, size, largest, squares = (np.empty_like(x) for x in (sums, *[sums[..., :hsv]] * 3))
+    before, walk, walk_2 = (np.zeros(shape) for _ in range(3))
+    for i, start in enumerate(starts):
+        stop = start + starts.step
+        np.matmul(weights[..., start:stop], v[:, start:stop], out=terms)
+        sums += terms
+        np.abs(sums[..., :hsv], out=size)
+        if starts.step == 1:
+            largest[...] = size
+        else:
+            np.add(before, size, out=largest)
+            largest += terms[..., hsv:]
+            largest *= 0.5
+        np.multiply(largest, roundings[..., i, None], out=squares)
+        walk += squares
+        squares *= largest
+        walk_2 += squares
+        before, size = size, before
+    return sums[..., :hsv], sums[..., hsv:], walk, np.sqrt(walk_2)
 
 
 def _without_v(*, m: F64, s: F64, n_roundings: F64, zeros: F64) -> Partial:

@@ -24,13 +24,36 @@ class TypeTraits(NamedTuple):
 
 
 TYPES: dict[str, TypeTraits] = {
-    name: TypeTraits(*gguf.GGML_QUANT_SIZES[ggml_type], int(ggml_type))
-    for name, ggml_type in (
-        (name, gguf.GGMLQuantizationType[name.upper()])
-        for name in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl")
-    )
+    **{
+        name: TypeTraits(*gguf.GGML_QUANT_SIZES[ggml_type], int(ggml_type))
+        for name, ggml_type in (
+            (name, gguf.GGMLQuantizationType[name.upper()])
+            for name in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl")
+        )
+    },
+    "q1_0": TypeTraits(128, 18, 41),
+    "q2_0": TypeTraits(64, 18, 42),
 }
 """The types that K and V may have, by ggml's names."""
+
+OTHER_TYPES = {
+    name: gguf.GGML_QUANT_SIZES[ggml_type][0]
+    for name, ggml_type in (
+        # ggml writes the K of q4_K large
+        (t.name.lower().replace("_k", "_K"), t)
+        for t in gguf.GGMLQuantizationType
+    )
+    if name not in TYPES
+}
+"""The block sizes of ggml's other types, which the harness can neither encode nor decode."""
+
+_FLOATS: dict[str, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}
+_CODEBOOKS = {
+    "iq4_nl": np.array(gguf.quants.IQ4_NL.kvalues, dtype=np.float32),
+    "q2_0": np.array([-1, 0, 1, 2], dtype=np.float32),
+    "q1_0": np.array([-1, 1], dtype=np.float32),
+}
+"""Of the types that are one F16 scale and then, for each element, the index of a value."""
 
 # gguf works in groups of 16 rows; on rows of one head (64 elements) it spends its time between them
 _LONG_ROW = 4096
@@ -68,8 +91,10 @@ def encode(values: NDArray[np.float32], type_name: str) -> NDArray[np.uint8]:
     """
     shape = (*values.shape[:-1], row_bytes(type_name, values.shape[-1]))
     flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
-    if type_name == "iq4_nl":
-        return _quantize_iq4_nl(flat).reshape(shape)
+    if type_name in _FLOATS:
+        return flat.astype(_FLOATS[type_name], copy=False).view(np.uint8).reshape(shape)
+    if type_name in _CODEBOOKS:
+        return _encode_by_codebook(flat, type_name).reshape(shape)
     ggml_type = gguf.GGMLQuantizationType(TYPES[type_name].ggml_type)
     raw = _by_long_rows(lambda rows: gguf.quants.quantize(rows, ggml_type), flat, _LONG_ROW)
     return raw.view(np.uint8).reshape(shape)
@@ -87,6 +112,11 @@ def decode(raw: NDArray[np.uint8], type_name: str) -> NDArray[np.float32]:
     """
     block_size, block_bytes, enum_value = TYPES[type_name]
     shape = (*raw.shape[:-1], raw.shape[-1] // block_bytes * block_size)
+    if type_name in _FLOATS:
+        floats = np.ascontiguousarray(raw).view(_FLOATS[type_name])
+        return floats.astype(np.float32).reshape(shape)
+    if type_name in _CODEBOOKS:
+        return _decode_by_codebook(raw, type_name).reshape(shape)
     ggml_type = gguf.GGMLQuantizationType(enum_value)
     values = _by_long_rows(
         lambda rows: gguf.quants.dequantize(rows, ggml_type),
@@ -105,17 +135,44 @@ def _by_long_rows(function: Callable[[Array], Array], flat: Array, length: int) 
     return whole if n_whole == flat.size else np.concatenate([whole, function(flat[n_whole:])])
 
 
-def _quantize_iq4_nl(flat: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Encode as IQ4_NL, which gguf can only decode: the nearest code under a scale per block.
+def _encode_by_codebook(flat: NDArray[np.float32], type_name: str) -> NDArray[np.uint8]:
+    """Encode as the nearest codes under a scale per block.
 
     The scale takes the element of the largest magnitude to the codebook's end of the largest one.
+    For Q1_0, which has but the signs, that would double every element: there to twice that end.
     """
-    codebook = np.array(gguf.quants.IQ4_NL.kvalues, dtype=np.float32)
-    blocks = flat.reshape(-1, TYPES["iq4_nl"].block_size)
+    codebook = _CODEBOOKS[type_name]
+    blocks = flat.reshape(-1, TYPES[type_name].block_size)
     peak = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1, keepdims=True), axis=-1)
-    scale = (peak / codebook[np.abs(codebook).argmax()]).astype(np.float16)
+    end = codebook[np.abs(codebook).argmax()] * (2 if type_name == "q1_0" else 1)
+    scale = (peak / end).astype(np.float16)
     divisor = scale.astype(np.float32)
     divisor[divisor == 0] = 1
     codes = np.searchsorted((codebook[1:] + codebook[:-1]) / 2, blocks / divisor).astype(np.uint8)
-    low, high = np.split(codes, 2, axis=-1)
-    return np.concatenate([scale.view(np.uint8), low | high << 4], axis=-1)
+    return np.concatenate([scale.view(np.uint8), _pack(codes, type_name)], axis=-1)
+
+
+def _decode_by_codebook(raw: NDArray[np.uint8], type_name: str) -> NDArray[np.float32]:
+    blocks = np.ascontiguousarray(raw).reshape(-1, TYPES[type_name].block_bytes)
+    scale = blocks[:, :2].copy().view(np.float16).astype(np.float32)
+    values: NDArray[np.float32] = scale * _CODEBOOKS[type_name][_unpack(blocks[:, 2:], type_name)]
+    return values
+
+
+def _pack(codes: NDArray[np.uint8], type_name: str) -> NDArray[np.uint8]:
+    if type_name == "iq4_nl":
+        low, high = np.split(codes, 2, axis=-1)
+        both: NDArray[np.uint8] = low | high << np.uint8(4)
+        return both
+    n_bits = _CODEBOOKS[type_name].size.bit_length() - 1
+    bits = codes[..., np.newaxis] >> np.arange(n_bits, dtype=np.uint8) & np.uint8(1)
+    return np.packbits(bits.reshape(len(codes), -1), axis=-1, bitorder="little")
+
+
+def _unpack(packed: NDArray[np.uint8], type_name: str) -> NDArray[np.uint8]:
+    if type_name == "iq4_nl":
+        return np.concatenate([packed & 15, packed >> 4], axis=-1)
+    n_bits = _CODEBOOKS[type_name].size.bit_length() - 1
+    shifts = np.arange(0, 8, n_bits, dtype=np.uint8)
+    codes: NDArray[np.uint8] = packed[..., np.newaxis] >> shifts & np.uint8(2**n_bits - 1)
+    return codes.reshape(len(packed), -1)

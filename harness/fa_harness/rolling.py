@@ -75,7 +75,7 @@ def n_cold(case: Case) -> Ints:
 def token_bytes(case: Case, *, cold: bool) -> int:
     """Return the bytes that a token's K and V take, all heads and sequences together."""
     type_k, type_v = (case.cold_type,) * 2 if cold else (case.type_K, case.type_V)
-    of_head = row_bytes(type_k, case.hsk) + row_bytes(type_v, case.hsv)
+    of_head = row_bytes(type_k, case.hsk_padded) + row_bytes(type_v, case.hsv_padded)
     return of_head * case.n_head_kv * case.ne3
 
 

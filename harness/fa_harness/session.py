@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import os
 import re
@@ -16,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from fa_harness import __version__
-from fa_harness.cases import Case
+from fa_harness.cases import OP, Case, without_colours
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.library import Library
 from fa_harness.machine import cpu_model, usable_cores
@@ -51,7 +52,8 @@ def select(
     Args:
         suite: Name of a suite; `default` where no other source of cases is given.
         case_string: One case.
-        case_file: A file with a case a line; empty lines and `#` comments are passed over.
+        case_file: A file with a case a line, also as `test-backend-ops` prints it. Empty lines, `#`
+            comments and what that tool prints about other things are passed over.
         segments: Every case once with each of these.
         boundaries: Comma list of keys, or `random`, which goes with `segments`, too. A case that
             lists boundaries of its own keeps them, whatever is asked for.
@@ -298,12 +300,32 @@ def _read_cases(path: Path) -> list[Case]:
         raise UsageError(f"case file {path}: cannot be read ({error})") from error
     cases = []
     for number, line in enumerate(lines, start=1):
-        if line.strip() and not line.lstrip().startswith("#"):
+        if not _is_beside_cases(line):
             try:
                 cases.append(Case.parse(line))
             except UsageError as error:
                 raise UsageError(f"{path}:{number}: {error}") from error
     return cases
+
+
+_OF_UPSTREAMS_TOOL = re.compile(
+    r"Testing \d+ devices|Backend \d+/\d+: .*|Device (description|memory): .*|Failing tests:"
+    r"|Skipping .*|\d+/\d+ (tests|backends) passed|Backend [^ ]+: (OK|FAIL)|OK|FAIL"
+)
+"""Lines of `test-backend-ops` that are about no case."""
+_CASE_OF_AN_OP = re.compile(r"(?:\[.*\] .*)?\b([A-Z][A-Z0-9_]*)\(.*\)(: .*)?")
+
+
+def _is_beside_cases(line: str) -> bool:
+    """Tell whether a line is empty, a comment, or the upstream tool's about something else.
+
+    An op whose name is nearly that of flash attention is taken for a slip of the pen.
+    """
+    line = without_colours(line).strip()
+    if not line or line.startswith("#") or _OF_UPSTREAMS_TOOL.fullmatch(line):
+        return True
+    op = _CASE_OF_AN_OP.fullmatch(line)
+    return op is not None and not difflib.get_close_matches(op[1], [OP], cutoff=0.8)
 
 
 def _regex(pattern: str) -> re.Pattern[str]:

@@ -47,7 +47,7 @@ def load(path: Path, case: Case) -> F32:
         raise UsageError(
             f"state {path}: cannot be read ({error}); save it again with the call before"
         ) from error
-    expected = (case.ne3, case.n_head, case.nb, 2 + case.hsv)
+    expected = (case.ne3, case.n_head, case.nb, 2 + case.hsv_padded)
     if not isinstance(rows, np.ndarray) or rows.dtype != np.float32 or rows.shape != expected:
         raise UsageError(
             f"state {path}: holds {_kind(rows)}, not float32 {list(expected)} "

@@ -35,7 +35,7 @@ class CaseTensors:
         self._case = case
         self._source = inputs
         self._inputs: dict[str, tuple[Tensor, npt.NDArray[np.uint8]]] = {}
-        self._q = self._place("q", "f32", case.hsk, as_bytes(inputs.q), cache=False)
+        self._q = self._place("q", "f32", case.hsk_padded, as_bytes(inputs.q), cache=False)
         self._sinks = None
         if inputs.sinks is not None:
             ne = (case.n_head, 1, 1, 1)
@@ -63,7 +63,7 @@ class CaseTensors:
     def state(self) -> Tensor:
         """Return a state of the case, not filled."""
         case = self._case
-        return self.ctx.tensor("f32", (2 + case.hsv, case.nb, case.n_head, case.ne3))
+        return self.ctx.tensor("f32", (2 + case.hsv_padded, case.nb, case.n_head, case.ne3))
 
     def call(
         self,
@@ -113,10 +113,12 @@ class CaseTensors:
     def _keys(
         self, part: str, case: Case, k_raw: npt.NDArray[np.uint8], v_raw: npt.NDArray[np.uint8]
     ) -> Keys:
-        k = self._place(f"k{part}", case.type_K, case.hsk, k_raw, cache=case.kv_view)
+        k = self._place(f"k{part}", case.type_K, case.hsk_padded, k_raw, cache=case.kv_view)
         if case.v_is_view_of_k:
-            return Keys(k, self.ctx.view(k, (case.hsv, *k.ne[1:])))
-        return Keys(k, self._place(f"v{part}", case.type_V, case.hsv, v_raw, cache=case.kv_view))
+            return Keys(k, self.ctx.view(k, (case.hsv_padded, *k.ne[1:])))
+        return Keys(
+            k, self._place(f"v{part}", case.type_V, case.hsv_padded, v_raw, cache=case.kv_view)
+        )
 
     def _view(self, cache: Tensor, segment: tuple[int, int]) -> Tensor:
         start, stop = segment

@@ -94,9 +94,11 @@ def judge(
 class _Truth:
     """The oracle's states of a case, for Q itself or rounded to a type, each computed once."""
 
-    def __init__(self, case: Case, inputs: Inputs) -> None:
+    def __init__(self, case: Case, inputs: Inputs, *, bounded: set[str]) -> None:
+        """Prepare for bounds around the oracle's states for the Q types in `bounded`."""
         self._case = case
         self._inputs = inputs
+        self._bounded = bounded
         self._segments = list(itertools.pairwise(case.segment_bounds()))
         self._known: dict[tuple[int, str], Partial] = {}
 
@@ -104,7 +106,12 @@ class _Truth:
         """Return the state of a segment alone, the sinks in the last."""
         if (i, q_type) not in self._known:
             q, _ = bounds.rounded_q(self._inputs.q, q_type)
-            partial = oracle.attend(self._case, replace(self._inputs, q=q), *self._segments[i])
+            partial = oracle.attend(
+                self._case,
+                replace(self._inputs, q=q),
+                *self._segments[i],
+                for_bounds=q_type in self._bounded,
+            )
             if i == len(self._segments) - 1 and self._inputs.sinks is not None:
                 partial = oracle.add_sinks(partial, self._inputs.sinks)
             self._known[i, q_type] = partial
@@ -125,14 +132,19 @@ class _Judge:
         self._inputs = inputs
         self._run = run
         self._features = features
-        self._truth = _Truth(case, inputs)
+        self._how = bounds.arithmetic(case, path(case), features)
+        how_of_calls = [*self._how_of_calls(own_types=False), *self._how_of_calls(own_types=True)]
+        bounded = {how.q_type for how in (self._how, *how_of_calls)}
+        self._truth = _Truth(case, inputs, bounded=bounded)
         self._prefixes = self._truth.prefixes()
         self._outputs = [oracle.finalise(prefix) for prefix in self._prefixes]
-        self._how = bounds.arithmetic(case, path(case), features)
         self._of_one = self._nothing().then(self._truth.prefixes(self._how.q_type)[-1], self._how)
         self._chain_is_exact = _chain_is_exact(case)
         self._chain_regions: list[Region] = []
         """Where the last output of each chain must lie."""
+        self._regions: dict[int, tuple[Expected, Region]] = {}
+        self._near_regions: dict[tuple[int, ...], tuple[Region, Region]] = {}
+        self._compared: dict[tuple[int, int], tuple[F32, Comparison]] = {}
         self._expected_steps: ExpectedSteps | None = None
         self.comparisons: dict[str, Comparison] = {}
         self.steps: tuple[CacheStep, ...] = ()
@@ -184,16 +196,20 @@ class _Judge:
     def _compare_standard(self) -> None:
         run = self._run
         self.comparisons["standard_again"] = exact(run.standard_again, run.standard)
-        self.comparisons["standard_vs_oracle"] = within(
-            run.standard, self._outputs[-1], _region(self._of_one)
+        self.comparisons["standard_vs_oracle"] = self._within(
+            run.standard, self._outputs[-1], self._region(self._of_one)
         )
 
     def _compare_full_state(self, step: Step, again: Step) -> None:
         self.comparisons["full_state_again"] = first_bad(_exact_step(again, step))
         self.comparisons["full_state_vs_standard"] = exact(step.output, self._run.standard)
-        region = self._not_far_worse(_region(self._of_one), [self._run.standard])
-        self.comparisons["full_state_vs_oracle"] = within(step.output, self._outputs[-1], region)
-        self.comparisons["full_state_state_vs_oracle"] = _compare_state(step.state, self._of_one)
+        region = self._not_far_worse(self._region(self._of_one), [self._run.standard])
+        self.comparisons["full_state_vs_oracle"] = self._within(
+            step.output, self._outputs[-1], region
+        )
+        self.comparisons["full_state_state_vs_oracle"] = self._compare_state(
+            step.state, self._of_one
+        )
 
     def _compare_segmented(self, chain: Chain) -> None:
         last, full = chain.steps[-1], self._run.full_state
@@ -207,14 +223,14 @@ class _Judge:
             )
             if self._chain_is_exact:
                 self.comparisons["state_vs_full_state"] = exact(last.state, full.state)
-        region = self._not_far_worse(_region(expected[-1]), self._standard_runs())
+        region = self._not_far_worse(self._region(expected[-1]), self._standard_runs())
         self._compare_chain_with_oracle("segmented", "", chain.steps, expected, region)
         self.comparisons["one_graph_vs_segmented"] = _compare_one_graph(chain)
 
     def _compare_mixed(self, chain: Chain, again: Chain) -> None:
         expected = self._expected_chain(chain.steps, own_types=True)
         self._compare_chain_with_oracle(
-            "mixed", "mixed_", chain.steps, expected, _region(expected[-1])
+            "mixed", "mixed_", chain.steps, expected, self._region(expected[-1])
         )
         self.comparisons["mixed_again"] = _exact_steps(again.steps, chain.steps)
         self.comparisons["one_graph_vs_mixed"] = first_bad(
@@ -231,7 +247,7 @@ class _Judge:
             return
         expected = self._expected_chain(steps, own_types=own_types)
         self._compare_chain_with_oracle(
-            "resumed", "resumed_", steps, expected, _region(expected[-1])
+            "resumed", "resumed_", steps, expected, self._region(expected[-1])
         )
 
     def _compare_merged(self, merged: Merged) -> None:
@@ -244,7 +260,7 @@ class _Judge:
             for i, how in enumerate(self._how_of_calls(own_types=bool(case.segment_types)))
         ]
         self.comparisons["part_vs_oracle"] = first_bad(
-            within(part.output, oracle.finalise(self._truth.segment(i)), _region(expected))
+            within(part.output, oracle.finalise(self._truth.segment(i)), self._region(expected))
             for i, (part, expected) in enumerate(zip(parts, expected_parts, strict=True))
         )
         self.comparisons["part_state_vs_oracle"] = first_bad(
@@ -253,7 +269,7 @@ class _Judge:
         )
         reductions = [merged.in_turn, merged.swapped, merged.pairwise, merged.shuffled]
         expected = bounds.merged(expected_parts)
-        region = _region(expected)
+        region = self._region(expected)
         if not case.segment_types:
             region = self._not_far_worse(region, self._standard_runs())
         self.comparisons["merged_vs_oracle"] = first_bad(
@@ -297,7 +313,7 @@ class _Judge:
         expected = rolling_oracle.expect(
             self._case, self._inputs, _may_go_on_in_f16(rolled.cold_state), self._features
         )
-        exact_output, region = oracle.finalise(expected.exact), _region(expected.after_both)
+        exact_output, region = oracle.finalise(expected.exact), self._region(expected.after_both)
         self._expected_steps = expected
         self.comparisons["fifo_again"] = first_bad(
             [exact(again.output, rolled.output), exact(again.state, rolled.state)]
@@ -347,20 +363,22 @@ class _Judge:
             last: Where the last output must lie.
         """
         self._chain_regions.append(last)
-        self.comparisons[f"{mode}_vs_oracle"] = within(steps[-1].output, self._outputs[-1], last)
+        self.comparisons[f"{mode}_vs_oracle"] = self._within(
+            steps[-1].output, self._outputs[-1], last
+        )
         self.comparisons[f"{prefix}prefix_vs_oracle"] = first_bad(
-            within(step.output, self._outputs[i], _region(expected[i]))
+            self._within(step.output, self._outputs[i], self._region(expected[i]))
             for i, step in enumerate(steps)
         )
         self.comparisons[f"{prefix}state_vs_oracle"] = first_bad(
-            _compare_state(step.state, expected[i]) for i, step in enumerate(steps)
+            self._compare_state(step.state, expected[i]) for i, step in enumerate(steps)
         )
 
     def _compare_with_one_call(self, output: F32, of_one: F32, expected: Expected) -> Comparison:
         """Compare the chain's last output with that of one call."""
         if self._chain_is_exact:
             return exact(output, of_one)
-        one, chain = _region(self._of_one), _region(expected)
+        one, chain = self._region(self._of_one), self._region(expected)
         bound = one.bound + chain.bound + np.abs(chain.centre - one.centre)
         return within(output, of_one, Region(of_one.astype(np.float64), bound))
 
@@ -381,6 +399,8 @@ class _Judge:
         Which rows go on in F16 is told by the state that a call found: those that were fresh or
         held F16 numbers only. Partials of split-KV start from nothing in any case.
         """
+        if self._case.segments == 1 and not own_types:
+            return [self._of_one]
         chain = [self._nothing()]
         for i, how in enumerate(self._how_of_calls(own_types=own_types)):
             in_f16 = None
@@ -388,6 +408,35 @@ class _Judge:
                 in_f16 = _may_go_on_in_f16(steps[i - 1].state)
             chain.append(chain[-1].then(self._truth.segment(i, how.q_type), how, in_f16))
         return chain[1:]
+
+    def _region(self, expected: Expected) -> Region:
+        if id(expected) not in self._regions:
+            self._regions[id(expected)] = expected, _region(expected)
+        return self._regions[id(expected)][1]
+
+    def _within(self, output: F32, expected: F64, region: Region) -> Comparison:
+        """Compare an output with one of the oracle's, the same bits but once."""
+        key = id(expected), id(region)
+        return self._once(key, output, lambda: within(output, expected, region))
+
+    def _compare_state(self, state: F32, expected: Expected) -> Comparison:
+        key = id(expected), id(expected)
+        return self._once(key, state, lambda: _compare_state(state, expected))
+
+    def _once(
+        self, key: tuple[int, int], got: F32, compare: Callable[[], Comparison]
+    ) -> Comparison:
+        """Return what the same bits gave before under this key, else compare.
+
+        Keys are identities of what lives as long as the judge.
+        """
+        if key in self._compared:
+            before, comparison = self._compared[key]
+            if got is before or got.tobytes() == before.tobytes():
+                return comparison
+        comparison = compare()
+        self._compared[key] = got, comparison
+        return comparison
 
     def _standard_runs(self) -> list[F32]:
         """Return the standard run, and where a chain takes another path that on the vec path."""
@@ -399,6 +448,12 @@ class _Judge:
         That is `_RATIO` times their error, in the row itself or typical of the rows in relation to
         their size, and some roundings of a number of that size.
         """
+        key = (id(region), *map(id, runs))
+        if key not in self._near_regions:
+            self._near_regions[key] = region, self._near_region(region, runs)
+        return self._near_regions[key][1]
+
+    def _near_region(self, region: Region, runs: list[F32]) -> Region:
         if not all(np.isfinite(run).all() for run in runs):
             return region
         partial, exact_output = self._prefixes[-1], self._outputs[-1]
@@ -432,7 +487,7 @@ class _Judge:
 
     def _mistrust(self) -> tuple[str, str]:
         """Return `mistrusted` where no fault could have shown, else `pass`."""
-        run, region = self._run, _region(self._of_one)
+        run, region = self._run, self._region(self._of_one)
         if not self._outputs[-1].any() or not run.standard.any():
             return "mistrusted", "every output is 0: nothing could differ"
         if not (np.abs(region.centre) > region.bound).any():
@@ -535,9 +590,9 @@ def _exact_step(got: Step, expected: Step) -> list[Comparison]:
 def _fresh_step(case: Case) -> Step:
     """Return what two fresh states merge to: fresh rows, and zeros."""
     rows = (case.ne3, case.n_head, case.nb)
-    state = np.zeros((*rows, 2 + case.hsv), np.float32)
+    state = np.zeros((*rows, 2 + case.hsv_padded), np.float32)
     state[..., 0] = -np.inf
-    return Step(output=np.zeros((*rows, case.hsv), np.float32), state=state)
+    return Step(output=np.zeros((*rows, case.hsv_padded), np.float32), state=state)
 
 
 def _may_go_on_in_f16(state: F32) -> npt.NDArray[np.bool_]:

@@ -47,8 +47,11 @@ class Worker:
         self._module_path = module_path
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr: IO[bytes] | None = None
+        self._is_interrupted = False
         self.features: tuple[str, ...] = ()
         """The library's CPU features, known once it is entered."""
+        self.types: tuple[str, ...] = ()
+        """The types of K and V that the library has."""
         self.lacks: dict[str, str] = {}
         """The modes that it cannot compute, each with the function that it lacks."""
 
@@ -58,6 +61,7 @@ class Worker:
 
     def __exit__(self, *exception: object) -> None:
         self._stop()
+        self._is_interrupted = False
 
     @property
     def pid(self) -> int:
@@ -97,6 +101,16 @@ class Worker:
                 return Lost(status="crash", reason=f"{mode}: {value}")
             mode = value
 
+    def interrupt(self) -> None:
+        """Kill the child, from whatever thread, also one that is just being started.
+
+        A `result` that waits for it gives a crash. The worker is of use again after its block.
+        """
+        self._is_interrupted = True
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def _lost(self, status: str, reason: str) -> Lost:
         lost = Lost(status=status, reason=reason + self._last_lines())
         self._stop()
@@ -112,6 +126,8 @@ class Worker:
             # ggml starts a debugger on an abort where it finds one: seconds for lines nobody reads
             env={**os.environ, "GGML_NO_BACKTRACE": "1"},
         )
+        if self._is_interrupted:
+            self._process.kill()
         try:
             kind, value = self._receive(time.monotonic() + _START_SECONDS)
         except (EOFError, TimeoutError):
@@ -123,7 +139,7 @@ class Worker:
         if kind == "error":
             self._stop()
             raise SetupError(str(value))
-        self.features, self.lacks = value
+        self.features, self.types, self.lacks = value
 
     def _stop(self) -> None:
         if self._process is not None:
@@ -203,7 +219,7 @@ def _serve(module_path: Path) -> None:
     except SetupError as error:
         _write(replies, ("error", str(error)))
         return
-    _write(replies, ("ready", (library.features(), lacking(library))))
+    _write(replies, ("ready", (library.features(), library.types(), lacking(library))))
     while True:
         header = requests.read(_HEADER.size)
         if not header:

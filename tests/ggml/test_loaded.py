@@ -20,6 +20,7 @@ from fa_harness.quants import TYPES, decode, row_bytes
 
 U8 = npt.NDArray[np.uint8]
 SHAPE = (64, 5, 3, 2)
+WIDE = (128, 5, 3, 2)  # a multiple of every type's block
 
 
 def random_bytes(shape: Sequence[int], seed: int = 0) -> U8:
@@ -31,9 +32,9 @@ def random_bytes(shape: Sequence[int], seed: int = 0) -> U8:
 
 @pytest.mark.parametrize("type_", TYPES)
 def test_a_tensor_gives_back_the_bytes_that_were_written(library: Ggml, type_: str) -> None:
-    raw = random_bytes((2, 3, 5, row_bytes(type_, 64)))
+    raw = random_bytes((2, 3, 5, row_bytes(type_, WIDE[0])))
     with library.context() as ctx, library.backend(1) as backend:
-        tensor = ctx.tensor(type_, SHAPE)
+        tensor = ctx.tensor(type_, WIDE)
         backend.allocate(ctx)
         tensor.write(raw)
         assert tensor.type == type_
@@ -43,10 +44,10 @@ def test_a_tensor_gives_back_the_bytes_that_were_written(library: Ggml, type_: s
 
 @pytest.mark.parametrize("type_", TYPES)
 def test_shape_and_strides_are_numpy_s_reversed(library: Ggml, type_: str) -> None:
-    raw = random_bytes((2, 3, 5, row_bytes(type_, 64)))
+    raw = random_bytes((2, 3, 5, row_bytes(type_, WIDE[0])))
     with library.context() as ctx:
-        tensor = ctx.tensor(type_, SHAPE)
-        assert tensor.ne == SHAPE
+        tensor = ctx.tensor(type_, WIDE)
+        assert tensor.ne == WIDE
         assert tensor.nb == (TYPES[type_].block_bytes, *raw.strides[-2::-1])
 
 

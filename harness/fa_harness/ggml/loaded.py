@@ -99,6 +99,16 @@ class Ggml:
             names.append("FP16_ARITHMETIC")
         return tuple(names)
 
+    def types(self) -> tuple[str, ...]:
+        """Return the types of `quants.TYPES` that this ggml has, under the same number."""
+        lib, string = self._lib, self._ffi.string
+        return tuple(
+            name
+            for name, traits in quants.TYPES.items()
+            if traits.ggml_type < lib.GGML_TYPE_COUNT
+            and string(lib.ggml_get_type_traits(traits.ggml_type).type_name).decode() == name
+        )
+
     def _dot_adds_in_fp16(self) -> bool:
         n = 4096
         x = np.ones(n, np.float16)
@@ -136,8 +146,8 @@ class Ggml:
         """
         return Backend(self, n_threads, reference=reference)
 
-    def _type(self, name: str) -> Any:
-        return getattr(self._lib, f"GGML_TYPE_{name.upper()}")
+    def _type(self, name: str) -> int:
+        return quants.TYPES[name].ggml_type
 
     def _pointer(self, array: npt.NDArray[Any]) -> Any:
         return self._ffi.cast("void *", array.ctypes.data)

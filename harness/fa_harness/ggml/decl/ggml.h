@@ -4,11 +4,7 @@
 
 enum ggml_status { GGML_STATUS_SUCCESS, ... };
 enum ggml_prec   { GGML_PREC_DEFAULT, GGML_PREC_F32, ... };
-enum ggml_type   {
-    GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16,
-    GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL,
-    ...
-};
+enum ggml_type   { GGML_TYPE_COUNT, ... }; // the others as numbers, since a library may lack some
 
 struct ggml_context;
 struct ggml_cgraph;
@@ -49,6 +45,7 @@ void                 ggml_build_forward_expand(struct ggml_cgraph * cgraph, stru
 
 typedef void (*ggml_to_float_t)(const void * x, float * y, int64_t k);
 struct ggml_type_traits {
+    const char *    type_name;
     ggml_to_float_t to_float;
     ...;
 };
