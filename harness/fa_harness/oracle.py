@@ -229,13 +229,13 @@ def _attend_rows(
             "peak": abs_vkq.max(axis=-1),
         }
     starts = range(0, scores.shape[-1], _step_keys(case, scores.shape[-1]))
-    n_roundings = (is_seen + is_maximum.astype(np.int8)).sum(axis=-1, dtype=float)
-    # a sum is rounded with its key added, and once more if the next key is a new maximum; in a step
-    # of some keys that sum is the step's first or one on its way
-    is_rescaled = is_maximum
+    counts = is_seen + is_maximum.astype(np.int8)
+    n_roundings = counts.sum(axis=-1, dtype=float)
     if starts.step == 1:
-        is_rescaled = np.concatenate([is_maximum[..., 1:], np.zeros_like(m, bool)[..., None]], -1)
-    roundings = np.add.reduceat(is_seen + is_rescaled.astype(np.int8), starts, axis=-1, dtype=float)
+        # a new maximum rounds the sum before it; of a step of some keys, that is one on its way
+        counts = is_seen.astype(np.int8)
+        counts[..., :-1] += is_maximum[..., 1:]
+    roundings = np.add.reduceat(counts, starts, axis=-1, dtype=float)
     vkq, abs_vkq, walk, walk_norm = _walk(weights, keys.v, roundings, starts)
     weights *= keys.norms
     bias_max = np.zeros_like(m)
