@@ -278,15 +278,14 @@ class Row:
     attempts: int
     kv_bytes: int
     work_size: Mapping[str, int]
+    allocations: Mapping[str, int]
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """What is wrong beyond ratios."""
-        planned = self.work_size["baseline"]
-        return tuple(
-            f"{name}: {size} bytes of work memory are planned, {planned} without a state"
-            for name, size in self.work_size.items()
-            if size != planned
+        """What is wrong beyond ratios: work memory and allocations of a graph are upstream's."""
+        return (
+            *_differences(self.work_size, "{} bytes of work memory are planned, not {}"),
+            *_differences(self.allocations, "{} allocations in a graph, not {}"),
         )
 
     @property
@@ -298,13 +297,12 @@ class Row:
         return "noisy" if "noisy" in statuses else "pass"
 
 
-def judge(case: Case, timings: Timings, *, byte_cost: float, attempts: int = 1) -> Row:
+def judge(case: Case, timings: Timings, *, attempts: int = 1) -> Row:
     """Return a case's ratios and their limits.
 
     Args:
         case: What was computed.
         timings: What `measure` found.
-        byte_cost: Seconds to read or to write a byte, with as many threads.
         attempts: How often the case was measured until these timings.
     """
     seconds = timings.seconds
@@ -338,7 +336,7 @@ def judge(case: Case, timings: Timings, *, byte_cost: float, attempts: int = 1) 
             n,
             one_call=medians[to],
             empty_call=max(0.0, medians[f"empty_{path_}"]),
-            byte_cost=byte_cost,
+            byte_cost=medians["byte"],
         )
         comparisons[name] = compare(name, to, expected.ratio * CHAIN, expected)
     if case.n_batch == 1 and case.n_kv >= 8192:
@@ -354,7 +352,17 @@ def judge(case: Case, timings: Timings, *, byte_cost: float, attempts: int = 1) 
         attempts=attempts,
         kv_bytes=kv_bytes(case),
         work_size=timings.work_size,
+        allocations=timings.allocations,
     )
+
+
+def _differences(found: Mapping[str, int], text: str) -> list[str]:
+    """Return a text for each way in which another number was found than for the baseline."""
+    return [
+        f"{name}: {text.format(n, found['baseline'])}"
+        for name, n in found.items()
+        if n != found["baseline"]
+    ]
 
 
 def kv_bytes(case: Case) -> int:
@@ -379,8 +387,6 @@ class Bench:
     started: datetime
     seconds: float
     rounds: int
-    byte_cost: Mapping[int, float]
-    """Seconds to read or write a byte, by threads."""
     rows: tuple[Row, ...]
     selected: int
     interrupted: bool
@@ -401,19 +407,17 @@ def run(
     cases: Sequence[Case],
     *,
     rounds: int,
-    byte_cost: Mapping[int, float],
 ) -> Iterator[Row]:
-    """Measure cases one after another; a noisy one again, as often as three times in all.
+    """Measure cases one after another; a noisy one again with more rounds, three times in all.
 
-    What was measured before is dropped, and only its noise decides that, not its ratios: so the
-    last interval holds as if it were the first.
+    What was measured before is dropped, and its noise decides that, not its ratios: so the last
+    interval holds as if it were the first.
 
     Args:
         library: The library under test.
         baseline: The library without the patches, loaded into this process, too.
         cases: What to measure.
-        rounds: Timings of each way to compute a case.
-        byte_cost: Seconds to read or write a byte, by threads.
+        rounds: Timings of each way to compute a case, at first.
 
     Raises:
         UsageError: The library under test has no state.
@@ -425,8 +429,8 @@ def run(
         )
     for case in cases:
         for attempt in range(1, _ATTEMPTS + 1):
-            timings = measure(library, baseline, case, rounds=rounds, seed=attempt)
-            row = judge(case, timings, byte_cost=byte_cost[case.threads], attempts=attempt)
+            timings = measure(library, baseline, case, rounds=attempt * rounds, seed=attempt)
+            row = judge(case, timings, attempts=attempt)
             if row.status != "noisy":
                 break
         yield row

@@ -80,10 +80,12 @@ def fresh(case: Case) -> Partial:
 
 def attend(case: Case, inputs: Inputs, start: int, stop: int) -> Partial:
     """Return the state of the keys `start <= j < stop`, without sinks."""
+    if start == stop:
+        return fresh(case)
     per_key = case.ne3 * case.n_head * case.nb * case.hsv
     step = max(_BLOCK, _LARGEST // per_key)
     blocks = (_block(case, inputs, i, min(i + step, stop)) for i in range(start, stop, step))
-    return functools.reduce(merge, blocks, fresh(case))
+    return functools.reduce(merge, blocks)
 
 
 def merge(a: Partial, b: Partial) -> Partial:
@@ -172,7 +174,7 @@ def _block(case: Case, inputs: Inputs, start: int, stop: int) -> Partial:
         return product.reshape(*rows, -1)
 
     vkq, abs_vkq = weighted(v), weighted(np.abs(v))
-    before = np.pad(scores[..., :-1], [(0, 0)] * 3 + [(1, 0)], constant_values=-np.inf)
+    before = np.concatenate([np.full((*rows, 1), -np.inf), scores[..., :-1]], axis=-1)
     roundings = seen * (1.0 + (scores > np.maximum.accumulate(before, axis=-1)))
     n_roundings = roundings.sum(axis=-1)
     if weights.size * case.hsv <= _LARGEST:

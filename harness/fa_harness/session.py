@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fa_harness import __version__, bench, ggml, timing
+from fa_harness import __version__, bench, ggml
 from fa_harness.bench import Bench, Row
 from fa_harness.cases import Case
 from fa_harness.errors import SetupError, UsageError
@@ -193,12 +193,11 @@ def measure_speed(
     found, other = current_library(library, options), current_library(baseline, options)
     started, start = datetime.now(timezone.utc), time.perf_counter()
     loaded = ggml.load(found.module_path), ggml.load(other.module_path)
-    byte_cost = {n: timing.copy_cost(n) for n in sorted({case.threads for case in cases})}
     rows: list[Row] = []
     interrupted = False
     with BenchTable(console, total=len(cases)) as table:
         try:
-            for row in bench.run(*loaded, cases, rounds=rounds, byte_cost=byte_cost):
+            for row in bench.run(*loaded, cases, rounds=rounds):
                 rows.append(row)
                 table.add(row)
         except KeyboardInterrupt:
@@ -211,7 +210,6 @@ def measure_speed(
         started=started,
         seconds=time.perf_counter() - start,
         rounds=rounds,
-        byte_cost=byte_cost,
         rows=tuple(rows),
         selected=len(cases),
         interrupted=interrupted,

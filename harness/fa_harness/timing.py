@@ -37,7 +37,7 @@ SPLIT_KV = 512
 
 _EMPTY_CALLS = 32  # in one graph, so that what a graph costs does not count
 _WARM_UP = 1e-3  # seconds at least, and one computation
-_TIMED = 2e-3  # seconds at least; the clock ticks in tens of nanoseconds
+_TIMED = 6e-3  # seconds at least; the clock ticks in tens of nanoseconds
 _POLL = 50  # upstream's own default; from one computation to the next no thread sleeps
 _MMAP_BYTES = 64 << 10  # less than the work memory of any case
 _COPIED_BYTES = 64 << 20  # more than caches hold
@@ -57,11 +57,14 @@ class Timings:
     `full_state`    one call with a fresh state
     `segmented_N`   N calls with one state that is fresh at first, in one graph
     `empty_PATH`    a call of the baseline library, in a graph of many, with no key to see
+    `byte`          reading or writing a byte of memory, with as many threads
     """
     repetitions: int
     """Computations that one timing is the median of."""
     work_size: Mapping[str, int]
     """Bytes of work memory planned for a graph."""
+    allocations: Mapping[str, int]
+    """How often the library asks for memory while it computes a graph; empty if that is unknown."""
 
 
 def measure(library: Ggml, baseline: Ggml, case: Case, *, rounds: int, seed: int = 0) -> Timings:
@@ -100,14 +103,16 @@ def measure(library: Ggml, baseline: Ggml, case: Case, *, rounds: int, seed: int
         theirs.allocate()
 
         repetitions = max(1, math.ceil(_TIMED / ways["standard"].time(1)))
-        seconds = _rounds(ways, repetitions, rounds, random.Random(seed))
+        copy = stack.enter_context(_Copy(case.threads))
+        calls = {name: way for name, way in ways.items() if not name.startswith("empty")}
         return Timings(
-            seconds=_with_no_key(seconds),
+            seconds=_units(_rounds({**ways, "byte": copy}, repetitions, rounds, seed)),
             repetitions=repetitions,
-            work_size={
-                name: way.graph.work_size(case.threads)
-                for name, way in ways.items()
-                if not name.startswith("empty")
+            work_size={name: way.graph.work_size(case.threads) for name, way in calls.items()},
+            allocations={
+                name: count
+                for name, way in calls.items()
+                if (count := way.count_allocations()) is not None
             },
         )
 
@@ -115,20 +120,6 @@ def measure(library: Ggml, baseline: Ggml, case: Case, *, rounds: int, seed: int
 def chain_path(case: Case, n_segments: int) -> str:
     """Return the path that each call of a chain of equal segments takes."""
     return path(case, case.kv // n_segments)
-
-
-def copy_cost(n_threads: int) -> float:
-    """Return the seconds that reading or writing a byte of memory takes, with threads at work."""
-    source = np.zeros(_COPIED_BYTES, np.uint8)
-    target = np.ones(_COPIED_BYTES, np.uint8)
-    parts = np.array_split(target, n_threads), np.array_split(source, n_threads)
-    samples = []
-    with ThreadPoolExecutor(n_threads) as pool:
-        for _ in range(11):
-            start = time.perf_counter()
-            list(pool.map(np.copyto, *parts))
-            samples.append(time.perf_counter() - start)
-    return float(np.median(samples)) / (2 * _COPIED_BYTES)
 
 
 def _allocate_work_at_pages() -> None:
@@ -143,8 +134,9 @@ def _allocate_work_at_pages() -> None:
 
 
 def _rounds(
-    ways: Mapping[str, _Way], repetitions: int, rounds: int, order: random.Random
+    ways: Mapping[str, _Way | _Copy], repetitions: int, rounds: int, seed: int
 ) -> dict[str, Seconds]:
+    order = random.Random(seed)
     seconds = {name: np.empty(rounds) for name in ways}
     gc.collect()
     gc.disable()
@@ -157,8 +149,8 @@ def _rounds(
     return seconds
 
 
-def _with_no_key(seconds: Mapping[str, Seconds]) -> dict[str, Seconds]:
-    """Make times of one empty call out of those of graphs of them.
+def _units(seconds: Mapping[str, Seconds]) -> dict[str, Seconds]:
+    """Make times of one empty call and of one byte out of those that were measured.
 
     On the split-KV path an empty call has keys to pass over; what it takes without them follows
     from two of them.
@@ -166,10 +158,30 @@ def _with_no_key(seconds: Mapping[str, Seconds]) -> dict[str, Seconds]:
     found = dict(seconds)
     if "empty_split-kv_twice" in found:
         found["empty_split-kv"] = 2 * found["empty_split-kv"] - found.pop("empty_split-kv_twice")
-    return {
-        name: each / _EMPTY_CALLS if name.startswith("empty") else each
-        for name, each in found.items()
-    }
+    parts = {"empty_vec": _EMPTY_CALLS, "empty_tiled": _EMPTY_CALLS, "empty_split-kv": _EMPTY_CALLS}
+    parts["byte"] = 2 * _COPIED_BYTES  # one is read, one is written
+    return {name: each / parts.get(name, 1) for name, each in found.items()}
+
+
+class _Copy:
+    """A copy of more memory than caches hold, by as many threads as compute."""
+
+    def __init__(self, n_threads: int) -> None:
+        self._pool = ThreadPoolExecutor(n_threads)
+        self._target = np.array_split(np.zeros(_COPIED_BYTES, np.uint8), n_threads)
+        self._source = np.array_split(np.ones(_COPIED_BYTES, np.uint8), n_threads)
+
+    def __enter__(self) -> _Copy:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown()
+
+    def time(self, repetitions: int) -> float:
+        """Return the seconds of one copy."""
+        start = time.perf_counter_ns()
+        list(self._pool.map(np.copyto, self._target, self._source))
+        return (time.perf_counter_ns() - start) * 1e-9
 
 
 class _Way:
@@ -202,6 +214,12 @@ class _Way:
             while time.perf_counter() < end:
                 self._compute(backend)
             return float(np.median([self._compute(backend) for _ in range(repetitions)])) * 1e-9
+
+    def count_allocations(self) -> int | None:
+        """Return how often computing the graph asks for memory, once there is work memory."""
+        with self._ggml.backend(self._n_threads, reference=self._reference) as backend:
+            self._compute(backend)
+            return backend.count_allocations(self.graph)
 
     def _compute(self, backend: Backend) -> int:
         """Return the nanoseconds of computing the graph once.

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fa_harness import quants
 from fa_harness.errors import SetupError
+from fa_harness.ggml import allocations
 
 _CONTEXT_BYTES = 32 << 20  # headers of tensors and graphs only; pages not used are not taken
 
@@ -47,15 +48,16 @@ def load(module_path: Path) -> Ggml:
             f"{module_path}: cannot be loaded ({error}); run `fa-harness build`"
         ) from error
     _holders.update(dict.fromkeys(names, folder))
-    return Ggml(module.ffi, module.lib)
+    return Ggml(module.ffi, module.lib, folder)
 
 
 class Ggml:
     """A loaded library."""
 
-    def __init__(self, ffi: Any, lib: Any) -> None:
+    def __init__(self, ffi: Any, lib: Any, folder: Path) -> None:
         self._ffi = ffi
         self._lib = lib
+        self._folder = folder
 
     @property
     def has_state(self) -> bool:
@@ -380,3 +382,15 @@ class Backend:
         status = self._ggml._lib.ggml_backend_graph_compute(self._p, graph._p)
         if status != self._ggml._lib.GGML_STATUS_SUCCESS:
             raise RuntimeError(f"ggml_backend_graph_compute: status {status}")
+
+    def count_allocations(self, graph: Graph) -> int | None:
+        """Compute the graph; return how often the library asked for memory, None if unknown.
+
+        The first graph of a backend asks for the work memory; any graph for what upstream's
+        `ggml_graph_compute` takes for itself.
+        """
+        if not allocations.can_count():
+            return None
+        with allocations.counted(self._ggml._folder) as count:
+            self.compute(graph)
+            return count()

@@ -155,7 +155,6 @@ def document(result: Bench) -> dict[str, Any]:
         "interrupted": result.interrupted,
         "rounds": result.rounds,
         "level": bench.LEVEL,
-        "seconds_per_byte": {str(n): cost for n, cost in result.byte_cost.items()},
         "summary": {
             "rows": len(result.rows),
             **{status: result.count(status) for status in _STYLE},
@@ -181,6 +180,7 @@ def _row(row: Row) -> dict[str, Any]:
         "repetitions": row.repetitions,
         "attempts": row.attempts,
         "work_size": dict(row.work_size),
+        "allocations": dict(row.allocations),
         "repro": _repro(row.case),
     }
 
