@@ -38,6 +38,7 @@ SPLIT_KV = 512
 _EMPTY_CALLS = 32  # in one graph, so that what a graph costs does not count
 _WARM_UP = 1e-3  # seconds at least, and one computation
 _TIMED = 6e-3  # seconds at least; the clock ticks in tens of nanoseconds
+_MOST = 0.1  # seconds after which nothing is repeated: a busy core costs a tick at each barrier
 _POLL = 50  # upstream's own default; from one computation to the next no thread sleeps
 _MMAP_BYTES = 64 << 10  # less than the work memory of any case
 _COPIED_BYTES = 64 << 20  # more than caches hold
@@ -213,7 +214,11 @@ class _Way:
             self._compute(backend)
             while time.perf_counter() < end:
                 self._compute(backend)
-            return float(np.median([self._compute(backend) for _ in range(repetitions)])) * 1e-9
+            end = time.perf_counter() + _MOST
+            taken = [self._compute(backend)]
+            while len(taken) < repetitions and time.perf_counter() < end:
+                taken.append(self._compute(backend))
+            return float(np.median(taken)) * 1e-9
 
     def count_allocations(self) -> int | None:
         """Return how often computing the graph asks for memory, once there is work memory."""

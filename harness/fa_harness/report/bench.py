@@ -79,7 +79,7 @@ class Table:
         for name, reason in row.unavailable.items():
             self._note(f"{name}: not compared: {reason}", "noisy")
         if row.status != "pass":
-            self._console.print(Text(f"    {_repro(row.case)}", style="dim"), soft_wrap=True)
+            self._console.print(Text(f"    {repro(row.case)}", style="dim"), soft_wrap=True)
         self._progress.advance(self._task)
 
     def _note(self, text: str, status: str) -> None:
@@ -181,7 +181,7 @@ def _row(row: Row) -> dict[str, Any]:
         "attempts": row.attempts,
         "work_size": dict(row.work_size),
         "allocations": dict(row.allocations),
-        "repro": _repro(row.case),
+        "repro": repro(row.case),
     }
 
 
@@ -199,7 +199,8 @@ def _ratio(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _repro(case: Case) -> str:
+def repro(case: Case) -> str:
+    """Return the command that measures a case of the suite again."""
     fields = str(case).partition("(")[2].split(",mask=")[0]  # the sizes
     pattern = re.sub(r"[][]", ".", f"{fields},.*type_K={case.type_K},")
     return shlex.join(["fa-harness", "bench", "--threads", str(case.threads), "-k", pattern])
