@@ -343,6 +343,11 @@ def test_list_prints_the_cases_and_measures_none(call: Callable[..., tuple[int, 
     assert text.splitlines() == [str(case) for case in bench.suite((1, 2), TINY)]
 
 
+def test_rounds_without_an_interval_are_a_wrong_call(call: Callable[..., tuple[int, str]]) -> None:
+    assert call("--rounds", str(bench.MIN_ROUNDS - 1), "-k", TINY)[0] == 2
+    assert call("--rounds", str(bench.MIN_ROUNDS), "--list", "-k", TINY)[0] == 0
+
+
 def test_a_run_writes_its_report(pristine: Library, patched: Library, tmp_path: Path) -> None:
     report = tmp_path / "bench.json"
     command = ["bench", "-k", TINY, "--threads", "1", "--rounds", "8", "--json", str(report)]
