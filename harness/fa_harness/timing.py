@@ -37,6 +37,7 @@ SPLIT_KV = 512
 
 _EMPTY_CALLS = 32  # in one graph, so that what a graph costs does not count
 _WARM_UP = 1e-3  # seconds at least, and one computation
+_LONG = 20e-3  # seconds of a computation to which the start of threads adds too little to matter
 _TIMED = 6e-3  # seconds at least; the clock ticks in tens of nanoseconds
 _MOST = 0.1  # seconds after which nothing is repeated: a busy core costs a tick at each barrier
 _POLL = 50  # upstream's own default; from one computation to the next no thread sleeps
@@ -57,6 +58,7 @@ class Timings:
     `standard_vec`  the same on the vec path, where a chain takes that and `standard` does not
     `full_state`    one call with a fresh state
     `segmented_N`   N calls with one state that is fresh at first, in one graph
+    `parts_8`       8 calls of the baseline library without a state, in one graph; long decodes only
     `empty_PATH`    a call of the baseline library, in a graph of many, with no key to see
     `byte`          reading or writing a byte of memory, with as many threads
     """
@@ -92,6 +94,8 @@ def measure(library: Ggml, baseline: Ggml, case: Case, *, rounds: int, seed: int
             "full_state": ours.chain(1),
             **{f"segmented_{n}": ours.chain(n) for n in SEGMENTS},
         }
+        if is_long_decode(case):
+            ways["parts_8"] = theirs.parts(8)
         for each in {chain_path(case, n) for n in SEGMENTS}:
             if each == "split-kv":
                 ways["empty_split-kv"] = theirs.empty(SPLIT_KV)
@@ -103,11 +107,20 @@ def measure(library: Ggml, baseline: Ggml, case: Case, *, rounds: int, seed: int
         ours.allocate()
         theirs.allocate()
 
-        repetitions = max(1, math.ceil(_TIMED / ways["standard"].time(1)))
+        once = ways["standard"].time(1)
+        repetitions = max(1, math.ceil(_TIMED / once))
         copy = stack.enter_context(_Copy(case.threads))
         calls = {name: way for name, way in ways.items() if not name.startswith("empty")}
         return Timings(
-            seconds=_units(_rounds({**ways, "byte": copy}, repetitions, rounds, seed)),
+            seconds=_units(
+                _rounds(
+                    {**ways, "byte": copy},
+                    rounds,
+                    random.Random(seed),
+                    repetitions=repetitions,
+                    warm_up=once < _LONG,
+                )
+            ),
             repetitions=repetitions,
             work_size={name: way.graph.work_size(case.threads) for name, way in calls.items()},
             allocations={
@@ -123,6 +136,11 @@ def chain_path(case: Case, n_segments: int) -> str:
     return path(case, case.kv // n_segments)
 
 
+def is_long_decode(case: Case) -> bool:
+    """Tell whether a case decodes so many keys that they cannot stay in a cache."""
+    return case.nb == 1 and case.kv >= 8192
+
+
 def _allocate_work_at_pages() -> None:
     """Let glibc take every work memory from the system, so that all begin 16 bytes into a page.
 
@@ -135,16 +153,20 @@ def _allocate_work_at_pages() -> None:
 
 
 def _rounds(
-    ways: Mapping[str, _Way | _Copy], repetitions: int, rounds: int, seed: int
+    ways: Mapping[str, _Way | _Copy],
+    rounds: int,
+    order: random.Random,
+    *,
+    repetitions: int,
+    warm_up: bool,
 ) -> dict[str, Seconds]:
-    order = random.Random(seed)
     seconds = {name: np.empty(rounds) for name in ways}
     gc.collect()
     gc.disable()
     try:
         for i in range(rounds):
             for name in order.sample(sorted(ways), len(ways)):
-                seconds[name][i] = ways[name].time(repetitions)
+                seconds[name][i] = ways[name].time(repetitions, warm_up=warm_up)
     finally:
         gc.enable()
     return seconds
@@ -178,7 +200,7 @@ class _Copy:
     def __exit__(self, *exception: object) -> None:
         self._pool.shutdown()
 
-    def time(self, repetitions: int) -> float:
+    def time(self, repetitions: int, *, warm_up: bool = True) -> float:
         """Return the seconds of one copy."""
         start = time.perf_counter_ns()
         list(self._pool.map(np.copyto, self._target, self._source))
@@ -203,7 +225,7 @@ class _Way:
         self._state = state
         self._reference = reference
 
-    def time(self, repetitions: int) -> float:
+    def time(self, repetitions: int, *, warm_up: bool = True) -> float:
         """Return the median seconds of computing the graph.
 
         Each timing has a backend of its own: no thread of another one spins beside it, and the
@@ -211,9 +233,9 @@ class _Way:
         """
         with self._ggml.backend(self._n_threads, reference=self._reference, poll=_POLL) as backend:
             end = time.perf_counter() + _WARM_UP
-            self._compute(backend)
-            while time.perf_counter() < end:
+            while warm_up:
                 self._compute(backend)
+                warm_up = time.perf_counter() < end
             end = time.perf_counter() + _MOST
             taken = [self._compute(backend)]
             while len(taken) < repetitions and time.perf_counter() < end:
@@ -294,6 +316,11 @@ class _Layout:
         bounds = case.with_(segments=n_segments).segment_bounds()
         calls = [self._call(*limits, state=state) for limits in itertools.pairwise(bounds)]
         return self._way(calls, state=array)
+
+    def parts(self, n_segments: int) -> _Way:
+        """A call without a state for each segment."""
+        bounds = self._case.with_(segments=n_segments).segment_bounds()
+        return self._way([self._call(*limits) for limits in itertools.pairwise(bounds)])
 
     def empty(self, n_kv: int) -> _Way:
         """Many calls without a state, each on the first keys, of which the mask shows none."""

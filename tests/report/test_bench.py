@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 from collections.abc import Sequence
@@ -99,6 +100,15 @@ def test_a_row_that_does_not_pass_says_why_and_how_to_measure_it_again(
     assert line.endswith(f" {status}")
     assert reason == f"    {why}"
     assert repro.startswith("    fa-harness bench --threads 1 -k ")
+
+
+def test_an_unsteady_row_says_so() -> None:
+    unsteady = row()
+    comparisons = {**unsteady.comparisons, "again": comparison(1.0, None, width=0.1)}
+    *_, reason, _ = printed([dataclasses.replace(unsteady, comparisons=comparisons)])
+    assert reason == (
+        "    full_state / standard: 1.000 (0.950-1.050): the machine does something else, too"
+    )
 
 
 def test_no_line_of_the_suite_is_wider_than_a_wide_terminal() -> None:

@@ -71,6 +71,9 @@ class Table:
         second = f"  {path(row.case)}, {row.outliers} outliers"
         intervals = ["", "", *(_range(each.ratio) if each else "" for each in shown), ""]
         self._console.print(Text(_line(second, intervals).rstrip(), style="dim"), soft_wrap=True)
+        if row.is_unsteady:
+            again = row.comparisons["again"]
+            self._note(f"{explain(again)}: the machine does something else, too", "noisy")
         for comparison in row.comparisons.values():
             if comparison.status != "pass":
                 self._note(explain(comparison), comparison.status)
@@ -106,7 +109,8 @@ def print_summary(console: Console, result: Bench) -> None:
             f"{result.baseline['name']}; full state and segments, to no state.\n"
             "A lower end is over the limit of no state (the noise of the library against itself), "
             f"of full state, {bench.CHAIN} x the model\n"
-            f"of segments, or {bench.LONG_DECODE:.2f} where 8 segments decode 8192 keys or more.",
+            f"of segments, or {bench.LONG_DECODE:.2f} (or what upstream's calls on the parts take) "
+            "where 8 segments decode 8192 keys or more.",
             style="dim",
         ),
         soft_wrap=True,
