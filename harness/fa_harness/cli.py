@@ -18,8 +18,6 @@ from fa_harness.errors import FaHarnessError, SetupError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fa_harness.report import Results
-
 _WIDTH = 150
 """Columns of a table that goes to a pipe; on a terminal it is the terminal's."""
 
@@ -203,6 +201,7 @@ def run(
     times. Cases that list boundaries of their own keep them.
     """
     from fa_harness import session
+    from fa_harness.report import json as report
 
     cases = session.select(
         suite=suite,
@@ -236,21 +235,71 @@ def run(
         console=console,
         verbose=verbose,
     )
-    if json_path is not None:
-        _write_json(results, json_path)
+    _write_report(report.render(results), json_path)
     if not results.passed:
         sys.exit(1)
 
 
-def _write_json(results: Results, json_path: str) -> None:
+def _write_report(text: str, json_path: str | None) -> None:
     from fa_harness import session
-    from fa_harness.report import json as report
 
-    text = report.render(results)
     if json_path == "-":
         click.echo(text, nl=False)
-    else:
+    elif json_path is not None:
         session.write_report(Path(json_path), text)
+
+
+@cli.command()
+@click.option("-k", "pattern", metavar="REGEX", help="Only cases whose string matches.")
+@_numbers("--threads", metavar="T", help="Compute with T threads [default: 1,2].")
+@click.option("--rounds", type=click.IntRange(min=8), default=25, metavar="N", show_default=True,
+              help="Time each way to compute a case N times.")  # fmt: skip
+@click.option(
+    "--library", default="patched", metavar="NAME", show_default=True, help="Which build."
+)
+@click.option("--baseline-library", "baseline", default="pristine", metavar="NAME",
+              show_default=True, help="The build without the patches.")  # fmt: skip
+@_define
+@click.option("--list", "list_only", is_flag=True, help="Print the selected cases, measure none.")
+@click.option("--json", "json_path", metavar="FILE", help="Write the report; - is standard output.")
+def bench(
+    *,
+    pattern: str | None,
+    threads: tuple[int, ...],
+    rounds: int,
+    library: str,
+    baseline: str,
+    options: dict[str, str],
+    list_only: bool,
+    json_path: str | None,
+) -> None:
+    """Measure what the state costs, as ratios of times taken in one process.
+
+    Exit status 1: a ratio is over its limit, or too noisy to tell. A machine that does something
+    else meanwhile makes noise.
+    """
+    from fa_harness import session
+    from fa_harness.bench import suite
+    from fa_harness.report import bench as report
+
+    cases = suite(threads or (1, 2), pattern)
+    if list_only:
+        for case in cases:
+            click.echo(str(case))
+        return
+    if json_path not in (None, "-"):
+        session.check_writable(Path(json_path))
+    result = session.measure_speed(
+        cases,
+        library=library,
+        baseline=baseline,
+        options=options,
+        rounds=rounds,
+        console=_console(stderr=json_path == "-"),
+    )
+    _write_report(report.render(result), json_path)
+    if not result.passed:
+        sys.exit(1)
 
 
 @cli.command()

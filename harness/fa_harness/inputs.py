@@ -8,6 +8,7 @@ The raw stream of each array has its own key, hence K is the same whatever the m
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import math
@@ -386,10 +387,7 @@ def _zeros_mask(case: Case, stream: _Stream) -> F16:
 
 def _random_mask(case: Case, stream: _Stream) -> F16:
     """Values in [-1, 1), blocks of 0, blocks and single keys hidden, but no whole row."""
-    raw = np.arange(2**16)
-    value_of = ((raw >> 5) / np.float32(2**10) - 1).astype(np.float16)
-    value_of[raw % 32 == 0] = -np.inf
-    mask = value_of[stream.halves("mask", _mask_shape(case))]
+    mask = _mask_values()[stream.halves("mask", _mask_shape(case))]
 
     height, width = min(64, -(-case.n_batch // 4)), min(128, -(-case.n_kv // 4))
     n_block = max(1, mask.size // (5 * height * width))
@@ -404,6 +402,15 @@ def _random_mask(case: Case, stream: _Stream) -> F16:
         block = mask[i3, head, row : row + height, key : key + width]
         block[...] = 0 if i % 2 else -np.inf
     return _show_last_key(mask)
+
+
+@functools.cache
+def _mask_values() -> F16:
+    """Return the entry of a random mask for each 16-bit integer."""
+    raw = np.arange(2**16)
+    value_of: F16 = ((raw >> 5) / np.float32(2**10) - 1).astype(np.float16)
+    value_of[raw % 32 == 0] = -np.inf
+    return value_of
 
 
 def _show_last_key(mask: F16) -> F16:

@@ -16,7 +16,8 @@ from typing import Any
 
 from rich.console import Console
 
-from fa_harness import __version__
+from fa_harness import __version__, bench, ggml
+from fa_harness.bench import Bench, Row
 from fa_harness.cases import OP, Case, without_colours
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.library import Library
@@ -24,6 +25,8 @@ from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.modes import MODES, missing_option
 from fa_harness.project import find_project
 from fa_harness.report import Results, defined
+from fa_harness.report.bench import Table as BenchTable
+from fa_harness.report.bench import print_summary as print_bench_summary
 from fa_harness.report.console import Table, print_summary
 from fa_harness.runner import Runner
 from fa_harness.suites import suite as cases_of_suite
@@ -155,7 +158,7 @@ def run(
         UsageError: There is no library of that name.
         SetupError: It is not built, not current, or does not load.
     """
-    found = _current_library(library, options)
+    found = current_library(library, options)
     started, start = datetime.now(timezone.utc), time.perf_counter()
     verdicts: list[Verdict] = []
 
@@ -191,6 +194,51 @@ def run(
     final = results(interrupted=interrupted, features=features)
     print_summary(console, final)
     return final
+
+
+def measure_speed(
+    cases: Sequence[Case],
+    *,
+    library: str,
+    baseline: str,
+    options: Mapping[str, str] = {},
+    rounds: int,
+    console: Console,
+) -> Bench:
+    """Measure cases on two libraries in this process and print each.
+
+    Ctrl-C ends the run, not the report: what was measured until then is returned.
+
+    Raises:
+        UsageError: There is no library of that name, or the one to measure has no state.
+        SetupError: One is not built, not current, or does not load beside the other.
+    """
+    found, other = current_library(library, options), current_library(baseline, options)
+    started, start = datetime.now(timezone.utc), time.perf_counter()
+    loaded = ggml.load(found.module_path), ggml.load(other.module_path)
+    rows: list[Row] = []
+    interrupted = False
+    with BenchTable(console, total=len(cases)) as table:
+        try:
+            for row in bench.run(*loaded, cases, rounds=rounds):
+                rows.append(row)
+                table.add(row)
+        except KeyboardInterrupt:
+            interrupted = True
+    result = Bench(
+        tool_version=__version__,
+        library=found.to_json(),
+        baseline=other.to_json(),
+        machine={"cpu": cpu_model(), "threads": usable_cores()},
+        started=started,
+        seconds=time.perf_counter() - start,
+        rounds=rounds,
+        rows=tuple(rows),
+        selected=len(cases),
+        interrupted=interrupted,
+    )
+    print_bench_summary(console, result)
+    return result
 
 
 def try_library(library: Library) -> str | None:
@@ -261,7 +309,13 @@ def _is_device(path: Path) -> bool:
     return path.exists() and not path.is_file()
 
 
-def _current_library(name: str, options: Mapping[str, str]) -> Library:
+def current_library(name: str, options: Mapping[str, str]) -> Library:
+    """Return a library as it was built.
+
+    Raises:
+        UsageError: There is no library of that name.
+        SetupError: It is not built, or not current.
+    """
     project = find_project()
     library = build.find(project, name, options=options)
     stale = build.is_stale(project, library, options=options)

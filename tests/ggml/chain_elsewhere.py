@@ -57,7 +57,7 @@ class Remote(Backend):
     """The RPC backend of a server."""
 
     def __init__(self, library: Ggml, endpoint: str) -> None:
-        super().__init__(library, 1, reference=False)
+        super().__init__(library, 1, reference=False, poll=0)
         self._endpoint = endpoint
 
     def __enter__(self) -> Remote:

@@ -17,6 +17,7 @@ from fa_harness.inputs import make_inputs
 from fa_harness.library import Library
 from fa_harness.modes import run_case
 from fa_harness.quants import TYPES, decode, row_bytes
+from fa_harness.timing import aligned
 
 U8 = npt.NDArray[np.uint8]
 SHAPE = (64, 5, 3, 2)
@@ -254,6 +255,57 @@ def test_a_file_of_another_kind_is_an_error_that_names_it(tmp_path: Path) -> Non
     module.write_text("no library")
     with pytest.raises(SetupError, match=r"_ggml\.txt: not a module of this Python"):
         ggml.load(module)
+
+
+# memory
+
+
+def test_a_tensor_lives_in_an_array_that_is_placed(library: Ggml) -> None:
+    array = aligned(np.arange(2 * 3 * 5 * 64, dtype=np.float32).reshape(2, 3, 5, 64))
+    with library.context() as ctx, library.backend(1) as backend:
+        tensor = ctx.tensor("f32", SHAPE)
+        ctx.place(tensor, array)
+        view = ctx.view(tensor, (64, 1, 3, 2))
+        ctx.tensor("f32", SHAPE)
+        backend.allocate(ctx)  # the other one; the view gets its place in the array
+        np.testing.assert_array_equal(tensor.read(), array)
+        array[0, 0, 0, 0] = 7
+        assert tensor.read()[0, 0, 0, 0] == 7
+        tensor.write(np.zeros_like(array))
+        assert not array.any()
+        assert view.ne == (64, 1, 3, 2)
+
+
+@pytest.mark.parametrize("wrong", ["size", "place", "strides"])
+def test_an_array_that_does_not_fit_a_tensor_is_not_placed(library: Ggml, wrong: str) -> None:
+    array = aligned(np.zeros(64 * 5 * 3 * 2 + 64, np.float32))
+    array = {
+        "size": array,
+        "place": array[1:-63],
+        "strides": aligned(np.zeros((64 * 5 * 3 * 2, 2), np.float32))[:, 0],
+    }[wrong]
+    with library.context() as ctx:
+        message = r"takes 7680 contiguous bytes at a multiple of 64, not \d+ at 0x"
+        with pytest.raises(ValueError, match=message):
+            ctx.place(ctx.tensor("f32", SHAPE), array)
+
+
+def test_allocations_of_a_graph_are_counted_those_of_its_work_memory_too(library: Ggml) -> None:
+    with library.context() as ctx, library.backend(2) as backend:
+        ne = (64, 5, 2, 1)
+        q, k, v = tensors = [ctx.tensor(type_, ne) for type_ in ("f32", "f16", "f16")]
+        calls = [ctx.flash_attn_ext(q, k, v, None, scale=1.0) for _ in range(3)]
+        backend.allocate(ctx)
+        for tensor in tensors:
+            tensor.write(np.zeros(tensor.nbytes, np.uint8))
+        first, second, third, of_three = (
+            backend.count_allocations(ctx.graph(outputs))
+            for outputs in ([calls[0]], [calls[0]], [calls[0]], calls)
+        )
+    assert first is not None
+    assert second is not None
+    assert first > second  # the work memory
+    assert second == third == of_three  # what upstream takes for a graph, whatever is in it
 
 
 # two libraries in one process

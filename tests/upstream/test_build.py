@@ -238,7 +238,7 @@ def test_an_unknown_library_is_refused_before_anything_is_run(
 ) -> None:
     refuse_programs(monkeypatch)
     for call in (lambda: build(ready, ["pristine", "0099"]), lambda: find(ready, "0099")):
-        with pytest.raises(UsageError, match="unknown library '0009'"):
+        with pytest.raises(UsageError, match="unknown library '0099'"):
             call()
 
 

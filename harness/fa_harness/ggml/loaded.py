@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fa_harness import quants
 from fa_harness.errors import SetupError
+from fa_harness.ggml import allocations
 
 _CONTEXT_BYTES = 32 << 20  # headers of tensors and graphs only; pages not used are not taken
 
@@ -47,15 +48,16 @@ def load(module_path: Path) -> Ggml:
             f"{module_path}: cannot be loaded ({error}); run `fa-harness build`"
         ) from error
     _holders.update(dict.fromkeys(names, folder))
-    return Ggml(module.ffi, module.lib)
+    return Ggml(module.ffi, module.lib, folder)
 
 
 class Ggml:
     """A loaded library."""
 
-    def __init__(self, ffi: Any, lib: Any) -> None:
+    def __init__(self, ffi: Any, lib: Any, folder: Path) -> None:
         self._ffi = ffi
         self._lib = lib
+        self._folder = folder
 
     @property
     def has_state(self) -> bool:
@@ -137,14 +139,17 @@ class Ggml:
         """Return an empty context; its tensors have no memory until `Backend.allocate`."""
         return Context(self)
 
-    def backend(self, n_threads: int, *, reference: bool = False) -> Backend:
+    def backend(self, n_threads: int, *, reference: bool = False, poll: int = 0) -> Backend:
         """Return a CPU backend with a thread pool of its own.
 
         Args:
             n_threads: Threads that compute, the calling one among them.
             reference: Take the vec path for every shape (upstream's `use_ref`).
+            poll: How long a thread spins for the next graph before it sleeps: 131,072 times this
+                many turns, some milliseconds each; 0 sleeps at once. Between graphs the cores are
+                NumPy's, so a thread should spin only where graph follows graph.
         """
-        return Backend(self, n_threads, reference=reference)
+        return Backend(self, n_threads, reference=reference, poll=poll)
 
     def _type(self, name: str) -> int:
         return quants.TYPES[name].ggml_type
@@ -276,6 +281,7 @@ class Context:
         self._ggml = ggml
         self._p: Any = None
         self._buffers: list[Any] = []
+        self._arrays: list[npt.NDArray[Any]] = []
 
     def __enter__(self) -> Context:
         lib = self._ggml._lib
@@ -290,12 +296,35 @@ class Context:
         for buffer in self._buffers:
             self._ggml._lib.ggml_backend_buffer_free(buffer)
         self._ggml._lib.ggml_free(self._p)
-        self._buffers, self._p = [], None
+        self._buffers, self._arrays, self._p = [], [], None
 
     def tensor(self, type_: str, ne: Sequence[int]) -> Tensor:
         """Return a new contiguous tensor of shape `ne` (four numbers)."""
         pointer = self._ggml._lib.ggml_new_tensor_4d(self._p, self._ggml._type(type_), *ne)
         return Tensor(self._ggml, pointer, type_)
+
+    def place(self, tensor: Tensor, array: npt.NDArray[Any]) -> None:
+        """Let a tensor live in an array's memory: nothing is copied, what one writes, both hold.
+
+        Args:
+            tensor: A tensor without memory that is no view.
+            array: Contiguous, as many bytes as the tensor, at a multiple of 64 bytes; the context
+                keeps it alive.
+
+        Raises:
+            ValueError: The array is not so.
+        """
+        address = array.ctypes.data
+        if array.nbytes != tensor.nbytes or address % 64 or not array.flags.c_contiguous:
+            raise ValueError(
+                f"tensor {tensor.ne} {tensor.type}: takes {tensor.nbytes} contiguous bytes at a "
+                f"multiple of 64, not {array.nbytes} at {address:#x}"
+            )
+        lib, pointer = self._ggml._lib, self._ggml._pointer(array)
+        buffer = lib.ggml_backend_cpu_buffer_from_ptr(pointer, array.nbytes)
+        lib.ggml_backend_tensor_alloc(buffer, tensor._p, pointer)
+        self._buffers.append(buffer)
+        self._arrays.append(array)
 
     def permute(self, a: Tensor, axes: Sequence[int]) -> Tensor:
         """Return a view of `a` whose dimension `axes[i]` is dimension `i` of `a`."""
@@ -398,9 +427,10 @@ class Context:
 class Backend:
     """A CPU backend with a thread pool of its own; released on leaving the `with` block."""
 
-    def __init__(self, ggml: Ggml, n_threads: int, *, reference: bool) -> None:
+    def __init__(self, ggml: Ggml, n_threads: int, *, reference: bool, poll: int) -> None:
         self._ggml = ggml
         self._reference = reference
+        self._poll = poll
         self.n_threads = n_threads
         self._p: Any = None
         self._pool: Any = None
@@ -408,8 +438,7 @@ class Backend:
     def __enter__(self) -> Backend:
         lib = self._ggml._lib
         params = lib.ggml_threadpool_params_default(self.n_threads)
-        # Between graphs the threads sleep: what runs there is NumPy, on the same cores.
-        params.poll = 0
+        params.poll = self._poll
         self._pool = lib.ggml_threadpool_new(self._ggml._ffi.addressof(params))
         if self._pool == self._ggml._ffi.NULL:
             raise MemoryError(f"ggml_threadpool_new: no pool of {self.n_threads} threads")
@@ -445,3 +474,15 @@ class Backend:
         status = self._ggml._lib.ggml_backend_graph_compute(self._p, graph._p)
         if status != self._ggml._lib.GGML_STATUS_SUCCESS:
             raise RuntimeError(f"ggml_backend_graph_compute: status {status}")
+
+    def count_allocations(self, graph: Graph) -> int | None:
+        """Compute the graph; return how often the library asked for memory, None if unknown.
+
+        The first graph of a backend asks for the work memory; any graph for what upstream's
+        `ggml_graph_compute` takes for itself.
+        """
+        if not allocations.can_count():
+            return None
+        with allocations.counted(self._ggml._folder) as count:
+            self.compute(graph)
+            return count()

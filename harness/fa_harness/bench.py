@@ -1,0 +1,452 @@
+"""Speed as ratios: what is timed, what each ratio may be at most, and why.
+
+Every limit is judged on the lower end of the ratio's interval, so that noise does not decide: a row
+is `over` only where the measurement excludes that it keeps the limit. Where the interval holds the
+limit and is wider than `NOISY`, nothing is known: the row is measured again, and what stays so is
+`noisy` and does not pass.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fa_harness.cases import Case
+from fa_harness.errors import UsageError
+from fa_harness.ggml import Ggml
+from fa_harness.modes import path
+from fa_harness.quants import row_bytes
+from fa_harness.timing import SEGMENTS, Timings, chain_path, is_long_decode, measure
+
+LEVEL = 0.99
+"""Coverage of an interval, at least."""
+MIN_ROUNDS = 8
+"""Fewer rounds have no interval of that coverage."""
+NOISY = 0.03
+"""Width of an interval, relative to its lower end, beyond which it does not decide."""
+FULL_STATE = 1.01
+CHAIN = 1.03
+"""What a chain may take of its model."""
+LONG_DECODE = 1.00
+"""What 8 segments of a long decode may take of one call: a segment stays in the cache. Where
+computing takes longer than reading, upstream's own calls on the 8 parts take more than one call,
+and that is what a chain may take."""
+
+_KV_TILE = _Q_TILE = 64
+_ATTEMPTS = 2
+_FAR_OUT = 3.0  # interquartile ranges beyond a quartile, Tukey's outer fence
+
+# K and V as llama.cpp's cache has them: the heads of one token side by side.
+_USUAL: dict[str, Any] = {
+    "mask_kind": "causal", "regime": "normal", "permute": (0, 2, 1, 3), "kv_view": False
+}  # fmt: skip
+
+
+def _shape(
+    n_batch: int, n_kv: int, head: int | tuple[int, int], heads: tuple[int, int], type_: str
+) -> Case:
+    hsk, hsv = head if isinstance(head, tuple) else (head, head)
+    n_head, n_head_kv = heads
+    return Case(
+        hsk=hsk,
+        hsv=hsv,
+        nh=n_head_kv,
+        nr23=(n_head // n_head_kv, 1),
+        kv=n_kv,
+        nb=n_batch,
+        type_K=type_,
+        type_V=type_,
+        v_is_view_of_k=hsk != hsv,
+        **_USUAL,
+    )
+
+
+_MLA = (576, 512)
+SHAPES: tuple[Case, ...] = (
+    # decode
+    _shape(1, 512, 128, (32, 8), "f16"),
+    _shape(1, 2048, 128, (32, 8), "f16"),
+    _shape(1, 8192, 128, (32, 8), "f16"),
+    _shape(1, 32768, 128, (16, 4), "f16"),
+    _shape(1, 8192, 64, (32, 4), "f16"),
+    _shape(1, 4096, 256, (8, 8), "f16"),
+    _shape(1, 8192, _MLA, (8, 1), "f16"),
+    _shape(1, 8192, 128, (8, 8), "f32"),
+    _shape(1, 8192, 128, (16, 4), "bf16"),
+    _shape(1, 8192, 128, (16, 4), "q8_0"),
+    _shape(1, 32768, 64, (8, 1), "q4_0"),
+    # a few rows, as in speculative decoding and for several users
+    _shape(8, 2048, 128, (16, 4), "f16"),
+    _shape(8, 8192, 64, (8, 1), "q8_0"),
+    _shape(8, 1024, 256, (8, 8), "bf16"),
+    _shape(32, 2048, 128, (8, 2), "f16"),
+    _shape(32, 512, 128, (8, 1), "q4_0"),
+    _shape(32, 1024, _MLA, (8, 1), "q8_0"),
+    _shape(32, 4096, 64, (4, 4), "f32"),
+    # prefill
+    _shape(512, 512, 128, (8, 2), "f16"),
+    _shape(512, 2048, 128, (4, 1), "f16"),
+    _shape(512, 32768, 64, (1, 1), "f16"),
+    _shape(512, 2048, 64, (8, 8), "f32"),
+    _shape(512, 2048, 256, (2, 2), "f16"),
+    _shape(512, 1024, _MLA, (2, 1), "f16"),
+    _shape(512, 1024, 128, (2, 2), "q8_0"),
+)
+"""Decode and prefill: every value of every axis, each of the kernel's paths with types and sizes
+that it serves."""
+
+
+def suite(threads: Sequence[int] = (1, 2), pattern: str | None = None) -> list[Case]:
+    """Return every shape once with each number of threads.
+
+    Args:
+        threads: Numbers of threads.
+        pattern: Regular expression that a case's string must match.
+
+    Raises:
+        UsageError: It is none, or nothing matches.
+    """
+    try:
+        wanted = re.compile(pattern or "").search
+    except re.error as error:
+        raise UsageError(f"-k {pattern!r} is not a regular expression: {error}") from error
+    cases = [case.with_(threads=n) for case in SHAPES for n in threads]
+    selected = [case for case in cases if wanted(str(case))]
+    if not selected:
+        raise UsageError(
+            f"no case is left of {len(cases)}: none matches -k {pattern!r}; --list shows them"
+        )
+    return selected
+
+
+# statistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A median and an interval that holds it."""
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def width(self) -> float:
+        """The width, relative to the lower end."""
+        return self.high / self.low - 1
+
+
+def order_rank(n: int, level: float = LEVEL) -> int:
+    """Return the largest rank k such that `[x_(k), x_(n+1-k)]` holds the median.
+
+    The number of samples below the median is binomial, whatever their distribution: the interval
+    fails where fewer than k lie on one side of it.
+
+    Raises:
+        UsageError: There is no such interval of n samples.
+    """
+    rank, below = 0, 0  # of all 2^n outcomes, those with fewer than `rank` samples below the median
+    while 1 - 2 * (below + math.comb(n, rank)) / 2**n >= level:
+        below += math.comb(n, rank)
+        rank += 1
+    if rank == 0:
+        raise UsageError(f"{n} rounds give no interval of {level:.0%}; take {MIN_ROUNDS} or more")
+    return rank
+
+
+def median_interval(samples: npt.NDArray[np.float64]) -> Interval:
+    """Return the median of independent samples and its interval of coverage `LEVEL`."""
+    ordered = np.sort(samples)
+    rank = order_rank(len(ordered))
+    return Interval(
+        median=float(np.median(ordered)),
+        low=float(ordered[rank - 1]),
+        high=float(ordered[-rank]),
+    )
+
+
+def count_outliers(samples: npt.NDArray[np.float64]) -> int:
+    """Return how many samples lie more than 3 interquartile ranges beyond a quartile.
+
+    They stay among the samples: a median does not heed how far out they are.
+    """
+    lower, upper = np.quantile(samples, (0.25, 0.75))
+    reach = _FAR_OUT * (upper - lower)
+    return int(np.sum((samples < lower - reach) | (samples > upper + reach)))
+
+
+# the model of a chain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What N calls with a state should take of one call, if a key costs what it costs there."""
+
+    state: float
+    """Reading and writing the state in each call, at the cost of copying as many bytes."""
+    nodes: float
+    """The N - 1 further calls, each at the cost of a call of upstream's that sees no key."""
+    padding: float
+    """The further KV tiles of segments that do not fill theirs; tiled path only."""
+
+    @property
+    def ratio(self) -> float:
+        """The time of the chain, relative to one call."""
+        return 1 + self.state + self.nodes + self.padding
+
+
+def model(
+    case: Case, n_segments: int, *, one_call: float, empty_call: float, byte_cost: float
+) -> Model:
+    """Return the model of a chain of equal segments.
+
+    Args:
+        case: Its shape.
+        n_segments: Calls in the chain.
+        one_call: Seconds of one call without a state, on the path of the chain's calls.
+        empty_call: Seconds of a call without a state that sees no key, on that path.
+        byte_cost: Seconds to read or to write a byte, with as many threads.
+    """
+    state_bytes = case.n_head * case.n_batch * case.ne3 * (2 + case.hsv) * 4
+    padding = 0.0
+    if chain_path(case, n_segments) == "tiled":
+        padding = tiles(case, n_segments) / tiles(case, 1) - 1
+    return Model(
+        state=n_segments * 2 * state_bytes * byte_cost / one_call,
+        nodes=(n_segments - 1) * empty_call / one_call,
+        padding=padding * max(0.0, 1 - empty_call / one_call),
+    )
+
+
+def tiles(case: Case, n_segments: int) -> int:
+    """Return the KV tiles that the tiled path computes for one head, all calls of a chain together.
+
+    A tile is computed for 64 query rows if one of them sees one of its keys. Masks are causal.
+    """
+    bounds = case.with_(segments=n_segments).segment_bounds()
+    total = 0
+    for first in range(0, case.n_batch, _Q_TILE):
+        last = min(first + _Q_TILE, case.n_batch) - 1
+        visible = case.n_kv - case.n_batch + last + 1
+        for start, stop in itertools.pairwise(bounds):
+            total += math.ceil(max(0, min(stop, visible) - start) / _KV_TILE)
+    return total
+
+
+# judging
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A ratio of times within a round, and its limit."""
+
+    of: str
+    to: str
+    ratio: Interval
+    limit: float | None
+    """At most; None where the ratio is a measure for others."""
+    model: Model | None = None
+
+    @property
+    def status(self) -> str:
+        """`pass`, `over` or `noisy`."""
+        if self.limit is None or self.ratio.high <= self.limit:
+            return "pass"
+        if self.ratio.low > self.limit:
+            return "over"
+        return "noisy" if self.ratio.width > NOISY else "pass"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A case's times, ratios and what was planned for it."""
+
+    case: Case
+    seconds: Mapping[str, float]
+    """Medians of one computation."""
+    comparisons: Mapping[str, Comparison]
+    unavailable: Mapping[str, str]
+    """Comparisons that cannot be made, and why."""
+    outliers: int
+    rounds: int
+    repetitions: int
+    attempts: int
+    kv_bytes: int
+    work_size: Mapping[str, int]
+    allocations: Mapping[str, int]
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What is wrong beyond ratios: work memory and allocations of a graph are upstream's."""
+        return (
+            *_differences(self.work_size, "{} bytes of work memory are planned, not {}"),
+            *_differences(self.allocations, "{} allocations in a graph, not {}"),
+        )
+
+    @property
+    def is_unsteady(self) -> bool:
+        """Whether the library cannot even be compared with itself.
+
+        Then no ratio tells anything: on a busy machine a graph with more nodes, hence barriers,
+        waits more often for a thread that has lost its core.
+        """
+        return self.comparisons["again"].ratio.width > NOISY
+
+    @property
+    def status(self) -> str:
+        """The worst of the comparisons' statuses; `over` where something else is wrong."""
+        statuses = {comparison.status for comparison in self.comparisons.values()}
+        if self.faults:
+            return "over"
+        if self.is_unsteady:
+            return "noisy"
+        return next((status for status in ("over", "noisy") if status in statuses), "pass")
+
+
+def judge(case: Case, timings: Timings, *, attempts: int = 1) -> Row:
+    """Return a case's ratios and their limits.
+
+    Args:
+        case: What was computed.
+        timings: What `measure` found.
+        attempts: How often the case was measured until these timings.
+    """
+    seconds = timings.seconds
+    medians = {name: float(np.median(each)) for name, each in seconds.items()}
+
+    def compare(of: str, to: str, limit: float | None, model: Model | None = None) -> Comparison:
+        ratio = median_interval(seconds[of] / seconds[to])
+        return Comparison(of=of, to=to, ratio=ratio, limit=limit, model=model)
+
+    again = compare("again", "standard", None)
+    # Code that is as fast as another cannot be told from it by more than from itself: the reach of
+    # the interval in which the same library was compared with itself, in the same rounds.
+    noise = max(again.ratio.high, 1 / again.ratio.low)
+    comparisons = {
+        "again": again,
+        "standard": compare("standard", "baseline", noise),
+        "full_state": compare("full_state", "standard", FULL_STATE),
+    }
+    unavailable = {}
+    for n in SEGMENTS:
+        name, path_ = f"segmented_{n}", chain_path(case, n)
+        to = "standard" if path_ == path(case) else "standard_vec"
+        if to not in seconds:
+            unavailable[name] = (
+                f"its calls take the {path_} path, one call takes {path(case)}, "
+                "and the library cannot be told to take another (use_ref)"
+            )
+            continue
+        expected = model(
+            case,
+            n,
+            one_call=medians[to],
+            empty_call=max(0.0, medians[f"empty_{path_}"]),
+            byte_cost=medians["byte"],
+        )
+        comparisons[name] = compare(name, to, expected.ratio * CHAIN, expected)
+    if is_long_decode(case):
+        parts = comparisons["parts_8"] = compare("parts_8", "standard", None)
+        limit = max(LONG_DECODE, parts.ratio.high)
+        comparisons["long_decode"] = compare("segmented_8", "standard", limit)
+    return Row(
+        case=case,
+        seconds=medians,
+        comparisons=comparisons,
+        unavailable=unavailable,
+        outliers=sum(count_outliers(each) for each in seconds.values()),
+        rounds=len(seconds["standard"]),
+        repetitions=timings.repetitions,
+        attempts=attempts,
+        kv_bytes=kv_bytes(case),
+        work_size=timings.work_size,
+        allocations=timings.allocations,
+    )
+
+
+def _differences(found: Mapping[str, int], text: str) -> list[str]:
+    """Return a text for each way in which another number was found than for the baseline."""
+    return [
+        f"{name}: {text.format(n, found['baseline'])}"
+        for name, n in found.items()
+        if n != found["baseline"]
+    ]
+
+
+def kv_bytes(case: Case) -> int:
+    """Return the bytes of K and V that a call reads; a V that is a view of K adds none."""
+    per_key = row_bytes(case.type_K, case.hsk)
+    if not case.v_is_view_of_k:
+        per_key += row_bytes(case.type_V, case.hsv)
+    return case.ne3 * case.n_head_kv * case.n_kv * per_key
+
+
+# running
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """All that a run found, and what it ran on."""
+
+    tool_version: str
+    library: dict[str, Any]
+    baseline: dict[str, Any]
+    machine: dict[str, Any]
+    started: datetime
+    seconds: float
+    rounds: int
+    rows: tuple[Row, ...]
+    selected: int
+    interrupted: bool
+
+    def count(self, status: str) -> int:
+        """Return how many rows have a status."""
+        return sum(row.status == status for row in self.rows)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every selected row was measured and keeps its limits."""
+        return self.count("pass") == self.selected
+
+
+def run(
+    library: Ggml,
+    baseline: Ggml,
+    cases: Sequence[Case],
+    *,
+    rounds: int,
+) -> Iterator[Row]:
+    """Measure cases one after another; a noisy one once more, with twice the rounds.
+
+    What was measured before is dropped, and its noise decides that, not its ratios: so the last
+    interval holds as if it were the first.
+
+    Args:
+        library: The library under test.
+        baseline: The library without the patches, loaded into this process, too.
+        cases: What to measure.
+        rounds: Timings of each way to compute a case, at first.
+
+    Raises:
+        UsageError: The library under test has no state.
+    """
+    if not library.has_state:
+        raise UsageError(
+            "the library has no ggml_flash_attn_ext_with_state; take one that has it, such as "
+            "--library patched"
+        )
+    for case in cases:
+        for attempt in range(1, _ATTEMPTS + 1):
+            timings = measure(library, baseline, case, rounds=attempt * rounds, seed=attempt)
+            row = judge(case, timings, attempts=attempt)
+            if row.status != "noisy":
+                break
+        yield row

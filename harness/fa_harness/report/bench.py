@@ -1,0 +1,226 @@
+"""The speed of a library as a table and as JSON, schema `fa-harness.bench/1`."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from fa_harness import bench
+from fa_harness.bench import Bench, Comparison, Interval, Row
+from fa_harness.cases import Case
+from fa_harness.modes import path
+from fa_harness.timing import SEGMENTS
+
+SCHEMA = "fa-harness.bench/1"
+
+_STYLE = {"pass": "green", "over": "bold red", "noisy": "bold magenta"}
+_CASE_WIDTH = 37
+_RATIOS = {  # by comparison: the column's heading
+    "standard": "no state",
+    "full_state": "full state",
+    **{f"segmented_{n}": f"{n} segments" for n in SEGMENTS},
+}
+_COLUMNS = (  # after the case: heading, width
+    ("ms", 8),
+    ("ns/B", 6),
+    *((heading, 13) for heading in _RATIOS.values()),
+    ("status", 6),
+)
+
+
+class Table:
+    """Two lines a row as it is measured: medians and limits, then intervals."""
+
+    def __init__(self, console: Console, *, total: int) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("[progress.description]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("rows", total=total)
+
+    def __enter__(self) -> Table:
+        headings = _line("case", [heading for heading, _ in _COLUMNS])
+        self._console.print(Text(headings, style="bold"), soft_wrap=True)
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def add(self, row: Row) -> None:
+        """Print a row, and each limit that it does not keep."""
+        shown = [row.comparisons.get(name) for name in _RATIOS]
+        seconds = row.seconds["standard"]
+        cells = [f"{seconds * 1e3:.3f}", f"{seconds / row.kv_bytes * 1e9:.3f}"]
+        line = Text(_line(label(row.case), [*cells, *map(_median, shown), row.status]))
+        line.stylize(_STYLE[row.status], len(line.plain) - len(row.status))
+        self._console.print(line, soft_wrap=True)
+        second = f"  {path(row.case)}, {row.outliers} outliers"
+        intervals = ["", "", *(_range(each.ratio) if each else "" for each in shown), ""]
+        self._console.print(Text(_line(second, intervals).rstrip(), style="dim"), soft_wrap=True)
+        if row.is_unsteady:
+            again = row.comparisons["again"]
+            self._note(f"{explain(again)}: the machine does something else, too", "noisy")
+        for comparison in row.comparisons.values():
+            if comparison.status != "pass":
+                self._note(explain(comparison), comparison.status)
+        for fault in row.faults:
+            self._note(fault, "over")
+        for name, reason in row.unavailable.items():
+            self._note(f"{name}: not compared: {reason}", "noisy")
+        if row.status != "pass":
+            self._console.print(Text(f"    {repro(row.case)}", style="dim"), soft_wrap=True)
+        self._progress.advance(self._task)
+
+    def _note(self, text: str, status: str) -> None:
+        self._console.print(Text(f"    {text}", style=_STYLE[status]), soft_wrap=True)
+
+
+def print_summary(console: Console, result: Bench) -> None:
+    """Print how the rows ended, and how to read them."""
+    counts = ", ".join(f"{result.count(s)} {s}" for s in _STYLE if result.count(s)) or "none"
+    rows = f"{len(result.rows)} row{'s' * (len(result.rows) != 1)}"
+    if result.interrupted:
+        rows = f"{len(result.rows)} of {result.selected} rows (interrupted)"
+    text = Text(f"{rows}: {counts}", style="bold")
+    text.stylize("green" if result.passed else "red")
+    text.append(
+        f" | library {result.library['name']} against {result.baseline['name']}, "
+        f"ggml {result.library['ggml_version']} | {result.rounds} rounds | {result.seconds:.1f} s",
+        style="not bold default",
+    )
+    console.print(text, soft_wrap=True)
+    console.print(
+        Text(
+            f"ratios are medians (limit or model) with {bench.LEVEL:.0%} intervals: no state, to "
+            f"{result.baseline['name']}; full state and segments, to no state.\n"
+            "A lower end is over the limit of no state (the noise of the library against itself), "
+            f"of full state, {bench.CHAIN} x the model\n"
+            f"of segments, or {bench.LONG_DECODE:.2f} (or what upstream's calls on the parts take) "
+            "where 8 segments decode 8192 keys or more.",
+            style="dim",
+        ),
+        soft_wrap=True,
+    )
+
+
+def label(case: Case) -> str:
+    """Return a case of the suite in a few words."""
+    size = f"{case.hsk}" if case.hsk == case.hsv else f"{case.hsk}/{case.hsv}"
+    heads = f"h{case.n_head}/{case.n_head_kv}"
+    return f"b{case.n_batch} kv{case.n_kv} hs{size} {heads} {case.type_K} t{case.threads}"
+
+
+def explain(comparison: Comparison) -> str:
+    """Return a ratio, its interval and its limit in words."""
+    text = (
+        f"{comparison.of} / {comparison.to}: {comparison.ratio.median:.3f}"
+        f" ({_range(comparison.ratio)})"
+    )
+    if comparison.limit is not None:
+        text += f", at most {comparison.limit:.3f}"
+    if comparison.model:
+        terms = vars(comparison.model).items()
+        sum_ = " + ".join(["1", *(f"{value:.3f} {name}" for name, value in terms)])
+        text += f" = {bench.CHAIN} x ({sum_})"
+    if comparison.status == "noisy":
+        text += f"; too noisy: the interval is {comparison.ratio.width:.0%} wide"
+    return text
+
+
+def render(result: Bench) -> str:
+    """Return the JSON document, ending in a newline."""
+    return json.dumps(document(result), indent=1, allow_nan=False) + "\n"
+
+
+def document(result: Bench) -> dict[str, Any]:
+    """Return the JSON document as plain data."""
+    return {
+        "schema": SCHEMA,
+        "tool": {"version": result.tool_version},
+        "library": result.library,
+        "baseline": result.baseline,
+        "machine": result.machine,
+        "started": result.started.isoformat(timespec="seconds"),
+        "seconds": round(result.seconds, 3),
+        "interrupted": result.interrupted,
+        "rounds": result.rounds,
+        "level": bench.LEVEL,
+        "summary": {
+            "rows": len(result.rows),
+            **{status: result.count(status) for status in _STYLE},
+        },
+        "rows": [_row(row) for row in result.rows],
+    }
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {
+        "case": str(row.case),
+        "status": row.status,
+        "ok": row.status == "pass",
+        "path": path(row.case),
+        "seconds": dict(row.seconds),
+        "kv_bytes": row.kv_bytes,
+        "ns_per_kv_byte": row.seconds["standard"] / row.kv_bytes * 1e9,
+        "ratios": {name: _ratio(each) for name, each in row.comparisons.items()},
+        "unavailable": dict(row.unavailable),
+        "faults": list(row.faults),
+        "outliers": row.outliers,
+        "rounds": row.rounds,
+        "repetitions": row.repetitions,
+        "attempts": row.attempts,
+        "work_size": dict(row.work_size),
+        "allocations": dict(row.allocations),
+        "repro": repro(row.case),
+    }
+
+
+def _ratio(comparison: Comparison) -> dict[str, Any]:
+    model = comparison.model
+    terms: Mapping[str, float] | None = {**vars(model), "ratio": model.ratio} if model else None
+    return {
+        "of": comparison.of,
+        "to": comparison.to,
+        **vars(comparison.ratio),
+        "limit": comparison.limit,
+        "model": terms,
+        "status": comparison.status,
+        "ok": comparison.status == "pass",
+    }
+
+
+def repro(case: Case) -> str:
+    """Return the command that measures a case of the suite again."""
+    fields = str(case).partition("(")[2].split(",mask=")[0]  # the sizes
+    pattern = re.sub(r"[][]", ".", f"{fields},.*type_K={case.type_K},")
+    return shlex.join(["fa-harness", "bench", "--threads", str(case.threads), "-k", pattern])
+
+
+def _median(comparison: Comparison | None) -> str:
+    if comparison is None:
+        return "-"
+    bound = comparison.model.ratio if comparison.model else comparison.limit
+    return f"{comparison.ratio.median:.3f} ({bound:.3f})"
+
+
+def _range(interval: Interval) -> str:
+    return f"{interval.low:.3f}-{interval.high:.3f}"
+
+
+def _line(case: str, cells: list[str]) -> str:
+    padded = [f"{cell:>{width}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=True)]
+    return "  ".join([f"{case:<{_CASE_WIDTH}}", *padded])
