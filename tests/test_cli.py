@@ -204,9 +204,9 @@ REFUSED = {
         ["--case", "FLASH_ATTN_EXT(n_head=5,n_head_kv=2)"],
         "n_head=5: must be a multiple of n_head_kv=2",
     ),
-    "block": (
-        ["--case", "FLASH_ATTN_EXT(hsk=40,type_K=q8_0)"],
-        "hsk=40: not a multiple of the 32 elements in a block of type_K=q8_0",
+    "type": (
+        ["--case", "FLASH_ATTN_EXT(type_K=q8_o)"],
+        "type_K=q8_o: unknown type; known are f32, f16, bf16, q8_0",
     ),
     "order": (["--case", CASE, "--boundaries", "9,3"], "boundaries=[9,3]: out of order"),
     "range": (

@@ -28,7 +28,10 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Inputs:
-    """The arrays of a case. They are read-only, so that a kernel's run cannot change another's."""
+    """The arrays of a case. They are read-only, so that a kernel's run cannot change another's.
+
+    `hsk` and `hsv` stand for the case's `hsk_padded` and `hsv_padded`.
+    """
 
     q: F32
     """`[ne3, n_head, n_batch, hsk]`."""

@@ -294,7 +294,7 @@ def _walk(weights: F64, v: F64, roundings: F64, starts: range) -> tuple[F64, F64
     hsv = v.shape[-1] // 2
     shape = (*weights.shape[:-1], hsv)
     sums = np.zeros((*shape[:-1], 2 * hsv))
-    terms, size, largest, squares = (np.empty_like(x) for x in (sums, *[sums[..., :hsv]] * 3))
+    terms, size, twice, squares = (np.empty_like(x) for x in (sums, *[sums[..., :hsv]] * 3))
     before, walk, walk_2 = (np.zeros(shape) for _ in range(3))
     for i, start in enumerate(starts):
         stop = start + starts.step
@@ -302,17 +302,16 @@ def _walk(weights: F64, v: F64, roundings: F64, starts: range) -> tuple[F64, F64
         sums += terms
         np.abs(sums[..., :hsv], out=size)
         if starts.step == 1:
-            largest[...] = size
+            np.add(size, size, out=twice)
         else:
-            np.add(before, size, out=largest)
-            largest += terms[..., hsv:]
-            largest *= 0.5
-        np.multiply(largest, roundings[..., i, None], out=squares)
+            np.add(before, size, out=twice)
+            twice += terms[..., hsv:]
+        np.multiply(twice, roundings[..., i, None], out=squares)
         walk += squares
-        squares *= largest
+        squares *= twice
         walk_2 += squares
         before, size = size, before
-    return sums[..., :hsv], sums[..., hsv:], walk, np.sqrt(walk_2)
+    return sums[..., :hsv], sums[..., hsv:], walk / 2, np.sqrt(walk_2) / 2
 
 
 def _without_v(*, m: F64, s: F64, n_roundings: F64, zeros: F64) -> Partial:

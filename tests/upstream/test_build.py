@@ -237,7 +237,7 @@ def test_an_unknown_library_is_refused_before_anything_is_run(
     ready: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_programs(monkeypatch)
-    for call in (lambda: build(ready, ["pristine", "0009"]), lambda: find(ready, "0009")):
+    for call in (lambda: build(ready, ["pristine", "0099"]), lambda: find(ready, "0099")):
         with pytest.raises(UsageError, match="unknown library '0009'"):
             call()
 
