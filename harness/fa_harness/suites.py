@@ -212,7 +212,7 @@ def _reduction() -> list[Case]:
     def add(shape: dict[str, Any], cut: dict[str, Any], regime: str, **types: Any) -> None:
         turn = len(cases)
         fields = {**shape, **_cut_at(shape["kv"], cut), **types, **_of_turn(regime, turn)}
-        cases.append(Case(**{**fields, "threads": 1 + turn % 2}))
+        cases.append(Case(**{**fields, "threads": _threads(turn)}))
 
     regimes = itertools.cycle(_REGIMES_OF_ANY_SHAPE)
     for type_, shape, cut in itertools.product(_TYPES, shapes, cuts):
@@ -229,7 +229,9 @@ def _reduction() -> list[Case]:
         for cut, sinks in itertools.product(cuts, (False, True)):
             fields = {**shapes[1], **_cut_at(shapes[1]["kv"], cut), **more, "regime": "normal"}
             turn = len(cases)
-            cases.append(Case(**{**fields, "sinks": sinks, "seed": turn, "threads": 1 + turn % 2}))
+            cases.append(
+                Case(**{**fields, "sinks": sinks, "seed": turn, "threads": _threads(turn)})
+            )
     for types, cut in itertools.product(_TYPED_CHAINS, cuts[1:]):
         cut = {**cut, "segments": max(cut["segments"], len(types))}
         add(shapes[1], cut, next(regimes), **_typed(types))
@@ -244,7 +246,7 @@ def _mixed() -> list[Case]:
     def add(shape: dict[str, Any], types: tuple[str, ...], regime: str, **cut: Any) -> None:
         cut = cut or {"segments": len(types)}
         fields = {**shape, **_typed(types), **_of_turn(regime, len(cases)), **cut}
-        cases.append(Case(**{**fields, "threads": 1 + len(cases) % 2}))
+        cases.append(Case(**{**fields, "threads": _threads(len(cases))}))
 
     for types, regime in itertools.product(_TYPED_CHAINS, _REGIMES_OF_ANY_SHAPE):
         add({**_DECODE, "kv": 150}, types, regime)
@@ -276,6 +278,11 @@ def _of_turn(regime: str, turn: int) -> dict[str, Any]:
         # any weight.
         return {"regime": regime, "seed": 1}
     return {"regime": regime, "seed": turn, **_OPTIONS[turn % len(_OPTIONS)]}
+
+
+def _threads(turn: int) -> int:
+    """Return 1 or 2, long in a row the same: cases of one number of threads run side by side."""
+    return 1 + turn // 40 % 2
 
 
 def _cut_at(n_kv: int, cut: dict[str, Any]) -> dict[str, Any]:
