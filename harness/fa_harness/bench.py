@@ -144,6 +144,11 @@ class Interval:
         return self.high / self.low - 1
 
 
+def reach(ratio: Interval) -> float:
+    """Return how far from 1 a ratio's interval reaches, up or down, as a factor."""
+    return max(ratio.high, 1 / ratio.low)
+
+
 def order_rank(n: int, level: float = LEVEL) -> int:
     """Return the largest rank k such that `[x_(k), x_(n+1-k)]` holds the median.
 
@@ -260,9 +265,13 @@ class Comparison:
         """`pass`, `over` or `noisy`."""
         if self.limit is None or self.ratio.high <= self.limit:
             return "pass"
-        if self.ratio.low > self.limit:
+        if self.is_over_by(1.0):
             return "over"
         return "noisy" if self.ratio.width > NOISY else "pass"
+
+    def is_over_by(self, factor: float) -> bool:
+        """Tell whether even the lower end is above so many times the limit."""
+        return self.limit is not None and self.ratio.low > self.limit * factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,8 +304,8 @@ class Row:
     def is_unsteady(self) -> bool:
         """Whether the library cannot even be compared with itself.
 
-        Then no ratio tells anything: on a busy machine a graph with more nodes, hence barriers,
-        waits more often for a thread that has lost its core.
+        Then a ratio tells nothing that is not beyond this noise, too: on a busy machine a graph
+        with more nodes, hence barriers, waits more often for a thread that has lost its core.
         """
         return self.comparisons["again"].ratio.width > NOISY
 
@@ -307,7 +316,9 @@ class Row:
         if self.faults:
             return "over"
         if self.is_unsteady:
-            return "noisy"
+            noise = reach(self.comparisons["again"].ratio)
+            beyond = any(each.is_over_by(noise) for each in self.comparisons.values())
+            return "over" if beyond else "noisy"
         return next((status for status in ("over", "noisy") if status in statuses), "pass")
 
 
@@ -329,7 +340,7 @@ def judge(case: Case, timings: Timings, *, attempts: int = 1) -> Row:
     again = compare("again", "standard", None)
     # Code that is as fast as another cannot be told from it by more than from itself: the reach of
     # the interval in which the same library was compared with itself, in the same rounds.
-    noise = max(again.ratio.high, 1 / again.ratio.low)
+    noise = reach(again.ratio)
     comparisons = {
         "again": again,
         "standard": compare("standard", "baseline", noise),
