@@ -177,7 +177,7 @@ class Expected:
     def output_bound(self) -> F64:
         """Return how far an output may be from `finalise(truth)`: `[ne3, n_head, n_batch, hsv]`."""
         out = np.abs(finalise(self.truth))
-        _, ds, dvkq = self._sums_bound()
+        _, ds, dvkq = self._sums_bound
         s = self.truth.s[..., None]
         dout = np.divide(dvkq + out * ds[..., None], s, out=np.zeros_like(dvkq), where=s != 0)
         bound: F64 = dout + 4 * U32 * out
@@ -185,10 +185,11 @@ class Expected:
 
     def state_bound(self) -> F64:
         """Return how far a state row may be from `truth`: `[ne3, n_head, n_batch, 2 + hsv]`."""
-        dm, ds, dvkq = self._sums_bound()
+        dm, ds, dvkq = self._sums_bound
         bound: F64 = np.concatenate([dm[..., None], ds[..., None], dvkq], axis=-1)
         return bound
 
+    @functools.cached_property
     def _sums_bound(self) -> tuple[F64, F64, F64]:
         """Return the bounds on M, on S and on VKQ."""
         case, truth = self.case, self.truth

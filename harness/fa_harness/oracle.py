@@ -37,6 +37,8 @@ _STEP_KEYS = 64
 _STEP_SUMS = 1 << 20
 """The partial sums are looked at after steps of some keys: of at most `_STEP_KEYS`, and of as few
 as make no more than `_STEPS` steps and `_STEP_SUMS` sums."""
+_FEW_TERMS = 1 << 17
+"""So many terms of sums are added at once; of more, a step's at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +294,12 @@ def _walk(weights: F64, v: F64, roundings: F64, starts: range) -> tuple[F64, F64
         starts: The first key of each step.
     """
     hsv = v.shape[-1] // 2
+    if starts.step == 1 and weights.size * v.shape[-1] <= _FEW_TERMS:
+        every = np.cumsum(weights[..., None] * v[:, None], axis=-2)
+        size = np.abs(every[..., :hsv])
+        counts = roundings[..., None, :]
+        walk, walk_2 = ((counts @ power)[..., 0, :] for power in (size, size * size))
+        return every[..., -1, :hsv], every[..., -1, hsv:], walk, np.sqrt(walk_2)
     shape = (*weights.shape[:-1], hsv)
     sums = np.zeros((*shape[:-1], 2 * hsv))
     terms, size, twice, squares = (np.empty_like(x) for x in (sums, *[sums[..., :hsv]] * 3))
