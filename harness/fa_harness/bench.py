@@ -3,7 +3,7 @@
 Every limit is judged on the lower end of the ratio's interval, so that noise does not decide: a row
 is `over` only where the measurement excludes that it keeps the limit. Where the interval holds the
 limit and is wider than `NOISY`, nothing is known: the row is measured again, and what stays so is
-`noisy` and does not pass.
+`noisy`: neither over nor a pass.
 """
 
 from __future__ import annotations
@@ -424,8 +424,12 @@ class Bench:
 
     @property
     def passed(self) -> bool:
-        """Whether every selected row was measured and keeps its limits."""
-        return self.count("pass") == self.selected
+        """Whether every selected row was measured, none is over a limit, and some was told.
+
+        A noisy row is no pass, but noise must not decide: it stands in the table and the summary.
+        """
+        measured = len(self.rows) == self.selected
+        return measured and not self.count("over") and self.count("pass") > 0
 
 
 def run(

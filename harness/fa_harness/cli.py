@@ -275,8 +275,8 @@ def bench(
 ) -> None:
     """Measure what the state costs, as ratios of times taken in one process.
 
-    Exit status 1: a ratio is over its limit, or too noisy to tell. A machine that does something
-    else meanwhile makes noise.
+    Exit status 1: a ratio is over its limit, or every row is too noisy to tell. A machine that does
+    something else meanwhile makes noise.
     """
     from fa_harness import session
     from fa_harness.bench import suite

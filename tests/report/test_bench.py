@@ -122,6 +122,13 @@ def test_labels_tell_the_rows_apart() -> None:
     assert len(labels) == len(bench.suite())
 
 
+def test_a_noisy_row_decides_nothing() -> None:
+    noisy = row(width=0.1)
+    assert noisy.status == "noisy"
+    assert result([row(), noisy]).passed
+    assert not result([noisy]).passed
+
+
 @pytest.mark.parametrize(
     ("rows", "selected", "text"),
     [
