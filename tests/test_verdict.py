@@ -16,7 +16,7 @@ from fa_harness.ggml import Ggml
 from fa_harness.inputs import Inputs, make_inputs
 from fa_harness.modes import Chain, Merged, Run, Step, run_case
 from fa_harness.tensors import CaseTensors, rows_of
-from fa_harness.verdict import Verdict, judge
+from fa_harness.verdict import Verdict, _Judge, comparisons_of, judge
 
 F32 = npt.NDArray[np.float32]
 Fault = Callable[[Case, Inputs, Run], Run]
@@ -857,6 +857,50 @@ def test_a_typed_chain_whose_keys_all_lie_in_one_segment_is_mistrusted(compute: 
 
 
 # mistrusted
+
+
+@pytest.mark.parametrize("case", [VEC, SPLIT_KV, MIXED], ids=["vec", "split-kv", "mixed"])
+def test_the_comparisons_that_modes_need_are_those_that_are_made(
+    compute: Compute, case: Case
+) -> None:
+    run = compute(case)
+    names = [field.name for field in dataclasses.fields(run)]
+    others = run.modes[1:]
+    for asked in (
+        some for n in range(len(others) + 1) for some in itertools.combinations(others, n)
+    ):
+        modes = ("standard", *asked)
+        gone = [mode for mode in others if mode not in asked]
+        fields = [name for name in names if name.startswith(tuple(gone))]
+        changes: dict[str, Any] = {"modes": modes, **dict.fromkeys(fields)}
+        verdict = judged(case, dataclasses.replace(run, **changes))
+        needed = [comparisons_of(mode, case, modes) for mode in modes]
+        assert set(verdict.comparisons) == set().union(*needed)
+
+
+def test_a_mode_that_was_asked_for_and_not_computed_is_mistrusted(compute: Compute) -> None:
+    run = dataclasses.replace(compute(VEC), modes=("standard", "full_state"), segmented=None)
+    run = dataclasses.replace(run, merged=None, resumed=None)
+    assert judged(VEC, run).status == "pass"
+    asked = ("full_state", "segmented")
+    verdict = judge(VEC, make_inputs(VEC), run, features=(), modes=asked)
+    assert verdict.status == "mistrusted"
+    assert verdict.reason.startswith("mode segmented was asked for, and not compared: one_graph")
+
+
+def test_no_comparison_can_disappear(compute: Compute, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, status = compute(MIXED), _Judge.status
+    for name in judged(MIXED, run).comparisons:
+
+        def forgets(self: _Judge, name: str = name) -> tuple[str, str]:
+            del self.comparisons[name]
+            return status(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(_Judge, "status", forgets)
+            verdict = judged(MIXED, run)
+        assert verdict.status == "mistrusted"
+        assert verdict.reason.endswith(f" was asked for, and not compared: {name}")
 
 
 def test_outputs_that_are_all_0_are_mistrusted(library: Ggml) -> None:
