@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from fa_harness.cases import Case
+from fa_harness.errors import SetupError
 from fa_harness.library import Library
+from fa_harness.modes import Run
 from fa_harness.runner import Runner
 from fa_harness.suites import suite
 from fa_harness.verdict import Verdict
+from fa_harness.worker import Worker
 
 SEED = json.loads((Path(__file__).parent / "data" / "seed.json").read_text())
 SEED_CASE = Case.parse(SEED["case"])
@@ -183,6 +186,33 @@ def test_a_run_that_is_given_up_ends_its_cases_and_the_runner_goes_on(
         verdicts.close()
         assert time.perf_counter() - start < 30
         assert [verdict.status for verdict in runner.run(MANY)] == ["pass"] * len(MANY)
+
+
+def test_a_library_that_is_replaced_before_a_worker_beside_starts_is_not_mixed_in(
+    around_patched: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fa_harness.runner.usable_cores", lambda: 2)
+    module = around_patched("pass")
+    with Runner(module) as runner:
+        module.write_text(module.read_text() + "# another build\n")
+        with pytest.raises(SetupError, match="was replaced while it ran"):
+            list(runner.run(MANY))
+
+
+def test_a_mode_that_the_library_leaves_out_is_mistrusted(
+    patched: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = Worker.result
+
+    def without_segments(self: Worker) -> Run:
+        done = result(self)
+        assert isinstance(done, Run)
+        return dataclasses.replace(done, modes=("standard",), segmented=None)
+
+    monkeypatch.setattr(Worker, "result", without_segments)
+    [verdict] = run(patched, [SMALL], ("segmented",))
+    assert verdict.status == "mistrusted"
+    assert verdict.reason.startswith("mode segmented was asked for, and not compared: ")
 
 
 def test_a_type_that_the_harness_cannot_encode_is_unsupported(patched: Library) -> None:

@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -148,23 +149,118 @@ def test_a_case_that_takes_too_long_is_a_timeout_in_its_mode(patched: Library) -
         assert lost.reason == "standard: no result after 2 s"
 
 
-def test_the_child_ends_when_its_parent_does(patched: Library) -> None:
+@pytest.mark.parametrize("case", [None, LONG], ids=["idle", "in a case of minutes"])
+def test_the_child_ends_when_its_parent_does(patched: Library, case: Case | None) -> None:
     code = (
         "import os, sys\n"
         "from pathlib import Path\n"
+        "from fa_harness.cases import Case\n"
         "from fa_harness.worker import Worker\n"
         "worker = Worker(Path(sys.argv[1])).__enter__()\n"
+        "if len(sys.argv) > 2:\n"
+        "    worker.submit(Case.parse(sys.argv[2]), ('standard',), 600)\n"
+        "    os.read(worker._process.stdout.fileno(), 1)\n"  # it has begun
         "print(worker.pid, flush=True)\n"
         "os._exit(0)\n"
     )
     command = [sys.executable, "-c", code, str(patched.module_path)]
+    command += [str(case)] if case else []
     pid = int(subprocess.run(command, check=True, capture_output=True).stdout)
     try:
         child = os.pidfd_open(pid)
     except ProcessLookupError:
         return
-    assert select.select([child], [], [], 60)[0]
+    assert select.select([child], [], [], 30)[0]
     os.close(child)
+
+
+def test_a_child_that_closes_its_output_and_lives_on_is_ended(
+    around_patched: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fa_harness.worker._END_SECONDS", 0.5)
+    module = around_patched(
+        "if name == 'ggml_backend_graph_compute': os.closerange(1, 100); signal.pause()"
+    )
+    with Worker(module) as worker:
+        lost = compute(worker, SMALL)
+    assert lost == Lost(status="crash", reason="standard: closed its output and did not end")
+
+
+def test_a_child_that_is_killed_while_it_starts_again_costs_a_case(
+    around_patched: Callable[[str], Path], tmp_path: Path
+) -> None:
+    count = tmp_path / "starts"
+    module = around_patched(
+        "if (name, n) == ('ggml_backend_cpu_reg', 1): "
+        f"open({str(count)!r}, 'a').write('.'); "
+        f"os.path.getsize({str(count)!r}) == 2 and os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    with Worker(module) as worker:
+        os.kill(worker.pid, signal.SIGSEGV)
+        assert compute(worker, SMALL) == Lost(status="crash", reason="start: SIGSEGV")
+        assert compute(worker, SMALL) == Lost(status="crash", reason="start: SIGKILL")
+        assert isinstance(compute(worker, SMALL), Run)
+
+
+def test_a_child_that_is_started_again_with_another_library_is_refused(
+    around_patched: Callable[[str], Path],
+) -> None:
+    module = around_patched("pass")
+    with Worker(module) as worker:
+        assert isinstance(compute(worker, SMALL), Run)
+        module.write_text(module.read_text() + "# another build\n")
+        assert isinstance(compute(worker, SMALL), Run)  # it holds the first
+        os.kill(worker.pid, signal.SIGKILL)
+        assert isinstance(compute(worker, SMALL), Lost)
+        with pytest.raises(SetupError, match=r"_ggml\.py: was replaced while it ran; run again"):
+            compute(worker, SMALL)
+
+
+def test_a_worker_beside_another_refuses_another_library(
+    around_patched: Callable[[str], Path],
+) -> None:
+    module = around_patched("pass")
+    with Worker(module) as worker:
+        with Worker(module, digest=worker.digest) as same:
+            assert same.digest == worker.digest
+        module.write_text(module.read_text() + "# another build\n")
+        other = Worker(module, digest=worker.digest)
+        with pytest.raises(SetupError, match="was replaced while it ran"), other:
+            pass
+
+
+def test_a_library_that_is_gone_when_the_child_starts_again_is_an_error_of_the_set_up(
+    around_patched: Callable[[str], Path],
+) -> None:
+    module = around_patched("pass")
+    with Worker(module) as worker:
+        module.unlink()
+        os.kill(worker.pid, signal.SIGKILL)
+        assert isinstance(compute(worker, SMALL), Lost)
+        with pytest.raises(SetupError, match=r"_ggml\.py: cannot be read \(No such file"):
+            compute(worker, SMALL)
+
+
+def test_a_worker_without_a_place_for_temporary_files_is_an_error_of_the_set_up(
+    patched: Library, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(SetupError, match="a worker cannot be started"), Worker(patched.module_path):
+        pass
+
+
+def test_a_state_file_that_cannot_be_written_is_an_error_of_the_set_up(patched: Library) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Worker(patched.module_path) as worker:
+        # of the child, as if the disk were full
+        resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (100, limits[1]))
+        worker.submit(SMALL, ("standard", "resumed"), 60)
+        with pytest.raises(
+            SetupError, match=r"mode resumed: state .*state\.npy: cannot be written"
+        ):
+            worker.result()
+        worker.submit(SMALL, ("standard", "segmented"), 60)
+        assert isinstance(worker.result(), Run)
 
 
 def test_what_the_library_prints_does_not_get_among_the_replies(
@@ -202,16 +298,19 @@ def test_a_library_that_dies_on_loading_is_an_error_that_tells_its_last_lines(
     with (
         pytest.raises(
             SetupError,
-            match=r"(?s)cannot be loaded\n  illegal instruction ahead; `fa-harness doctor`",
+            match=r"(?s)cannot be loaded: start: SIGILL\n  illegal instruction ahead; `fa-harness",
         ),
         Worker(module),
     ):
         pass
 
 
-def test_ctrl_c_does_not_end_the_child_while_its_parent_decides(patched: Library) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_group_does_not_end_the_child_while_its_parent_decides(
+    patched: Library, number: int
+) -> None:
     with Worker(patched.module_path) as worker:
         pid = worker.pid
-        os.kill(pid, signal.SIGINT)
+        os.kill(pid, number)
         assert isinstance(compute(worker, SMALL), Run)
         assert worker.pid == pid

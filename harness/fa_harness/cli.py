@@ -223,21 +223,33 @@ def run(
             click.echo(str(case))
         return
     modes = session.check_modes(mode, cases)
-    if json_path not in (None, "-"):
-        session.check_writable(Path(json_path))
+    _check_report(json_path)
     console = _console(stderr=json_path == "-")
-    results = session.run(
-        cases,
-        library=library,
-        options=options,
-        modes=modes,
-        timeout=timeout,
-        console=console,
-        verbose=verbose,
-    )
+    try:
+        results = session.run(
+            cases,
+            library=library,
+            options=options,
+            modes=modes,
+            timeout=timeout,
+            console=console,
+            verbose=verbose,
+        )
+    except session.EndedError as end:
+        _write_report(report.render(end.results), json_path)
+        raise
     _write_report(report.render(results), json_path)
     if not results.passed:
         sys.exit(1)
+
+
+def _check_report(json_path: str | None) -> None:
+    from fa_harness import session
+
+    if json_path == "-" and sys.stdout is None:
+        raise UsageError("report -: standard output is closed; name a file")
+    if json_path not in (None, "-"):
+        session.check_writable(Path(json_path))
 
 
 def _write_report(text: str, json_path: str | None) -> None:
@@ -287,8 +299,7 @@ def bench(
         for case in cases:
             click.echo(str(case))
         return
-    if json_path not in (None, "-"):
-        session.check_writable(Path(json_path))
+    _check_report(json_path)
     result = session.measure_speed(
         cases,
         library=library,

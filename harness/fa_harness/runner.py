@@ -67,6 +67,10 @@ class Runner:
                 state itself.
             timeout: Seconds for a case; None for an estimate with much room.
             with_outputs: Keep the numbers of large outputs, too.
+
+        Raises:
+            SetupError: The environment does not let it go on: the library was replaced, a disk is
+                full.
         """
         run_case = functools.partial(
             self._run_case, modes=modes, timeout=timeout, with_outputs=with_outputs
@@ -85,7 +89,8 @@ class Runner:
     ) -> Iterator[Verdict]:
         """Yield the verdicts of cases that run in `n_worker` workers at once, in order."""
         while len(self._others) < n_worker - 1:
-            self._others.append(Worker(self._module_path))  # it starts with its first case
+            # it starts with its first case
+            self._others.append(Worker(self._module_path, digest=self._worker.digest))
         workers = [self._worker, *self._others][:n_worker]
         idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in workers:
@@ -138,7 +143,9 @@ class Runner:
         run = worker.result()
         if isinstance(run, Lost):
             return _without_comparisons(case, run.status, run.reason, start)
-        verdict = judge(case, inputs, run, features=self.features, with_outputs=with_outputs)
+        verdict = judge(
+            case, inputs, run, features=self.features, modes=asked, with_outputs=with_outputs
+        )
         return verdict.took(time.perf_counter() - start)
 
     def _asked(self, case: Case) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from fa_harness.bench import Bench, Row
 from fa_harness.cases import OP, Case, without_colours
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.library import Library
+from fa_harness.library import load as load_record
 from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.modes import MODES, missing_option
 from fa_harness.project import find_project
@@ -32,6 +33,18 @@ from fa_harness.runner import Runner
 from fa_harness.suites import suite as cases_of_suite
 from fa_harness.upstream import build
 from fa_harness.verdict import Verdict
+
+
+class EndedError(SetupError):
+    """The environment ended a run before its last case.
+
+    Attributes:
+        results: what ran until then.
+    """
+
+    def __init__(self, message: str, results: Results) -> None:
+        super().__init__(message)
+        self.results = results
 
 
 def select(
@@ -157,6 +170,7 @@ def run(
     Raises:
         UsageError: There is no library of that name.
         SetupError: It is not built, not current, or does not load.
+        EndedError: It was replaced while it ran, or a disk is full.
     """
     found = current_library(library, options)
     started, start = datetime.now(timezone.utc), time.perf_counter()
@@ -179,7 +193,9 @@ def run(
         )
 
     interrupted = False
+    ended: SetupError | None = None
     with Runner(found.module_path) as runner:
+        _check_unchanged(found)
         features = runner.features
         so_far = results(interrupted=False, features=features)
         with Table(console, total=len(cases), verbose=verbose) as table:
@@ -191,8 +207,12 @@ def run(
                     table.add(verdict, so_far.repro(verdict))
             except KeyboardInterrupt:
                 interrupted = True
+            except SetupError as error:
+                interrupted, ended = True, error
     final = results(interrupted=interrupted, features=features)
     print_summary(console, final)
+    if ended is not None:
+        raise EndedError(str(ended), final) from ended
     return final
 
 
@@ -299,7 +319,7 @@ def _replace(path: Path, text: str) -> None:
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
-    except OSError:
+    except BaseException:  # Ctrl-C, too
         temporary.unlink(missing_ok=True)
         raise
 
@@ -323,6 +343,20 @@ def current_library(name: str, options: Mapping[str, str]) -> Library:
         again = shlex.join(["fa-harness", "build", name, *defined(options)])
         raise SetupError(f"library {name!r} is not current: {stale}; run `{again}`")
     return library
+
+
+def _check_unchanged(library: Library) -> None:
+    """Find out whether the record, read before the library was loaded, is that of what is loaded.
+
+    Raises:
+        SetupError: It is not.
+    """
+    try:
+        is_same = load_record(library.path) == library
+    except FileNotFoundError:
+        is_same = False
+    if not is_same:
+        raise SetupError(f"library {library.name!r} was replaced while it was loaded; run again")
 
 
 def _cut(case: Case, segments: int | None, boundaries: tuple[int, ...] | str | None) -> Case:

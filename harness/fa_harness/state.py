@@ -6,13 +6,14 @@ row means does not depend on the types of the segments before it, so nothing els
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from fa_harness.cases import Case
-from fa_harness.errors import UsageError
+from fa_harness.errors import SetupError, UsageError
 
 F32 = npt.NDArray[np.float32]
 
@@ -23,9 +24,19 @@ def save(path: Path, rows: F32) -> None:
     Args:
         path: The file, as it is named: no ending is added.
         rows: float32 `[ne3, n_head, n_batch, 2 + hsv]`.
+
+    Raises:
+        SetupError: It cannot be written.
     """
-    with path.open("wb") as file:
-        np.save(file, rows, allow_pickle=False)
+    data = io.BytesIO()  # of a file itself, `save` does not tell why it was not written
+    np.save(data, rows, allow_pickle=False)
+    try:
+        path.write_bytes(data.getbuffer())
+    except OSError as error:
+        raise SetupError(
+            f"state {path}: cannot be written ({error.strerror}); make room there, or name another "
+            "folder with TMPDIR"
+        ) from error
 
 
 def load(path: Path, case: Case) -> F32:

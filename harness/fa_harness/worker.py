@@ -3,11 +3,15 @@
 The child is started once and computes case after case. Frames go over its standard input and
 output: eight bytes of length, then a pickle. What the library prints goes to a file, whose last
 lines explain an abort.
+
+The child ends with its parent, whatever ends that. One that is started again must have loaded the
+same library: a run does not mix two.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import pickle
 import select
@@ -16,6 +20,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +33,8 @@ from fa_harness.modes import Run
 _HEADER = struct.Struct("<Q")
 _STDERR_LINES = 6
 _START_SECONDS = 60.0
+_END_SECONDS = 60.0
+"""A child that has closed its output is ended then; one that dies may first dump its memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +50,21 @@ class Lost:
 class Worker:
     """A child process that holds a library."""
 
-    def __init__(self, module_path: Path) -> None:
+    def __init__(self, module_path: Path, *, digest: str = "") -> None:
+        """Prepare a child that is started with its block or its first case.
+
+        Args:
+            module_path: The library's cffi module.
+            digest: What the library has to be: `digest` of another worker. Without one it is what
+                it is at the first start.
+        """
         self._module_path = module_path
+        self._lost_at_start: Lost | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr: IO[bytes] | None = None
         self._is_interrupted = False
+        self.digest = digest
+        """Of the library's files, known once it is entered."""
         self.features: tuple[str, ...] = ()
         """The library's CPU features, known once it is entered."""
         self.types: tuple[str, ...] = ()
@@ -56,7 +73,14 @@ class Worker:
         """The modes that it cannot compute, each with the function that it lacks."""
 
     def __enter__(self) -> Worker:
-        self._start()
+        try:
+            self._start()
+        except (EOFError, TimeoutError) as error:
+            lost = self._lost("start", error)
+            raise SetupError(
+                f"{self._module_path}: the library cannot be loaded: {lost.reason}; "
+                "`fa-harness doctor` tells more, `fa-harness build` makes it anew"
+            ) from None
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -77,23 +101,37 @@ class Worker:
             case: The case.
             modes: Some of `modes.MODES`.
             timeout: Seconds that it may take.
+
+        Raises:
+            SetupError: The child had to be started again and cannot be, or loads another library.
         """
-        if self._process is None:
-            self._start()
+        self._lost_at_start = None
+        try:
+            if self._process is None:
+                self._start()
+        except (EOFError, TimeoutError) as error:
+            self._lost_at_start = self._lost("start", error)
+            return
         self._deadline = time.monotonic() + timeout
         self._timeout = timeout
-        self._send((case, modes, timeout))
+        self._send((case, modes))
 
     def result(self) -> Run | Lost:
-        """Return what the submitted case gave."""
+        """Return what the submitted case gave.
+
+        Raises:
+            SetupError: It needs what this machine does not give, such as room for a file.
+        """
+        if self._lost_at_start is not None:
+            return self._lost_at_start
         mode = "start"
         while True:
             try:
                 kind, value = self._receive(self._deadline)
-            except TimeoutError:
-                return self._lost("timeout", f"{mode}: no result after {self._timeout:g} s")
-            except EOFError:
-                return self._lost("crash", f"{mode}: {self._end()}")
+            except (EOFError, TimeoutError) as error:
+                return self._lost(mode, error)
+            if kind == "setup":
+                raise SetupError(f"mode {mode}: {value}")
             if kind == "run":
                 assert isinstance(value, Run)
                 return value
@@ -111,35 +149,52 @@ class Worker:
         if process is not None:
             process.kill()
 
-    def _lost(self, status: str, reason: str) -> Lost:
-        lost = Lost(status=status, reason=reason + self._last_lines())
+    def _lost(self, mode: str, error: EOFError | TimeoutError) -> Lost:
+        """Return how a child was lost that has closed its output or did not answer, and end it."""
+        if isinstance(error, EOFError):
+            status, how = "crash", self._end()
+        else:
+            status, how = "timeout", f"no result after {self._timeout:g} s"
+        lost = Lost(status=status, reason=f"{mode}: {how}{self._last_lines()}")
         self._stop()
         return lost
 
     def _start(self) -> None:
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `_stop`)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "fa_harness.worker", str(self._module_path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            # ggml starts a debugger on an abort where it finds one: seconds for lines nobody reads
-            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
-        )
+        """Start the child and wait until it has loaded the library.
+
+        Raises:
+            EOFError: It ended on the way.
+            TimeoutError: It does not answer.
+            SetupError: It cannot be started, or does not load the library, or another one.
+        """
+        try:
+            self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `_stop`)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "fa_harness.worker", str(self._module_path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                # ggml starts a debugger on an abort where it finds one: seconds for lines nobody
+                # reads
+                env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+            )
+        except OSError as error:
+            self._stop()
+            raise SetupError(
+                f"a worker cannot be started ({error}); make room for processes and temporary files"
+            ) from error
         if self._is_interrupted:
             self._process.kill()
-        try:
-            kind, value = self._receive(time.monotonic() + _START_SECONDS)
-        except (EOFError, TimeoutError):
-            kind = "error"
-            value = (
-                f"{self._module_path}: the library cannot be loaded{self._last_lines()}; "
-                "`fa-harness doctor` tells more, `fa-harness build` makes it anew"
-            )
+        self._timeout = _START_SECONDS
+        kind, value = self._receive(time.monotonic() + _START_SECONDS)
+        if kind == "ready":
+            digest, self.features, self.types, self.lacks = value
+            self.digest = self.digest or digest
+            if digest != self.digest:
+                kind, value = "error", f"{self._module_path}: was replaced while it ran; run again"
         if kind == "error":
             self._stop()
             raise SetupError(str(value))
-        self.features, self.types, self.lacks = value
 
     def _stop(self) -> None:
         if self._process is not None:
@@ -159,7 +214,10 @@ class Worker:
 
     def _end(self) -> str:
         assert self._process is not None
-        code = self._process.wait()
+        try:
+            code = self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "closed its output and did not end"
         return signal.Signals(-code).name if code < 0 else f"exit status {code}"
 
     def _last_lines(self) -> str:
@@ -209,34 +267,62 @@ def _serve(module_path: Path) -> None:
     from fa_harness.inputs import make_inputs
     from fa_harness.modes import lacking, run_case
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    for number in (signal.SIGINT, signal.SIGTERM):  # a group gets them: the parent decides
+        signal.signal(number, signal.SIG_IGN)
     requests = os.fdopen(os.dup(0), "rb")
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the library prints must not get among the replies
+    threading.Thread(target=_end_with_the_parent, args=(requests.fileno(),), daemon=True).start()
 
     try:
+        digest = _digest(module_path)
         library = ggml.load(module_path)
+        if _digest(module_path) != digest:
+            raise SetupError(f"{module_path}: was replaced while it was loaded; run again")
     except SetupError as error:
         _write(replies, ("error", str(error)))
         return
-    _write(replies, ("ready", (library.features(), library.types(), lacking(library))))
+    known = (digest, library.features(), library.types(), lacking(library))
+    _write(replies, ("ready", known))
     while True:
         header = requests.read(_HEADER.size)
         if not header:
             return
-        case, modes, timeout = pickle.loads(requests.read(_HEADER.unpack(header)[0]))
-        # should the parent be gone by then, nobody else would end a hang
-        signal.setitimer(signal.ITIMER_REAL, timeout + 5)
+        case, modes = pickle.loads(requests.read(_HEADER.unpack(header)[0]))
         try:
             inputs = make_inputs(case)
             run = run_case(
                 library, case, inputs, modes, on_mode=lambda mode: _write(replies, ("mode", mode))
             )
             reply: tuple[str, Any] = ("run", run)
+        except SetupError as error:
+            reply = ("setup", str(error))
+        except OSError as error:
+            reply = ("setup", f"temporary files cannot be used ({error}); make room for them")
         except (MemoryError, RuntimeError) as error:
             reply = ("error", f"{type(error).__name__}: {error}")
-        signal.setitimer(signal.ITIMER_REAL, 0)
         _write(replies, reply)
+
+
+def _end_with_the_parent(requests: int) -> None:
+    """End this process, be it in the middle of a case, once nobody can send a request any more."""
+    pipe = select.poll()
+    pipe.register(requests, 0)  # a hang-up is told unasked
+    pipe.poll()
+    os._exit(1)
+
+
+def _digest(module_path: Path) -> str:
+    """Return a digest of the files of a library that are loaded: the module and ggml's own."""
+    digest = hashlib.sha256()
+    try:
+        for path in [module_path, *sorted(module_path.parent.glob("libggml*"))]:
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    except OSError as error:
+        raise SetupError(
+            f"{module_path}: cannot be read ({error.strerror}); run `fa-harness build`"
+        ) from error
+    return digest.hexdigest()
 
 
 if __name__ == "__main__":
