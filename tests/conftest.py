@@ -51,7 +51,8 @@ def library(patched: Library) -> Ggml:
 def around_patched(patched: Library, tmp_path: Path) -> Callable[[str], Path]:
     """Make a module around the patched library that runs some code before each use of `lib`.
 
-    The code sees the `name` of the function and `n`, how often that one was used.
+    The code sees the `name` of the function and `n`, how often that one was used. The first graph
+    is computed when a worker loads the library (`Ggml.features`).
     """
 
     def make(code: str) -> Path:

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import random
-import select
 import shutil
 import signal
 import subprocess
@@ -30,7 +29,6 @@ WAIT = 120
 """Seconds after which a run hangs."""
 SHORT = "FLASH_ATTN_EXT(hsk=32,hsv=32,nh=1,kv=64,nb=1,regime=normal,segments=2)"
 LARGE_STATE = SHORT.replace("hsk=32,hsv=32,nh=1", "hsk=128,hsv=128,nh=8").replace("nb=1", "nb=32")
-MINUTES = "FLASH_ATTN_EXT(hsk=64,hsv=64,nh=32,kv=8192,nb=256,type_K=q4_0,type_V=q4_0,segments=7)"
 
 pytestmark = pytest.mark.usefixtures("patched")
 
@@ -218,17 +216,16 @@ def test_a_run_that_is_ended_leaves_a_whole_report_or_the_older_one(
     assert running.has_left() == []
 
 
-def test_the_worker_of_a_run_that_is_killed_ends_in_the_middle_of_its_case(
-    start: Start, case_file: Callable[..., Path], tmp_path: Path
+def test_a_run_that_is_killed_leaves_no_worker_and_the_older_report(
+    start: Start, tmp_path: Path
 ) -> None:
     (tmp_path / "report.json").write_text("older")
-    running = start("--case-file", case_file(SHORT, MINUTES))
-    running.until_lines(2)
-    [worker] = running.workers()
-    child = os.pidfd_open(worker)
+    running = start(*SIDE_BY_SIDE)
+    running.until_lines(5)
+    assert running.workers()
     os.kill(running.process.pid, signal.SIGKILL)
-    assert select.select([child], [], [], WAIT / 2)[0]
-    os.close(child)
+    running.process.wait()
+    assert running.has_left() == []
     assert running.report.read_text() == "older"
 
 
