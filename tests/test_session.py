@@ -1,16 +1,21 @@
 import contextlib
 import dataclasses
+import io
 import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from fa_harness import session
+from fa_harness.cases import Case
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.library import Library
 from fa_harness.suites import suite
+from fa_harness.verdict import Verdict, judge
 
 CASE = "FLASH_ATTN_EXT(kv=64)"
 TOOL_OUTPUT = Path(__file__).parent / "data" / "test-backend-ops.txt"
@@ -206,6 +211,34 @@ def test_a_pipe_takes_a_report(tmp_path: Path) -> None:
     os.close(writer)
     with open(reader, encoding="utf-8") as pipe:
         assert pipe.read() == "{}\n"
+
+
+def test_an_error_of_our_own_ends_a_run_and_keeps_what_ran(
+    patched: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[Case] = []
+
+    def judge_one(case: Case, *args: Any, **more: Any) -> Verdict:
+        judged.append(case)
+        if len(judged) > 1:
+            raise ZeroDivisionError
+        return judge(case, *args, **more)
+
+    monkeypatch.setattr("fa_harness.runner.judge", judge_one)
+    with pytest.raises(session.EndedError) as ended:
+        session.run(
+            session.select(case_string=CASE, segments=(1, 2, 3)),
+            library="patched",
+            modes=None,
+            timeout=None,
+            console=Console(file=io.StringIO()),
+            verbose=False,
+        )
+    results = ended.value.results
+    assert isinstance(ended.value.cause, ZeroDivisionError)
+    assert [verdict.status for verdict in results.verdicts] == ["pass"]
+    assert results.interrupted
+    assert not results.passed
 
 
 def test_a_library_that_works_is_tried_without_complaint(patched: Library) -> None:

@@ -265,6 +265,23 @@ def test_a_disk_too_small_for_a_state_ends_the_run_and_keeps_the_verdicts_before
     assert list(small_disk.iterdir()) == []
 
 
+def test_a_disk_too_small_for_the_table_ends_the_run_and_keeps_its_report(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    (small_disk / "ballast").write_bytes(bytes(60 << 10))
+    report, table = tmp_path / "report.json", small_disk / "table.txt"
+    command = [*COMMAND, "run", *ONE_AT_A_TIME, "-v", "--json", str(report)]
+    with table.open("w") as stdout:
+        done = subprocess.run(
+            command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, timeout=WAIT
+        )
+    assert done.returncode == 3
+    assert done.stderr == ("fa-harness: cannot write standard output (No space left on device)\n")
+    document = json.loads(report.read_text())
+    assert document["interrupted"] is True
+    assert document["summary"]["pass"] == document["summary"]["cases"] > 0
+
+
 def test_a_disk_too_small_for_a_report_leaves_the_older_one(start: Start, small_disk: Path) -> None:
     report = small_disk / "report.json"
     report.write_text("older")
@@ -278,6 +295,19 @@ def test_a_disk_too_small_for_a_report_leaves_the_older_one(start: Start, small_
     assert " cases: " in output
     assert report.read_text() == "older"
     assert list(small_disk.iterdir()) == [report]
+
+
+def test_a_reader_that_has_seen_enough_of_the_table_does_not_take_the_report(start: Start) -> None:
+    running = start(*ONE_AT_A_TIME)
+    running.until_lines(3)
+    assert running.process.stdout is not None
+    running.process.stdout.close()
+    assert running.process.wait(WAIT) == 1
+    assert running.process.stderr is not None
+    assert running.process.stderr.read() == ""
+    document = json.loads(running.report.read_text())
+    assert document["interrupted"] is True
+    assert document["summary"]["pass"] == document["summary"]["cases"] >= 2
 
 
 # another library in its place

@@ -237,7 +237,7 @@ def run(
         )
     except session.EndedError as end:
         _write_report(report.render(end.results), json_path)
-        raise
+        raise end.cause from None
     _write_report(report.render(results), json_path)
     if not results.passed:
         sys.exit(1)

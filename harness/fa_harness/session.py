@@ -19,7 +19,7 @@ from rich.console import Console
 from fa_harness import __version__, bench, ggml
 from fa_harness.bench import Bench, Row
 from fa_harness.cases import OP, Case, without_colours
-from fa_harness.errors import SetupError, UsageError
+from fa_harness.errors import FaHarnessError, SetupError, UsageError
 from fa_harness.library import Library
 from fa_harness.library import load as load_record
 from fa_harness.machine import cpu_model, usable_cores
@@ -35,15 +35,19 @@ from fa_harness.upstream import build
 from fa_harness.verdict import Verdict
 
 
-class EndedError(SetupError):
-    """The environment ended a run before its last case.
+class EndedError(FaHarnessError):
+    """Something ended a run before its last case.
 
     Attributes:
+        cause: what.
         results: what ran until then.
     """
 
-    def __init__(self, message: str, results: Results) -> None:
-        super().__init__(message)
+    exit_status = SetupError.exit_status
+
+    def __init__(self, cause: Exception | SystemExit, results: Results) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
         self.results = results
 
 
@@ -170,7 +174,7 @@ def run(
     Raises:
         UsageError: There is no library of that name.
         SetupError: It is not built, not current, or does not load.
-        EndedError: It was replaced while it ran, or a disk is full.
+        EndedError: It was replaced while it ran, a disk is full, or nobody reads the table.
     """
     found = current_library(library, options)
     started, start = datetime.now(timezone.utc), time.perf_counter()
@@ -193,7 +197,7 @@ def run(
         )
 
     interrupted = False
-    ended: SetupError | None = None
+    ended: Exception | SystemExit | None = None
     with Runner(found.module_path) as runner:
         _check_unchanged(found)
         features = runner.features
@@ -207,12 +211,13 @@ def run(
                     table.add(verdict, so_far.repro(verdict))
             except KeyboardInterrupt:
                 interrupted = True
-            except SetupError as error:
+            except (Exception, SystemExit) as error:  # rich exits where a pipe is broken
                 interrupted, ended = True, error
     final = results(interrupted=interrupted, features=features)
-    print_summary(console, final)
+    if ended is None or isinstance(ended, FaHarnessError):
+        print_summary(console, final)
     if ended is not None:
-        raise EndedError(str(ended), final) from ended
+        raise EndedError(ended, final)
     return final
 
 
