@@ -157,12 +157,12 @@ def test_a_run_whose_workers_are_killed_has_each_case_once_and_the_others_right(
     def kill_some() -> None:
         nonlocal killed
         while killed < 8 and hurt.process.poll() is None:
-            time.sleep(rng.uniform(0.0, 0.3))
             workers = hurt.workers()
             if workers:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(rng.choice(workers), rng.choice([signal.SIGKILL, signal.SIGSEGV]))
                     killed += 1
+            time.sleep(rng.uniform(0.0, 0.3))
 
     killer = threading.Thread(target=kill_some)
     killer.start()
@@ -194,7 +194,7 @@ def test_a_run_that_is_ended_leaves_a_whole_report_or_the_older_one(
 ) -> None:
     rng = random.Random(10 * seed + number)
     (tmp_path / "report.json").write_text("older")
-    running = start(*(SIDE_BY_SIDE if seed % 2 else ONE_AT_A_TIME))
+    running = start("--suite", "default", "--threads", 1 + seed % 2)  # in 2 workers or in 1
     running.until_it_can_be_interrupted()
     if seed:
         running.until_lines(rng.randrange(1, 12))
@@ -220,7 +220,7 @@ def test_a_run_that_is_killed_leaves_no_worker_and_the_older_report(
     start: Start, tmp_path: Path
 ) -> None:
     (tmp_path / "report.json").write_text("older")
-    running = start(*SIDE_BY_SIDE)
+    running = start("--suite", "default", "--threads", 1)
     running.until_lines(5)
     assert running.workers()
     os.kill(running.process.pid, signal.SIGKILL)
@@ -298,7 +298,7 @@ def test_a_disk_too_small_for_a_report_leaves_the_older_one(start: Start, small_
 
 
 def test_a_reader_that_has_seen_enough_of_the_table_does_not_take_the_report(start: Start) -> None:
-    running = start(*ONE_AT_A_TIME)
+    running = start("--suite", "default")
     running.until_lines(3)
     assert running.process.stdout is not None
     running.process.stdout.close()
