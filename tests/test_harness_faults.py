@@ -230,6 +230,13 @@ def the_second_state_twice(original: Method) -> Method:
     return merge
 
 
+def segments_reversed(original: Method) -> Method:
+    def own_segment(self: Any, i: int) -> Any:
+        return original(self, self._case.segments - 1 - i)
+
+    return own_segment
+
+
 def of_the_first_call(original: Method) -> Method:
     calls: list[Tensor] = []
 
@@ -341,6 +348,14 @@ def with_inputs(change: Callable[[Case, Inputs], dict[str, Any]]) -> Fault:
         return make
 
     return fault
+
+
+def values_that_are_not_the_bytes(original: Method) -> Method:
+    def decode(*args: Any) -> F32:
+        values: F32 = original(*args) * np.float32(1.01)
+        return values
+
+    return decode
 
 
 def v_of(value: float) -> Fault:
@@ -630,6 +645,12 @@ DOUBLES = [
            ONE_GRAPH),
     double("node-order", Context, "graph",
            in_order(lambda calls: [calls[1], calls[0], *calls[2:]]), RISING, ONE_GRAPH),
+    double("node-order", Context, "graph", in_order(lambda calls: calls[::-1]), FIFO,
+           f"fifo again: {BITS}", asked=("fifo",)),
+    double("node-missing", Context, "graph", in_order(lambda calls: calls[1:]), FIFO,
+           f"fifo again: {BITS}", asked=("fifo",)),
+    double("node-order", CaseTensors, "own_segment", segments_reversed, MIXED, "mixed vs oracle: ",
+           asked=("mixed",)),
     double("node-not-computed", Backend, "compute", nothing_is_computed, DECODE,
            "standard vs oracle: nan, allowed "),
     double("base-2", state, "save", saved_in_base_2, DECODE, "resumed vs segmented: ",
@@ -642,6 +663,8 @@ DOUBLES = [
     double("input-written", CaseTensors, "inputs_written", an_input_is_written, DECODE,
            "the op wrote to its inputs: k"),
     # what is wrong in every mode alike is seen by the oracle alone
+    double("inputs", inputs, "decode", values_that_are_not_the_bytes, DECODE,
+           "standard vs oracle: "),
     double("parameters", Context, "flash_attn_ext", with_parameters(
            lambda given: {"scale": 1.03 * given["scale"]}), DECODE, "standard vs oracle: "),
     double("parameters", Context, "flash_attn_ext", with_parameters(
@@ -734,6 +757,14 @@ def test_a_fault_of_the_harness_does_not_pass(
     assert (verdict.status, verdict.reason) != ("pass", "")
     assert verdict.status == double.status, verdict.reason
     assert re.match(double.reason, verdict.reason), verdict.reason
+
+
+def test_a_double_that_is_not_reached_is_an_error(
+    library: Ggml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = double("state-not-reset", fifo, "make_fresh", only_once, DECODE, "")
+    with pytest.raises(AssertionError, match="make_fresh is not called: the double changes nothi"):
+        test_a_fault_of_the_harness_does_not_pass(library, monkeypatch, elsewhere)
 
 
 @pytest.mark.parametrize(

@@ -317,7 +317,8 @@ def _digest(module_path: Path) -> str:
     digest = hashlib.sha256()
     try:
         for path in [module_path, *sorted(module_path.parent.glob("libggml*"))]:
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+            if not path.is_symlink():
+                digest.update(path.name.encode() + b"\0" + path.read_bytes())
     except OSError as error:
         raise SetupError(
             f"{module_path}: cannot be read ({error.strerror}); run `fa-harness build`"
