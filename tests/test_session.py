@@ -1,13 +1,16 @@
 import contextlib
 import dataclasses
+import io
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from fa_harness import session
+from fa_harness.cases import Case
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.library import Library
 from fa_harness.suites import suite
@@ -217,3 +220,34 @@ def test_a_library_that_does_not_load_says_why(patched: Library, tmp_path: Path)
     reason = session.try_library(dataclasses.replace(patched, path=tmp_path))
     assert reason is not None
     assert str(tmp_path) in reason
+
+
+def test_a_case_on_which_the_library_crashes_shrinks_to_what_crashes_it(
+    around_patched: Callable[[str], Path], patched: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = around_patched(
+        "name == 'ggml_flash_attn_ext_add_sinks' and os.kill(os.getpid(), signal.SIGSEGV)"
+    )
+    library = dataclasses.replace(patched, path=module.parent, module=module.name)
+    monkeypatch.setattr(session, "current_library", lambda name, options: library)
+    case = Case(hsk=64, hsv=64, nh=2, kv=40, nb=3, segments=4, sinks=True, threads=2)
+    smallest = session.shrink_case(
+        case,
+        library="patched",
+        modes=None,
+        seconds=60,
+        console=Console(file=io.StringIO(), width=150),
+    )
+    assert (smallest.shrunk.failure.status, smallest.verdict.status) == ("crash", "crash")
+    assert smallest.shrunk.failure.name == "standard: SIGSEGV"
+    assert smallest.shrunk.case == Case(
+        hsk=1, hsv=1, nh=1, kv=1, nb=1, mask=False, sinks=True, type_K="f32", type_V="f32",
+        kv_view=False, regime="few",
+    )  # fmt: skip
+    assert "ggml_flash_attn_ext_add_sinks(out, tsinks)" in session.c_program(smallest)
+
+
+def test_a_case_that_is_mistrusted_is_nothing_to_shrink(patched: Library) -> None:
+    case = Case(hsk=64, hsv=64, nh=1, kv=40, nb=1, segments=2, boundaries=(0,))
+    with pytest.raises(UsageError, match=r"is mistrusted on library 'patched' \(2 segments were"):
+        session.shrink_case(case, library="patched", modes=None, seconds=9, console=Console())
