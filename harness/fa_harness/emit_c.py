@@ -177,11 +177,12 @@ class _Source:
     def _expect(self) -> list[Expected]:
         """Return what is expected after each call."""
         case, inputs = self._case, self._inputs
-        chain = [bounds.nothing(case, inputs.q)]
+        chain = [bounds.nothing(case, inputs)]
         limits = itertools.pairwise(case.segment_bounds())
+        rescale_roundings = max(how.rescale_roundings for how in self._hows)
         for i, (keys, how) in enumerate(zip(limits, self._hows, strict=True)):
             rounded = replace(inputs, q=bounds.rounded_q(inputs.q, how.q_type)[0])
-            own = oracle.attend(case, rounded, *keys)
+            own = oracle.attend(case, rounded, *keys, rescale_roundings=rescale_roundings)
             if i == case.segments - 1 and inputs.sinks is not None:
                 own = oracle.add_sinks(own, inputs.sinks)
             chain.append(chain[-1].then(own, how))
