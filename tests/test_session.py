@@ -5,6 +5,7 @@ import os
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -13,7 +14,9 @@ from fa_harness import session
 from fa_harness.cases import Case
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.library import Library
+from fa_harness.runner import Runner
 from fa_harness.suites import suite
+from fa_harness.verdict import Verdict
 
 CASE = "FLASH_ATTN_EXT(kv=64)"
 TOOL_OUTPUT = Path(__file__).parent / "data" / "test-backend-ops.txt"
@@ -245,6 +248,29 @@ def test_a_case_on_which_the_library_crashes_shrinks_to_what_crashes_it(
         kv_view=False, regime="few",
     )  # fmt: skip
     assert "ggml_flash_attn_ext_add_sinks(out, tsinks)" in session.c_program(smallest)
+
+
+@pytest.mark.usefixtures("bug")
+def test_ctrl_c_ends_the_search_for_a_smaller_case_and_keeps_what_was_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, n_run = Runner.run, 0
+
+    def interrupted(self: Runner, *arguments: Any, **options: Any) -> Iterator[Verdict]:
+        nonlocal n_run
+        n_run += 1
+        if n_run == 4:
+            raise KeyboardInterrupt
+        return run(self, *arguments, **options)
+
+    monkeypatch.setattr(Runner, "run", interrupted)
+    case = Case(hsk=64, hsv=64, nh=2, kv=40, nb=3, segments=4, regime="spiky", threads=4)
+    smallest = session.shrink_case(
+        case, library="0001", modes=None, seconds=60, console=Console(file=io.StringIO())
+    )
+    assert not smallest.shrunk.finished
+    assert [step.what for step in smallest.shrunk.steps] == ["threads 4 -> 1", "nh 2 -> 1"]
+    assert (smallest.shrunk.case.nh, smallest.verdict.case.nh, n_run) == (1, 1, 4)
 
 
 def test_a_case_that_is_mistrusted_is_nothing_to_shrink(patched: Library) -> None:

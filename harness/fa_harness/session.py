@@ -231,6 +231,8 @@ def shrink_case(
 ) -> Smallest:
     """Find the smallest case that fails on a library as a case does, and print each step to it.
 
+    Ctrl-C ends the search; the smallest case so far is returned.
+
     Args:
         case: A case that fails, crashes or hangs.
         library: Name of the library.
@@ -248,20 +250,26 @@ def shrink_case(
         [verdict] = runner.run([case], modes=modes)
         verdicts = {case: verdict}
         end = time.monotonic() + seconds
+        interrupted = False
 
         def fails(candidate: Case) -> Failure | None:
+            nonlocal interrupted
             if any(missing_option(candidate, mode) for mode in modes or ()):
                 return None
             if candidate not in verdicts:
-                [verdicts[candidate]] = runner.run(
-                    [candidate], modes=modes, timeout=_SIMPLER_SECONDS
-                )
+                try:
+                    [verdicts[candidate]] = runner.run(
+                        [candidate], modes=modes, timeout=_SIMPLER_SECONDS
+                    )
+                except KeyboardInterrupt:
+                    interrupted = True
+                    return None
             return Failure.of(verdicts[candidate])
 
         shrunk = shrink(
             case,
             fails,
-            out_of_time=lambda: time.monotonic() > end,
+            out_of_time=lambda: interrupted or time.monotonic() > end,
             on_step=lambda step: print_shrink_step(console, step),
         )
         if shrunk is None:

@@ -20,7 +20,7 @@ def print_shrink_step(console: Console, step: Step) -> None:
 def print_shrunk(console: Console, shrunk: Shrunk, verdict: Verdict) -> None:
     """Print how far it went, and why the smallest case fails."""
     n = len(shrunk.steps)
-    end = "nothing simpler fails" if shrunk.finished else "out of time; --seconds gives more"
+    end = "nothing simpler fails" if shrunk.finished else "stopped before all was tried"
     console.print(
         Text(f"{n} step{'s' * (n != 1)}, {shrunk.tried} cases run: {end}", style="bold"),
         soft_wrap=True,
