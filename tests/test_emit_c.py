@@ -5,6 +5,7 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from fa_harness.cases import Case
 from fa_harness.errors import UsageError
 from fa_harness.inputs import make_inputs
 from fa_harness.library import Library
-from fa_harness.modes import Run, run_case
+from fa_harness.modes import Run, Step, run_case
 from fa_harness.runner import Runner
 from fa_harness.upstream.toolchain import find_c_compiler
 from fa_harness.verdict import Verdict, judge
@@ -201,10 +202,38 @@ def test_a_crash_is_made_again_and_what_the_library_printed_does_not_end_the_com
     assert ended(compile_c(emitted(crash), patched)).returncode == 0
 
 
-def wrong_merge(run: Run) -> Run:
+def wrong_merge(run: Run, name: str = "in_turn") -> Run:
     assert run.merged is not None
-    step = dataclasses.replace(run.merged.in_turn, state=scaled(run.merged.in_turn.state, 1.5))
-    return dataclasses.replace(run, merged=dataclasses.replace(run.merged, in_turn=step))
+    right: Step = getattr(run.merged, name)
+    changes: dict[str, Any] = {
+        name: dataclasses.replace(right, state=scaled(right.state, 1.5)),
+    }
+    return dataclasses.replace(run, merged=dataclasses.replace(run.merged, **changes))
+
+
+@pytest.mark.parametrize("case", [CASE.with_(sinks=True), TYPED], ids=["one-cache", "typed"])
+def test_parts_are_merged_in_turn(patched: Library, compile_c: Build, case: Case) -> None:
+    """Right on the library; wrong where the first part is merged in the others' place."""
+    text = emitted(doctored(case, patched, wrong_merge))
+    done = ended(compile_c(text, patched))
+    assert (done.returncode, done.stderr) == (0, "")
+    *parts, merge, last = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in parts] == ["part 0", "part 1", "part 2"]
+    assert (merge.split(";")[0], last) == ("parts 0 to 2: 0 numbers wrong", "right")
+    done = ended(compile_c(text.replace("merged, states[s])", "merged, states[0])"), patched))
+    assert done.returncode == 1
+    assert "part 2: 0 numbers wrong" in done.stdout
+
+
+def wrong_pair(run: Run) -> Run:
+    return wrong_merge(run, "pairwise")
+
+
+def wrong_resumption(run: Run) -> Run:
+    assert run.resumed is not None
+    *steps, last = run.resumed
+    last = dataclasses.replace(last, state=scaled(last.state, 1.5))
+    return dataclasses.replace(run, resumed=(*steps, last))
 
 
 def wrong_repeat(run: Run) -> Run:
@@ -218,12 +247,10 @@ def written(run: Run) -> Run:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (wrong_merge, "fails in merged: a C program can say standard, full_state, segmented and m"),
-        (
-            written,
-            "fails in no mode: a C program can say standard, full_state, segmented and mixed",
-        ),
-        (wrong_repeat, "standard again fails, but all results are within what rounding explains"),
+        (wrong_resumption, "fails in resumed: a C program can say standard, full_state, segmented"),
+        (written, "fails in no mode: a C program can say standard, full_state, segmented, mixed"),
+        (wrong_pair, "merged state vs oracle fails, which a C program would not show: it comp"),
+        (wrong_repeat, "standard again fails, which a C program would not show: it compares"),
     ],
 )
 def test_what_a_program_cannot_say_is_refused(

@@ -16,13 +16,14 @@ from string import Template
 import numpy as np
 import numpy.typing as npt
 
-from fa_harness import bounds, oracle
+from fa_harness import bounds, oracle, trails
 from fa_harness.bounds import Expected
 from fa_harness.cases import Case
 from fa_harness.errors import UsageError
 from fa_harness.inputs import Inputs, make_inputs
 from fa_harness.localise import PARTS, Localisation
 from fa_harness.modes import chain_paths, path
+from fa_harness.oracle import Partial
 from fa_harness.report import explain
 from fa_harness.verdict import Verdict
 
@@ -44,8 +45,20 @@ static double slope(int head) {
 
 """
 """The factor of a head's mask where there is ALiBi."""
+_NEW_STATE = """\
+// a fresh state: M is -INFINITY, whatever the rest is
+static struct ggml_tensor * new_state(struct ggml_context * ctx) {
+    struct ggml_tensor * state =
+        ggml_new_tensor_4d(ctx, GGML_TYPE_F32, 2 + HSV, N_BATCH, N_HEAD, NE3);
+    for (int i = 0; i < N_ROWS*(2 + HSV); ++i) {
+        ((float *) state->data)[i] = i % (2 + HSV) == 0 ? -INFINITY : NAN;
+    }
+    return state;
+}
+
+"""
 _TEMPLATE = Path(__file__).parent / "native" / "repro.c.in"
-_MODES = ("standard", "full_state", "segmented", "mixed")
+_MODES = ("standard", "full_state", "segmented", "mixed", "merged")
 _OF_BITS = ("full_state_vs_standard", "segmented_vs_standard", "segmented_vs_full_state")
 """Comparisons bit for bit that the program makes, too."""
 
@@ -76,8 +89,8 @@ def program(verdict: Verdict, *, library: str, features: tuple[str, ...]) -> str
         needs_bits = found.comparison in _OF_BITS
         if not needs_bits:
             raise UsageError(
-                f"{case}: {found.comparison.replace('_', ' ')} fails, but all results are within "
-                "what rounding explains, which is what a C program tells"
+                f"{case}: {found.comparison.replace('_', ' ')} fails, which a C program would not "
+                "show: it compares states and results with exact attention, and merges in turn"
             )
     return source.text(_head(verdict, library), needs_bits=needs_bits)
 
@@ -116,20 +129,25 @@ class _Source:
         self._case = case
         self._inputs = inputs
         self._mode = mode
-        own_types = mode == "mixed"
+        own_types = mode == "mixed" or (mode == "merged" and bool(case.segment_types))
+        self._own_types = own_types
         paths = chain_paths(case, own_types=own_types) if mode != "standard" else (path(case),)
         self._hows = [
             bounds.arithmetic(case.of_segment(i) if own_types else case, path_, features)
             for i, path_ in enumerate(paths)
         ]
-        self._expected = self._expect()
+        self._expected = self._expect_parts() if mode == "merged" else self._expect_chain()
+        """What is expected after each call, and of the merged state."""
 
     def shows(self, found: Localisation) -> bool:
         """Tell whether the number that is wrong is beyond what the program allows."""
-        allowed = self._allowed(found.index or 0)
-        if found.index is None and self._case.segments > 1:
-            return False
+        index = 0 if found.index is None else found.index
+        if self._mode == "merged" and found.index is None:
+            if found.call != trails.IN_TURN:
+                return False
+            index = -1
         at = PARTS.index(found.part) if found.part in PARTS else 2 + self._case.hsv_padded
+        allowed = self._allowed(self._expected[index])
         bound = allowed[found.batch, found.head, found.row, at + (found.element or 0)]
         return not abs(found.got - found.expected) <= bound
 
@@ -153,13 +171,18 @@ class _Source:
             logit_softcap=_number(case.logit_softcap),
             first_key=", ".join(map(str, case.segment_bounds())),
             arrays=self._arrays(),
-            allowed=",\n".join(f"    {{\n{_numbers(self._allowed(i), 8)}\n    }}"
-                               for i in range(case.segments)),
+            n_checks="N_SEGMENTS + 1" if self._mode == "merged" else "N_SEGMENTS",
+            unit="part" if self._mode == "merged" else "segment",
+            and_merge=" and the merges" if self._mode == "merged" else "",
+            allowed=",\n".join(
+                f"    {{\n{_numbers(self._allowed(expected), 8)}\n    }}"
+                for expected in self._expected
+            ),
             slope=_SLOPE if case.max_bias else "",
             score_mask=self._score_mask(),
-            m_of_sink="n_segments == N_SEGMENTS ? sinks[head] : -INFINITY" if case.sinks
+            m_of_sink="to == N_SEGMENTS ? sinks[head] : -INFINITY" if case.sinks
             else "-INFINITY",
-            s_of_sink="n_segments == N_SEGMENTS ? exp(sinks[head] - m) : 0.0" if case.sinks
+            s_of_sink="to == N_SEGMENTS ? exp(sinks[head] - m) : 0.0" if case.sinks
             else "0.0",
             in_cache_parameter=in_cache,
             new_rows=self._new_rows(),
@@ -171,26 +194,36 @@ class _Source:
             state_data="NULL" if self._mode == "standard" else "state->data",
             call=self._call(),
             segment=self._segment(),
-            bits=self._bits() if needs_bits else "",
+            **{"from": "s" if self._mode == "merged" else "0"},
+            new_state="" if self._mode == "standard" else _NEW_STATE,
+            end=self._end(needs_bits=needs_bits),
         )  # fmt: skip
 
-    def _expect(self) -> list[Expected]:
-        """Return what is expected after each call."""
+    def _own(self) -> list[Partial]:
+        """Return the oracle's state of each call's keys alone, for Q as the call rounds it."""
         case, inputs = self._case, self._inputs
-        chain = [bounds.nothing(case, inputs)]
-        limits = itertools.pairwise(case.segment_bounds())
         rescale_roundings = max(how.rescale_roundings for how in self._hows)
-        for i, (keys, how) in enumerate(zip(limits, self._hows, strict=True)):
+        states = []
+        for keys, how in zip(itertools.pairwise(case.segment_bounds()), self._hows, strict=True):
             rounded = replace(inputs, q=bounds.rounded_q(inputs.q, how.q_type)[0])
-            own = oracle.attend(case, rounded, *keys, rescale_roundings=rescale_roundings)
-            if i == case.segments - 1 and inputs.sinks is not None:
-                own = oracle.add_sinks(own, inputs.sinks)
+            states.append(oracle.attend(case, rounded, *keys, rescale_roundings=rescale_roundings))
+        if inputs.sinks is not None:
+            states[-1] = oracle.add_sinks(states[-1], inputs.sinks)
+        return states
+
+    def _expect_chain(self) -> list[Expected]:
+        chain = [bounds.nothing(self._case, self._inputs)]
+        for own, how in zip(self._own(), self._hows, strict=True):
             chain.append(chain[-1].then(own, how))
         return chain[1:]
 
-    def _allowed(self, i: int) -> F64:
-        """Return the bounds after a call, `[ne3, n_head, n_batch, M S VKQ and result]`."""
-        expected = self._expected[i]
+    def _expect_parts(self) -> list[Expected]:
+        nothing = bounds.nothing(self._case, self._inputs)
+        parts = [nothing.then(own, how) for own, how in zip(self._own(), self._hows, strict=True)]
+        return [*parts, bounds.merged(parts)]
+
+    def _allowed(self, expected: Expected) -> F64:
+        """Return the bounds of a call, `[ne3, n_head, n_batch, M S VKQ and result]`."""
         return np.concatenate([expected.state_bound(), expected.output_bound()], axis=-1)
 
     def _arrays(self) -> str:
@@ -232,7 +265,7 @@ class _Source:
         Segments of their own types have tables of types and bytes.
         """
         case, inputs = self._case, self._inputs
-        if self._mode != "mixed":
+        if not self._own_types:
             return [
                 _bytes(f"{name}_{type_name}", raw)
                 for name, type_name, raw in self._whole_cache()
@@ -299,7 +332,7 @@ class _Source:
             "struct ggml_tensor * tq = new_rows(ctx, GGML_TYPE_F32, HSK, N_BATCH, N_HEAD, q, NULL, "
             f"N_BATCH{no_cache});"
         ]
-        if self._mode != "mixed":
+        if not self._own_types:
             for name, type_name, _ in self._whole_cache():
                 bytes_ = "NULL" if type_name in _PLAIN else f"{name}_{type_name}"
                 lines.append(
@@ -308,26 +341,16 @@ class _Source:
                 )
             if case.v_is_view_of_k:
                 lines.append(_view("tv", "tk", "HSV", "N_KV", "0"))
-        if self._mode == "standard":
-            return _indented(4, lines)
-        return _indented(
-            4,
-            [
-                *lines,
-                "",
-                "// a fresh state: M is -INFINITY, whatever the rest is",
-                "struct ggml_tensor * state = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, 2 + HSV, "
-                "N_BATCH, N_HEAD, NE3);",
-                "for (int i = 0; i < N_ROWS*(2 + HSV); ++i) {",
-                "    ((float *) state->data)[i] = i % (2 + HSV) == 0 ? -INFINITY : NAN;",
-                "}",
-            ],
-        )
+        if self._mode == "merged":
+            lines.append("struct ggml_tensor * states[N_SEGMENTS];")
+        elif self._mode != "standard":
+            lines.append("struct ggml_tensor * state = new_state(ctx);")
+        return _indented(4, lines)
 
     def _segment(self) -> str:
         """Return K and V of segment `s`."""
         case = self._case
-        if self._mode != "mixed":
+        if not self._own_types:
             lines = [
                 _view("sk", "tk", "HSK", "n", "first*tk->nb[1]"),
                 _view("sv", "tv", "HSV", "n", "first*tv->nb[1]"),
@@ -339,6 +362,8 @@ class _Source:
                 f"N_HEAD_KV, {name} + first*{size}, {name}_bytes[s], N_KV{in_cache});"
                 for name, size in (("k", "HSK"), ("v", "HSV"))
             ]
+        if self._mode == "merged":
+            lines.append("struct ggml_tensor * state = states[s] = new_state(ctx);")
         return _indented(8, lines)
 
     def _call(self) -> str:
@@ -385,11 +410,24 @@ class _Source:
         words += [state] * (self._mode != "standard") + [is_last] * self._case.sinks
         return "".join(f", {word}" for word in words)
 
-    def _bits(self) -> str:
-        """Return the comparison with one call without a state."""
-        return _indented(
-            4,
-            [
+    def _end(self, *, needs_bits: bool) -> str:
+        """Return what follows the calls: merges, or the comparison with one call."""
+        lines: list[str] = []
+        if self._mode == "merged":
+            lines = [
+                "",
+                "// all states merged, one after another",
+                "struct ggml_tensor * merged = states[0];",
+                "for (int s = 1; s < N_SEGMENTS; ++s) {",
+                "    merged = ggml_flash_attn_ext_merge_states(ctx, merged, states[s]);",
+                "}",
+                "out = ggml_flash_attn_ext_from_state(ctx, merged);",
+                "compute(ctx, out);",
+                'n_wrong += check("parts 0 to", N_SEGMENTS - 1, 0, N_SEGMENTS, '
+                "allowed[N_SEGMENTS], out->data, merged->data);",
+            ]
+        if needs_bits:
+            lines = [
                 "",
                 "// the bits of the last result have to be those of one call without a state",
                 "struct ggml_tensor * one = attention(ctx, tq, tk, tv"
@@ -399,8 +437,8 @@ class _Source:
                 '    printf("the bits of the last result are not those of one call\\n");',
                 "    n_wrong++;",
                 "}",
-            ],
-        )
+            ]
+        return _indented(4, lines)
 
 
 def _view(name: str, of: str, size: str, n: str, offset: str) -> str:

@@ -24,6 +24,9 @@ from fa_harness.rolling_oracle import ExpectedSteps
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
+IN_TURN = "merges in turn"
+"""The name of the call that stands for the states merged one after another."""
+
 
 def state_region(state: F32, expected: Expected) -> Region:
     """Return where correct state rows lie that have the maxima of these."""
@@ -117,8 +120,8 @@ def of_merges(
     in_any_order = Region(centre, 2 * rounded)
     shuffled = f"merges in the order {','.join(map(str, merged.order))}"
     reductions = {  # what it is, its last step, how near to that in turn
-        "merges in turn": (merged.in_turn, None),
-        "merges in turn, swapped": (
+        IN_TURN: (merged.in_turn, None),
+        f"{IN_TURN}, swapped": (
             merged.swapped,
             Region(centre, bounds.swap_bound(states)),
         ),
@@ -139,17 +142,15 @@ def of_merges(
         yield from of_step(call, step, expected, right, region)
         yield same_result(call, step.output, result.centre, "its state", near=result)
         if near_in_turn is not None:
-            yield replace(
-                exact_merge, expected=in_turn, region=near_in_turn, other="merges in turn"
-            )
+            yield replace(exact_merge, expected=in_turn, region=near_in_turn, other=IN_TURN)
     again = Call(name="parts and merges in one graph", keys=keys)
-    yield from same(again, merged.in_turn_again, merged.in_turn, "merges in turn")
+    yield from same(again, merged.in_turn_again, merged.in_turn, IN_TURN)
     for name, state in zip(
         ("merge with a fresh state", "merge of a fresh state with it"),
         merged.with_fresh,
         strict=True,
     ):
-        yield _same_state(Call(name=name, keys=keys), state, in_turn, "merges in turn")
+        yield _same_state(Call(name=name, keys=keys), state, in_turn, IN_TURN)
     two_fresh = Call(name="merge of two fresh states", keys=(0, 0))
     yield from same(two_fresh, merged.fresh, fresh, "a fresh state")
     for part, after, before in zip(parts, merged.parts_after, states, strict=True):
