@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from fa_harness import bounds, oracle, rolling, rolling_oracle
+from fa_harness import bounds, oracle, rolling, rolling_oracle, trails
 from fa_harness.bounds import Arithmetic, Expected
 from fa_harness.cases import Case
 from fa_harness.comparison import Comparison, Region, exact, first_bad, why, within
 from fa_harness.fifo import Rolled
 from fa_harness.inputs import Inputs
+from fa_harness.localise import F16_MAX, Call, Check, Localisation, first_wrong, mode_of
 from fa_harness.modes import Chain, Merged, Run, Step, chain_paths, path
 from fa_harness.oracle import F64, Partial
 from fa_harness.rolling import CacheStep
@@ -53,7 +55,6 @@ _COMPARISONS = {
 }  # fmt: skip
 """What each mode is compared in where no other mode is computed."""
 
-_F16_MAX = 65504.0
 _KV_TILE = 64
 """Keys in a tile of the tiled path, `GGML_FA_TILE_KV` in ggml-cpu's common.h."""
 
@@ -71,6 +72,9 @@ class Verdict:
     """The modes that were computed; none where the library did not finish."""
     reason: str = ""
     """Why the status is not `pass`."""
+    localisation: Localisation | None = None
+    """Where a case that fails went wrong first; None also where no number is wrong: a token in
+    another's place, an input that was written, another work size."""
     comparisons: dict[str, Comparison]
     outputs: dict[str, F32 | list[F32]]
     """Outputs of the modes, and `after_segment`, a list of them; empty where they are not kept."""
@@ -111,6 +115,7 @@ def judge(
         path=path(case),
         modes=run.modes,
         reason=reason,
+        localisation=judged.localisation() if status == "fail" else None,
         comparisons=judged.comparisons,
         outputs=_outputs(run) if with_outputs or run.standard.size <= 64 else {},
         steps=judged.steps,
@@ -221,15 +226,11 @@ class _Judge:
 
     def status(self) -> tuple[str, str]:
         """Return the status and its reason."""
-        for rolled in (self._run.fifo, self._run.fifo_again):
-            if rolled is not None and rolled.can_be_told_apart:
-                misplaced = rolling.misplaced(self._case, rolled.held)
-                if misplaced is not None:
-                    return "fail", misplaced
-        overflows = self._upstream_overflows()
-        for name, comparison in self.comparisons.items():
-            if not comparison.ok and not (overflows and comparison.required == "bound"):
-                return "fail", why(name, comparison)
+        misplaced, broken = self._misplaced(), self._broken()
+        if misplaced is not None:
+            return "fail", misplaced
+        if broken is not None:
+            return "fail", why(broken, self.comparisons[broken])
         if self._run.inputs_written:
             return (
                 "fail",
@@ -247,13 +248,73 @@ class _Judge:
                 return "mistrusted", (
                     f"mode {mode} was asked for, and not compared: {', '.join(sorted(missing))}"
                 )
-        if overflows:
+        if self._overflows:
             peak = float(self._prefixes[-1].peak.max())
             return "unsupported", (
                 f"upstream's F16 accumulator overflows: numerators reach {peak:.3g}, F16 ends at "
-                f"{_F16_MAX:.0f}; the comparisons that must be bit-identical are"
+                f"{F16_MAX:.0f}; the comparisons that must be bit-identical are"
             )
         return self._mistrust()
+
+    def localisation(self) -> Localisation | None:
+        """Return where the comparison that does not hold went wrong first, if one is why it fails.
+
+        Where upstream's F16 accumulator overflows, only what must be bit-identical is looked at.
+        """
+        broken = self._broken()
+        if broken is None or self._misplaced() is not None:
+            return None
+        trail = self._trail(mode_of(broken))
+        return first_wrong(
+            broken, (check for check in trail if check.region is None or not self._overflows)
+        )
+
+    def _misplaced(self) -> str | None:
+        """Return the first token of a rolling cache that is not where it belongs, or None."""
+        for rolled in (self._run.fifo, self._run.fifo_again):
+            if rolled is not None and rolled.can_be_told_apart:
+                misplaced = rolling.misplaced(self._case, rolled.held)
+                if misplaced is not None:
+                    return misplaced
+        return None
+
+    def _broken(self) -> str | None:
+        """Return the first comparison that does not hold and is to count, or None."""
+        for name, comparison in self.comparisons.items():
+            if not comparison.ok and not (self._overflows and comparison.required == "bound"):
+                return name
+        return None
+
+    def _trail(self, mode: str) -> Iterator[Check]:
+        """Return what a mode left behind and what it must be, in the order of computing.
+
+        Other runs, whose bits it must have, come after the oracle: where that tells that something
+        is wrong, it tells where it began.
+        """
+        run = self._run
+        if mode == "standard":
+            region = self._region(self._of_one)
+            return trails.of_standard(
+                self._one_call(), run, self._of_one, self._outputs[-1], region
+            )
+        if mode == "full_state" and run.full_state and run.full_state_again:
+            region = self._not_far_worse(self._region(self._of_one), [run.standard])
+            return trails.of_full_state(
+                self._one_call(), run, self._of_one, self._outputs[-1], region
+            )
+        if mode == "segmented" and run.segmented:
+            return self._trail_of_segmented(run.segmented)
+        if mode == "mixed" and run.mixed and run.mixed_again:
+            return self._trail_of_mixed(run.mixed, run.mixed_again)
+        if mode == "resumed" and run.resumed:
+            return self._trail_of_resumed(run.resumed)
+        if mode == "merged" and run.merged:
+            return self._trail_of_merged(run.merged)
+        if mode == "fifo" and run.fifo and run.fifo_again and self._expected_steps:
+            expected = self._expected_steps
+            region = self._region(expected.after_both)
+            return trails.of_fifo(self._case, run.fifo, run.fifo_again, expected, region)
+        raise AssertionError(f"mode {mode} was compared, and is not in the run")
 
     def _compare_standard(self) -> None:
         run = self._run
@@ -317,10 +378,7 @@ class _Judge:
         uncut = self._run.mixed if case.segment_types else self._run.segmented
         if uncut is not None:
             self.comparisons["part_vs_chain"] = first_bad(_exact_step(parts[0], uncut.steps[0]))
-        expected_parts = [
-            self._nothing().then(self._truth.segment(i, how.q_type), how)
-            for i, how in enumerate(self._how_of_calls(own_types=bool(case.segment_types)))
-        ]
+        expected_parts = self._expected_parts()
         self.comparisons["part_vs_oracle"] = first_bad(
             within(part.output, oracle.finalise(self._truth.segment(i)), self._region(expected))
             for i, (part, expected) in enumerate(zip(parts, expected_parts, strict=True))
@@ -440,9 +498,12 @@ class _Judge:
         """Compare the chain's last output with that of one call."""
         if self._chain_is_exact:
             return exact(output, of_one)
+        return within(output, of_one, self._near_one_call(of_one, expected))
+
+    def _near_one_call(self, of_one: F32, expected: Expected) -> Region:
         one, chain = self._region(self._of_one), self._region(expected)
         bound = one.bound + chain.bound + np.abs(chain.centre - one.centre)
-        return within(output, of_one, Region(of_one.astype(np.float64), bound))
+        return Region(of_one.astype(np.float64), bound)
 
     def _nothing(self) -> Expected:
         return bounds.nothing(self._case, self._inputs)
@@ -500,6 +561,94 @@ class _Judge:
         self._compared[key] = got, comparison
         return comparison
 
+    def _one_call(self) -> Call:
+        return Call(
+            name="the only call",
+            keys=(0, self._case.kv),
+            path=path(self._case),
+            f16_numerators=self._how.f16_numerators,
+        )
+
+    def _calls(self, *, own_types: bool, name: str = "segment") -> list[Call]:
+        case = self._case
+        limits = itertools.pairwise(case.segment_bounds())
+        paths = chain_paths(case, own_types=own_types)
+        hows = self._how_of_calls(own_types=own_types)
+        return [
+            Call(
+                name=f"{name} {i} (of 0 to {case.segments - 1})",
+                keys=keys,
+                path=path_,
+                index=i,
+                f16_numerators=how.f16_numerators,
+            )
+            for i, (keys, path_, how) in enumerate(zip(limits, paths, hows, strict=True))
+        ]
+
+    def _trail_of_chain(self, steps: tuple[Step, ...], *, own_types: bool) -> Iterator[Check]:
+        expected = self._expected_chain(steps, own_types=own_types)
+        regions = [self._region(of_call) for of_call in expected]
+        if steps is not self._run.resumed and not own_types:
+            regions[-1] = self._not_far_worse(regions[-1], self._standard_runs())
+        calls = self._calls(own_types=own_types)
+        for i, step in enumerate(steps):
+            yield from trails.of_step(calls[i], step, expected[i], self._outputs[i], regions[i])
+
+    def _trail_of_segmented(self, chain: Chain) -> Iterator[Check]:
+        yield from self._trail_of_chain(chain.steps, own_types=False)
+        calls, last = self._calls(own_types=False), chain.steps[-1]
+        expected = self._expected_chain(chain.steps, own_types=False)[-1]
+        full, others = self._run.full_state, {"standard": self._run.standard}
+        if full is not None:
+            if self._chain_is_exact:
+                yield from trails.same(calls[-1], last, full, "full_state")
+            others = {"full_state": full.output, **others}
+        for other, output in others.items():
+            near = None if self._chain_is_exact else self._near_one_call(output, expected)
+            yield trails.same_result(calls[-1], last.output, output, other, near=near)
+        yield from trails.of_one_graph(calls, chain)
+
+    def _trail_of_mixed(self, chain: Chain, again: Chain) -> Iterator[Check]:
+        calls = self._calls(own_types=True)
+        yield from self._trail_of_chain(chain.steps, own_types=True)
+        yield from trails.same_steps(calls, again.steps, chain.steps, "the first run")
+        for one in (chain, again):
+            yield from trails.of_one_graph(calls, one)
+
+    def _trail_of_resumed(self, steps: tuple[Step, ...]) -> Iterator[Check]:
+        own_types = bool(self._case.segment_types)
+        uncut = self._run.mixed if own_types else self._run.segmented
+        if uncut is None:
+            yield from self._trail_of_chain(steps, own_types=own_types)
+        else:
+            calls = self._calls(own_types=own_types)
+            yield from trails.same_steps(calls, steps, uncut.steps, "the chain that is not cut")
+
+    def _trail_of_merged(self, merged: Merged) -> Iterator[Check]:
+        own_types = bool(self._case.segment_types)
+        calls = self._calls(own_types=own_types, name="part")
+        for i, expected in enumerate(self._expected_parts()):
+            alone = oracle.finalise(self._truth.segment(i))
+            region = self._region(expected)
+            yield from trails.of_step(calls[i], merged.parts[i], expected, alone, region)
+        uncut = self._run.mixed if own_types else self._run.segmented
+        if uncut is not None:
+            yield from trails.same(calls[0], merged.parts[0], uncut.steps[0], "the chain")
+        expected = bounds.merged(self._expected_parts())
+        region = self._region(expected)
+        if not own_types:
+            region = self._not_far_worse(region, self._standard_runs())
+        yield from trails.of_merges(
+            calls, merged, expected, self._outputs[-1], region, _fresh_step(self._case)
+        )
+
+    def _expected_parts(self) -> list[Expected]:
+        own_types = bool(self._case.segment_types)
+        return [
+            self._nothing().then(self._truth.segment(i, how.q_type), how)
+            for i, how in enumerate(self._how_of_calls(own_types=own_types))
+        ]
+
     def _standard_runs(self) -> list[F32]:
         """Return the standard run, and where a chain takes another path that on the vec path."""
         return [run for run in (self._run.standard, self._run.reference) if run is not None]
@@ -529,7 +678,8 @@ class _Judge:
         high = np.minimum(region.centre + region.bound, exact_output + allowed)
         return Region((low + high) / 2, np.maximum((high - low) / 2, 0.0))
 
-    def _upstream_overflows(self) -> bool:
+    @functools.cached_property
+    def _overflows(self) -> bool:
         """Tell whether upstream's F16 accumulator overflows, so that no bound can hold."""
         run = self._run
         own_types = bool(self._case.segment_types)
@@ -545,7 +695,7 @@ class _Judge:
             lost |= in_f16 and not np.isfinite(output).all()
         if run.fifo is not None and "f16" in (self._case.type_V, self._case.cold_type):
             lost |= not np.isfinite(run.fifo.output).all()
-        return lost and bool(self._prefixes[-1].peak.max() > _F16_MAX)
+        return lost and bool(self._prefixes[-1].peak.max() > F16_MAX)
 
     def _mistrust(self) -> tuple[str, str]:
         """Return `mistrusted` where no fault could have shown, else `pass`."""
@@ -616,23 +766,14 @@ def _region(expected: Expected) -> Region:
 
 def _compare_state(state: F32, expected: Expected) -> Comparison:
     """Compare state rows with the oracle's, brought to the rows' own maximum."""
-    truth, bound = expected.truth, expected.state_bound()
-    with np.errstate(invalid="ignore", over="ignore"):
-        m = state[..., 0].astype(np.float64)
-        rescale = np.where(np.isinf(truth.m), 1.0, np.exp(truth.m - m))[..., None]
-        sums = np.concatenate([truth.s[..., None], truth.vkq], axis=-1) * rescale
-        bound[..., 1:] *= rescale
-    rows = np.concatenate([truth.m[..., None], sums], axis=-1)
-    return within(state, rows, Region(rows, bound))
+    region = trails.state_region(state, expected)
+    return within(state, region.centre, region)
 
 
 def _compare_result(step: Step) -> Comparison:
-    """Compare a result with VKQ / S of its state: 1 / S and the product are rounded."""
-    rows = step.state.astype(np.float64)
-    s = rows[..., 1:2]
-    result = np.divide(rows[..., 2:], s, out=np.zeros_like(rows[..., 2:]), where=s != 0)
-    bound = 2.1 * bounds.U32 * np.abs(result) + 2.0**-149  # below F32's normal range not relative
-    return within(step.output, result, Region(result, bound))
+    """Compare a result with VKQ / S of its state."""
+    region = trails.result_region(step)
+    return within(step.output, region.centre, region)
 
 
 def _compare_one_graph(chain: Chain) -> Comparison:
