@@ -30,8 +30,23 @@ many roundings of the same sizes in another order; the largest of a row's elemen
 factor of 2 or 3 from run to run, seldom of more."""
 
 _F16_MAX = 65504.0
+_PICTURE = 64
+"""Heads and rows of a picture at most."""
 _KV_TILE = 64
 """Keys in a tile of the tiled path, `GGML_FA_TILE_KV` in ggml-cpu's common.h."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """Where in a case a comparison is how near to its bound: what a picture of it shows."""
+
+    comparison: str
+    """The first that is not ok, else the one nearest to its bound."""
+    by_row: F32
+    """The largest share of the bound, `[ne3 * n_head, n_batch]`, at most `_PICTURE` of each: larger
+    ones are the largest of several."""
+    by_segment: tuple[float, ...]
+    """The largest share that an output or a state after each segment takes, of all chains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +67,8 @@ class Verdict:
     """Outputs of the modes, and `after_segment`, a list of them; empty where they are not kept."""
     steps: tuple[CacheStep, ...] = ()
     """The steps of a rolling cache."""
+    shares: Shares | None = None
+    """None where nothing was compared, or all that was has the same bits."""
     seconds: float = 0.0
     """From the case's start to its verdict."""
 
@@ -85,9 +102,10 @@ def judge(
         path=path(case),
         modes=run.modes,
         reason=reason,
-        comparisons=judged.comparisons,
+        comparisons={name: c.without_rows() for name, c in judged.comparisons.items()},
         outputs=_outputs(run) if with_outputs or run.standard.size <= 64 else {},
         steps=judged.steps,
+        shares=_shares(judged.comparisons, judged.by_segment),
     )
 
 
@@ -149,6 +167,7 @@ class _Judge:
         self._expected_steps: ExpectedSteps | None = None
         self.comparisons: dict[str, Comparison] = {}
         self.steps: tuple[CacheStep, ...] = ()
+        self.by_segment: tuple[float, ...] = ()
 
         self._compare_standard()
         if run.full_state is not None and run.full_state_again is not None:
@@ -367,13 +386,16 @@ class _Judge:
         self.comparisons[f"{mode}_vs_oracle"] = self._within(
             steps[-1].output, self._outputs[-1], last
         )
-        self.comparisons[f"{prefix}prefix_vs_oracle"] = first_bad(
+        outputs = [
             self._within(step.output, self._outputs[i], self._region(expected[i]))
             for i, step in enumerate(steps)
-        )
-        self.comparisons[f"{prefix}state_vs_oracle"] = first_bad(
-            self._compare_state(step.state, expected[i]) for i, step in enumerate(steps)
-        )
+        ]
+        states = [self._compare_state(step.state, expected[i]) for i, step in enumerate(steps)]
+        self.comparisons[f"{prefix}prefix_vs_oracle"] = first_bad(outputs)
+        self.comparisons[f"{prefix}state_vs_oracle"] = first_bad(states)
+        shares = [max(a.of_bound, b.of_bound) for a, b in zip(outputs, states, strict=True)]
+        known = self.by_segment or (0.0,) * len(shares)
+        self.by_segment = tuple(map(max, known, shares))
 
     def _compare_with_one_call(self, output: F32, of_one: F32, expected: Expected) -> Comparison:
         """Compare the chain's last output with that of one call."""
@@ -616,6 +638,31 @@ def _chain_is_exact(case: Case) -> bool:
         inner = case.segment_bounds()[1:-1]
         return all(limit % _KV_TILE == 0 or limit == case.kv for limit in inner)
     return paths == {"vec"}
+
+
+def _shares(comparisons: dict[str, Comparison], by_segment: tuple[float, ...]) -> Shares | None:
+    """Return what a picture shows of the comparison that tells most."""
+    pictured = {name: c for name, c in comparisons.items() if c.by_row is not None}
+    if not pictured:
+        return None
+    first_bad_name = next((name for name, c in pictured.items() if not c.ok), None)
+    name = first_bad_name or max(pictured, key=lambda name: pictured[name].of_bound)
+    rows = pictured[name].by_row
+    assert rows is not None
+    return Shares(
+        comparison=name,
+        by_row=_pooled(rows.reshape(-1, rows.shape[-1])),
+        by_segment=by_segment,
+    )
+
+
+def _pooled(array: F32) -> F32:
+    """Return an array with at most `_PICTURE` rows and columns, each the largest of neighbours."""
+    for axis, size in enumerate(array.shape):
+        if size > _PICTURE:
+            starts = np.arange(_PICTURE) * size // _PICTURE
+            array = np.maximum.reduceat(array, starts, axis=axis)
+    return array
 
 
 def _rows_of(weights: list[F64]) -> npt.NDArray[np.float64]:

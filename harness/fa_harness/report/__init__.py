@@ -47,11 +47,17 @@ class Results:
 
     def repro(self, verdict: Verdict) -> str:
         """Return the command that repeats a case."""
-        name = str(self.library["name"])
-        command = ["fa-harness", "run", "--library", name, *defined(self.options)]
-        if self.modes:
-            command += ["--mode", ",".join(self.modes)]
-        line = shlex.join([*command, "--case", str(verdict.case)])
+        modes = ["--mode", ",".join(self.modes)] if self.modes else []
+        return self._command("run", *modes, "--case", str(verdict.case))
+
+    @property
+    def repro_of_gate(self) -> str:
+        """The command that repeats a gate."""
+        return self._command("gate")
+
+    def _command(self, name: str, *arguments: str) -> str:
+        library = ["--library", str(self.library["name"]), *defined(self.options)]
+        line = shlex.join(["fa-harness", name, *library, *arguments])
         return (
             f"UPSTREAM_DIR={shlex.quote(self.upstream_dir)} {line}" if self.upstream_dir else line
         )
@@ -60,3 +66,8 @@ class Results:
 def defined(options: Mapping[str, str]) -> list[str]:
     """Return CMake options as the command line takes them."""
     return [word for name, value in options.items() for word in ("-D", f"{name}={value}")]
+
+
+def explain(verdict: Verdict) -> list[str]:
+    """Return in lines why a case did not pass, the reason first."""
+    return [verdict.reason]
