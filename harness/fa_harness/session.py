@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from fa_harness import __version__, baseline, bench, gate, ggml, progress, speed
 from fa_harness.baseline import Baseline
@@ -195,7 +196,10 @@ def _run_on(
     console: Console,
     verbose: bool,
 ) -> Results:
-    """Run cases on a library and print a line for each."""
+    """Run cases on a library and print a line for each.
+
+    A full disk, say, or Ctrl-C ends the run, not the report.
+    """
     started, start = datetime.now(timezone.utc), time.perf_counter()
     verdicts: list[Verdict] = []
 
@@ -224,6 +228,9 @@ def _run_on(
                 table.add(verdict, so_far.repro(verdict))
         except KeyboardInterrupt:
             interrupted = True
+        except SetupError as error:  # the report of what ran is kept
+            interrupted = True
+            console.print(Text(f"fa-harness: {error}", style="bold red"), soft_wrap=True)
     return results(interrupted=interrupted)
 
 

@@ -41,7 +41,7 @@ class Shares:
     """Where in a case a comparison is how near to its bound: what a picture of it shows."""
 
     comparison: str
-    """The first that is not ok, else the one nearest to its bound."""
+    """One with a bound rather than of bits: the first that is not ok, else the nearest to it."""
     by_row: F32
     """The largest share of the bound, `[ne3 * n_head, n_batch]`, at most `_PICTURE` of each: larger
     ones are the largest of several."""
@@ -645,8 +645,11 @@ def _shares(comparisons: dict[str, Comparison], by_segment: tuple[float, ...]) -
     pictured = {name: c for name, c in comparisons.items() if c.by_row is not None}
     if not pictured:
         return None
-    first_bad_name = next((name for name, c in pictured.items() if not c.ok), None)
-    name = first_bad_name or max(pictured, key=lambda name: pictured[name].of_bound)
+    bad = sorted(
+        (name for name, c in pictured.items() if not c.ok),
+        key=lambda name: pictured[name].required != "bound",
+    )
+    name = bad[0] if bad else max(pictured, key=lambda name: pictured[name].of_bound)
     rows = pictured[name].by_row
     assert rows is not None
     return Shares(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fa_harness.cases import Case
-from fa_harness.errors import SetupError
+from fa_harness.errors import SetupError, UsageError
 from fa_harness.modes import Run
 
 _HEADER = struct.Struct("<Q")
@@ -85,7 +85,11 @@ class Worker:
         self._send((case, modes, timeout))
 
     def result(self) -> Run | Lost:
-        """Return what the submitted case gave."""
+        """Return what the submitted case gave.
+
+        Raises:
+            SetupError: The child could not write a file that it needs.
+        """
         mode = "start"
         while True:
             try:
@@ -99,6 +103,8 @@ class Worker:
                 return value
             if kind == "error":
                 return Lost(status="crash", reason=f"{mode}: {value}")
+            if kind == "setup":
+                raise SetupError(value)
             mode = value
 
     def interrupt(self) -> None:
@@ -235,6 +241,10 @@ def _serve(module_path: Path) -> None:
             reply: tuple[str, Any] = ("run", run)
         except (MemoryError, RuntimeError) as error:
             reply = ("error", f"{type(error).__name__}: {error}")
+        except (OSError, UsageError) as error:
+            # A full disk under a state's file, say, is no fault of the case. NumPy may not notice
+            # that it wrote less; then the file cannot be read.
+            reply = ("setup", f"{case}: cannot be computed here ({error}); mend that and run again")
         signal.setitimer(signal.ITIMER_REAL, 0)
         _write(replies, reply)
 

@@ -15,6 +15,7 @@ from fa_harness.bench import Interval
 from fa_harness.cases import Case
 from fa_harness.gate import Gate, Ratio
 from fa_harness.report import Results
+from fa_harness.report.bench import label as row_label
 from fa_harness.report.console import label
 from fa_harness.report.troubles import Trouble, headline, in_short, origin, passed, troubles
 from fa_harness.verdict import F32, Shares, Verdict
@@ -23,6 +24,8 @@ _LEVELS = (0.1, 0.5, 1.0, 10.0, 1000.0, math.inf)
 """Upper limits of the shares that a colour stands for; what is above the last is not finite."""
 _LEGEND = ("under 10 %", "to 50 %", "to the bound", "to 10 x", "to 1000 x", "more, or other bits")
 _IN_SHORT = 6
+_TOLD = 0.1
+"""Width of an interval that tells something; wider ones do not set the scale."""
 _PICTURES = 40
 """Troubles with pictures; more make a file that nobody reads."""
 
@@ -186,10 +189,11 @@ def _speed(ratios: Sequence[Ratio]) -> Iterator[str]:
     yield '<div class="wide"><table><thead><tr><th>case</th><th>way</th><th>now</th><th>was</th>'
     yield "<th></th><th></th></tr></thead><tbody>"
     known = [each for ratio in ratios for each in (ratio.now, ratio.before) if each]
-    low = min((each.low for each in known), default=0.9)
-    high = max((each.high for each in known), default=1.1)
+    told = [each for each in known if each.width < _TOLD] or known
+    low = min((each.low for each in told), default=1.0)
+    high = max((each.high for each in told), default=1.0)
     for ratio in ratios:
-        cells = [_text(label(Case.parse(ratio.case))), _text(ratio.way.replace("_", " "))]
+        cells = [_text(row_label(Case.parse(ratio.case))), _text(ratio.way.replace("_", " "))]
         cells += [_interval(ratio.now), _interval(ratio.before)]
         cells += [_range((ratio.before, ratio.now), low, high)]
         cells += [f"<b>{ratio.status}</b> {_text(ratio.reason)}"]
@@ -200,13 +204,15 @@ def _speed(ratios: Sequence[Ratio]) -> Iterator[str]:
 
 def _range(intervals: Iterable[Interval | None], low: float, high: float) -> str:
     width = (high - low) or 1.0
-    bars = "".join(
-        f'<rect class="r{n}" x="{(each.low - low) / width * 100:.1f}" y="{2 + 6 * n}" height="5" '
-        f'width="{max(1.0, (each.high - each.low) / width * 100):.1f}"/>'
-        for n, each in enumerate(intervals)
-        if each
-    )
-    return f'<svg class="range" viewBox="0 0 102 14">{bars}</svg>'
+    bars = []
+    for n, each in enumerate(intervals):
+        if each:
+            left, right = (
+                min(max((end - low) / width * 100, 0.0), 100.0) for end in (each.low, each.high)
+            )
+            size = f'width="{max(1.0, right - left):.1f}" height="5"'
+            bars.append(f'<rect class="r{n}" x="{left:.1f}" y="{2 + 6 * n}" {size}/>')
+    return f'<svg class="range" viewBox="0 0 102 14">{"".join(bars)}</svg>'
 
 
 def _interval(interval: Interval | None) -> str:
