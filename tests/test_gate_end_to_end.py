@@ -187,6 +187,15 @@ def test_in_github_actions_what_is_wrong_is_annotated_and_the_summary_added_to(
     assert summary.read_text().startswith("# before\n## ❌ gate failed: 2 findings")
 
 
+def test_every_case_of_the_gate_passes_on_the_series_with_a_seed_of_no_choice(
+    patched: Library,
+) -> None:
+    cases = [case.with_(seed=20261125, threads=1) for case in suites.suite("gate")]
+    with Runner(patched.module_path) as runner:
+        bad = [f"{v.status}: {v.reason}: {v.case}" for v in runner.run(cases) if v.status != "pass"]
+    assert bad == []
+
+
 # faults of files
 
 
