@@ -9,7 +9,7 @@ ARGS   ?=
 SEGMENTS = $(if $(filter --segments% --boundaries%,$(ARGS)),,--segments 4)
 
 .DEFAULT_GOAL := help
-.PHONY: help run bench test vendor lib lint clean distclean
+.PHONY: help run gate bench test vendor lib lint clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ help: ## list the targets
 
 run: lib ## build the patched library and compare it with the oracle
 	@$(BIN)/fa-harness run $(SEGMENTS) $(ARGS)
+
+gate: lib ## compare the patched library with its baseline, as a CI job does
+	@$(BIN)/fa-harness gate $(ARGS)
 
 bench: $(READY) ## measure what the state costs; needs a machine that does nothing else
 	@$(BIN)/fa-harness build pristine patched

@@ -1106,3 +1106,56 @@ def test_agreement_has_no_worst_place(compute: Compute) -> None:
     assert comparison.worst is None
     assert comparison.bitwise
     assert comparison.max_abs == comparison.nmse == comparison.max_rel_row == 0
+
+
+# what a picture shows
+
+
+def test_the_picture_of_a_fault_has_it_in_its_head_and_row_and_after_its_segment(
+    compute: Compute,
+) -> None:
+    run = compute(VEC)
+    first, second, third = chain_of(run).steps
+    output = third.output.copy()
+    output[1, 2, 1, 5] += 1
+    shares = judged(
+        VEC, with_steps(run, first, second, Step(output=output, state=third.state))
+    ).shares
+    assert shares is not None
+    assert shares.comparison == "segmented_vs_oracle"
+    assert shares.by_row.shape == (VEC.ne3 * VEC.n_head, VEC.nb)
+    assert np.argwhere(shares.by_row > 1).tolist() == [[VEC.n_head + 2, 1]]
+    assert [share > 1 for share in shares.by_segment] == [False, False, True]
+
+
+def test_the_picture_of_bits_that_differ_within_the_bound_is_of_the_bits(compute: Compute) -> None:
+    run = compute(VEC)
+    *before, last = chain_of(run).steps
+    output = last.output.copy()
+    output[0, 1, 2, 0] = np.nextafter(output[0, 1, 2, 0], np.float32(9))
+    shares = judged(VEC, with_steps(run, *before, Step(output=output, state=last.state))).shares
+    assert shares is not None
+    assert shares.comparison == "segmented_vs_standard"
+    assert np.argwhere(np.isinf(shares.by_row)).tolist() == [[1, 2]]
+
+
+def test_a_picture_has_at_most_64_rows_each_the_largest_of_neighbours(compute: Compute) -> None:
+    case = VEC.with_(nb=100, segments=1)
+    run = compute(case)
+    standard = run.standard.copy()
+    standard[0, 0, 99, 0] += 1
+    broken = dataclasses.replace(run, standard=standard)
+    shares = judged(case, broken).shares
+    assert shares is not None
+    assert shares.by_row.shape == (case.ne3 * case.n_head, 64)
+    assert np.argwhere(shares.by_row > 1).tolist() == [[0, 63]]
+
+
+def test_a_case_that_passes_has_the_picture_of_what_is_nearest_to_its_bound(
+    compute: Compute,
+) -> None:
+    found = judged(VEC, compute(VEC))
+    assert found.shares is not None
+    nearest = max(found.comparisons, key=lambda name: found.comparisons[name].of_bound)
+    assert found.shares.comparison == nearest
+    assert all(comparison.by_row is None for comparison in found.comparisons.values())

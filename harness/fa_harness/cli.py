@@ -6,7 +6,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,9 @@ from fa_harness.errors import FaHarnessError, SetupError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from fa_harness.gate import Gate
+    from fa_harness.report import Results
 
 _WIDTH = 150
 """Columns of a table that goes to a pipe; on a terminal it is the terminal's."""
@@ -115,6 +118,20 @@ _define = click.option(
 )
 
 
+def _reports(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add an option for each form of a run's report."""
+    for kind, what in (
+        ("html", "one page with tables and pictures"),
+        ("markdown", "for the summary of a job"),
+        ("junit", "XML that CI servers read"),
+        ("json", "all numbers"),
+    ):
+        command = click.option(
+            f"--{kind}", kind, metavar="FILE", help=f"Write a report, {what}; - is standard output."
+        )(command)
+    return command
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="fa-harness")
 def cli() -> None:
@@ -131,7 +148,7 @@ def cli() -> None:
 @click.option(
     "--suite",
     metavar="NAME",
-    help="Cases to run: seed, smoke, default, paths, reduction, mixed or fifo [default].",
+    help="Cases to run: seed, smoke, default, paths, reduction, mixed, fifo or gate [default].",
 )
 @click.option(
     "--case", "case_string", metavar="STRING", help="Run one case, as a report prints it."
@@ -164,7 +181,7 @@ def cli() -> None:
 @click.option("-k", "pattern", metavar="REGEX", help="Only cases whose string matches.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
               help="Give up on a case after this time.")  # fmt: skip
-@click.option("--json", "json_path", metavar="FILE", help="Write the report; - is standard output.")
+@_reports
 @click.option(
     "-v", "--verbose", is_flag=True, help="Print repro lines and steps; keep all outputs in JSON."
 )
@@ -188,8 +205,8 @@ def run(
     list_only: bool,
     pattern: str | None,
     timeout: float | None,
-    json_path: str | None,
     verbose: bool,
+    **reports: str | None,
 ) -> None:
     """Compare attention, in one call and over segments, with the oracle.
 
@@ -201,7 +218,6 @@ def run(
     times. Cases that list boundaries of their own keep them.
     """
     from fa_harness import session
-    from fa_harness.report import json as report
 
     cases = session.select(
         suite=suite,
@@ -223,8 +239,8 @@ def run(
             click.echo(str(case))
         return
     modes = session.check_modes(mode, cases)
-    _check_report(json_path)
-    console = _console(stderr=json_path == "-")
+    _check_writable(reports)
+    console = _console(stderr="-" in reports.values())
     try:
         results = session.run(
             cases,
@@ -236,20 +252,109 @@ def run(
             verbose=verbose,
         )
     except session.EndedError as end:
-        _write_report(report.render(end.results), json_path)
+        _write_reports(reports, end.results)
         raise end.cause from None
-    _write_report(report.render(results), json_path)
+    _write_reports(reports, results)
     if not results.passed:
         sys.exit(1)
 
 
-def _check_report(json_path: str | None) -> None:
+@cli.command()
+@click.option(
+    "--library", default="patched", metavar="NAME", show_default=True, help="Which build."
+)
+@_define
+@click.option("--baseline", "baseline_file", type=click.Path(path_type=Path), metavar="FILE",
+              help="Compare with this one [default: baselines/UPSTREAM.CLASS.json].")  # fmt: skip
+@click.option("--update-baseline", "update", is_flag=True, help="Make this run the baseline.")
+@click.option("--seed", type=int, metavar="S", help="Draw the inputs from this seed.")
+@click.option("--threads", type=int, metavar="T", help="Compute the cases with T threads.")
+@click.option("--no-speed", is_flag=True, help="Leave the speed rows out.")
+@_reports
+@click.option("-v", "--verbose", is_flag=True, help="Print every case's repro line.")
+def gate(
+    *,
+    library: str,
+    options: dict[str, str],
+    baseline_file: Path | None,
+    update: bool,
+    seed: int | None,
+    threads: int | None,
+    no_speed: bool,
+    verbose: bool,
+    **reports: str | None,
+) -> None:
+    """Stop a patch that is wrong, less exact or slower than the baseline.
+
+    Runs the suite gate and some speed rows, and compares them with the baseline of the same
+    upstream and machine class. What cannot be compared is skipped, with a reason. Exit status 1: a
+    case does not pass; a case or a comparison of the baseline is gone; an error grew by more than
+    its margin; bits that were the same no longer are; a ratio of times got worse.
+
+    In a job of GitHub Actions what is wrong is annotated, too, and the summary written.
+    """
     from fa_harness import session
 
-    if json_path == "-" and sys.stdout is None:
+    _check_writable(reports)
+    to_stderr = "-" in reports.values()
+    try:
+        results, judged = session.run_gate(
+            library=library,
+            options=options,
+            baseline_file=baseline_file,
+            update=update,
+            seed=seed,
+            threads=threads,
+            with_speed=not no_speed,
+            console=_console(stderr=to_stderr),
+            verbose=verbose,
+        )
+    except session.EndedError as end:
+        _write_reports(reports, end.results)
+        raise end.cause from None
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        from fa_harness.report.annotations import render
+
+        click.echo(render(results, judged), nl=False, err=to_stderr)
+        reports["summary"] = os.environ.get("GITHUB_STEP_SUMMARY") or None
+    _write_reports(reports, results, judged)
+    if not judged.passed:
+        sys.exit(1)
+
+
+def _check_writable(reports: Mapping[str, str | None]) -> None:
+    """Find out before a run whether its reports can be written."""
+    from fa_harness import session
+
+    if list(reports.values()).count("-") > 1:
+        raise UsageError("only one report can go to standard output; name files for the others")
+    if "-" in reports.values() and sys.stdout is None:
         raise UsageError("report -: standard output is closed; name a file")
-    if json_path not in (None, "-"):
-        session.check_writable(Path(json_path))
+    for path in reports.values():
+        if path not in (None, "-"):
+            session.check_writable(Path(path))
+
+
+def _write_reports(
+    reports: Mapping[str, str | None], results: Results, gate: Gate | None = None
+) -> None:
+    """Write each report that was asked for; one that cannot be written keeps no other back."""
+    from fa_harness import session
+
+    failures = []
+    for kind, path in reports.items():
+        if path is None:
+            continue
+        text = session.report(kind, results, gate)
+        try:
+            if path == "-":
+                click.echo(text, nl=False)
+            else:
+                session.write_report(Path(path), text, append=kind == "summary")
+        except SetupError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
 
 
 def _write_report(text: str, json_path: str | None) -> None:
@@ -327,8 +432,7 @@ def bisect(
     from fa_harness.report import bisect as report
 
     case = Case.parse(case_string)
-    if json_path not in (None, "-"):
-        session.check_writable(Path(json_path))
+    _check_writable({"json": json_path})
     bisected = session.bisect_case(
         case, may_build=may_build, options=options, console=_console(stderr=json_path == "-")
     )
@@ -375,7 +479,7 @@ def bench(
         for case in cases:
             click.echo(str(case))
         return
-    _check_report(json_path)
+    _check_writable({"json": json_path})
     result = session.measure_speed(
         cases,
         library=library,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,13 @@ class Comparison:
     """`bits` where both must be the same bit for bit, `bound` where they must be near."""
     ok: bool
     """What is required holds for every element."""
+    by_row: F32 | None = field(default=None, compare=False, repr=False)
+    """The largest share of its bound that an element of each row takes, `[ne3, n_head, n_batch]`;
+    infinite where the bits have to be the same and are not. None where all have the same bits."""
+
+    def without_rows(self) -> Comparison:
+        """Return the comparison without what only a picture of it takes."""
+        return replace(self, by_row=None)
 
 
 _SAME = Comparison(
@@ -86,7 +93,8 @@ def within(got: F32, expected: F32 | F64, region: Region) -> Comparison:
             off = np.where((a == region.centre) | (same & ~np.isfinite(a)), 0.0, off)
         excess = np.divide(off, region.bound, out=np.zeros_like(off), where=off != 0)
         excess[np.isnan(excess)] = np.inf
-    most = float(excess.max())
+    by_row = excess.max(axis=-1)
+    most = float(by_row.max())
     worst, allowed = None, 0.0
     if error.any():
         # of those furthest beyond their bounds the largest error
@@ -113,6 +121,7 @@ def within(got: F32, expected: F32 | F64, region: Region) -> Comparison:
         of_bound=most,
         required="bound",
         ok=most <= 1,
+        by_row=by_row.astype(np.float32),
     )
 
 

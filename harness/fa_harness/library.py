@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +18,9 @@ from typing import Any
 from fa_harness.errors import SetupError
 
 RECORD = "library.json"
+
+_ATTEMPTS = 20
+_BETWEEN_ATTEMPTS = 0.05  # seconds; a library is replaced by two renames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,3 +100,65 @@ def load(path: Path) -> Library:
             f"{path / RECORD} is not a library record of this version; "
             f"delete {path} and build again"
         ) from error
+
+
+@contextlib.contextmanager
+def held(library: Library) -> Iterator[Library]:
+    """Give a library whose files stay what they are, whatever a build puts in their place.
+
+    They are links to the library's files in a folder of their own, beside it. What a killed process
+    left there is deleted by the next one.
+
+    Raises:
+        SetupError: there is no such library any more, or no room for the links.
+    """
+    parent, prefix = library.path.parent, f".{library.name}.held-"
+    try:
+        for left_over in parent.glob(f"{prefix}*"):
+            _delete_unless_held(left_over)
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise SetupError(f"cannot write in {parent}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield _linked(library, folder / library.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _linked(library: Library, target: Path) -> Library:
+    """Link a library's files; where it is replaced just now, those of the new one."""
+    for _ in range(_ATTEMPTS):
+        try:
+            shutil.copytree(library.path, target, symlinks=True, copy_function=_link)
+            return load(target)
+        except (shutil.Error, FileNotFoundError):
+            shutil.rmtree(target, ignore_errors=True)
+            time.sleep(_BETWEEN_ATTEMPTS)
+    raise SetupError(f"library {library.name!r} went away from {library.path}; build it again")
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
+
+
+def _delete_unless_held(folder: Path) -> None:
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError:  # another process was faster
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)

@@ -46,6 +46,11 @@ class Project:
         return self.root / "vendor" / "src"
 
     @property
+    def baselines(self) -> Path:
+        """What gates compare with, one file per upstream and machine class."""
+        return self.root / "baselines"
+
+    @property
     def build(self) -> Path:
         """Everything that compilers make."""
         return self.root / "build"

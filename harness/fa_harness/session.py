@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import difflib
 import itertools
 import os
+import platform
 import re
 import shlex
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,26 +20,32 @@ from typing import Any
 
 from rich.console import Console
 
-from fa_harness import __version__, bench, emit_c, ggml
+from fa_harness import __version__, baseline, bench, emit_c, gate, ggml, progress, speed
+from fa_harness.baseline import Baseline
 from fa_harness.bench import Bench, Row
 from fa_harness.bisect import Bisected, Prefix, run_on
 from fa_harness.cases import OP, Case, without_colours
 from fa_harness.errors import FaHarnessError, SetupError, UsageError
-from fa_harness.library import Library
-from fa_harness.library import load as load_record
+from fa_harness.gate import Gate, Ratio
+from fa_harness.library import Library, held
 from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.modes import MODES, missing_option
-from fa_harness.project import find_project
+from fa_harness.project import Project, find_project, locked, writing
 from fa_harness.report import Results, defined, repro
+from fa_harness.report import html as html_report
+from fa_harness.report import json as json_report
+from fa_harness.report import junit as junit_report
+from fa_harness.report import markdown as markdown_report
 from fa_harness.report.bench import Table as BenchTable
 from fa_harness.report.bench import print_summary as print_bench_summary
 from fa_harness.report.bisect import print_headings as print_bisect_headings
 from fa_harness.report.bisect import print_row as print_bisect_row
 from fa_harness.report.bisect import print_turns
-from fa_harness.report.console import Table, print_summary
+from fa_harness.report.console import Table, print_changes, print_gate, print_summary
 from fa_harness.report.shrink import print_shrink_step, print_shrunk
 from fa_harness.runner import Runner
 from fa_harness.shrink import Failure, Shrunk, shrink
+from fa_harness.speed import Row as SpeedRow
 from fa_harness.suites import suite as cases_of_suite
 from fa_harness.upstream import build
 from fa_harness.upstream.series import Series, library_names, load_series, title
@@ -185,17 +194,45 @@ def run(
     Raises:
         UsageError: There is no library of that name.
         SetupError: It is not built, not current, or does not load.
-        EndedError: It was replaced while it ran, a disk is full, or nobody reads the table.
+        EndedError: A disk is full, say, or nobody reads the table.
     """
-    found = current_library(library, options)
+    with _held_library(library, options) as found, Runner(found.module_path) as runner:
+        return _run_on(
+            runner,
+            found,
+            cases,
+            options=options,
+            modes=modes,
+            timeout=timeout,
+            console=console,
+            verbose=verbose,
+        )
+
+
+def _run_on(
+    runner: Runner,
+    found: Library,
+    cases: Sequence[Case],
+    *,
+    options: Mapping[str, str],
+    modes: tuple[str, ...] | None,
+    timeout: float | None,
+    console: Console,
+    verbose: bool,
+) -> Results:
+    """Run cases on a library and print a line for each, then the summary.
+
+    Raises:
+        EndedError: A disk is full, say, or nobody reads the table.
+    """
     started, start = datetime.now(timezone.utc), time.perf_counter()
     verdicts: list[Verdict] = []
 
-    def results(*, interrupted: bool, features: tuple[str, ...]) -> Results:
+    def results(*, interrupted: bool) -> Results:
         return Results(
             tool_version=__version__,
             library=found.to_json(),
-            features=features,
+            features=runner.features,
             machine={"cpu": cpu_model(), "threads": usable_cores()},
             modes=modes or (),
             started=started,
@@ -209,27 +246,191 @@ def run(
 
     interrupted = False
     ended: Exception | SystemExit | None = None
-    with Runner(found.module_path) as runner:
-        _check_unchanged(found)
-        features = runner.features
-        so_far = results(interrupted=False, features=features)
-        with Table(console, total=len(cases), verbose=verbose) as table:
-            try:
-                for verdict in runner.run(
-                    cases, modes=modes, timeout=timeout, with_outputs=verbose
-                ):
-                    verdicts.append(verdict)
-                    table.add(verdict, so_far.repro(verdict))
-            except KeyboardInterrupt:
-                interrupted = True
-            except (Exception, SystemExit) as error:  # rich exits where a pipe is broken
-                interrupted, ended = True, error
-    final = results(interrupted=interrupted, features=features)
+    so_far = results(interrupted=False)
+    with Table(console, total=len(cases), verbose=verbose) as table:
+        try:
+            for verdict in runner.run(cases, modes=modes, timeout=timeout, with_outputs=verbose):
+                verdicts.append(verdict)
+                table.add(verdict, so_far.repro(verdict))
+        except KeyboardInterrupt:
+            interrupted = True
+        except (Exception, SystemExit) as error:  # rich exits where a pipe is broken
+            interrupted, ended = True, error
+    final = results(interrupted=interrupted)
     if ended is None or isinstance(ended, FaHarnessError):
         print_summary(console, final)
     if ended is not None:
         raise EndedError(ended, final)
     return final
+
+
+def run_gate(
+    *,
+    library: str,
+    options: Mapping[str, str] = {},
+    baseline_file: Path | None,
+    update: bool,
+    seed: int | None,
+    threads: int | None,
+    with_speed: bool,
+    console: Console,
+    verbose: bool,
+) -> tuple[Results, Gate]:
+    """Run the gate's cases and speed rows, and compare them with a baseline.
+
+    Args:
+        library: Name of the library.
+        options: CMake options that it was built with.
+        baseline_file: Instead of the one of the upstream and the machine class.
+        update: Make this run the baseline, if all of its cases pass.
+        seed: Of all cases, instead of their own.
+        threads: Of all cases, instead of their own.
+        with_speed: Measure speed, too.
+        console: What is printed on.
+        verbose: Print repro lines of the cases that pass, too.
+
+    Raises:
+        UsageError: There is no library or baseline of that name, or it would become the usual
+            baseline with unusual cases.
+        SetupError: The library is not built, not current, or does not load; the baseline is broken,
+            is of a newer fa-harness, or cannot be written.
+    """
+    if update and baseline_file is None and (seed is not None or threads is not None):
+        raise UsageError(
+            "--update-baseline: later runs without --seed and --threads compare with it; leave "
+            "them out, or name another file with --baseline"
+        )
+    if baseline_file is not None and not update and not baseline_file.is_file():
+        raise UsageError(
+            f"--baseline {baseline_file}: there is no such file; --update-baseline makes it"
+        )
+    project = find_project()
+    cases = select(suite="gate", seed=seed, threads=() if threads is None else (threads,))
+    with _held_library(library, options) as found, Runner(found.module_path) as runner:
+        class_ = baseline.machine_class(platform.machine(), runner.features)
+        file = baseline_file or project.baselines / baseline.file_name(found.upstream, class_)
+        before = _baseline(project, file)
+        results = _run_on(
+            runner,
+            found,
+            cases,
+            options=options,
+            modes=None,
+            timeout=None,
+            console=console,
+            verbose=verbose,
+        )
+        made_with = _made_with(project, found, results, class_)
+        sessions: list[list[SpeedRow]] = []
+        ratios: list[Ratio] | str = "left out (--no-speed)"
+        if not results.passed:
+            ratios = "not measured, since not all cases pass"
+        elif with_speed and update:
+            sessions = [_measure_rows(found, seed=i) for i in range(baseline.SESSIONS)]
+            ratios = "becomes the baseline"
+        elif with_speed:
+            ratios = _compare_speed(found, before)
+    judged = gate.judge(
+        results,
+        made_with=made_with,
+        seed=seed,
+        threads=threads,
+        baseline="becomes the baseline" if update else before,
+        file=project.relative(file.resolve()),
+        ratios=ratios,
+    )
+    print_gate(console, judged)
+    if update:
+        if not judged.passed:
+            raise FaHarnessError(
+                f"baseline {file}: is left as it was, since not all cases pass; mend them first"
+            )
+        cpu = results.machine["cpu"]
+        new_speed = gate.speed_of(sessions, cpu=cpu) if sessions else None
+        _update_baseline(
+            project,
+            file,
+            gate.new_baseline(
+                results, made_with=made_with, seed=seed, threads=threads, speed=new_speed
+            ),
+            console,
+        )
+    return results, judged
+
+
+def _baseline(project: Project, file: Path) -> Baseline | str:
+    """Return a baseline, or why there is none."""
+    try:
+        return baseline.load(file)
+    except FileNotFoundError:
+        return (
+            f"there is no baseline {project.relative(file.resolve())}; "
+            "fa-harness gate --update-baseline makes it"
+        )
+
+
+def _update_baseline(project: Project, file: Path, new: Baseline, console: Console) -> None:
+    """Replace a baseline and print what changed; without new speed the old one's stays."""
+    with locked(project):  # what changed is told against what is replaced, not what was read before
+        old = _baseline(project, file)
+        found = None if isinstance(old, str) else old
+        if new.speed is None and found is not None:
+            new = dataclasses.replace(new, speed=found.speed)
+        with writing(file):
+            file.parent.mkdir(exist_ok=True)
+            _replace(file.resolve(), baseline.render(new))
+    print_changes(console, project.relative(file.resolve()), gate.changes(found, new))
+
+
+def _made_with(project: Project, library: Library, results: Results, class_: str) -> dict[str, Any]:
+    """Return what a run was made with, as a baseline holds it."""
+    series = load_series(project)
+    digests = dict(zip(series.names, series.digests, strict=True))
+    return {
+        "tool": __version__,
+        "library": library.name,
+        "upstream": library.upstream,
+        "ggml_version": library.ggml_version,
+        "class": class_,
+        "features": list(results.features),
+        "cpu": results.machine["cpu"],
+        "cores": results.machine["threads"],
+        "series": {name: digests[name][:16] for name in library.series},
+        "build": {
+            **{key: library.build[key] for key in ("c_compiler", "cxx_compiler")},
+            **library.build["flags"],
+            **library.build["options"],
+        },
+    }
+
+
+def _measure_rows(library: Library, *, seed: int) -> list[SpeedRow]:
+    with progress.bar("measuring speed") as advance:
+        rows = []
+        for n, case in enumerate(speed.ROWS):
+            advance(n, len(speed.ROWS))
+            rows.append(speed.measure(library.module_path, case, seed=seed))
+    return rows
+
+
+def _compare_speed(library: Library, before: Baseline | str) -> list[Ratio] | str:
+    """Measure the speed rows and compare them; those that look slower twice."""
+    why_not = gate.speed_incomparable(before, cpu_model())
+    if why_not is not None:
+        return why_not
+    assert isinstance(before, Baseline)
+    assert before.speed is not None
+    compared = []
+    for row in _measure_rows(library, seed=0):
+        history = before.speed.rows.get(str(row.case), {})
+        ratios = gate.compare_speed(row, history, cores=usable_cores())
+        if any(ratio.status == "regressed" for ratio in ratios):
+            again = speed.measure(library.module_path, row.case, rounds=2 * speed.ROUNDS, seed=1)
+            ratios = gate.confirmed(
+                ratios, gate.compare_speed(again, history, cores=usable_cores())
+            )
+        compared += ratios
+    return compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -474,21 +675,41 @@ def check_writable(path: Path) -> None:
         ) from error
 
 
-def write_report(path: Path, text: str) -> None:
+def report(kind: str, results: Results, judged: Gate | None = None) -> str:
+    """Return a report: `json`, `junit`, `markdown`, `html`, or a job's `summary`."""
+    return _REPORTS[kind](results, judged)
+
+
+def write_report(path: Path, text: str, *, append: bool = False) -> None:
     """Write a report, into a file whole or not at all.
+
+    Args:
+        path: Where to; a device or a pipe stays one.
+        text: The report.
+        append: Add it to what is there.
 
     Raises:
         SetupError: It cannot be written; an older one is left as it was.
     """
     try:
-        if _is_device(path):
-            path.write_text(text, encoding="utf-8")
+        if append or _is_device(path):
+            with path.open("a" if append else "w", encoding="utf-8") as file:
+                file.write(text)
         else:
             _replace(path.resolve(), text)  # the file that a link leads to, not the link
     except OSError as error:
         raise SetupError(
             f"report {path}: cannot be written ({error.strerror}); make room or name another file"
         ) from error
+
+
+_REPORTS: Mapping[str, Callable[[Results, Gate | None], str]] = {
+    "json": json_report.render,
+    "junit": junit_report.render,
+    "markdown": markdown_report.render,
+    "html": html_report.render,
+    "summary": markdown_report.render,
+}
 
 
 def _replace(path: Path, text: str) -> None:
@@ -515,25 +736,29 @@ def current_library(name: str, options: Mapping[str, str]) -> Library:
     """
     project = find_project()
     library = build.find(project, name, options=options)
-    stale = build.is_stale(project, library, options=options)
-    if stale:
-        again = shlex.join(["fa-harness", "build", name, *defined(options)])
-        raise SetupError(f"library {name!r} is not current: {stale}; run `{again}`")
+    _check_current(project, library, options)
     return library
 
 
-def _check_unchanged(library: Library) -> None:
-    """Find out whether the record, read before the library was loaded, is that of what is loaded.
+@contextlib.contextmanager
+def _held_library(name: str, options: Mapping[str, str]) -> Iterator[Library]:
+    """Give a library whose files stay what they are while it runs, built anew or not.
 
     Raises:
-        SetupError: It is not.
+        UsageError: There is no library of that name.
+        SetupError: It is not built, or not current.
     """
-    try:
-        is_same = load_record(library.path) == library
-    except FileNotFoundError:
-        is_same = False
-    if not is_same:
-        raise SetupError(f"library {library.name!r} was replaced while it was loaded; run again")
+    project = find_project()
+    with held(build.find(project, name, options=options)) as library:
+        _check_current(project, library, options)
+        yield library
+
+
+def _check_current(project: Project, library: Library, options: Mapping[str, str]) -> None:
+    stale = build.is_stale(project, library, options=options)
+    if stale:
+        again = shlex.join(["fa-harness", "build", library.name, *defined(options)])
+        raise SetupError(f"library {library.name!r} is not current: {stale}; run `{again}`")
 
 
 def _cut(case: Case, segments: int | None, boundaries: tuple[int, ...] | str | None) -> Case:

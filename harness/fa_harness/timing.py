@@ -131,6 +131,40 @@ def measure(library: Ggml, baseline: Ggml, case: Case, *, rounds: int, seed: int
         )
 
 
+def measure_state(library: Ggml, case: Case, *, rounds: int, seed: int = 0) -> dict[str, Seconds]:
+    """Time a case on one library: without a state, with one, and as a chain.
+
+    Args:
+        library: The library under test; it has the state.
+        case: What to compute; the chain has its number of segments, all equal.
+        rounds: How often each way is timed.
+        seed: Draws the order in each round.
+
+    Returns:
+        Seconds of one computation, `[rounds]`, by the way to compute it: `standard`, `again`,
+        `full_state` as in `Timings`, and `segmented`.
+    """
+    _allocate_work_at_pages()
+    arrays = _Arrays(case, make_inputs(case))
+    with library.context() as ctx:
+        layout = _Layout(library, ctx, case, arrays)
+        ways = {
+            "standard": layout.standard(),
+            "again": layout.standard(),
+            "full_state": layout.chain(1),
+            "segmented": layout.chain(case.segments),
+        }
+        layout.allocate()
+        once = ways["standard"].time(1)
+        return _rounds(
+            ways,
+            rounds,
+            random.Random(seed),
+            repetitions=max(1, math.ceil(_TIMED / once)),
+            warm_up=once < _LONG,
+        )
+
+
 def chain_path(case: Case, n_segments: int) -> str:
     """Return the path that each call of a chain of equal segments takes."""
     return path(case, case.kv // n_segments)

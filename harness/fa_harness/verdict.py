@@ -55,8 +55,23 @@ _COMPARISONS = {
 }  # fmt: skip
 """What each mode is compared in where no other mode is computed."""
 
+_PICTURE = 64
+"""Heads and rows of a picture at most."""
 _KV_TILE = 64
 """Keys in a tile of the tiled path, `GGML_FA_TILE_KV` in ggml-cpu's common.h."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """Where in a case a comparison is how near to its bound: what a picture of it shows."""
+
+    comparison: str
+    """One with a bound rather than of bits: the first that is not ok, else the nearest to it."""
+    by_row: F32
+    """The largest share of the bound, `[ne3 * n_head, n_batch]`, at most `_PICTURE` of each: larger
+    ones are the largest of several."""
+    by_segment: tuple[float, ...]
+    """The largest share that an output or a state after each segment takes, of all chains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +95,8 @@ class Verdict:
     """Outputs of the modes, and `after_segment`, a list of them; empty where they are not kept."""
     steps: tuple[CacheStep, ...] = ()
     """The steps of a rolling cache."""
+    shares: Shares | None = None
+    """None where nothing was compared, or all that was has the same bits."""
     seconds: float = 0.0
     """From the case's start to its verdict."""
 
@@ -116,9 +133,10 @@ def judge(
         modes=run.modes,
         reason=reason,
         localisation=judged.localisation() if status == "fail" else None,
-        comparisons=judged.comparisons,
+        comparisons={name: c.without_rows() for name, c in judged.comparisons.items()},
         outputs=_outputs(run) if with_outputs or run.standard.size <= 64 else {},
         steps=judged.steps,
+        shares=_shares(judged.comparisons, judged.by_segment),
     )
 
 
@@ -209,6 +227,7 @@ class _Judge:
         self._expected_steps: ExpectedSteps | None = None
         self.comparisons: dict[str, Comparison] = {}
         self.steps: tuple[CacheStep, ...] = ()
+        self.by_segment: tuple[float, ...] = ()
 
         self._compare_standard()
         if run.full_state is not None and run.full_state_again is not None:
@@ -486,13 +505,16 @@ class _Judge:
         self.comparisons[f"{mode}_vs_oracle"] = self._within(
             steps[-1].output, self._outputs[-1], last
         )
-        self.comparisons[f"{prefix}prefix_vs_oracle"] = first_bad(
+        outputs = [
             self._within(step.output, self._outputs[i], self._region(expected[i]))
             for i, step in enumerate(steps)
-        )
-        self.comparisons[f"{prefix}state_vs_oracle"] = first_bad(
-            self._compare_state(step.state, expected[i]) for i, step in enumerate(steps)
-        )
+        ]
+        states = [self._compare_state(step.state, expected[i]) for i, step in enumerate(steps)]
+        self.comparisons[f"{prefix}prefix_vs_oracle"] = first_bad(outputs)
+        self.comparisons[f"{prefix}state_vs_oracle"] = first_bad(states)
+        shares = [max(a.of_bound, b.of_bound) for a, b in zip(outputs, states, strict=True)]
+        known = self.by_segment or (0.0,) * len(shares)
+        self.by_segment = tuple(map(max, known, shares))
 
     def _compare_with_one_call(self, output: F32, of_one: F32, expected: Expected) -> Comparison:
         """Compare the chain's last output with that of one call."""
@@ -819,6 +841,34 @@ def _chain_is_exact(case: Case) -> bool:
         inner = case.segment_bounds()[1:-1]
         return all(limit % _KV_TILE == 0 or limit == case.kv for limit in inner)
     return paths == {"vec"}
+
+
+def _shares(comparisons: dict[str, Comparison], by_segment: tuple[float, ...]) -> Shares | None:
+    """Return what a picture shows of the comparison that tells most."""
+    pictured = {name: c for name, c in comparisons.items() if c.by_row is not None}
+    if not pictured:
+        return None
+    bad = sorted(
+        (name for name, c in pictured.items() if not c.ok),
+        key=lambda name: pictured[name].required != "bound",
+    )
+    name = bad[0] if bad else max(pictured, key=lambda name: pictured[name].of_bound)
+    rows = pictured[name].by_row
+    assert rows is not None
+    return Shares(
+        comparison=name,
+        by_row=_pooled(rows.reshape(-1, rows.shape[-1])),
+        by_segment=by_segment,
+    )
+
+
+def _pooled(array: F32) -> F32:
+    """Return an array with at most `_PICTURE` rows and columns, each the largest of neighbours."""
+    for axis, size in enumerate(array.shape):
+        if size > _PICTURE:
+            starts = np.arange(_PICTURE) * size // _PICTURE
+            array = np.maximum.reduceat(array, starts, axis=axis)
+    return array
 
 
 def _rows_of(weights: list[F64]) -> npt.NDArray[np.float64]:

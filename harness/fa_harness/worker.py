@@ -137,6 +137,8 @@ class Worker:
                 return value
             if kind == "error":
                 return Lost(status="crash", reason=f"{mode}: {value}")
+            if kind == "setup":
+                raise SetupError(value)
             mode = value
 
     def interrupt(self) -> None:

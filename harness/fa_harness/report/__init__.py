@@ -48,13 +48,19 @@ class Results:
 
     def repro(self, verdict: Verdict) -> str:
         """Return the command that repeats a case."""
-        return repro(
-            verdict.case,
-            library=str(self.library["name"]),
-            options=self.options,
-            modes=self.modes,
-            upstream_dir=self.upstream_dir,
-        )
+        return repro(verdict.case, modes=self.modes, **self._of_library())
+
+    @property
+    def repro_of_gate(self) -> str:
+        """The command that repeats a gate."""
+        return command("gate", **self._of_library())
+
+    def _of_library(self) -> dict[str, Any]:
+        return {
+            "library": str(self.library["name"]),
+            "options": self.options,
+            "upstream_dir": self.upstream_dir,
+        }
 
 
 def repro(
@@ -66,10 +72,23 @@ def repro(
     upstream_dir: str | None,
 ) -> str:
     """Return the command that runs one case on a library, in some modes or in its own."""
-    command = ["fa-harness", "run", "--library", library, *defined(options)]
-    if modes:
-        command += ["--mode", ",".join(modes)]
-    line = shlex.join([*command, "--case", str(case)])
+    of_modes = ["--mode", ",".join(modes)] if modes else []
+    return command(
+        "run", *of_modes, "--case", str(case),
+        library=library, options=options, upstream_dir=upstream_dir,
+    )  # fmt: skip
+
+
+def command(
+    name: str,
+    *arguments: str,
+    library: str,
+    options: Mapping[str, str],
+    upstream_dir: str | None,
+) -> str:
+    """Return a command line on a library."""
+    words = ["fa-harness", name, "--library", library, *defined(options), *arguments]
+    line = shlex.join(words)
     return f"UPSTREAM_DIR={shlex.quote(upstream_dir)} {line}" if upstream_dir else line
 
 

@@ -1,4 +1,7 @@
-"""The JSON report: one document, schema `fa-harness.run/1`, its keys as in the README."""
+"""The JSON report: one document, schema `fa-harness.run/1`, its keys as in the README.
+
+A gate's has the schema `fa-harness.gate/1`: the same keys, and `gate`.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +13,29 @@ from typing import Any
 import numpy as np
 
 from fa_harness.comparison import Comparison
+from fa_harness.gate import Gate
 from fa_harness.localise import Localisation
 from fa_harness.report import Results
 from fa_harness.verdict import STATUSES, Verdict
 
 SCHEMA = "fa-harness.run/1"
+SCHEMA_OF_GATE = "fa-harness.gate/1"
 
 
-def render(results: Results) -> str:
-    """Return the document, ending in a newline."""
-    return json.dumps(document(results), indent=1, allow_nan=False) + "\n"
+def render(results: Results, gate: Gate | None = None) -> str:
+    """Return the document, ending in a newline.
+
+    Args:
+        results: The run.
+        gate: What a gate found in it.
+    """
+    return json.dumps(document(results, gate), indent=1, allow_nan=False) + "\n"
 
 
-def document(results: Results) -> dict[str, Any]:
+def document(results: Results, gate: Gate | None = None) -> dict[str, Any]:
     """Return the document as plain data."""
     return {
-        "schema": SCHEMA,
+        "schema": SCHEMA_OF_GATE if gate else SCHEMA,
         "tool": {"version": results.tool_version},
         "library": {**results.library, "features": list(results.features)},
         "machine": results.machine,
@@ -36,7 +46,26 @@ def document(results: Results) -> dict[str, Any]:
             "cases": len(results.verdicts),
             **{status: results.count(status) for status in STATUSES},
         },
+        **({"gate": _gate(gate)} if gate else {}),
         "results": [_result(verdict, results.repro(verdict)) for verdict in results.verdicts],
+    }
+
+
+def _gate(gate: Gate) -> dict[str, Any]:
+    return {
+        "passed": gate.passed,
+        "baseline": gate.baseline,
+        "checks": [vars(check) for check in gate.checks],
+        "findings": [vars(finding) for finding in gate.findings],
+        "notes": list(gate.notes),
+        "speed": [
+            {
+                **vars(ratio),
+                "now": vars(ratio.now) if ratio.now else None,
+                "before": vars(ratio.before) if ratio.before else None,
+            }
+            for ratio in gate.ratios
+        ],
     }
 
 

@@ -1,0 +1,37 @@
+"""What is wrong as workflow commands of GitHub Actions, which shows them beside a pull request."""
+
+from __future__ import annotations
+
+from fa_harness.gate import Gate
+from fa_harness.report import Results
+from fa_harness.report.troubles import headline, passed, troubles
+
+MOST = 10
+"""GitHub shows no more errors of a step."""
+
+
+def render(results: Results, gate: Gate | None = None) -> str:
+    """Return the commands, worst first, a line each; empty where all is well.
+
+    Args:
+        results: The run.
+        gate: What a gate found in it.
+    """
+    found = troubles(results, gate)
+    lines = [
+        f"::error title={_property(each.title)}::{_data(each.lines[0] + chr(10) + each.repro)}"
+        for each in found[:MOST]
+    ]
+    if len(found) > MOST:
+        lines.append(f"fa-harness: {len(found) - MOST} more; the report has them all")
+    if not found and not passed(results, gate):
+        lines.append(f"::error title=fa-harness::{_data(headline(results, gate))}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")

@@ -1,0 +1,85 @@
+"""The report as Markdown, for the summary of a job: the verdict, what is wrong, details folded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from fa_harness.cases import Case
+from fa_harness.gate import Gate, Ratio
+from fa_harness.report import Results
+from fa_harness.report.console import label
+from fa_harness.report.troubles import Trouble, headline, in_short, origin, passed, troubles
+
+_MOST = 30
+"""Troubles with details; a summary may have 1 MiB."""
+_MARKS = {"ok": "✅", "regressed": "❌", "skipped": "⚪"}
+
+
+def render(results: Results, gate: Gate | None = None) -> str:
+    """Return the document, ending in a newline.
+
+    Args:
+        results: The run.
+        gate: What a gate found in it.
+    """
+    return "\n".join(_lines(results, gate)) + "\n"
+
+
+def _lines(results: Results, gate: Gate | None) -> Iterator[str]:
+    mark = _MARKS["ok" if passed(results, gate) else "regressed"]
+    yield from (f"## {mark} {_text(headline(results, gate))}", "", _text(origin(results)), "")
+    found = troubles(results, gate)
+    if len(found) > 1:
+        yield from (f"- **{_text(each)}**" for each in in_short(found))
+        yield ""
+    if found:
+        yield from ("| what | case | why |", "| --- | --- | --- |")
+        for each in found[:_MOST]:
+            name = label(Case.parse(each.case))
+            yield f"| **{_text(each.kind)}** | {_text(name)} | {_text(each.lines[0])} |"
+        if len(found) > _MOST:
+            yield f"| | {len(found) - _MOST} more | the other reports have them |"
+        yield ""
+    if gate:
+        yield from ("| check | | |", "| --- | --- | --- |")
+        for check in gate.checks:
+            status = f"{_MARKS[check.status]} {check.status}"
+            yield f"| {check.name} | {status} | {_text(check.reason)} |"
+        yield from ("", f"Baseline: {_text(gate.baseline)}", "")
+        yield from (f"- {_text(note)}" for note in gate.notes)
+    if found:
+        yield from _folded("Details", [line for each in found[:_MOST] for line in _details(each)])
+    if gate and gate.ratios:
+        head = ["| speed | to one call | was | | |", "| --- | --- | --- | --- | --- |"]
+        yield from _folded("Speed", [*head, *map(_ratio, gate.ratios)])
+
+
+def _details(trouble: Trouble) -> Iterator[str]:
+    yield from (f"**{_text(trouble.title)}**", "", "```")
+    yield from (_fenced(line) for line in "\n".join(trouble.lines).splitlines())
+    yield from (_fenced(trouble.repro), "```", "")
+
+
+def _ratio(ratio: Ratio) -> str:
+    intervals = [
+        f"{each.median:.3f} ({each.low:.3f} to {each.high:.3f})" if each else "-"
+        for each in (ratio.now, ratio.before)
+    ]
+    name = f"{label(Case.parse(ratio.case))}, {ratio.way.replace('_', ' ')}"
+    cells = [name, *intervals, f"{_MARKS[ratio.status]} {ratio.status}", ratio.reason]
+    return f"| {' | '.join(map(_text, cells))} |"
+
+
+def _folded(title: str, lines: list[str]) -> Iterator[str]:
+    yield from ("", f"<details><summary>{title}</summary>", "", *lines, "", "</details>")
+
+
+def _fenced(line: str) -> str:
+    return line.replace("```", "'''")
+
+
+def _text(text: str) -> str:
+    """Return a text as Markdown shows it as it is, in one line."""
+    flat = " ".join(text.split())
+    return re.sub(r"([\\`*_{}\[\]<>|#~&$])", r"\\\1", flat)

@@ -1,0 +1,119 @@
+"""What is wrong, worst first: the same list for every report that a person or a CI server reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fa_harness.cases import Case
+from fa_harness.gate import KINDS, Gate
+from fa_harness.report import Results, explain
+from fa_harness.report.console import label
+from fa_harness.verdict import Verdict
+
+_WORST_FIRST = ("crash", "timeout", "fail", "mistrusted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trouble:
+    """One thing that is wrong."""
+
+    kind: str
+    """A case's status, or what else stops a gate, in words."""
+    case: str
+    """Case string."""
+    lines: tuple[str, ...]
+    """What is wrong; the first line says it, others tell where."""
+    repro: str
+    """The command that shows it again."""
+    verdict: Verdict | None
+    """The case's, where it ran."""
+
+    @property
+    def title(self) -> str:
+        """The kind and the case in a few words."""
+        return f"{self.kind}: {label(Case.parse(self.case))}"
+
+
+def troubles(results: Results, gate: Gate | None = None) -> list[Trouble]:
+    """Return what is wrong with a run, and with a gate of it.
+
+    Args:
+        results: The run.
+        gate: What a gate found in it; None where it was not compared with a baseline.
+    """
+    bad = [verdict for verdict in results.verdicts if verdict.status in _WORST_FIRST]
+    bad.sort(key=lambda verdict: _WORST_FIRST.index(verdict.status))
+    of_cases = [
+        Trouble(
+            kind=verdict.status,
+            case=str(verdict.case),
+            lines=tuple(explain(verdict)),
+            repro=results.repro(verdict),
+            verdict=verdict,
+        )
+        for verdict in bad
+    ]
+    return [*of_cases, *_of_gate(results, gate)]
+
+
+def _of_gate(results: Results, gate: Gate | None) -> Iterator[Trouble]:
+    """Yield what a gate found beyond the cases that do not pass."""
+    verdicts = {str(verdict.case): verdict for verdict in results.verdicts}
+    for finding in gate.findings if gate else ():
+        verdict = verdicts.get(finding.case)
+        if finding.kind == "failed" and verdict is not None:
+            continue
+        yield Trouble(
+            kind=KINDS[finding.kind],
+            case=finding.case,
+            lines=tuple(finding.text.splitlines()),
+            repro=finding.repro,
+            verdict=verdict,
+        )
+
+
+def in_short(found: Sequence[Trouble]) -> list[str]:
+    """Return how much is wrong of what, most first: `14 x fail, segmented vs standard (vec)`."""
+    paths: dict[str, list[str]] = {}
+    for each in found:
+        about, _, _ = each.lines[0].partition(":")
+        path = each.verdict.path if each.verdict else "not run"
+        paths.setdefault(f"{each.kind}, {about}", []).append(path)
+    most_first = sorted(paths.items(), key=lambda item: -len(item[1]))
+    return [f"{len(of)} x {what} ({', '.join(sorted(set(of)))})" for what, of in most_first]
+
+
+def passed(results: Results, gate: Gate | None) -> bool:
+    """Tell whether a run passed, or the gate that it was run for."""
+    return results.passed if gate is None else gate.passed
+
+
+def headline(results: Results, gate: Gate | None) -> str:
+    """Return the verdict in a line."""
+    what = "gate" if gate else "run"
+    n = len(troubles(results, gate))
+    if passed(results, gate):
+        return f"{what} passed: {_counts(results)}"
+    if n == 0:
+        why = "interrupted" if results.interrupted else "no case passed"
+        return f"{what} failed: {why}, {_counts(results)}"
+    return f"{what} failed: {n} finding{'s' * (n != 1)}, {_counts(results)}"
+
+
+def _counts(results: Results) -> str:
+    statuses = ("pass", *_WORST_FIRST, "unsupported")
+    counts = [f"{results.count(s)} {s}" for s in statuses if results.count(s)]
+    ran = len(results.verdicts)
+    of = f"{ran} of {results.selected}" if ran != results.selected else f"{ran}"
+    return f"{of} cases ({', '.join(counts) or 'none ran'})"
+
+
+def origin(results: Results) -> str:
+    """Return in a line what ran, on what, how long."""
+    library = results.library
+    return (
+        f"library {library.get('name')} of {library.get('upstream')}, "
+        f"ggml {library.get('ggml_version')}, on {results.machine['cpu']}, "
+        f"{results.seconds:.0f} s, fa-harness {results.tool_version}"
+    )

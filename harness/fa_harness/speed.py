@@ -1,0 +1,103 @@
+"""The gate's speed rows: what the state costs, as ratios to one call without it, round by round.
+
+A row is measured in a process of its own, so that a crash or a hang there is a finding, not the end
+of the gate, and so that each measurement draws its places in memory anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fa_harness.cases import Case
+
+WAYS = ("full_state", "segmented")
+"""What is compared with the baseline; `again`, one call without a state, tells the noise."""
+ROUNDS = 24
+"""Of a measurement; what looks slower is measured again with twice as many."""
+
+_TIMEOUT = 120.0  # seconds; a row takes two or three
+
+# K and V as llama.cpp's cache has them; so small that they stay in the core's own cache, which a
+# neighbour on the machine does not share
+_USUAL: dict[str, Any] = {
+    "mask_kind": "causal", "regime": "normal", "permute": (0, 2, 1, 3), "kv_view": False,
+    "segments": 4,
+}  # fmt: skip
+_Q8_0: dict[str, Any] = {"type_K": "q8_0", "type_V": "q8_0"}
+
+ROWS: tuple[Case, ...] = (
+    Case(**_USUAL, hsk=128, hsv=128, nh=2, nr23=(4, 1), kv=256, nb=1),  # vec
+    Case(**{**_USUAL, "segments": 2}, hsk=64, hsv=64, nh=2, nr23=(4, 1), kv=1024, nb=1),  # split
+    Case(**{**_USUAL, "segments": 2}, hsk=64, hsv=64, nh=2, nr23=(4, 1), kv=1024, nb=1, threads=2),
+    Case(**_USUAL, hsk=64, hsv=64, nh=1, nr23=(2, 1), kv=512, nb=128),  # tiled
+    Case(**_USUAL, **_Q8_0, hsk=128, hsv=128, nh=2, nr23=(4, 1), kv=512, nb=1),  # vec, quantised
+)
+"""Each of the kernel's paths, and quantised keys."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A measured speed row."""
+
+    case: Case
+    ratios: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """The time of `again` and of each of `WAYS` to that of `standard`, round by round."""
+    fault: str = ""
+    """How the process ended that had to measure it, if it did not."""
+
+
+def measure(module_path: Path, case: Case, *, rounds: int = ROUNDS, seed: int = 0) -> Row:
+    """Measure a row in a process of its own.
+
+    Args:
+        module_path: The library's cffi module.
+        case: What to compute; its segments are the chain's.
+        rounds: How often each way is timed.
+        seed: Draws the order in each round.
+    """
+    command = [sys.executable, "-m", "fa_harness.speed", module_path, case, rounds, seed]
+    try:
+        done = subprocess.run(
+            [str(word) for word in command],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT,
+            check=False,
+            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+        )
+    except subprocess.TimeoutExpired:
+        return Row(case=case, fault=f"no result after {_TIMEOUT:g} s")
+    if done.returncode != 0:
+        code = done.returncode
+        end = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        lines = done.stderr.strip().splitlines()[-3:]
+        return Row(case=case, fault="\n  ".join([end, *lines]))
+    ratios = json.loads(done.stdout)
+    return Row(case=case, ratios={way: tuple(each) for way, each in ratios.items()})
+
+
+def _serve(module_path: str, case: str, rounds: str, seed: str) -> None:
+    """Measure a row and print its ratios."""
+    from fa_harness import ggml
+    from fa_harness.timing import measure_state
+
+    reply = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the library prints must not get into the reply
+    library = ggml.load(Path(module_path))
+    seconds = measure_state(library, Case.parse(case), rounds=int(rounds), seed=int(seed))
+    standard = seconds.pop("standard")
+    json.dump({way: list(each / standard) for way, each in seconds.items()}, reply)
+
+
+if __name__ == "__main__":
+    _serve(*sys.argv[1:])

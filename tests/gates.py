@@ -1,0 +1,106 @@
+"""Results, baselines and ratios made by hand, for tests of what is made of them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from fa_harness import gate
+from fa_harness.baseline import Baseline, Speed
+from fa_harness.cases import Case
+from fa_harness.comparison import Comparison, Worst
+from fa_harness.gate import Gate, Ratio
+from fa_harness.report import Results
+from fa_harness.verdict import Verdict
+
+CASE = Case(kv=64, segments=3, regime="normal")
+OTHER = Case(kv=65, segments=3, regime="normal")
+MADE_WITH: dict[str, Any] = {
+    "tool": "1.2",
+    "library": "patched",
+    "upstream": "llama.cpp-1",
+    "ggml_version": "0.1",
+    "class": "x86_64-avx2",
+    "features": ["AVX2"],
+    "cpu": "some",
+    "cores": 2,
+    "series": {"0001-a.patch": "12ab"},
+    "build": {"c_compiler": "gcc 1"},
+}
+
+
+def comparison(**fields: Any) -> Comparison:
+    """A comparison that is ok unless it is said otherwise."""
+    usual: dict[str, Any] = {
+        "max_abs": 1e-3,
+        "max_rel_row": 1e-3,
+        "nmse": 1e-6,
+        "bitwise": False,
+        "worst": Worst(batch=0, head=1, row=2, dim=3, error=1e-3),
+        "bound": 1e-2,
+        "of_bound": 0.1,
+        "required": "bound",
+        "ok": True,
+    }
+    return Comparison(**{**usual, **fields})
+
+
+def verdict(
+    case: Case = CASE, status: str = "pass", reason: str = "", **comparisons: Comparison
+) -> Verdict:
+    return Verdict(
+        case=case,
+        status=status,
+        path="vec",
+        modes=("standard", "segmented"),
+        reason=reason,
+        comparisons=comparisons,
+        outputs={},
+        seconds=0.25,
+    )
+
+
+def results(*verdicts: Verdict, selected: int | None = None) -> Results:
+    return Results(
+        tool_version="1.2",
+        library={"name": "patched", "upstream": "llama.cpp-1", "ggml_version": "0.1"},
+        features=("AVX2",),
+        machine={"cpu": "some", "threads": 2},
+        modes=(),
+        started=datetime(2020, 1, 2, tzinfo=timezone.utc),
+        seconds=1.5,
+        verdicts=verdicts,
+        selected=len(verdicts) if selected is None else selected,
+        interrupted=selected is not None,
+    )
+
+
+def baseline_of(run: Results, speed: Speed | None = None, **made_with: Any) -> Baseline:
+    return gate.new_baseline(
+        run, made_with={**MADE_WITH, **made_with}, seed=None, threads=None, speed=speed
+    )
+
+
+def judged(
+    run: Results,
+    before: Baseline | str,
+    *,
+    ratios: Sequence[Ratio] | str = "left out",
+    seed: int | None = None,
+    made_with: Mapping[str, Any] = MADE_WITH,
+) -> Gate:
+    return gate.judge(
+        run,
+        made_with=made_with,
+        seed=seed,
+        threads=None,
+        baseline=before,
+        file="baselines/x.json",
+        ratios=ratios,
+    )
+
+
+def failing(text: str, *, status: str = "fail", n: int = 1) -> Results:
+    """A run of which `n` cases fail for a reason."""
+    cases = [dataclasses.replace(CASE, seed=i) for i in range(n)]
+    return results(*(verdict(case, status, text) for case in cases))
