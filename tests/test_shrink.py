@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from fa_harness.cases import Case
-from fa_harness.shrink import Failure, Shrunk, shrink
+from fa_harness.cases import MASK_KINDS, Case
+from fa_harness.shrink import SIMPLE_MASKS, Failure, Shrunk, shrink
 
 LARGE = Case(
     hsk=192, hsv=128, nh=4, nr23=(4, 3), kv=700, nb=96, sinks=True, max_bias=8.0,
@@ -162,6 +162,10 @@ def test_the_same_comparison_is_followed_before_another_of_its_kind() -> None:
     assert found.case == SMALLEST
     others = [step.failure.name == "standard_vs_oracle" for step in found.steps]
     assert others == [False] * (len(others) - 1) + [True]
+
+
+def test_every_kind_of_mask_has_its_place() -> None:
+    assert sorted(SIMPLE_MASKS) == sorted(MASK_KINDS)
 
 
 def test_where_time_is_out_the_smallest_case_so_far_is_kept() -> None:

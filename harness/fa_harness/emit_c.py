@@ -194,7 +194,7 @@ class _Source:
             state_data="NULL" if self._mode == "standard" else "state->data",
             call=self._call(),
             segment=self._segment(),
-            **{"from": "s" if self._mode == "merged" else "0"},
+            from_segment="s" if self._mode == "merged" else "0",
             new_state="" if self._mode == "standard" else _NEW_STATE,
             end=self._end(needs_bits=needs_bits),
         )  # fmt: skip
@@ -472,11 +472,8 @@ def _number(value: float) -> str:
     """Return an F32 number as a C literal: a small whole number as it is, others in hexadecimal."""
     if math.isinf(value):
         return "INFINITY" if value > 0 else "-INFINITY"
-    if (
-        value == int(value)
-        and abs(value) < 2**24
-        and math.copysign(1, value) == (-1) ** (value < 0)
-    ):
+    is_negative_zero = value == 0 and math.copysign(1, value) < 0
+    if value == int(value) and abs(value) < 2**24 and not is_negative_zero:
         return str(int(value))
     mantissa, _, exponent = float(value).hex().partition("p")
     return f"{mantissa.rstrip('0').rstrip('.')}p{exponent}f"
