@@ -307,7 +307,7 @@ def bench(
 @_define
 @click.option("-v", "--verbose", is_flag=True, help="Print every command that is run.")
 def build(*, names: tuple[str, ...], options: dict[str, str], verbose: bool) -> None:
-    """Build libraries by name: pristine, 0001, ..., patched [default: patched].
+    """Build libraries by name: pristine, 0001, ..., patched, asan, ubsan, tsan [default: patched].
 
     A library that is current is left alone. UPSTREAM_DIR=/path builds a checkout of your own
     instead of the pinned upstream.
