@@ -59,7 +59,7 @@ def expect(
             V continues in F16, `[ne3, n_head, n_batch]`.
         features: The library's CPU features.
     """
-    of_cold, of_hot = _one_row(case, cold=True), _one_row(case, cold=False)
+    of_cold, of_hot = one_row(case, cold=True), one_row(case, cold=False)
     cold_inputs = replace(
         inputs,
         k=decode(encode(inputs.k, case.cold_type), case.cold_type),
@@ -87,7 +87,7 @@ def expect(
     )
 
 
-def _one_row(case: Case, *, cold: bool) -> Case:
+def one_row(case: Case, *, cold: bool) -> Case:
     """Return the case of a call of one step."""
     types = (case.cold_type,) * 2 if cold else (case.type_K, case.type_V)
     return case.with_(hot_window=0, group=1, nb=1, type_K=types[0], type_V=types[1])

@@ -60,3 +60,12 @@ class Results:
 def defined(options: Mapping[str, str]) -> list[str]:
     """Return CMake options as the command line takes them."""
     return [word for name, value in options.items() for word in ("-D", f"{name}={value}")]
+
+
+def explain(verdict: Verdict) -> list[str]:
+    """Return why a case did not pass and where it went wrong first, a line each.
+
+    The reason comes first; a crash's may hold further lines of what the library printed.
+    """
+    found = verdict.localisation
+    return [*verdict.reason.splitlines(), *(found.lines() if found else [])]

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from fa_harness.cases import Case
 from fa_harness.modes import MODES
-from fa_harness.report import Results
+from fa_harness.report import Results, explain
 from fa_harness.rolling import CacheStep
 from fa_harness.verdict import STATUSES, Verdict
 
@@ -86,8 +86,9 @@ class Table:
         line.stylize(_STYLE[verdict.status], len(line.plain) - len(verdict.status))
         self._console.print(line, soft_wrap=True)
         if verdict.status != "pass":
-            reason = Text(f"    {verdict.reason}", style=_STYLE[verdict.status])
-            self._console.print(reason, soft_wrap=True)
+            for i, words in enumerate(explain(verdict)):
+                style = _STYLE[verdict.status] if i == 0 else ""
+                self._console.print(Text(f"    {words}", style=style), soft_wrap=True)
         if verdict.status != "pass" or self._verbose:
             self._console.print(Text(f"    {repro}", style="dim"), soft_wrap=True)
         if self._shows_steps and verdict.steps:

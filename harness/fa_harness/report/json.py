@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fa_harness.comparison import Comparison
+from fa_harness.localise import Localisation
 from fa_harness.report import Results
 from fa_harness.verdict import STATUSES, Verdict
 
@@ -45,12 +47,21 @@ def _result(verdict: Verdict, repro: str) -> dict[str, Any]:
         "path": verdict.path,
         "modes": list(verdict.modes),
         "reason": verdict.reason,
+        "localisation": _localisation(verdict.localisation),
         "comparisons": {name: _comparison(c) for name, c in verdict.comparisons.items()},
         "outputs": {name: _numbers(output) for name, output in verdict.outputs.items()},
         "steps": [{name: _numbers(n) for name, n in vars(step).items()} for step in verdict.steps],
         "seconds": round(verdict.seconds, 4),
         "repro": repro,
     }
+
+
+def _localisation(found: Localisation | None) -> dict[str, Any] | None:
+    """Return where a case went wrong first, and the same in words; None where it did not."""
+    if found is None:
+        return None
+    record = dataclasses.asdict(found) | {"of_f16_range": found.of_f16_range}
+    return {name: _numbers(value) for name, value in record.items()} | {"lines": found.lines()}
 
 
 def _comparison(comparison: Comparison) -> dict[str, Any]:
