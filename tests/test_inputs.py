@@ -24,6 +24,7 @@ GOLDEN = {
     "outlier": "bbc3cf3f04aca497",
     "huge": "4d6157b3c563f187",
     "constructed": "b00aa0f9b59beffe",
+    "few": "323d3ec41f7b2b2f",
     "seed": "fd528b5f0aff110d",
 }
 

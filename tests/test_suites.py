@@ -9,6 +9,7 @@ from fa_harness.quants import TYPES
 from fa_harness.rolling import n_cold
 from fa_harness.suites import SUITES, suite
 
+IN_SUITES = [regime for regime in REGIMES if regime not in ("seed", "few")]
 DEFAULT = suite("default")
 OF_CACHES = set(TYPES) - {"q1_0", "q2_0"}  # those are of weights
 
@@ -50,7 +51,7 @@ def test_default_has_every_path_in_every_float_type_that_takes_it() -> None:
     assert expected <= found
 
 
-@pytest.mark.parametrize("regime", [regime for regime in REGIMES if regime != "seed"])
+@pytest.mark.parametrize("regime", IN_SUITES)
 def test_default_has_every_regime_for_decode_and_for_prefill(regime: str) -> None:
     cases = [case for case in DEFAULT if case.regime == regime]
     assert any(case.nb == 1 and path(case) == "vec" for case in cases)
@@ -155,7 +156,7 @@ def test_fifo_can_be_run_with_another_window_group_and_cold_type() -> None:
 
 
 @pytest.mark.parametrize("name", ["reduction", "mixed"])
-@pytest.mark.parametrize("regime", [regime for regime in REGIMES if regime != "seed"])
+@pytest.mark.parametrize("regime", IN_SUITES)
 def test_reduction_and_mixed_have_every_regime_in_typed_segments(name: str, regime: str) -> None:
     assert any(case.regime == regime and case.segment_types for case in suite(name))
 

@@ -23,6 +23,7 @@ REGIMES = (
     "outlier",
     "huge",
     "constructed",
+    "few",
     "seed",
 )
 MASK_KINDS = ("none", "random", "causal", "leading", "zeros", "sparse", "masked_segment")

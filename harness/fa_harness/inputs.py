@@ -332,6 +332,20 @@ def _spread_keys(case: Case, stream: _Stream, n: int) -> NDArray[np.int64]:
     return (starts + offset)[..., np.newaxis]
 
 
+def _few(case: Case, stream: _Stream) -> QKV:
+    """A few small whole numbers, for a person to read: Q and K of -1, 0 and 1, V of 1 to 4.
+
+    No two neighbouring keys have the same V.
+    """
+    q, k = (
+        (stream.below(name, 3, shape) - 1).astype(np.float32)
+        for name, shape in (("q", _q_shape(case)), ("k", _k_shape(case)))
+    )
+    step = np.arange(case.n_kv)[:, np.newaxis]
+    v = 1 + (stream.below("v", 2, _v_shape(case)) + 2 * step) % 4
+    return q, k, v.astype(np.float32)
+
+
 def _seed(case: Case, stream: _Stream) -> QKV:
     """The minimal case on which the unconditional reset of the accumulator was found."""
     return (
@@ -359,6 +373,7 @@ _REGIMES = {
     "outlier": _Regime(draw=_outlier, top_score=8),
     "huge": _Regime(draw=_huge, top_score=30),
     "constructed": _Regime(draw=_constructed, top_score=1),
+    "few": _Regime(draw=_few, top_score=1),
     "seed": _Regime(draw=_seed, top_score=1),
 }
 

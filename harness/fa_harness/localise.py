@@ -112,7 +112,8 @@ class Localisation:
     def lines(self) -> list[str]:
         """Return it in words, three short lines."""
         start, stop = self.keys
-        keys = f"keys {start} to {stop - 1}" if stop > start else "no key"
+        keys = f"keys {start} to {stop - 1}" if stop - start > 1 else f"key {start}"
+        keys = keys if stop > start else "no key"
         of_path = f", {self.path} path" if self.path else ""
         part = f"{self.part} {'are' if self.part == 'numerators' else 'is'} wrong"
         right = f"; {_list(self.right)} are right" if len(self.right) > 1 else (
@@ -275,7 +276,7 @@ def _some(flags: Bools, one: str, several: str, offset: int) -> str | None:
     if last - first + 1 != len(chosen):
         step = int(chosen[1] - chosen[0])
         is_even = np.array_equal(chosen, np.arange(chosen[0], len(flags), step))
-        return f"every {several} {first} + {step} i" if is_even and len(chosen) > 2 else None
+        return f"{several} {first}, {first + step}, ..." if is_even and len(chosen) > 2 else None
     if chosen[-1] == len(flags) - 1:
         return f"{several} from {first} on"
     return f"{several} {first} to {last}"
