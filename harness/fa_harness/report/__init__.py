@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from fa_harness.cases import Case
 from fa_harness.verdict import Verdict
 
 
@@ -47,14 +48,29 @@ class Results:
 
     def repro(self, verdict: Verdict) -> str:
         """Return the command that repeats a case."""
-        name = str(self.library["name"])
-        command = ["fa-harness", "run", "--library", name, *defined(self.options)]
-        if self.modes:
-            command += ["--mode", ",".join(self.modes)]
-        line = shlex.join([*command, "--case", str(verdict.case)])
-        return (
-            f"UPSTREAM_DIR={shlex.quote(self.upstream_dir)} {line}" if self.upstream_dir else line
+        return repro(
+            verdict.case,
+            library=str(self.library["name"]),
+            options=self.options,
+            modes=self.modes,
+            upstream_dir=self.upstream_dir,
         )
+
+
+def repro(
+    case: Case,
+    *,
+    library: str,
+    options: Mapping[str, str],
+    modes: Sequence[str],
+    upstream_dir: str | None,
+) -> str:
+    """Return the command that runs one case on a library, in some modes or in its own."""
+    command = ["fa-harness", "run", "--library", library, *defined(options)]
+    if modes:
+        command += ["--mode", ",".join(modes)]
+    line = shlex.join([*command, "--case", str(case)])
+    return f"UPSTREAM_DIR={shlex.quote(upstream_dir)} {line}" if upstream_dir else line
 
 
 def defined(options: Mapping[str, str]) -> list[str]:
