@@ -18,8 +18,8 @@ Draw = st.DrawFn
 
 _BATCH = 100
 _MOST_PRODUCTS = 3_000_000
-"""Products of a case in its attention: heads x sequences x rows x keys x (hsk + hsv). Few keys count
-as a tile of them, for then a case costs what its outputs do."""
+"""Of a case: heads x sequences x rows x keys x (hsk + hsv). Few keys count as a tile of them, since
+such a case costs what its outputs do."""
 
 _FLOATS = ("f16", "f32")
 _REGIMES = tuple(regime for regime in REGIMES if regime != "seed")
