@@ -273,11 +273,9 @@ def find_failures(
         UsageError: There is no library of that name, or the file holds something else than cases.
         SetupError: The library is not built, not current, or does not load.
     """
-    project = find_project()
-    # else hypothesis makes a folder for its notes where one happens to be
-    os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(project.build / "fuzz" / "notes"))
-    from fa_harness.strategies import draw_cases  # takes its time
+    from fa_harness.strategies import draw_cases  # hypothesis takes its time to load
 
+    project = find_project()
     found = current_library(library, options)
     upstream_dir = os.environ.get("UPSTREAM_DIR") or None
     if failures is None:

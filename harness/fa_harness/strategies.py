@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
-from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
 
 from fa_harness.cases import MASK_KINDS, REGIMES, Case
@@ -16,7 +16,8 @@ from fa_harness.quants import TYPES
 Fields = dict[str, Any]
 Draw = st.DrawFn
 
-_BATCH = 100
+_BYTES = 4096
+"""More than a case is drawn from."""
 _MOST_PRODUCTS = 3_000_000
 """Of a case: heads x sequences x rows x keys x (hsk + hsv). Few keys count as a tile of them, since
 such a case costs what its outputs do."""
@@ -32,32 +33,28 @@ _TILE = 64
 
 
 def draw_cases(seed: int) -> Iterator[Case]:
-    """Yield cases without end, each once; the same seed gives the same ones."""
-    seen: set[Case] = set()
-    for batch in itertools.count():
-        for case in _draw_batch((seed << 32) + batch):
-            if case not in seen:
-                seen.add(case)
-                yield case
+    """Yield cases without end, each once; the same seed gives the same ones.
 
-
-def _draw_batch(seed: int) -> list[Case]:
+    Each comes from bytes of its own: the engine that makes examples of a property would vary one
+    many times before it draws another, and mix in numbers that it finds in this package.
+    """
     drawn: list[Case] = []
 
-    @hypothesis.seed(seed)
-    @hypothesis.settings(
-        max_examples=_BATCH,
-        database=None,
-        deadline=None,
-        phases=(Phase.generate,),
-        suppress_health_check=tuple(HealthCheck),
-    )
+    @hypothesis.settings(database=None, deadline=None)
     @hypothesis.given(cases())
     def collect(case: Case) -> None:
         drawn.append(case)
 
-    collect()
-    return drawn
+    draw_from = collect.hypothesis.fuzz_one_input  # type: ignore[attr-defined]
+    random_bytes = random.Random(seed).randbytes
+    seen: set[Case] = set()
+    while True:
+        draw_from(random_bytes(_BYTES))
+        for case in drawn:  # none where the bytes did not last
+            if case not in seen:
+                seen.add(case)
+                yield case
+        drawn.clear()
 
 
 def cases() -> st.SearchStrategy[Case]:
@@ -68,24 +65,22 @@ def cases() -> st.SearchStrategy[Case]:
 @st.composite
 def _decode(draw: Draw) -> Case:
     """One row on the vec path."""
-    types = draw(_types())
-    n_kv = draw(_keys(most=400))
-    return draw(_case({**types, **draw(_head_sizes()), "nb": 1, "kv": n_kv}))
+    return draw(_case({**draw(_types()), **draw(_shape(st.just(1), most_keys=400))}))
 
 
 @st.composite
 def _rows(draw: Draw) -> Case:
     """Some rows on the vec path."""
-    shape = {"nb": draw(st.integers(2, 12)), "kv": draw(_keys(most=200))}
-    return draw(_case({**draw(_types()), **draw(_head_sizes()), **shape}))
+    rows = st.integers(2, 12)
+    return draw(_case({**draw(_types()), **draw(_shape(rows, most_keys=200))}))
 
 
 @st.composite
 def _tiled(draw: Draw) -> Case:
     type_ = draw(st.sampled_from(_FLOATS))
-    rows = draw(st.one_of(st.sampled_from((64, 65, 127, 128, 129)), st.integers(64, 140)))
-    shape = {"nb": rows, "kv": draw(_keys(most=200))}
-    return draw(_case({"type_K": type_, "type_V": type_, **draw(_head_sizes()), **shape}))
+    rows = st.one_of(st.sampled_from((64, 65, 127, 128, 129)), st.integers(64, 140))
+    shape = draw(_shape(rows, most_keys=200))
+    return draw(_case({"type_K": type_, "type_V": type_, **shape}))
 
 
 @st.composite
@@ -99,20 +94,17 @@ def _split_kv(draw: Draw) -> Case:
 @st.composite
 def _mixed(draw: Draw) -> Case:
     """Segments of types of their own; the long ones, and those of many rows, change the path."""
-    shape: Fields = draw(
-        st.one_of(
-            st.builds(dict, nb=st.integers(1, 8), kv=_keys(most=200)),
-            st.builds(dict, nb=st.integers(64, 80), kv=st.integers(2, 150)),
-            st.builds(dict, nb=st.just(1), kv=st.integers(600, 1200)),
-        )
-    )
-    sizes = draw(_sizes_in_blocks())
+    sizes = _sizes_in_blocks()
+    few_rows = _shape(st.integers(1, 8), sizes, most_keys=200)
+    many_rows = _shape(st.integers(64, 80), sizes, most_keys=200)
+    long = st.builds(lambda size, kv: {**size, "nb": 1, "kv": kv}, sizes, st.integers(600, 1200))
+    shape: Fields = draw(st.one_of(few_rows, many_rows, long))
     cut = draw(_cut(shape["kv"]))
-    one = st.sampled_from(_types_of(sizes))
+    one = st.sampled_from(_types_of(shape))
     types = st.one_of(one, st.tuples(one, one).map("/".join))
     chosen = draw(st.lists(types, min_size=1, max_size=min(cut["segments"], 6)))
     fields = {"segment_types": tuple(chosen), "type_K": "f32", "type_V": "f32"}
-    return draw(_case({**fields, **sizes, **shape, **cut}))
+    return draw(_case({**fields, **shape, **cut}))
 
 
 @st.composite
@@ -132,6 +124,22 @@ def _rolling(draw: Draw) -> Case:
         "segments": 1,
     }
     return draw(_case({**draw(_types(in_k=False)), **sizes, **fields}))
+
+
+@st.composite
+def _shape(
+    draw: Draw,
+    rows: st.SearchStrategy[int],
+    sizes: st.SearchStrategy[Fields] | None = None,
+    *,
+    most_keys: int,
+) -> Fields:
+    """Head sizes, rows, and as many keys as a head may have of them, some about a tile's end."""
+    shape = {**draw(_head_sizes() if sizes is None else sizes), "nb": draw(rows)}
+    most = min(most_keys, _MOST_PRODUCTS // (shape["nb"] * (shape["hsk"] + shape["hsv"])))
+    about_tiles = [n for n in (1, 2, 63, 64, 65, 127, 128, 129) if n <= most]
+    n_kv = draw(st.one_of(st.sampled_from(about_tiles), st.integers(2, most)))
+    return {**shape, "kv": n_kv}
 
 
 @st.composite
@@ -227,12 +235,6 @@ def _types_of(sizes: Fields) -> list[str]:
         for name, traits in TYPES.items()
         if sizes["hsk"] % traits.block_size == sizes["hsv"] % traits.block_size == 0
     ]
-
-
-def _keys(*, most: int) -> st.SearchStrategy[int]:
-    """Numbers of keys, those about a tile's end more often."""
-    about_tiles = st.sampled_from((1, 2, 63, 64, 65, 127, 128, 129))
-    return st.one_of(about_tiles, st.integers(2, most))
 
 
 def _often_off(option: st.SearchStrategy[float]) -> st.SearchStrategy[float]:
