@@ -12,13 +12,12 @@ from fa_harness import oracle
 from fa_harness.bounds import (
     U16,
     Arithmetic,
+    Expected,
     arithmetic,
     merged,
     merged_rows,
     nothing,
-    output_bound,
     rounded_q,
-    state_bound,
     swap_bound,
 )
 from fa_harness.cases import REGIMES, Case
@@ -36,7 +35,8 @@ GENERAL_REGIMES = [regime for regime in REGIMES if regime != "seed"]
 def emulate(case: Case, inputs: Inputs, how: Arithmetic, start: int, stop: int) -> F32:
     """Return the state that the vec path leaves: one key after another, in float32.
 
-    float32 `[ne3, n_head, n_batch, 2 + hsv]`. The numerators are added in F16 where `how` says so.
+    float32 `[ne3, n_head, n_batch, 2 + hsv]`. The numerators are added in F16, and their factors
+    rounded to it, where `how` says so.
     """
     q = rounded_q(inputs.q, how.q_type)[0]
     group = case.n_head // case.n_head_kv
@@ -61,9 +61,11 @@ def emulate(case: Case, inputs: Inputs, how: Arithmetic, start: int, stop: int) 
         base = np.where(is_seen, new, np.float32(0))
         ms = np.where(is_seen, np.exp(m - base, dtype=np.float32), np.float32(1))
         vs = np.where(is_seen, np.exp(score - base, dtype=np.float32), np.float32(0))
-        vkq = (vkq * ms[..., None].astype(np.float32)).astype(accumulator)
-        term = v[:, :, None, j] * vs[..., None]
-        vkq = (vkq.astype(np.float32) + term).astype(accumulator)
+        old, new_key = (x.astype(np.float16).astype(np.float64) if how.f16_factors else x
+                        for x in (ms, vs))  # fmt: skip
+        vkq = (vkq * old[..., None]).astype(accumulator)
+        term = v[:, :, None, j] * new_key[..., None]
+        vkq = (vkq.astype(term.dtype) + term).astype(accumulator)
         s = s * ms + vs
         m = new
     return np.concatenate([m[..., None], s[..., None], vkq.astype(np.float32)], axis=-1)
@@ -87,18 +89,23 @@ class Checked:
     """The oracle's state for the rounded Q."""
 
     @property
+    def expected(self) -> Expected:
+        return nothing(self.case, self.inputs).then(self.rounded, self.how)
+
+    @property
     def bound(self) -> F64:
-        return output_bound(self.case, self.inputs.q, self.rounded, self.how)
+        return self.expected.output_bound()
 
     def error(self, output: F32 | F64) -> F64:
         return np.abs(output - oracle.finalise(self.rounded))
 
 
-def check(case: Case) -> Checked:
+def check(case: Case, features: tuple[str, ...] = ()) -> Checked:
     inputs = make_inputs(case)
-    how = arithmetic(case, "vec", ())
+    how = arithmetic(case, "vec", features)
     rounded = dataclasses.replace(inputs, q=rounded_q(inputs.q, how.q_type)[0])
-    return Checked(case, inputs, how, oracle.attend(case, rounded, 0, case.kv))
+    whole = oracle.attend(case, rounded, 0, case.kv, rescale_roundings=how.rescale_roundings)
+    return Checked(case, inputs, how, whole)
 
 
 @pytest.mark.parametrize(
@@ -155,12 +162,33 @@ def test_a_correct_kernel_stays_within_the_bounds(types: tuple[str, str], regime
             assert checked.rounded.peak.max() > 65504
 
 
+IN_FP16 = ("FP16_MAD_32",)
+
+
+@pytest.mark.parametrize("regime", GENERAL_REGIMES)
+def test_a_kernel_that_multiplies_in_fp16_stays_within_its_bounds(regime: str) -> None:
+    for seed in range(4):
+        checked = check(SMALL.with_(regime=regime, seed=seed, kv=70), IN_FP16)
+        assert checked.how.f16_factors
+        state = emulate(checked.case, checked.inputs, checked.how, 0, checked.case.kv)
+        assert (checked.error(normalised(state)) <= checked.bound).all()
+        assert_state_within_bound(checked, state)
+
+
+def test_a_kernel_that_multiplies_in_fp16_needs_bounds_of_its_own() -> None:
+    case = SMALL.with_(regime="uniform", seed=5, hsv=256, kv=2, mask=False, mask_kind="none")
+    in_fp16, in_f32 = check(case, IN_FP16), check(case)
+    error = in_fp16.error(normalised(emulate(case, in_fp16.inputs, in_fp16.how, 0, case.kv)))
+    assert (error > in_f32.bound).any()
+    assert (in_fp16.bound < 3 * in_f32.bound).all()
+
+
 def assert_state_within_bound(checked: Checked, state: F32) -> None:
     truth = checked.rounded
     assert (np.isneginf(state[..., 0]) == np.isneginf(truth.m)).all()
     m = np.where(np.isneginf(truth.m), 0.0, state[..., 0].astype(np.float64))
     to_oracle = np.exp(m - np.where(np.isneginf(truth.m), 0.0, truth.m))[..., None]
-    bound = state_bound(checked.case, checked.inputs.q, truth, checked.how)
+    bound = checked.expected.state_bound()
     assert (np.abs(m - np.where(np.isneginf(truth.m), 0.0, truth.m)) <= bound[..., 0]).all()
     sums = state[..., 1:] * to_oracle
     expected = np.concatenate([truth.s[..., None], truth.vkq], axis=-1)
@@ -205,7 +233,7 @@ def test_partials_added_in_the_end_stay_within_the_bound_of_split_kv() -> None:
     m = functools.reduce(np.maximum, [part[..., 0] for part in parts])
     sums = np.sum([part[..., 1:] * np.exp(part[..., :1] - m[..., None]) for part in parts], axis=0)
     output = (sums[..., 1:] / sums[..., :1]).astype(np.float32)
-    bound = output_bound(case, checked.inputs.q, checked.rounded, how)
+    bound = nothing(case, checked.inputs).then(checked.rounded, how).output_bound()
     assert (checked.error(output) <= bound).all()
 
 
@@ -231,7 +259,7 @@ def test_parts_merged_in_any_order_stay_within_the_bounds(
     limits = list(itertools.pairwise(case.segment_bounds()))
     parts = [emulate(case, inputs, how, *pair) for pair in limits]
     expected = merged(
-        [nothing(case, inputs.q).then(oracle.attend(case, rounded, *p), how) for p in limits]
+        [nothing(case, inputs).then(oracle.attend(case, rounded, *p), how) for p in limits]
     )
     rows, of_merges = merged_rows(parts)
     for order in ([0, 1, 2, 3, 4, 5, 6], [6, 2, 4, 0, 1, 5, 3], [3, 6, 5, 4, 2, 1, 0]):
@@ -268,7 +296,7 @@ def test_rows_that_must_be_in_f32_have_its_bound_and_no_other() -> None:
     in_f32 = arithmetic(case.with_(type_V="f32"), "vec", ())
     rows = np.zeros(first.m.shape, np.bool_)
     rows[0, 1, 2] = True
-    before = nothing(case, inputs.q).then(first, in_f32)
+    before = nothing(case, inputs).then(first, in_f32)
     mixed = before.then(second, how, rows).state_bound()
     np.testing.assert_array_equal(mixed[0, 1, 2], before.then(second, how).state_bound()[0, 1, 2])
     mixed[0, 1, 2] = before.then(second, in_f32).state_bound()[0, 1, 2]
@@ -385,13 +413,23 @@ def test_the_vec_path_rounds_q_to_the_type_of_k_s_dot_product(types: str, q_type
 
 
 def test_the_tiled_path_computes_in_f32() -> None:
-    assert arithmetic(SMALL, "tiled", ("FP16_ARITHMETIC",)) == Arithmetic(
+    assert arithmetic(SMALL, "tiled", ("FP16_DOT", *IN_FP16)) == Arithmetic(
         q_type="f32", f16_numerators=False
     )
 
 
 def test_f16_dot_products_are_those_of_f16_keys_where_the_cpu_has_them() -> None:
-    features = ("FP16_ARITHMETIC",)
+    features = ("FP16_DOT",)
     assert arithmetic(SMALL, "vec", features).f16_dot
     assert not arithmetic(SMALL, "vec", ()).f16_dot
     assert not arithmetic(SMALL.with_(type_K="q8_0"), "vec", features).f16_dot
+
+
+def test_f16_factors_are_those_of_an_f16_v_of_a_step_at_least() -> None:
+    features = ("FP16_MAD_128",)
+    large = SMALL.with_(hsv=128)
+    assert arithmetic(large, "vec", features).f16_factors
+    assert arithmetic(large, "split-kv", features).f16_factors
+    assert not arithmetic(large, "vec", ()).f16_factors
+    assert not arithmetic(SMALL, "vec", features).f16_factors
+    assert not arithmetic(large.with_(type_V="f32"), "vec", features).f16_factors

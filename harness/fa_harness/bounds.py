@@ -19,11 +19,18 @@ over the keys j of a row. Three things make a correct kernel differ from exact a
    with a probability below 2 exp(-lambda^2 / 2) (Hoeffding; Higham & Mary 2019), for lambda = 8
    about 2e-14. Without that an F16 sum over some thousand keys could be anything.
    Below F16's normal range an error is 2^-25, not relative.
+   Where the CPU multiplies in FP16, the factors are F16 numbers, too: exp(s - M) of a key, one
+   relative error of u, and exp(M - s) that rescales the sum before a new maximum, one rounding of
+   that sum more. Scores are drawn from densities that are smooth at F16's resolution, so these
+   errors have mean zero as well. A factor below F16's normal range is off by 2^-25 of what it
+   multiplies: |v| for a key; for the sum, at most max |v| times the keys since the last such drop,
+   hence over all drops no more than max |v| for a key and 2^-13 of that.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -32,6 +39,7 @@ import numpy.typing as npt
 
 from fa_harness import oracle
 from fa_harness.cases import Case
+from fa_harness.inputs import Inputs
 from fa_harness.oracle import Partial, finalise
 from fa_harness.quants import decode, encode
 
@@ -43,6 +51,8 @@ U32 = 2.0**-24
 U16 = 2.0**-11
 _F16_TINY = 2.0**-25
 _LAMBDA = 8.0
+FP16_MAD = "FP16_MAD_"
+"""Begins the name of a CPU feature that ends in the elements of a step in FP16."""
 _SYMMETRIC_V = ("uniform", "normal", "spiky", "rising", "falling", "ties", "outlier")
 
 _Q_TYPE = {  # the type that Q is converted to for K's dot product on the vec path
@@ -61,8 +71,15 @@ class Arithmetic:
     """VKQ is accumulated in F16."""
     f16_dot: bool = False
     """Dot products add in F16 registers."""
+    f16_factors: bool = False
+    """What multiplies V and VKQ is rounded to F16."""
     n_partials: int = 0
     """Parts that are accumulated apart and then added; 0 where keys are added to the state."""
+
+    @property
+    def rescale_roundings(self) -> int:
+        """How often the sum before a new maximum is rounded there."""
+        return 2 if self.f16_factors else 1
 
 
 def arithmetic(case: Case, path: str, features: tuple[str, ...]) -> Arithmetic:
@@ -72,9 +89,19 @@ def arithmetic(case: Case, path: str, features: tuple[str, ...]) -> Arithmetic:
     return Arithmetic(
         q_type=_Q_TYPE[case.type_K],
         f16_numerators=case.type_V == "f16",
-        f16_dot=case.type_K == "f16" and "FP16_ARITHMETIC" in features,
+        f16_dot=case.type_K == "f16" and "FP16_DOT" in features,
+        f16_factors=case.type_V == "f16" and case.hsv_padded >= _f16_step(features),
         n_partials=case.threads if path == "split-kv" else 0,
     )
+
+
+def _f16_step(features: tuple[str, ...]) -> float:
+    """Return from how many elements on FP16 multiplies and adds; what is left over is done in F32.
+
+    Nothing is told apart within a row: all of it then counts as done in FP16.
+    """
+    steps = [name.removeprefix(FP16_MAD) for name in features if name.startswith(FP16_MAD)]
+    return int(steps[0]) if steps else math.inf
 
 
 def rounded_q(q: F32, q_type: str) -> tuple[F32, F64]:
@@ -110,6 +137,8 @@ class Expected:
     case: Case
     q: F32
     """The case's Q, `[ne3, n_head, n_batch, hsk]`."""
+    v_max: float
+    """Largest |V|."""
     truth: Partial
     """The oracle's state, each call's for Q as that call rounds it."""
     dot_m: F64
@@ -159,8 +188,9 @@ class Expected:
         n_additions = 2 * U32 * max(how.n_partials, 1)
         other_vkq = self.other_vkq * va + n_additions * truth.abs_vkq
         other_vkq = other_vkq + rows[..., None] * _F16_TINY * n
-        if how.f16_dot:  # the weights are rounded to F16, too
-            other_vkq = other_vkq + rows[..., None] * 2 * U16 * own.abs_vkq * vb
+        if how.f16_factors:
+            of_factors = U16 * own.abs_vkq * vb + 2.001 * _F16_TINY * n * self.v_max
+            other_vkq = other_vkq + rows[..., None] * of_factors
         return replace(
             self,
             truth=truth,
@@ -209,18 +239,14 @@ class Expected:
         return dm, ds, dvkq + walk + self.other_vkq
 
 
-def nothing(case: Case, q: F32) -> Expected:
-    """Return what is expected before the first call: fresh rows.
-
-    Args:
-        case: The case.
-        q: Its Q, `[ne3, n_head, n_batch, hsk]`.
-    """
+def nothing(case: Case, inputs: Inputs) -> Expected:
+    """Return what is expected before the first call: fresh rows."""
     truth = oracle.fresh(case)
     zero, zeros = np.zeros_like(truth.s), np.zeros_like(truth.vkq)
     return Expected(
-        case=case, q=q, truth=truth, dot_m=zero, dot_s=zero, dot_vkq=zeros, walk=zeros,
-        walk_norm=zeros, n_u=zero, other_s=zero, other_vkq=zeros,
+        case=case, q=inputs.q, v_max=float(np.abs(inputs.v).max()), truth=truth, dot_m=zero,
+        dot_s=zero, dot_vkq=zeros, walk=zeros, walk_norm=zeros, n_u=zero, other_s=zero,
+        other_vkq=zeros,
     )  # fmt: skip
 
 
@@ -310,30 +336,6 @@ def _merge_cost(m: F64, m_new: F64, n_parts: int) -> F64:
     distance = np.where(np.isinf(m), 0.0, m_new - np.where(np.isinf(m), 0.0, m))
     cost: F64 = 2 * U32 * (distance + 4 * (n_parts - 1)) * oracle.weight(m, m_new)
     return cost
-
-
-def output_bound(case: Case, q: F32, rounded: Partial, how: Arithmetic) -> F64:
-    """Return the bound on an output's distance from the oracle's for the rounded Q.
-
-    Args:
-        case: The case.
-        q: Its Q, `[ne3, n_head, n_batch, hsk]`.
-        rounded: The oracle's state for Q rounded to `how.q_type`.
-        how: What the run computes in.
-
-    Returns:
-        `[ne3, n_head, n_batch, hsv]`.
-    """
-    return nothing(case, q).then(rounded, how).output_bound()
-
-
-def state_bound(case: Case, q: F32, rounded: Partial, how: Arithmetic) -> F64:
-    """Return the bound on a state row's distance from the oracle's for the rounded Q.
-
-    Returns:
-        `[ne3, n_head, n_batch, 2 + hsv]`; S and VKQ are meant relative to the oracle's M.
-    """
-    return nothing(case, q).then(rounded, how).state_bound()
 
 
 def _dot_error(case: Case, q: F32, how: Arithmetic) -> F64:

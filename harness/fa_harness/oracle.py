@@ -52,7 +52,7 @@ class Partial:
     vkq: F64
     """Weighted sum of V, `[..., hsv]`."""
     n_roundings: F64
-    """How often VKQ is rounded: once for a key, once more where the key is a new maximum."""
+    """How often VKQ is rounded: once for a key, once or twice more where it is a new maximum."""
     abs_vkq: F64
     """Weighted sum of |V|, `[..., hsv]`."""
     k_s: F64
@@ -84,7 +84,13 @@ def fresh(case: Case) -> Partial:
 
 
 def attend(
-    case: Case, inputs: Inputs, start: int, stop: int, *, for_bounds: bool = True
+    case: Case,
+    inputs: Inputs,
+    start: int,
+    stop: int,
+    *,
+    for_bounds: bool = True,
+    rescale_roundings: int = 1,
 ) -> Partial:
     """Return the state of the keys `start <= j < stop`, without sinks.
 
@@ -95,6 +101,7 @@ def attend(
         stop: The key after the last.
         for_bounds: Sum up all that `bounds.py` needs. Else only M, S, VKQ and the sums of |VKQ| are
             numbers and the rest is NaN, which takes half of the time.
+        rescale_roundings: How often the sum before a new maximum is rounded there.
     """
     if start == stop:
         return fresh(case)
@@ -105,7 +112,13 @@ def attend(
     parts = []
     for i3, heads in itertools.product(range(case.ne3), _slices(case.n_head_kv, n_head)):
         keys = _Keys(case, inputs, i3, heads, slice(start, stop))
-        of_rows = [_attend_rows(case, inputs, keys, some, for_bounds=for_bounds) for some in rows]
+        of_rows = [
+            _attend_rows(
+                case, inputs, keys, some,
+                for_bounds=for_bounds, rescale_roundings=rescale_roundings,
+            )
+            for some in rows
+        ]  # fmt: skip
         parts.append({name: np.concatenate([p[name] for p in of_rows], 1) for name in of_rows[0]})
     shape = (case.ne3, case.n_head, case.nb)
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -191,7 +204,13 @@ def _slices(n: int, step: int) -> list[slice]:
 
 
 def _attend_rows(
-    case: Case, inputs: Inputs, keys: _Keys, rows: slice, *, for_bounds: bool
+    case: Case,
+    inputs: Inputs,
+    keys: _Keys,
+    rows: slice,
+    *,
+    for_bounds: bool,
+    rescale_roundings: int,
 ) -> dict[str, F64]:
     """Return the fields of a state of some of the query rows of each KV head.
 
@@ -231,12 +250,13 @@ def _attend_rows(
             "peak": abs_vkq.max(axis=-1),
         }
     starts = range(0, scores.shape[-1], _step_keys(case, scores.shape[-1]))
-    counts = is_seen + is_maximum.astype(np.int8)
+    of_maximum = np.int8(rescale_roundings) * is_maximum
+    counts = is_seen + of_maximum
     n_roundings = counts.sum(axis=-1, dtype=float)
     if starts.step == 1:
         # a new maximum rounds the sum before it; of a step of some keys, that is one on its way
         counts = is_seen.astype(np.int8)
-        counts[..., :-1] += is_maximum[..., 1:]
+        counts[..., :-1] += of_maximum[..., 1:]
     roundings = np.add.reduceat(counts, starts, axis=-1, dtype=float)
     vkq, abs_vkq, walk, walk_norm = _walk(weights, keys.v, roundings, starts)
     weights *= keys.norms

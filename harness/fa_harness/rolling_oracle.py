@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fa_harness import bounds, oracle, rolling
-from fa_harness.bounds import Expected
+from fa_harness.bounds import Arithmetic, Expected
 from fa_harness.cases import Case
 from fa_harness.inputs import Inputs
 from fa_harness.modes import path
@@ -65,14 +65,15 @@ def expect(
         k=decode(encode(inputs.k, case.cold_type), case.cold_type),
         v=decode(encode(inputs.v, case.cold_type), case.cold_type),
     )
-    cold, hot = _cold(case, cold_inputs, "f32"), _hot(case, inputs, "f32")
+    as_they_are = Arithmetic(q_type="f32", f16_numerators=False)
+    cold, hot = _cold(case, cold_inputs, as_they_are), _hot(case, inputs, as_they_are)
 
     vec, split = (bounds.arithmetic(of_cold, name, features) for name in ("vec", "split-kv"))
-    rounded_cold = _cold(case, cold_inputs, vec.q_type)
-    after_cold = bounds.nothing(case, inputs.q).then(rounded_cold, vec)
+    rounded_cold = _cold(case, cold_inputs, vec)
+    after_cold = bounds.nothing(case, inputs).then(rounded_cold, vec)
     splits = np.array([path(of_cold, int(n)) == "split-kv" for n in rolling.n_cold(case)])
     if splits.any():
-        after_split = bounds.nothing(case, inputs.q).then(rounded_cold, split)
+        after_split = bounds.nothing(case, inputs).then(rounded_cold, split)
         after_cold = _of_steps(splits, after_split, after_cold)
 
     how = bounds.arithmetic(of_hot, path(of_hot, case.hot_window), features)
@@ -83,7 +84,7 @@ def expect(
         hot=hot,
         exact=oracle.merge(cold, hot),
         after_cold=after_cold,
-        after_both=after_cold.then(_hot(case, inputs, how.q_type), how, in_f16),
+        after_both=after_cold.then(_hot(case, inputs, how), how, in_f16),
     )
 
 
@@ -106,13 +107,13 @@ def _of_steps(steps: Bools, these: Expected, others: Expected) -> Expected:
     return replace(others, **of_row, **of_element)
 
 
-def _cold(case: Case, inputs: Inputs, q_type: str) -> Partial:
+def _cold(case: Case, inputs: Inputs, how: Arithmetic) -> Partial:
     """Return the state of each step's cold tokens."""
     n_cold = rolling.n_cold(case)
-    return _attend(case, inputs, q_type, lambda step: (np.zeros_like(step), n_cold[step]))
+    return _attend(case, inputs, how, lambda step: (np.zeros_like(step), n_cold[step]))
 
 
-def _hot(case: Case, inputs: Inputs, q_type: str) -> Partial:
+def _hot(case: Case, inputs: Inputs, how: Arithmetic) -> Partial:
     """Return the state of each step's hot tokens and the sinks, in the order of their slots.
 
     The ring's first slots hold the newest tokens, those of its last lap.
@@ -125,16 +126,14 @@ def _hot(case: Case, inputs: Inputs, q_type: str) -> Partial:
     def lap_before(step: Ints) -> tuple[Ints, Ints]:
         return n_cold[step], np.maximum(n_cold[step], step // window * window)
 
-    hot = oracle.merge(
-        _attend(case, inputs, q_type, last_lap), _attend(case, inputs, q_type, lap_before)
-    )
+    hot = oracle.merge(_attend(case, inputs, how, last_lap), _attend(case, inputs, how, lap_before))
     return hot if inputs.sinks is None else oracle.add_sinks(hot, inputs.sinks)
 
 
-def _attend(case: Case, inputs: Inputs, q_type: str, limits: Limits) -> Partial:
+def _attend(case: Case, inputs: Inputs, how: Arithmetic, limits: Limits) -> Partial:
     """Return the state of the tokens that each step sees by `limits`."""
     assert inputs.mask is not None
-    q, _ = bounds.rounded_q(inputs.q, q_type)
+    q, _ = bounds.rounded_q(inputs.q, how.q_type)
     parts = []
     for first in range(0, case.kv, _STEPS):
         steps = np.arange(first, min(first + _STEPS, case.kv))
@@ -147,7 +146,10 @@ def _attend(case: Case, inputs: Inputs, q_type: str, limits: Limits) -> Partial:
             mask=np.where(is_other, np.float16(-np.inf), inputs.mask[:, :, steps]),
         )
         of_few = case.with_(hot_window=0, group=1, nb=len(steps))
-        parts.append(oracle.attend(of_few, few, int(start.min()), int(stop.max())))
+        first_key, last_key = int(start.min()), int(stop.max())
+        parts.append(
+            oracle.attend(of_few, few, first_key, last_key, rescale_roundings=how.rescale_roundings)
+        )
     return Partial(
         **{
             field.name: np.concatenate([getattr(part, field.name) for part in parts], axis=2)

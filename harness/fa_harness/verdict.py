@@ -99,11 +99,12 @@ def judge(
 class _Truth:
     """The oracle's states of a case, for Q itself or rounded to a type, each computed once."""
 
-    def __init__(self, case: Case, inputs: Inputs, *, bounded: set[str]) -> None:
-        """Prepare for bounds around the oracle's states for the Q types in `bounded`."""
+    def __init__(self, case: Case, inputs: Inputs, *, calls: list[Arithmetic]) -> None:
+        """Prepare for bounds around the oracle's states for Q as the calls round it."""
         self._case = case
         self._inputs = inputs
-        self._bounded = bounded
+        self._bounded = {how.q_type for how in calls}
+        self._rescale_roundings = max(how.rescale_roundings for how in calls)
         self._segments = list(itertools.pairwise(case.segment_bounds()))
         self._known: dict[tuple[int, str], Partial] = {}
 
@@ -116,6 +117,7 @@ class _Truth:
                 replace(self._inputs, q=q),
                 *self._segments[i],
                 for_bounds=q_type in self._bounded,
+                rescale_roundings=self._rescale_roundings,
             )
             if i == len(self._segments) - 1 and self._inputs.sinks is not None:
                 partial = oracle.add_sinks(partial, self._inputs.sinks)
@@ -139,8 +141,7 @@ class _Judge:
         self._features = features
         self._how = bounds.arithmetic(case, path(case), features)
         how_of_calls = [*self._how_of_calls(own_types=False), *self._how_of_calls(own_types=True)]
-        bounded = {how.q_type for how in (self._how, *how_of_calls)}
-        self._truth = _Truth(case, inputs, bounded=bounded)
+        self._truth = _Truth(case, inputs, calls=[self._how, *how_of_calls])
         self._prefixes = self._truth.prefixes()
         self._outputs = [oracle.finalise(prefix) for prefix in self._prefixes]
         self._of_one = self._nothing().then(self._truth.prefixes(self._how.q_type)[-1], self._how)
@@ -452,7 +453,7 @@ class _Judge:
         return Region(of_one.astype(np.float64), bound)
 
     def _nothing(self) -> Expected:
-        return bounds.nothing(self._case, self._inputs.q)
+        return bounds.nothing(self._case, self._inputs)
 
     def _how_of_calls(self, *, own_types: bool) -> list[Arithmetic]:
         """Return what each call of a chain computes in."""

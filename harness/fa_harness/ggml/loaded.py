@@ -85,8 +85,9 @@ class Ggml:
     def features(self) -> tuple[str, ...]:
         """Return the CPU features that the library uses here, upstream's names, then our own.
 
-        `FP16_ARITHMETIC` is ours: F16 dot products add in FP16 registers. Upstream does not list
-        it for x86, so it is found by a sum that FP16 cannot hold.
+        Ours are found by what FP16 cannot hold, since upstream does not list them for x86:
+        `FP16_DOT`, F16 dot products add in FP16 registers; `FP16_MAD_128`, in steps of 128 elements
+        an F16 V is multiplied by weights that are F16 numbers, too.
         """
         ffi, lib = self._ffi, self._lib
         reg = lib.ggml_backend_cpu_reg()
@@ -98,7 +99,10 @@ class Ggml:
                 names.append(ffi.string(feature.name).decode())
                 feature += 1
         if self._dot_adds_in_fp16():
-            names.append("FP16_ARITHMETIC")
+            names.append("FP16_DOT")
+        step = self._step_of_f16_weights()
+        if step is not None:
+            names.append(f"FP16_MAD_{step}")
         return tuple(names)
 
     def types(self) -> tuple[str, ...]:
@@ -120,6 +124,30 @@ class Ggml:
         dot = self._lib.ggml_get_type_traits_cpu(self._type("f16")).vec_dot
         dot(n, total, 0, self._pointer(x), 0, self._pointer(y), 0, 1)
         return bool(total[0] != x.astype(np.float64).sum())
+
+    def _step_of_f16_weights(self) -> int | None:
+        """Return of how many elements the steps are that round a key's weight to F16.
+
+        Attention over two keys with V = 0 and V = v: the numerator is weight * v. Of 255 elements,
+        those beyond the last whole step are computed singly.
+        """
+        n, weight, v = 255, np.exp(np.float32(-0.5)), np.float32(1 + 2**-9)
+        singly, in_step = (np.float16(w * v) for w in (weight, np.float32(np.float16(weight))))
+        assert singly != in_step
+        with self.context() as ctx, self.backend(1) as backend:
+            q = ctx.tensor("f32", (1, 1, 1, 1))
+            keys, values = ctx.tensor("f32", (1, 2, 1, 1)), ctx.tensor("f16", (n, 2, 1, 1))
+            output = ctx.flash_attn_ext(q, keys, values, None, scale=1.0)
+            graph = ctx.graph([output])
+            backend.allocate(ctx)
+            q.write(np.ones(1, np.float32))
+            keys.write(np.array([0, -0.5], np.float32))
+            values.write(np.repeat(np.array([0, v], np.float16), n))
+            backend.compute(graph)
+            numerators = output.read().reshape(n) * (1 + weight)
+        is_in_step = np.abs(numerators - in_step) < np.abs(numerators - singly)
+        n_in_step = int(is_in_step.sum())
+        return n + 1 - n_in_step if n_in_step else None
 
     def dequantise(self, raw: npt.NDArray[np.uint8], type_: str) -> npt.NDArray[np.float32]:
         """Return the float32 values of rows `[..., row_bytes]`, by the library's own code.
