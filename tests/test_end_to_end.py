@@ -176,6 +176,7 @@ def test_every_result_has_the_same_keys(smoke: Any) -> None:
             "path",
             "modes",
             "reason",
+            "localisation",
             "comparisons",
             "outputs",
             "steps",
@@ -640,3 +641,69 @@ def test_a_folder_that_is_no_checkout_is_refused(checkout: Path, tmp_path: Path)
 
 def test_outside_a_checkout_the_projects_own_libraries_are_used(tmp_path: Path) -> None:
     assert fa_harness("run", "--suite", "seed", cwd=tmp_path).returncode == 0
+
+
+# What a failure says
+
+
+CHAIN = "FLASH_ATTN_EXT(hsk=64,hsv=64,nh=2,nr23=[2,1],kv=90,nb=3,segments=4,regime=spiky,threads=2)"
+
+
+def test_a_failure_names_the_segment_the_part_and_the_element_in_the_table_and_in_json() -> None:
+    done = fa_harness("run", "--library", "0001", "--case", CHAIN, "--json", "-")
+    [result] = strict_json(done.stdout)["results"]
+    found = result["localisation"]
+    assert (found["mode"], found["index"], found["part"]) == ("segmented", 1, "numerators")
+    assert (found["right"], found["path"], found["keys"]) == (["M", "S"], "vec", [22, 45])
+    assert found["lines"][0] == (
+        "segmented, segment 1 (of 0 to 3), keys 22 to 44, vec path: "
+        "numerators are wrong; M and S are right"
+    )
+    assert 0 < found["of_f16_range"] < 1
+    lines = [line.strip() for line in done.stderr.splitlines()]
+    start = lines.index(result["reason"])
+    assert lines[start + 1 : start + 4] == found["lines"]
+
+
+def test_a_case_that_passes_has_no_localisation(smoke: Any) -> None:
+    assert {result["localisation"] for result in smoke["results"]} == {None}
+
+
+def test_shrink_prints_the_smallest_case_and_its_repro_line_and_writes_a_program(
+    tmp_path: Path,
+) -> None:
+    program = tmp_path / "repro.c"
+    done = fa_harness("shrink", "--library", "0001", "--case", CHAIN, "--emit-c", program)
+    assert done.returncode == 1
+    case, repro = done.stdout.splitlines()
+    assert case == (
+        "FLASH_ATTN_EXT(hsk=1,hsv=1,nh=1,nr23=[1,1],kv=2,nb=1,mask=0,sinks=0,max_bias=0.000000,"
+        "logit_softcap=0.000000,prec=f32,type_K=f32,type_V=f32,permute=[0,1,2,3],kv_view=0,"
+        "v_is_view_of_k=0,n_kv_max=0,segments=2,regime=few,seed=0,threads=1)"
+    )
+    assert repro == f"fa-harness run --library 0001 --case '{case}'"
+    again = fa_harness(*shlex.split(repro)[1:])
+    assert (again.returncode, " fail\n" in again.stdout) == (1, True)
+    steps = done.stderr.splitlines()
+    assert steps[0] == "  threads 2 -> 1  segmented vs standard"
+    assert any(line.endswith("cases run: nothing simpler fails") for line in steps)
+    assert program.read_text().startswith(f"/*\n * {case}\n")
+
+
+def test_shrink_refuses_a_case_that_passes() -> None:
+    done = fa_harness("shrink", "--case", CHAIN)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("passes on library 'patched': nothing to shrink\n")
+
+
+def test_shrink_keeps_to_the_modes_that_are_asked_for() -> None:
+    done = fa_harness("shrink", "--library", "0001", "--case", CHAIN, "--mode", "resumed")
+    assert done.returncode == 1
+    assert " --mode resumed --case " in done.stdout
+    assert "resumed vs oracle: " in done.stderr
+
+
+def test_bisect_without_the_libraries_says_how_to_build_them() -> None:
+    done = fa_harness("bisect", "--case", CHAIN, "-D", "FA_OF_NO_BUILD=1")
+    assert done.returncode == 3
+    assert "or let `fa-harness bisect --build` do it" in done.stderr

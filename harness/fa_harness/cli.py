@@ -251,6 +251,82 @@ def _write_report(text: str, json_path: str | None) -> None:
 
 
 @cli.command()
+@click.option("--case", "case_string", required=True, metavar="STRING",
+              help="A failing case, as a report prints it.")  # fmt: skip
+@_words("--mode", metavar="M", help="Compute it in these modes only.")
+@click.option(
+    "--library", default="patched", metavar="NAME", show_default=True, help="Which build."
+)
+@_define
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=60.0,
+              metavar="S", show_default=True, help="Stop after this time.")  # fmt: skip
+@click.option("--emit-c", "c_file", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write a C program of it that needs ggml alone.")  # fmt: skip
+def shrink(
+    *,
+    case_string: str,
+    mode: tuple[str, ...],
+    library: str,
+    options: dict[str, str],
+    seconds: float,
+    c_file: Path | None,
+) -> None:
+    """Find the smallest case that fails as a case does, and print it.
+
+    Exit status 1: it was found; 2: the case does not fail.
+    """
+    from fa_harness import session
+    from fa_harness.cases import Case
+
+    case = Case.parse(case_string)
+    modes = session.check_modes(mode, [case])
+    if c_file is not None:
+        session.check_writable(c_file)
+    smallest = session.shrink_case(
+        case,
+        library=library,
+        options=options,
+        modes=modes,
+        seconds=seconds,
+        console=_console(stderr=True),
+    )
+    click.echo(str(smallest.shrunk.case))
+    click.echo(smallest.repro)
+    if c_file is not None:
+        session.write_report(c_file, session.c_program(smallest))
+    sys.exit(1)
+
+
+@cli.command()
+@click.option("--case", "case_string", required=True, metavar="STRING",
+              help="A case, as a report prints it.")  # fmt: skip
+@click.option("--build", "may_build", is_flag=True, help="Build the libraries that are missing.")
+@_define
+@click.option("--json", "json_path", metavar="FILE", help="Write the report; - is standard output.")
+def bisect(
+    *, case_string: str, may_build: bool, options: dict[str, str], json_path: str | None
+) -> None:
+    """Show which patch of the series turned a case red or green.
+
+    It runs on the library of each prefix: pristine, 0001, 0002, ..., patched, in the modes that
+    each has. Exit status 1: it fails on the last.
+    """
+    from fa_harness import session
+    from fa_harness.cases import Case
+    from fa_harness.report import bisect as report
+
+    case = Case.parse(case_string)
+    if json_path not in (None, "-"):
+        session.check_writable(Path(json_path))
+    bisected = session.bisect_case(
+        case, may_build=may_build, options=options, console=_console(stderr=json_path == "-")
+    )
+    _write_report(report.render(bisected), json_path)
+    if not bisected.passed:
+        sys.exit(1)
+
+
+@cli.command()
 @click.option("-k", "pattern", metavar="REGEX", help="Only cases whose string matches.")
 @_numbers("--threads", metavar="T", help="Compute with T threads [default: 1,2].")
 @click.option("--rounds", type=click.IntRange(min=8), default=25, metavar="N", show_default=True,

@@ -109,6 +109,11 @@ class Localisation:
         """The largest numerator as a share of the largest F16 number."""
         return None if self.largest_numerator is None else self.largest_numerator / F16_MAX
 
+    @property
+    def is_of_bits(self) -> bool:
+        """Whether the bits have to be those of another run."""
+        return self.bound == 0 and self.other != ORACLE
+
     def lines(self) -> list[str]:
         """Return it in words, three short lines."""
         start, stop = self.keys
@@ -116,23 +121,22 @@ class Localisation:
         keys = keys if stop > start else "no key"
         of_path = f", {self.path} path" if self.path else ""
         part = f"{self.part} {'are' if self.part == 'numerators' else 'is'} wrong"
+        if self.is_of_bits:
+            part = f"the bits of {self.part} differ"
         right = f"; {_list(self.right)} are right" if len(self.right) > 1 else (
             "; M is right" if self.right else ""
         )  # fmt: skip
         where = f"batch {self.batch}, head {self.head}, row {self.row}"
         if self.element is not None:
             where += f", element {self.element}"
-        if self.other == ORACLE or self.bound > 0:
-            other = "expected" if self.other == ORACLE else f"in {self.other}"
-            numbers = (
-                f"got {self.got:.7g}, {other} {self.expected:.7g}, allowed error {self.bound:.2g}"
-            )
-        else:
-            numbers = f"got {self.got:.9g}, in {self.other} {self.expected:.9g}"
+        other = "expected" if self.other == ORACLE else f"in {self.other}"
+        numbers = f"got {self.got:.7g}, {other} {self.expected:.7g}, allowed error {self.bound:.2g}"
+        if self.is_of_bits:
+            numbers = f"got {self.got:.9g}, {other} {self.expected:.9g}"
         return [
             f"{self.mode}, {self.call}, {keys}{of_path}: {part}{right}",
             f"first at {where}: {numbers}",
-            f"wrong in {self._extent()}{self._range()}",
+            f"{'other bits' if self.is_of_bits else 'wrong'} in {self._extent()}{self._range()}",
         ]
 
     def _extent(self) -> str:

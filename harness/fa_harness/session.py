@@ -10,14 +10,16 @@ import shlex
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from fa_harness import __version__, bench, ggml
+from fa_harness import __version__, bench, emit_c, ggml
 from fa_harness.bench import Bench, Row
+from fa_harness.bisect import Bisected, Prefix, run_on
 from fa_harness.cases import OP, Case, without_colours
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.fuzz import Found, Fuzz, Fuzzer
@@ -28,14 +30,23 @@ from fa_harness.project import find_project, locked, writing
 from fa_harness.report import Results, defined, repro
 from fa_harness.report.bench import Table as BenchTable
 from fa_harness.report.bench import print_summary as print_bench_summary
+from fa_harness.report.bisect import print_headings as print_bisect_headings
+from fa_harness.report.bisect import print_row as print_bisect_row
+from fa_harness.report.bisect import print_turns
 from fa_harness.report.console import Table, print_summary
 from fa_harness.report.fuzz import Ticker as FuzzTicker
 from fa_harness.report.fuzz import print_found
 from fa_harness.report.fuzz import print_summary as print_fuzz_summary
+from fa_harness.report.shrink import print_shrink_step, print_shrunk
 from fa_harness.runner import Runner
+from fa_harness.shrink import Failure, Shrunk, shrink
 from fa_harness.suites import suite as cases_of_suite
 from fa_harness.upstream import build
+from fa_harness.upstream.series import Series, library_names, load_series, title
 from fa_harness.verdict import Verdict
+
+_SIMPLER_SECONDS = 5.0
+"""A case that is simpler than one that fails has this time; where that is not enough, it hangs."""
 
 
 def select(
@@ -198,6 +209,167 @@ def run(
     final = results(interrupted=interrupted, features=features)
     print_summary(console, final)
     return final
+
+
+@dataclass(frozen=True, kw_only=True)
+class Smallest:
+    """The smallest failing case that was found, and how it fails."""
+
+    shrunk: Shrunk
+    verdict: Verdict
+    features: tuple[str, ...]
+    """CPU features that the library uses here."""
+    library: Library
+    repro: str
+    """The command that repeats it."""
+
+
+def shrink_case(
+    case: Case,
+    *,
+    library: str,
+    options: Mapping[str, str] = {},
+    modes: tuple[str, ...] | None,
+    seconds: float,
+    console: Console,
+) -> Smallest:
+    """Find the smallest case that fails on a library as a case does, and print each step to it.
+
+    Ctrl-C ends the search; the smallest case so far is returned.
+
+    Args:
+        case: A case that fails, crashes or hangs.
+        library: Name of the library.
+        options: CMake options that it was built with.
+        modes: What to compute; None for each case's own.
+        seconds: After these, counted from the end of its own run, the smallest so far is returned.
+        console: Where the steps go.
+
+    Raises:
+        UsageError: The case does not fail, or there is no library of that name.
+        SetupError: It is not built, not current, or does not load.
+    """
+    found = current_library(library, options)
+    with Runner(found.module_path) as runner:
+        [verdict] = runner.run([case], modes=modes)
+        verdicts = {case: verdict}
+        end = time.monotonic() + seconds
+        interrupted = False
+
+        def fails(candidate: Case) -> Failure | None:
+            nonlocal interrupted
+            if any(missing_option(candidate, mode) for mode in modes or ()):
+                return None
+            if candidate not in verdicts:
+                try:
+                    [verdicts[candidate]] = runner.run(
+                        [candidate], modes=modes, timeout=_SIMPLER_SECONDS
+                    )
+                except KeyboardInterrupt:
+                    interrupted = True
+                    return None
+            return Failure.of(verdicts[candidate])
+
+        shrunk = shrink(
+            case,
+            fails,
+            out_of_time=lambda: interrupted or time.monotonic() > end,
+            on_step=lambda step: print_shrink_step(console, step),
+        )
+        if shrunk is None:
+            how = "passes" if verdict.status == "pass" else f"is {verdict.status}"
+            reason = f" ({verdict.reason})" if verdict.reason else ""
+            raise UsageError(f"{case} {how} on library {library!r}{reason}: nothing to shrink")
+        print_shrunk(console, shrunk, verdicts[shrunk.case])
+        return Smallest(
+            shrunk=shrunk,
+            verdict=verdicts[shrunk.case],
+            features=runner.features,
+            library=found,
+            repro=repro(
+                shrunk.case,
+                library=library,
+                options=options,
+                modes=modes or (),
+                upstream_dir=os.environ.get("UPSTREAM_DIR") or None,
+            ),
+        )
+
+
+def c_program(smallest: Smallest) -> str:
+    """Return a C program of the smallest case that needs ggml alone.
+
+    Raises:
+        UsageError: It cannot say how the case fails, or would be too large.
+    """
+    built = smallest.library
+    return emit_c.program(
+        smallest.verdict,
+        library=f"library {built.name} of {built.upstream}, ggml {built.ggml_version}",
+        features=smallest.features,
+    )
+
+
+def bisect_case(
+    case: Case, *, may_build: bool, options: Mapping[str, str] = {}, console: Console
+) -> Bisected:
+    """Run a case on the library of each prefix of the series, and print each.
+
+    Args:
+        case: The case.
+        may_build: Build the libraries that are missing or not current.
+        options: CMake options that they are built with.
+        console: Where the table goes.
+
+    Raises:
+        SetupError: One is missing and may not be built, does not build or does not load.
+    """
+    project = find_project()
+    wanted = prefixes(load_series(project))
+    if may_build:
+        names = [prefix.library for prefix in wanted]
+        libraries = build.build(project, names, options=options)
+    else:
+        libraries = [_built(prefix.library, options) for prefix in wanted]
+    started, start = datetime.now(timezone.utc), time.perf_counter()
+    rows = []
+    print_bisect_headings(console)
+    for prefix, library in zip(wanted, libraries, strict=True):
+        with Runner(library.module_path) as runner:
+
+            def run_modes(modes: tuple[str, ...] | None, runner: Runner = runner) -> Verdict:
+                [verdict] = runner.run([case], modes=modes)
+                return verdict
+
+            rows.append(run_on(prefix, run_modes))
+        print_bisect_row(console, rows[-1])
+    bisected = Bisected(
+        case=case,
+        upstream=libraries[-1].upstream,
+        started=started,
+        seconds=time.perf_counter() - start,
+        rows=tuple(rows),
+    )
+    print_turns(console, bisected)
+    return bisected
+
+
+def prefixes(series: Series) -> list[Prefix]:
+    """Return the library of each prefix of a series; that of all patches is `patched`."""
+    names = library_names(series)[1 : len(series.patches)]
+    pristine = Prefix(library="pristine", patch="", title="upstream as it is")
+    patches = zip([*names, "patched"], series.patches, strict=True)
+    return [
+        pristine,
+        *(Prefix(library=name, patch=path.name, title=title(path)) for name, path in patches),
+    ]
+
+
+def _built(name: str, options: Mapping[str, str]) -> Library:
+    try:
+        return current_library(name, options)
+    except SetupError as error:
+        raise SetupError(f"{error}; or let `fa-harness bisect --build` do it") from error
 
 
 def measure_speed(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from fa_harness import bounds, oracle, rolling, rolling_oracle
+from fa_harness import bounds, oracle, rolling, rolling_oracle, trails
 from fa_harness.bounds import Arithmetic, Expected
 from fa_harness.cases import Case
 from fa_harness.comparison import Comparison, Region, exact, first_bad, why, within
@@ -203,9 +203,9 @@ class _Judge:
         broken = self._broken()
         if broken is None or self._misplaced() is not None:
             return None
-        checks = self._checks(mode_of(broken))
+        trail = self._trail(mode_of(broken))
         return first_wrong(
-            broken, (check for check in checks if check.region is None or not self._overflows)
+            broken, (check for check in trail if check.region is None or not self._overflows)
         )
 
     def _misplaced(self) -> str | None:
@@ -224,44 +224,36 @@ class _Judge:
                 return name
         return None
 
-    def _checks(self, mode: str) -> Iterator[Check]:
-        """Yield what a mode left behind and what it must be, in the order of computing.
+    def _trail(self, mode: str) -> Iterator[Check]:
+        """Return what a mode left behind and what it must be, in the order of computing.
 
-        Of modes that are compared bit by bit with others, these come after the oracle: where the
-        oracle tells that something is wrong, it tells where it began.
+        Other runs, whose bits it must have, come after the oracle: where that tells that something
+        is wrong, it tells where it began.
         """
         run = self._run
         if mode == "standard":
-            yield from self._checks_of_standard()
-        elif mode == "full_state" and run.full_state and run.full_state_again:
-            yield from self._checks_of_full_state(run.full_state, run.full_state_again)
-        elif mode == "segmented" and run.segmented:
-            yield from self._checks_of_chain(run.segmented.steps, own_types=False)
-            yield from self._checks_with_one_call(run.segmented.steps)
-            yield from self._checks_of_one_graph(run.segmented, own_types=False)
-        elif mode == "mixed" and run.mixed and run.mixed_again:
-            calls = self._calls(own_types=True)
-            yield from self._checks_of_chain(run.mixed.steps, own_types=True)
-            for call, again, first in zip(
-                calls, run.mixed_again.steps, run.mixed.steps, strict=True
-            ):
-                yield from _same(call, again, first, "the first run")
-            for chain in (run.mixed, run.mixed_again):
-                yield from self._checks_of_one_graph(chain, own_types=True)
-        elif mode == "resumed" and run.resumed:
-            own_types = bool(self._case.segment_types)
-            uncut = run.mixed if own_types else run.segmented
-            if uncut is None:
-                yield from self._checks_of_chain(run.resumed, own_types=own_types)
-            else:
-                calls = self._calls(own_types=own_types)
-                for call, cut, whole in zip(calls, run.resumed, uncut.steps, strict=True):
-                    yield from _same(call, cut, whole, "the chain that is not cut")
-        elif mode == "merged" and run.merged:
-            yield from self._checks_of_parts(run.merged)
-            yield from self._checks_of_merges(run.merged)
-        elif mode == "fifo" and run.fifo and run.fifo_again:
-            yield from self._checks_of_fifo(run.fifo, run.fifo_again)
+            region = self._region(self._of_one)
+            return trails.of_standard(
+                self._one_call(), run, self._of_one, self._outputs[-1], region
+            )
+        if mode == "full_state" and run.full_state and run.full_state_again:
+            region = self._not_far_worse(self._region(self._of_one), [run.standard])
+            return trails.of_full_state(
+                self._one_call(), run, self._of_one, self._outputs[-1], region
+            )
+        if mode == "segmented" and run.segmented:
+            return self._trail_of_segmented(run.segmented)
+        if mode == "mixed" and run.mixed and run.mixed_again:
+            return self._trail_of_mixed(run.mixed, run.mixed_again)
+        if mode == "resumed" and run.resumed:
+            return self._trail_of_resumed(run.resumed)
+        if mode == "merged" and run.merged:
+            return self._trail_of_merged(run.merged)
+        if mode == "fifo" and run.fifo and run.fifo_again and self._expected_steps:
+            expected = self._expected_steps
+            region = self._region(expected.after_both)
+            return trails.of_fifo(self._case, run.fifo, run.fifo_again, expected, region)
+        raise AssertionError(f"mode {mode} was compared, and is not in the run")
 
     def _compare_standard(self) -> None:
         run = self._run
@@ -532,82 +524,62 @@ class _Judge:
             for i, (keys, path_, how) in enumerate(zip(limits, paths, hows, strict=True))
         ]
 
-    def _check_step(
-        self, call: Call, step: Step, expected: Expected, exact_output: F64, region: Region
-    ) -> Iterator[Check]:
-        """Yield the checks of a call against the oracle."""
-        yield self._check_state(call, step.state, expected)
-        yield Check(
-            call=call,
-            is_state=False,
-            got=step.output,
-            expected=exact_output,
-            region=region,
-            numerators=expected.truth.vkq,
-        )
-
-    def _check_state(self, call: Call, state: F32, expected: Expected) -> Check:
-        region = _state_region(state, expected)
-        return Check(
-            call=call,
-            is_state=True,
-            got=state,
-            expected=region.centre,
-            region=region,
-            numerators=expected.truth.vkq,
-        )
-
-    def _checks_of_standard(self) -> Iterator[Check]:
-        run, call = self._run, self._one_call()
-        yield Check(
-            call=call,
-            is_state=False,
-            got=run.standard,
-            expected=self._outputs[-1],
-            region=self._region(self._of_one),
-            numerators=self._of_one.truth.vkq,
-        )
-        yield _same_bits(call, run.standard_again, run.standard, "the first run")
-
-    def _checks_of_full_state(self, step: Step, again: Step) -> Iterator[Check]:
-        call, standard = self._one_call(), self._run.standard
-        near = self._not_far_worse(self._region(self._of_one), [standard])
-        yield from self._check_step(call, step, self._of_one, self._outputs[-1], near)
-        yield _same_bits(call, step.output, standard, "standard")
-        yield from _same(call, again, step, "the first run")
-
-    def _checks_of_chain(self, steps: tuple[Step, ...], *, own_types: bool) -> Iterator[Check]:
+    def _trail_of_chain(self, steps: tuple[Step, ...], *, own_types: bool) -> Iterator[Check]:
         expected = self._expected_chain(steps, own_types=own_types)
         regions = [self._region(of_call) for of_call in expected]
         if steps is not self._run.resumed and not own_types:
             regions[-1] = self._not_far_worse(regions[-1], self._standard_runs())
         calls = self._calls(own_types=own_types)
         for i, step in enumerate(steps):
-            yield from self._check_step(calls[i], step, expected[i], self._outputs[i], regions[i])
+            yield from trails.of_step(calls[i], step, expected[i], self._outputs[i], regions[i])
 
-    def _checks_with_one_call(self, steps: tuple[Step, ...]) -> Iterator[Check]:
-        """Yield the checks of a chain's end against one call with a state, and without."""
-        call, last = self._calls(own_types=False)[-1], steps[-1]
-        full = self._run.full_state
-        if full is not None and self._chain_is_exact:
-            yield from _same(call, last, full, "full_state")
-        others = {"full_state": None if full is None else full.output}
-        others["standard"] = self._run.standard
-        expected = self._expected_chain(steps, own_types=False)[-1]
-        for name, output in others.items():
-            if output is not None:
-                check = _same_bits(call, last.output, output, name)
-                near = None if self._chain_is_exact else self._near_one_call(output, expected)
-                yield replace(check, region=near)
+    def _trail_of_segmented(self, chain: Chain) -> Iterator[Check]:
+        yield from self._trail_of_chain(chain.steps, own_types=False)
+        calls, last = self._calls(own_types=False), chain.steps[-1]
+        expected = self._expected_chain(chain.steps, own_types=False)[-1]
+        full, others = self._run.full_state, {"standard": self._run.standard}
+        if full is not None:
+            if self._chain_is_exact:
+                yield from trails.same(calls[-1], last, full, "full_state")
+            others = {"full_state": full.output, **others}
+        for other, output in others.items():
+            near = None if self._chain_is_exact else self._near_one_call(output, expected)
+            yield trails.same_result(calls[-1], last.output, output, other, near=near)
+        yield from trails.of_one_graph(calls, chain)
 
-    def _checks_of_one_graph(self, chain: Chain, *, own_types: bool) -> Iterator[Check]:
-        outputs, state = chain.one_graph
-        other = "the chain in a graph for each call"
-        for i, call in enumerate(self._calls(own_types=own_types)):
-            in_graph = replace(call, name=f"{call.name} in one graph")
-            if i == len(outputs) - 1:
-                yield _same_bits(in_graph, state, chain.steps[-1].state, other, is_state=True)
-            yield _same_bits(in_graph, outputs[i], chain.steps[i].output, other)
+    def _trail_of_mixed(self, chain: Chain, again: Chain) -> Iterator[Check]:
+        calls = self._calls(own_types=True)
+        yield from self._trail_of_chain(chain.steps, own_types=True)
+        yield from trails.same_steps(calls, again.steps, chain.steps, "the first run")
+        for one in (chain, again):
+            yield from trails.of_one_graph(calls, one)
+
+    def _trail_of_resumed(self, steps: tuple[Step, ...]) -> Iterator[Check]:
+        own_types = bool(self._case.segment_types)
+        uncut = self._run.mixed if own_types else self._run.segmented
+        if uncut is None:
+            yield from self._trail_of_chain(steps, own_types=own_types)
+        else:
+            calls = self._calls(own_types=own_types)
+            yield from trails.same_steps(calls, steps, uncut.steps, "the chain that is not cut")
+
+    def _trail_of_merged(self, merged: Merged) -> Iterator[Check]:
+        own_types = bool(self._case.segment_types)
+        calls = self._calls(own_types=own_types, name="part")
+        for i, expected in enumerate(self._expected_parts()):
+            alone = oracle.finalise(self._truth.segment(i))
+            region = self._region(expected)
+            yield from trails.of_step(calls[i], merged.parts[i], expected, alone, region)
+        uncut = self._run.mixed if own_types else self._run.segmented
+        if uncut is not None:
+            yield from trails.same(calls[0], merged.parts[0], uncut.steps[0], "the chain")
+        expected = bounds.merged(self._expected_parts())
+        region = self._region(expected)
+        if not own_types:
+            region = self._not_far_worse(region, self._standard_runs())
+        yield from trails.of_merges(
+            calls, merged, expected, self._outputs[-1], region, _fresh_step(self._case)
+        )
 
     def _expected_parts(self) -> list[Expected]:
         own_types = bool(self._case.segment_types)
@@ -615,140 +587,6 @@ class _Judge:
             self._nothing().then(self._truth.segment(i, how.q_type), how)
             for i, how in enumerate(self._how_of_calls(own_types=own_types))
         ]
-
-    def _checks_of_parts(self, merged: Merged) -> Iterator[Check]:
-        calls = self._calls(own_types=bool(self._case.segment_types), name="part")
-        for i, expected in enumerate(self._expected_parts()):
-            alone = oracle.finalise(self._truth.segment(i))
-            region = self._region(expected)
-            yield from self._check_step(calls[i], merged.parts[i], expected, alone, region)
-        uncut = self._run.mixed if self._case.segment_types else self._run.segmented
-        if uncut is not None:
-            yield from _same(calls[0], merged.parts[0], uncut.steps[0], "the chain")
-
-    def _checks_of_merges(self, merged: Merged) -> Iterator[Check]:
-        def merge(name: str) -> Call:
-            return Call(name=name, keys=(0, self._case.kv))
-
-        states = [part.state for part in merged.parts]
-        rows, rounded = bounds.merged_rows(states)
-        expected = bounds.merged(self._expected_parts())
-        region = self._region(expected)
-        if not self._case.segment_types:
-            region = self._not_far_worse(region, self._standard_runs())
-        reductions = {
-            "merges in turn": merged.in_turn,
-            "merges in turn, swapped": merged.swapped,
-            "merges in pairs": merged.pairwise,
-            f"merges in the order {_words(merged.order)}": merged.shuffled,
-        }
-        for name, step in reductions.items():
-            call, result = merge(name), _result_region(step)
-            yield Check(
-                call=call,
-                is_state=True,
-                got=step.state,
-                expected=rows,
-                region=Region(rows, rounded),
-                other="the parts",
-            )
-            yield from self._check_step(call, step, expected, self._outputs[-1], region)
-            yield Check(
-                call=call,
-                is_state=False,
-                got=step.output,
-                expected=result.centre,
-                region=result,
-                other="its state",
-            )
-        in_turn = merged.in_turn.state
-        centre = in_turn.astype(np.float64)
-        in_any_order = Region(centre, 2 * rounded)
-        near = {
-            "merges in pairs": (merged.pairwise, in_any_order),
-            f"merges in the order {_words(merged.order)}": (merged.shuffled, in_any_order),
-            "merges in turn, swapped": (
-                merged.swapped,
-                Region(centre, bounds.swap_bound(states)),
-            ),
-        }
-        for name, (step, of_order) in near.items():
-            yield Check(
-                call=merge(name),
-                is_state=True,
-                got=step.state,
-                expected=in_turn,
-                region=of_order,
-                other="merges in turn",
-            )
-        again = merge("parts and merges in one graph")
-        yield from _same(again, merged.in_turn_again, merged.in_turn, "merges in turn")
-        for name, state in zip(
-            ("merge with a fresh state", "merge of a fresh state with it"),
-            merged.with_fresh,
-            strict=True,
-        ):
-            yield _same_bits(merge(name), state, in_turn, "merges in turn", is_state=True)
-        fresh = merge("merge of two fresh states")
-        yield from _same(fresh, merged.fresh, _fresh_step(self._case), "a fresh state")
-        parts = self._calls(own_types=bool(self._case.segment_types), name="part")
-        for part, after, before in zip(parts, merged.parts_after, states, strict=True):
-            call = replace(part, name=f"{part.name} after the merges")
-            yield _same_bits(call, after, before, "the part before", is_state=True)
-
-    def _checks_of_fifo(self, rolled: Rolled, again: Rolled) -> Iterator[Check]:
-        """Yield the checks of a rolling cache step by step; steps are rows of the arrays."""
-        expected = self._expected_steps
-        assert expected is not None
-        case, n_cold = self._case, rolling.n_cold(self._case)
-        states = {
-            "cold": (rolled.cold_state, expected.after_cold),
-            "hot": (rolled.state, expected.after_both),
-        }
-        regions = {name: _state_region(*state) for name, state in states.items()}
-        one_row = {name: rolling_oracle.one_row(case, cold=name == "cold") for name in states}
-        region, exact_output = self._region(expected.after_both), oracle.finalise(expected.exact)
-        for step in range(case.kv):
-            row = np.s_[:, :, step : step + 1]
-            cold = int(n_cold[step])
-            keys = {"cold": (0, cold), "hot": (cold, step + 1)}
-            slots = {"cold": cold, "hot": case.hot_window}
-            calls = {
-                name: Call(
-                    name=f"{name} call of step {step}",
-                    keys=keys[name],
-                    path=path(one_row[name], slots[name]),
-                    index=step,
-                    f16_numerators=one_row[name].type_V == "f16",
-                )
-                for name in states
-            }
-            for name, (state, of_call) in states.items():
-                centre = regions[name].centre[row]
-                yield Check(
-                    call=calls[name],
-                    is_state=True,
-                    got=state[row],
-                    expected=centre,
-                    region=Region(centre, regions[name].bound[row]),
-                    numerators=of_call.truth.vkq[row],
-                    first_row=step,
-                )
-            hot = calls["hot"]
-            yield Check(
-                call=hot,
-                is_state=False,
-                got=rolled.output[row],
-                expected=exact_output[row],
-                region=Region(region.centre[row], region.bound[row]),
-                numerators=expected.after_both.truth.vkq[row],
-                first_row=step,
-            )
-            in_graph = replace(hot, name=f"{hot.name} in one graph")
-            other = "a graph for each call"
-            two, one = (Step(output=r.output[row], state=r.state[row]) for r in (again, rolled))
-            for check in _same(in_graph, two, one, other):
-                yield replace(check, first_row=step)
 
     def _standard_runs(self) -> list[F32]:
         """Return the standard run, and where a chain takes another path that on the vec path."""
@@ -866,48 +704,14 @@ def _region(expected: Expected) -> Region:
 
 def _compare_state(state: F32, expected: Expected) -> Comparison:
     """Compare state rows with the oracle's, brought to the rows' own maximum."""
-    region = _state_region(state, expected)
+    region = trails.state_region(state, expected)
     return within(state, region.centre, region)
-
-
-def _state_region(state: F32, expected: Expected) -> Region:
-    """Return where correct state rows lie that have the maxima of these."""
-    truth, bound = expected.truth, expected.state_bound()
-    with np.errstate(invalid="ignore", over="ignore"):
-        m = state[..., 0].astype(np.float64)
-        rescale = np.where(np.isinf(truth.m), 1.0, np.exp(truth.m - m))[..., None]
-        sums = np.concatenate([truth.s[..., None], truth.vkq], axis=-1) * rescale
-        bound[..., 1:] *= rescale
-    return Region(np.concatenate([truth.m[..., None], sums], axis=-1), bound)
 
 
 def _compare_result(step: Step) -> Comparison:
     """Compare a result with VKQ / S of its state."""
-    region = _result_region(step)
+    region = trails.result_region(step)
     return within(step.output, region.centre, region)
-
-
-def _result_region(step: Step) -> Region:
-    """Return where the result of a state lies: 1 / S and the product with VKQ are rounded."""
-    rows = step.state.astype(np.float64)
-    s = rows[..., 1:2]
-    result = np.divide(rows[..., 2:], s, out=np.zeros_like(rows[..., 2:]), where=s != 0)
-    bound = 2.1 * bounds.U32 * np.abs(result) + 2.0**-149  # below F32's normal range not relative
-    return Region(result, bound)
-
-
-def _same(call: Call, got: Step, expected: Step, other: str) -> Iterator[Check]:
-    """Yield the checks of a call that has to leave the bits that another has left."""
-    yield _same_bits(call, got.state, expected.state, other, is_state=True)
-    yield _same_bits(call, got.output, expected.output, other)
-
-
-def _same_bits(call: Call, got: F32, expected: F32, other: str, *, is_state: bool = False) -> Check:
-    return Check(call=call, is_state=is_state, got=got, expected=expected, other=other)
-
-
-def _words(numbers: tuple[int, ...]) -> str:
-    return ",".join(map(str, numbers))
 
 
 def _compare_one_graph(chain: Chain) -> Comparison:

@@ -16,7 +16,7 @@ from fa_harness.report import Results, explain
 from fa_harness.rolling import CacheStep
 from fa_harness.verdict import STATUSES, Verdict
 
-_STYLE = {
+STATUS_STYLE = {
     "pass": "green",
     "fail": "bold red",
     "crash": "bold red",
@@ -83,11 +83,11 @@ class Table:
             *_oracle(verdict),
         ]
         line = self._line(label(verdict.case), [*cells, verdict.status], "")
-        line.stylize(_STYLE[verdict.status], len(line.plain) - len(verdict.status))
+        line.stylize(STATUS_STYLE[verdict.status], len(line.plain) - len(verdict.status))
         self._console.print(line, soft_wrap=True)
         if verdict.status != "pass":
             for i, words in enumerate(explain(verdict)):
-                style = _STYLE[verdict.status] if i == 0 else ""
+                style = STATUS_STYLE[verdict.status] if i == 0 else ""
                 self._console.print(Text(f"    {words}", style=style), soft_wrap=True)
         if verdict.status != "pass" or self._verbose:
             self._console.print(Text(f"    {repro}", style="dim"), soft_wrap=True)

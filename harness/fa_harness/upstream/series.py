@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import email
+import email.policy
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +55,12 @@ def load_series(project: Project) -> Series:
     patches = tuple(project.patches / name for name in names)
     digests = tuple(hashlib.sha256(patch.read_bytes()).hexdigest() for patch in patches)
     return Series(patches=patches, digests=digests)
+
+
+def title(patch: Path) -> str:
+    """Return the first line of a patch's message."""
+    subject = email.message_from_bytes(patch.read_bytes(), policy=email.policy.default)["Subject"]
+    return re.sub(r"^\[PATCH[^]]*\]\s*", "", str(subject or patch.name))
 
 
 def library_names(series: Series) -> tuple[str, ...]:
