@@ -28,7 +28,7 @@ bench: $(READY) ## measure what the state costs; needs a machine that does nothi
 	@$(BIN)/fa-harness bench $(ARGS)
 
 test: $(READY) ## build the libraries and run every test
-	@$(BIN)/fa-harness build pristine 0001 patched
+	@$(BIN)/fa-harness build pristine 0001 patched asan ubsan tsan
 	@$(BIN)/python -m pytest $(ARGS)
 
 vendor: $(READY) ## fetch the upstream sources and apply the patches

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -494,11 +495,61 @@ def bench(
 
 
 @cli.command()
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=60.0,
+              metavar="S", show_default=True, help="Draw cases for this time.")  # fmt: skip
+@click.option("--max-cases", type=click.IntRange(min=1), metavar="N",
+              help="Draw N cases at most.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(min=0), metavar="S",
+              help="Draw the same cases as another run [default: new ones each time].")  # fmt: skip
+@click.option(
+    "--library", default="patched", metavar="NAME", show_default=True, help="Which build."
+)
+@_define
+@click.option("--failures", type=click.Path(path_type=Path), metavar="FILE",
+              help="Keep failures there, and run them first [default: build/fuzz/failures.txt]."
+              )  # fmt: skip
+@click.option("--json", "json_path", metavar="FILE", help="Write the report; - is standard output.")
+def fuzz(
+    *,
+    seconds: float,
+    max_cases: int | None,
+    seed: int | None,
+    library: str,
+    options: dict[str, str],
+    failures: Path | None,
+    json_path: str | None,
+) -> None:
+    """Run cases of all kinds at random; shrink and keep those that fail.
+
+    Failures that were kept run first. They are an ordinary case file: one that is named by
+    --failures may be committed, and `fa-harness run --case-file` takes it.
+    """
+    from fa_harness import session
+    from fa_harness.report import fuzz as report
+
+    for path in (failures, None if json_path in (None, "-") else Path(str(json_path))):
+        if path is not None:
+            session.check_writable(path)
+    result = session.find_failures(
+        library=library,
+        options=options,
+        seconds=seconds,
+        seed=random.randrange(2**32) if seed is None else seed,
+        max_cases=max_cases,
+        failures=failures,
+        console=_console(stderr=json_path == "-"),
+    )
+    _write_report(report.render(result), json_path)
+    if not result.passed:
+        sys.exit(1)
+
+
+@cli.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @_define
 @click.option("-v", "--verbose", is_flag=True, help="Print every command that is run.")
 def build(*, names: tuple[str, ...], options: dict[str, str], verbose: bool) -> None:
-    """Build libraries by name: pristine, 0001, ..., patched [default: patched].
+    """Build libraries by name: pristine, 0001, ..., patched, asan, ubsan, tsan [default: patched].
 
     A library that is current is left alone. UPSTREAM_DIR=/path builds a checkout of your own
     instead of the pinned upstream.

@@ -28,7 +28,8 @@ class Library:
     """One build: an upstream, a prefix of the series, build options, and its bindings.
 
     Attributes:
-        name: `pristine`, `patched`, or the number of the last patch in it (`0001`).
+        name: `pristine`, `patched`, the number of the last patch in it (`0001`), or one of
+            `SANITIZERS`.
         path: folder with the shared libraries, the bindings and `include/`.
         module: file name of the cffi extension module `_ggml` in that folder.
         upstream: name of the pin, or `dir:<folder>` for a developer's own checkout.
@@ -39,6 +40,7 @@ class Library:
         inputs: digests or versions of all that the build depends on; a library is stale when
             one of them has changed.
         compiled: the source files that the last build of it compiled.
+        preload: paths of the compiler's libraries that must be loaded before all else.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Library:
     build: dict[str, Any]
     inputs: dict[str, str]
     compiled: tuple[str, ...]
+    preload: tuple[str, ...] = ()
 
     @property
     def module_path(self) -> Path:
@@ -92,7 +95,7 @@ def load(path: Path) -> Library:
     text = (path / RECORD).read_text(encoding="utf-8")
     try:
         record = json.loads(text)
-        for field in ("series", "compiled"):
+        for field in ("series", "compiled", "preload"):
             record[field] = tuple(record[field])
         return Library(path=path, **record)
     except (ValueError, TypeError, KeyError) as error:

@@ -26,6 +26,7 @@ from fa_harness.bench import Bench, Row
 from fa_harness.bisect import Bisected, Prefix, run_on
 from fa_harness.cases import OP, Case, without_colours
 from fa_harness.errors import FaHarnessError, SetupError, UsageError
+from fa_harness.fuzz import Found, Fuzz, Fuzzer
 from fa_harness.gate import Gate, Ratio
 from fa_harness.library import Library, held
 from fa_harness.machine import cpu_model, usable_cores
@@ -42,6 +43,9 @@ from fa_harness.report.bisect import print_headings as print_bisect_headings
 from fa_harness.report.bisect import print_row as print_bisect_row
 from fa_harness.report.bisect import print_turns
 from fa_harness.report.console import Table, print_changes, print_gate, print_summary
+from fa_harness.report.fuzz import Ticker as FuzzTicker
+from fa_harness.report.fuzz import print_found
+from fa_harness.report.fuzz import print_summary as print_fuzz_summary
 from fa_harness.report.shrink import print_shrink_step, print_shrunk
 from fa_harness.runner import Runner
 from fa_harness.shrink import Failure, Shrunk, shrink
@@ -578,9 +582,9 @@ def bisect_case(
 
 def prefixes(series: Series) -> list[Prefix]:
     """Return the library of each prefix of a series; that of all patches is `patched`."""
-    *names, _, last = library_names(series)
+    names = library_names(series)[1 : len(series.patches)]
     pristine = Prefix(library="pristine", patch="", title="upstream as it is")
-    patches = zip([*names[1:], last], series.patches, strict=True)
+    patches = zip([*names, "patched"], series.patches, strict=True)
     return [
         pristine,
         *(Prefix(library=name, patch=path.name, title=title(path)) for name, path in patches),
@@ -637,6 +641,94 @@ def measure_speed(
     )
     print_bench_summary(console, result)
     return result
+
+
+def find_failures(
+    *,
+    library: str,
+    options: Mapping[str, str] = {},
+    seconds: float,
+    seed: int,
+    max_cases: int | None,
+    failures: Path | None,
+    console: Console,
+) -> Fuzz:
+    """Run the failures of earlier runs and then cases drawn from a seed until the time is up.
+
+    Ctrl-C ends the run, not the report.
+
+    Args:
+        library: Name of the library.
+        options: CMake options that it was built with.
+        seconds: When to stop.
+        seed: What the cases are drawn from.
+        max_cases: The most cases to draw.
+        failures: The case file that has the earlier failures and gets the new ones; the project's
+            own where it is None.
+        console: Where progress and failures go.
+
+    Raises:
+        UsageError: There is no library of that name, or the file holds something else than cases.
+        SetupError: The library is not built, not current, or does not load.
+    """
+    from fa_harness.strategies import draw_cases  # hypothesis takes its time to load
+
+    project = find_project()
+    found = current_library(library, options)
+    upstream_dir = os.environ.get("UPSTREAM_DIR") or None
+    if failures is None:
+        failures = project.build / "fuzz" / "failures.txt"
+    kept_in = project.relative(failures.resolve())
+    started, start = datetime.now(timezone.utc), time.perf_counter()
+    stored = _read_cases(failures) if failures.exists() else []
+    with Runner(found.module_path) as runner, FuzzTicker(console) as ticker:
+
+        def keep(failure: Found) -> None:
+            with locked(project):
+                _add_to_case_file(failures, failure.verdict)
+            command = repro(
+                failure.verdict.case,
+                library=library,
+                options=options,
+                modes=(),
+                upstream_dir=upstream_dir,
+            )
+            print_found(console, failure, command=command, kept_in=kept_in)
+
+        fuzzer = Fuzzer(
+            runner,
+            seconds=seconds,
+            on_verdict=lambda _: ticker.show(fuzzer.tally, len(fuzzer.found)),
+            on_found=keep,
+        )
+        fuzzer.run(list(dict.fromkeys(stored)), itertools.islice(draw_cases(seed), max_cases))
+    fuzz = Fuzz(
+        tool_version=__version__,
+        library=found.to_json(),
+        machine={"cpu": cpu_model(), "threads": usable_cores()},
+        seed=seed,
+        started=started,
+        seconds=time.perf_counter() - start,
+        tally=fuzzer.tally,
+        found=fuzzer.found,
+        failures_file=kept_in,
+        interrupted=fuzzer.interrupted,
+        options=options,
+        upstream_dir=upstream_dir,
+    )
+    print_fuzz_summary(console, fuzz)
+    return fuzz
+
+
+def _add_to_case_file(path: Path, verdict: Verdict) -> None:
+    """Add a case, under a comment that says why it fails, unless the file has it."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        known = path.read_text(encoding="utf-8") if path.exists() else ""
+    if verdict.case not in (_read_cases(path) if known else []):
+        reason = " ".join(verdict.reason.split())
+        end = "" if known.endswith("\n") or not known else "\n"
+        write_report(path, f"{known}{end}# {verdict.status}: {reason}\n{verdict.case}\n")
 
 
 def try_library(library: Library) -> str | None:

@@ -26,8 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from fa_harness import sanitizers
 from fa_harness.cases import Case
 from fa_harness.errors import SetupError
+from fa_harness.library import load
 from fa_harness.modes import Run
 
 _HEADER = struct.Struct("<Q")
@@ -169,16 +171,17 @@ class Worker:
             TimeoutError: It does not answer.
             SetupError: It cannot be started, or does not load the library, or another one.
         """
+        prefix, settings = _started_with(self._module_path)
         try:
             self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `_stop`)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "fa_harness.worker", str(self._module_path)],
+                [*prefix, sys.executable, "-m", "fa_harness.worker", str(self._module_path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
                 # ggml starts a debugger on an abort where it finds one: seconds for lines nobody
                 # reads
-                env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+                env={**os.environ, "GGML_NO_BACKTRACE": "1", **settings},
             )
         except OSError as error:
             self._stop()
@@ -226,7 +229,8 @@ class Worker:
         assert self._stderr is not None
         self._stderr.seek(0)
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
-        return "".join(f"\n  {line}" for line in lines[-_STDERR_LINES:])
+        shown = sanitizers.finding(lines) or lines[-_STDERR_LINES:]
+        return "".join(f"\n  {line}" for line in shown)
 
     def _send(self, message: Any) -> None:
         assert self._process is not None
@@ -242,6 +246,15 @@ class Worker:
         header = _read(fd, _HEADER.size, deadline)
         kind, value = pickle.loads(_read(fd, _HEADER.unpack(header)[0], deadline))
         return kind, value
+
+
+def _started_with(module_path: Path) -> tuple[list[str], dict[str, str]]:
+    """Return what goes before the command that loads a module, and into its environment."""
+    try:
+        library = load(module_path.parent)
+    except FileNotFoundError:
+        return [], {}  # a module that no build has made
+    return sanitizers.started_with(library.name, library.preload)
 
 
 def _read(fd: int, size: int, deadline: float) -> bytes:

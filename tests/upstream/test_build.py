@@ -177,6 +177,27 @@ def test_other_options_are_built_beside_the_usual_ones(ready: Project) -> None:
     assert find(ready, "pristine", options={"GGML_OPENMP": "ON"}) == other
 
 
+def test_a_library_with_a_sanitizer_is_built_with_its_options_beside_the_usual_one(
+    ready: Project,
+) -> None:
+    asan, patched = build(ready, ["asan", "patched"])
+    assert asan.path.parents[1] != patched.path.parents[1]
+    assert asan.series == patched.series
+    flags = asan.build["options"]["CMAKE_C_FLAGS_RELWITHDEBINFO"]
+    assert "-fsanitize=address" in flags
+    assert not [value for value in patched.build["options"].values() if "-fsanitize" in value]
+    assert [Path(path).name.partition(".")[0] for path in asan.preload] == ["libasan", "libstdc++"]
+    assert patched.preload == ()
+    assert find(ready, "asan") == asan
+    assert is_stale(ready, asan) is None
+
+
+def test_asked_options_go_above_those_of_a_library_with_a_sanitizer(ready: Project) -> None:
+    (library,) = build(ready, ["ubsan"], options={"CMAKE_BUILD_TYPE": "Debug"})
+    assert library.build["options"]["CMAKE_BUILD_TYPE"] == "Debug"
+    assert find(ready, "ubsan", options={"CMAKE_BUILD_TYPE": "Debug"}) == library
+
+
 def test_a_checkout_of_ones_own_is_built_and_an_edit_recompiles_one_file(
     ready: Project,
     tmp_path: Path,

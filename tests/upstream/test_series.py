@@ -2,7 +2,7 @@ import pytest
 
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.project import Project
-from fa_harness.upstream.series import library_names, load_series, patch_count
+from fa_harness.upstream.series import WHOLE, library_names, load_series, patch_count
 
 
 @pytest.fixture
@@ -26,12 +26,17 @@ def test_a_changed_patch_changes_its_digest_only(two_patches: Project) -> None:
 
 def test_libraries_are_named_after_the_number_of_patches_in_them(two_patches: Project) -> None:
     series = load_series(two_patches)
-    assert library_names(series) == ("pristine", "0001", "0002", "patched")
-    assert [patch_count(series, name) for name in library_names(series)] == [0, 1, 2, 2]
+    assert library_names(series) == ("pristine", "0001", "0002", *WHOLE)
+    assert [patch_count(series, name) for name in library_names(series)[:3]] == [0, 1, 2]
+
+
+def test_libraries_with_a_sanitizer_have_every_patch(two_patches: Project) -> None:
+    assert {"patched", "asan", "ubsan", "tsan"} <= {*WHOLE}
+    assert {patch_count(load_series(two_patches), name) for name in WHOLE} == {2}
 
 
 def test_an_unknown_library_is_refused_with_the_known_ones(two_patches: Project) -> None:
-    message = r"unknown library '0003': the libraries are pristine, 0001, 0002, patched"
+    message = r"unknown library '0003': the libraries are pristine, 0001, 0002, patched, "
     with pytest.raises(UsageError, match=message):
         patch_count(load_series(two_patches), "0003")
 

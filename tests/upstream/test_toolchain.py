@@ -1,3 +1,4 @@
+import re
 import sys
 import sysconfig
 from collections.abc import Callable
@@ -91,3 +92,19 @@ def test_missing_python_headers_are_named_with_the_package(
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     with pytest.raises(SetupError, match=rf"Python\.h is not in .*package python{version}-dev"):
         toolchain.find_python_headers()
+
+
+def test_the_runtime_of_a_sanitizer_is_where_the_compiler_has_it() -> None:
+    assert toolchain.find_runtime("libasan.so").is_file()
+
+
+@pytest.mark.parametrize(
+    ("version", "name"), [("g++ 12", "libnone.so"), ("clang version 17", "libasan.so")]
+)
+def test_a_compiler_without_that_runtime_is_told_what_is_needed(
+    monkeypatch: pytest.MonkeyPatch, version: str, name: str
+) -> None:
+    compiler = toolchain.Tool(command=("c++",), version=version)
+    monkeypatch.setattr(toolchain, "find_cxx_compiler", lambda: compiler)
+    with pytest.raises(SetupError, match=f"{re.escape(version)} has no {name}; .* need GCC"):
+        toolchain.find_runtime(name)

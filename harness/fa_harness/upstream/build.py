@@ -22,6 +22,7 @@ from fa_harness.ggml import bindings
 from fa_harness.library import Library, load, save
 from fa_harness.machine import cpu_features, usable_cores
 from fa_harness.project import Project, locked, writing
+from fa_harness.sanitizers import SANITIZERS
 from fa_harness.upstream import toolchain
 from fa_harness.upstream.git import git
 from fa_harness.upstream.series import Series, load_series, patch_count
@@ -59,7 +60,15 @@ class _Plan:
     project: Project
     source: Source
     series: Series
+    asked: Mapping[str, str]
+    """CMake options that were asked for."""
     options: dict[str, str]
+    """All of them."""
+
+    def of(self, name: str) -> _Plan:
+        """The plan with the options that the library `name` has of its own."""
+        own = SANITIZERS[name].options if name in SANITIZERS else {}
+        return dataclasses.replace(self, options={**OPTIONS, **own, **self.asked})
 
     @property
     def folder(self) -> Path:
@@ -103,6 +112,7 @@ def _plan(project: Project, upstream: str | None, options: Mapping[str, str]) ->
         project=project,
         source=find_source(project, upstream),
         series=load_series(project),
+        asked=options,
         options={**OPTIONS, **options},
     )
 
@@ -152,8 +162,9 @@ def build(
             # Whoever held the lock may have built them meanwhile.
             libraries = {name: _current(plan, name) for name in names}
             missing = [name for name, library in libraries.items() if library is None]
-            if missing:
-                libraries.update(_build_missing(plan, missing, verbose=verbose))
+            for together in _by_options(plan, missing):
+                own_plan = plan.of(together[0])
+                libraries.update(_build_missing(own_plan, together, verbose=verbose))
     return [library for name in names if (library := libraries[name])]
 
 
@@ -178,7 +189,7 @@ def build_test_backend_ops(
     program = library.path / TEST_BACKEND_OPS
     if not program.exists():
         with locked(project):
-            plan = _plan(project, upstream, options)
+            plan = _plan(project, upstream, options).of(name)
             bench = _Workbench(plan, verbose=verbose)
             work = bench.prepare(patch_count(plan.series, name))
             if not (work.src / "tests" / f"{TEST_BACKEND_OPS}.cpp").is_file():
@@ -205,7 +216,7 @@ def find(
         UsageError: there is no such library.
         SetupError: it is not built.
     """
-    plan = _plan(project, upstream, options)
+    plan = _plan(project, upstream, options).of(name)
     patch_count(plan.series, name)
     try:
         return load(plan.library_path(name))
@@ -226,7 +237,7 @@ def is_stale(
 
 
 def _stale(plan: _Plan, library: Library) -> str | None:
-    wanted = plan.inputs(library.name)
+    wanted = plan.of(library.name).inputs(library.name)
     changed = [key for key, value in wanted.items() if library.inputs.get(key) != value]
     if not _compilers() and "compilers" in changed:
         # Without a compiler there is nothing better to be had.
@@ -237,14 +248,23 @@ def _stale(plan: _Plan, library: Library) -> str | None:
 def _current(plan: _Plan, name: str) -> Library | None:
     patch_count(plan.series, name)
     try:
-        library = load(plan.library_path(name))
+        library = load(plan.of(name).library_path(name))
     except (FileNotFoundError, SetupError):
         return None  # a damaged record, or another version's, is built anew
     return None if _stale(plan, library) else library
 
 
+def _by_options(plan: _Plan, names: Iterable[str]) -> list[list[str]]:
+    """The names, those of the same CMake options together: they share a workbench."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(json.dumps(plan.of(name).options, sort_keys=True), []).append(name)
+    return list(groups.values())
+
+
 def _build_missing(plan: _Plan, names: list[str], *, verbose: bool) -> dict[str, Library]:
-    """Build `names`; the caller holds the lock."""
+    """Build `names`, whose plan it is; the caller holds the lock."""
+    preload = {name: _preload(name) for name in names}
     bench = _Workbench(plan, verbose=verbose)
     libraries: dict[str, Library] = {}
     for name in sorted(names, key=lambda name: patch_count(plan.series, name)):
@@ -262,6 +282,7 @@ def _build_missing(plan: _Plan, names: list[str], *, verbose: bool) -> dict[str,
             build=bench.setup,
             inputs=plan.inputs(name),
             compiled=compiled,
+            preload=preload[name],
         )
         _install(library, products=work.cmake / "lib", headers=work.headers)
         libraries[name] = library
@@ -426,6 +447,12 @@ def _install(library: Library, *, products: Path, headers: Path) -> None:
             library.path.rename(old)
         new.rename(library.path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _preload(name: str) -> tuple[str, ...]:
+    """Paths of what must be loaded before the library `name`."""
+    needed = SANITIZERS[name].preload if name in SANITIZERS else ()
+    return tuple(str(toolchain.find_runtime(runtime)) for runtime in needed)
 
 
 def _compilers() -> str:

@@ -11,6 +11,10 @@ from pathlib import Path
 
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.project import Project
+from fa_harness.sanitizers import SANITIZERS
+
+WHOLE = ("patched", *SANITIZERS)
+"""Libraries that have every patch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +64,9 @@ def title(patch: Path) -> str:
 
 
 def library_names(series: Series) -> tuple[str, ...]:
-    """All libraries that can be built: `pristine`, `0001`, `0002`, ..., `patched`."""
+    """All libraries that can be built: `pristine`, `0001`, `0002`, ..., and those of `WHOLE`."""
     numbers = (f"{number:04}" for number in range(1, len(series.patches) + 1))
-    return ("pristine", *numbers, "patched")
+    return ("pristine", *numbers, *WHOLE)
 
 
 def patch_count(series: Series, name: str) -> int:
@@ -74,4 +78,4 @@ def patch_count(series: Series, name: str) -> int:
     names = library_names(series)
     if name not in names:
         raise UsageError(f"unknown library '{name}': the libraries are {', '.join(names)}")
-    return len(series.patches) if name == "patched" else names.index(name)
+    return len(series.patches) if name in WHOLE else names.index(name)

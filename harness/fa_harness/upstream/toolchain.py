@@ -75,6 +75,22 @@ def find_launcher() -> str | None:
     return next((name for name in ("ccache", "sccache") if shutil.which(name)), None)
 
 
+def find_runtime(name: str) -> Path:
+    """A library that GCC brings with it, such as `libasan.so`.
+
+    Raises:
+        SetupError: the C++ compiler is another, or was installed without it.
+    """
+    compiler = find_cxx_compiler()
+    path = Path(proc.run([*compiler.command, f"-print-file-name={name}"]).strip())
+    if "clang" in compiler.version or not path.is_absolute():
+        raise SetupError(
+            f"C++ compiler {compiler.version} has no {name}; libraries with a sanitizer need GCC "
+            "(CC=gcc CXX=g++) and its runtime libraries"
+        )
+    return path.resolve()
+
+
 def find_python_headers() -> Path:
     """The folder of Python.h.
 
