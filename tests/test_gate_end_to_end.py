@@ -238,16 +238,19 @@ def test_a_disk_that_fills_up_ends_a_run_and_keeps_what_was_found_until_then(
     console = Console(file=open(os.devnull, "w"))  # noqa: SIM115
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        results = session.run(
-            [CASES[0], CASES[1]],  # the state of the first fits
-            library="patched",
-            modes=("resumed",),
-            timeout=None,
-            console=console,
-            verbose=False,
-        )
+        with pytest.raises(session.EndedError) as end:
+            session.run(
+                [CASES[0], CASES[1]],  # the state of the first fits
+                library="patched",
+                modes=("resumed",),
+                timeout=None,
+                console=console,
+                verbose=False,
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    results = end.value.results
+    assert isinstance(end.value.cause, SetupError)
     assert [verdict.status for verdict in results.verdicts] == ["pass"]
     assert results.interrupted
     assert not results.passed
@@ -259,7 +262,7 @@ def test_a_file_that_a_worker_cannot_write_is_no_crash_of_the_case(patched: Libr
     try:
         with Worker(patched.module_path) as worker:
             worker.submit(CASES[1], ("resumed",), 60)
-            with pytest.raises(SetupError, match=r"cannot be computed here \(.*; mend that"):
+            with pytest.raises(SetupError, match=r"state .*: cannot be written \(File too large\)"):
                 worker.result()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

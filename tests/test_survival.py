@@ -329,52 +329,28 @@ def in_checkout(root: Path, library: Library) -> Path:
     return root / "build" / library.path.relative_to(PROJECT.build)
 
 
-def test_a_library_that_is_replaced_while_it_runs_ends_the_run_and_is_not_mixed_in(
+def test_a_library_that_is_replaced_while_it_runs_is_not_mixed_in(
     start: Start, checkout: Path, patched: Library, bug: Library
 ) -> None:
     library = in_checkout(checkout, patched)
     other = library.with_name("other")
     shutil.copytree(bug.path, other, symlinks=True)
-    running = start("--suite", "default", "--threads", "2", cwd=checkout)
+    running = start("--suite", "smoke", "--threads", "2", cwd=checkout)
     running.until_lines(3)
     library.rename(library.with_name("before"))
     other.rename(library)
     [worker] = running.workers()
-    os.kill(worker, signal.SIGKILL)
-    status, output, errors = running.ended()
-    assert status == 3
-    assert (
-        errors == f"fa-harness: {library / patched.module}: was replaced while it ran; run again\n"
-    )
-    assert "(interrupted): " in output
+    os.kill(worker, signal.SIGKILL)  # the next one loads the library anew
+    status, _, errors = running.ended()
+    assert (status, errors) == (1, "")
     document = json.loads(running.report.read_text())
     assert document["library"]["series"] == list(patched.series)
-    assert document["interrupted"] is True
-    *before, last = document["results"]
-    assert {result["status"] for result in before} == {"pass"}
-    assert (last["status"], last["reason"].endswith(": SIGKILL")) == ("crash", True)
+    assert document["interrupted"] is False
+    statuses = [result["status"] for result in document["results"]]
+    assert statuses.count("crash") == 1
+    assert set(statuses) == {"pass", "crash"}
     assert running.has_left() == []
-
-
-def test_a_library_that_is_replaced_between_its_record_and_its_load_is_refused(
-    start: Start, checkout: Path, patched: Library
-) -> None:
-    folder = in_checkout(checkout, patched)
-    record = json.loads((folder / RECORD).read_text())
-    (folder / RECORD).write_text(json.dumps({**record, "module": "_ggml.py"}))
-    (folder / "_ggml.py").write_text(
-        "import importlib.util\n"
-        f"spec = importlib.util.spec_from_file_location('_ggml', {str(patched.module_path)!r})\n"
-        "real = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(real)\n"
-        "ffi, lib = real.ffi, real.lib\n"
-        f"path = {str(folder / RECORD)!r}\n"
-        "text = open(path).read()\n"
-        "open(path, 'w').write(text.replace('\"patched\"', '\"other\"'))\n"
-    )
-    status, _, errors = start("--suite", "seed", cwd=checkout).ended()
-    assert status == 3
-    assert errors == ("fa-harness: library 'patched' was replaced while it was loaded; run again\n")
+    assert {path.name for path in library.parent.iterdir()} == {"patched", "before"}
 
 
 # poor surroundings
