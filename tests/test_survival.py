@@ -202,13 +202,15 @@ def test_a_run_that_is_ended_leaves_a_whole_report_or_the_older_one(
     running.workers()
     os.killpg(running.process.pid, number)
     status, output, errors = running.ended()
-    assert status == 1
     assert "Traceback" not in output + errors
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
     if running.report.read_text() == "older":
+        # in the middle of an `exec`, as of a dataclass, Python ends by the signal all the same
+        assert status in (1, -signal.SIGINT)
         assert errors.endswith("interrupted\n")
         assert " pass\n" not in output
     else:
+        assert status == 1
         document = json.loads(running.report.read_text())
         assert document["interrupted"] is True
         assert "(interrupted)" in output

@@ -259,6 +259,23 @@ def test_a_worker_without_a_place_for_temporary_files_is_an_error_of_the_set_up(
         pass
 
 
+def test_a_child_that_is_killed_leaves_no_files(
+    around_patched: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    module = around_patched(
+        "if (name, n) == ('ggml_backend_graph_compute', 5): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    with Worker(module) as worker:
+        worker.submit(SMALL, ("resumed",), 60)
+        assert worker.result() == Lost(status="crash", reason="resumed: SIGKILL")
+        assert list(folder.iterdir()) == []
+        assert isinstance(compute(worker, SMALL), Lost)  # in another mode
+    assert list(folder.iterdir()) == []
+
+
 def test_a_state_file_that_cannot_be_written_is_an_error_of_the_set_up(patched: Library) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Worker(patched.module_path) as worker:

@@ -64,6 +64,7 @@ class Worker:
         self._lost_at_start: Lost | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr: IO[bytes] | None = None
+        self._files: tempfile.TemporaryDirectory[str] | None = None
         self._is_interrupted = False
         self.digest = digest
         """Of the library's files, known once it is entered."""
@@ -174,6 +175,10 @@ class Worker:
         prefix, settings = _started_with(self._module_path)
         try:
             self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `_stop`)
+            # of a child that is killed, nobody else would delete the files
+            self._files = tempfile.TemporaryDirectory(
+                prefix="fa-harness-", ignore_cleanup_errors=True
+            )
             self._process = subprocess.Popen(
                 [*prefix, sys.executable, "-m", "fa_harness.worker", str(self._module_path)],
                 stdin=subprocess.PIPE,
@@ -181,7 +186,12 @@ class Worker:
                 stderr=self._stderr,
                 # ggml starts a debugger on an abort where it finds one: seconds for lines nobody
                 # reads
-                env={**os.environ, "GGML_NO_BACKTRACE": "1", **settings},
+                env={
+                    **os.environ,
+                    "GGML_NO_BACKTRACE": "1",
+                    "TMPDIR": self._files.name,
+                    **settings,
+                },
             )
         except OSError as error:
             self._stop()
@@ -206,7 +216,9 @@ class Worker:
             self._kill()
         if self._stderr is not None:
             self._stderr.close()
-        self._process = self._stderr = None
+        if self._files is not None:
+            self._files.cleanup()
+        self._process = self._stderr = self._files = None
 
     def _kill(self) -> None:
         assert self._process is not None
