@@ -69,7 +69,7 @@ Listed = Callable[..., list[str]]
 def test_help_names_the_commands_and_the_exit_statuses(call: Call) -> None:
     ended = call("--help")
     assert ended.status == 0
-    for command in ("bench", "build", "doctor", "run", "vendor"):
+    for command in ("bench", "build", "doctor", "gate", "run", "vendor"):
         assert f"\n  {command} " in ended.stdout
     text = " ".join(ended.stdout.split())
     assert "Exit status: 0 all passed; 1 a case failed" in text
