@@ -69,7 +69,17 @@ Listed = Callable[..., list[str]]
 def test_help_names_the_commands_and_the_exit_statuses(call: Call) -> None:
     ended = call("--help")
     assert ended.status == 0
-    for command in ("bench", "bisect", "build", "doctor", "run", "shrink", "vendor"):
+    for command in (
+        "bench",
+        "bisect",
+        "build",
+        "doctor",
+        "fuzz",
+        "gate",
+        "run",
+        "shrink",
+        "vendor",
+    ):
         assert f"\n  {command} " in ended.stdout
     text = " ".join(ended.stdout.split())
     assert "Exit status: 0 all passed; 1 a case failed" in text

@@ -1,6 +1,7 @@
 """The gate as it is called, with real libraries: what it stops, and what must not lose a report."""
 
 import dataclasses
+import errno
 import json
 import os
 import resource
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,7 +93,7 @@ def test_a_library_with_the_bug_is_stopped_and_its_baseline_refused(
     ended = call("--library", "0001", "--baseline", file, "--no-speed", "--update-baseline")
     assert ended.status == 1
     assert "gate: fail, 2 findings" in ended.stdout
-    assert "is left as it was, since not all cases pass" in ended.stderr
+    assert f"baseline {file}: is left as it was; mend what is wrong first" in ended.stdout
     assert file.read_text() == before
 
 
@@ -288,6 +290,32 @@ def test_gates_that_run_at_once_leave_a_whole_baseline_of_one_of_them(
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
+def test_a_baseline_that_cannot_be_written_keeps_no_report_back(
+    call: Call, patched: Library, tmp_path: Path
+) -> None:
+    report = tmp_path / "report.json"
+    file = tmp_path / "no" / "such" / "folder" / "x.json"
+    ended = call("--baseline", file, "--update-baseline", "--no-speed", "--json", report)
+    assert ended.status == 3
+    assert f"cannot write {file.parent}" in ended.stderr
+    assert json.loads(report.read_text())["gate"]["passed"]
+
+
+def test_a_gate_that_is_interrupted_while_it_measures_keeps_its_report_and_does_not_pass(
+    call: Call, patched: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> speed.Row:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(speed, "measure", interrupt)
+    report = tmp_path / "report.json"
+    file = tmp_path / "x.json"
+    ended = call("--baseline", file, "--update-baseline", "--json", report)
+    assert ended.status == 1
+    assert not json.loads(report.read_text())["gate"]["passed"]
+    assert not file.exists()
+
+
 # a library that is replaced
 
 
@@ -340,6 +368,17 @@ def test_what_a_killed_process_held_is_deleted_and_what_a_living_one_holds_is_no
             assert outer.module_path.exists()
         assert outer.module_path.exists()
     assert [path.name for path in folder.iterdir()] == ["patched"]
+
+
+def test_who_may_not_write_beside_a_library_runs_it_in_its_place(
+    replaceable: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> str:  # root may write in any folder
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with held(replaceable) as library:
+        assert library == replaceable
 
 
 # speed

@@ -298,8 +298,9 @@ def gate(
 
     _check_writable(reports)
     to_stderr = "-" in reports.values()
+    console = _console(stderr=to_stderr)
     try:
-        results, judged = session.run_gate(
+        results, judged, new_baseline = session.run_gate(
             library=library,
             options=options,
             baseline_file=baseline_file,
@@ -307,7 +308,7 @@ def gate(
             seed=seed,
             threads=threads,
             with_speed=not no_speed,
-            console=_console(stderr=to_stderr),
+            console=console,
             verbose=verbose,
         )
     except session.EndedError as end:
@@ -319,6 +320,8 @@ def gate(
         click.echo(render(results, judged), nl=False, err=to_stderr)
         reports["summary"] = os.environ.get("GITHUB_STEP_SUMMARY") or None
     _write_reports(reports, results, judged)
+    if new_baseline is not None:
+        session.write_baseline(*new_baseline, console)
     if not judged.passed:
         sys.exit(1)
 

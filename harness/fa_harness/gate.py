@@ -169,7 +169,7 @@ def judge(
         findings=findings,
         ratios=() if isinstance(ratios, str) else tuple(ratios),
         notes=notes,
-        passed=results.passed and not findings,
+        passed=results.passed and not results.interrupted and not findings,
     )
 
 
@@ -306,7 +306,7 @@ def _check_cases(results: Results, failed: Sequence[Finding]) -> Check:
     n_pass, unsupported = results.count("pass"), results.count("unsupported")
     if failed:
         return Check(name="cases", status="regressed", reason=f"{len(failed)} do not pass")
-    if not results.passed:
+    if results.interrupted or not results.passed:
         reason = "interrupted" if results.interrupted else "none passed"
         return Check(name="cases", status="regressed", reason=f"{reason}: {n_pass} passed")
     more = f", {unsupported} unsupported" if unsupported else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -110,7 +111,8 @@ def held(library: Library) -> Iterator[Library]:
     """Give a library whose files stay what they are, whatever a build puts in their place.
 
     They are links to the library's files in a folder of their own, beside it. What a killed process
-    left there is deleted by the next one.
+    left there is deleted by the next one. Who may not write there gets the library itself, since
+    they cannot replace it there either.
 
     Raises:
         SetupError: there is no such library any more, or no room for the links.
@@ -122,7 +124,13 @@ def held(library: Library) -> Iterator[Library]:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         lock = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise SetupError(f"cannot write in {parent}: {error.strerror}") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            yield library
+            return
+        raise SetupError(
+            f"library {library.name!r}: cannot be held in {parent} ({error.strerror}); make room "
+            "there, or build it again"
+        ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield _linked(library, folder / library.name)

@@ -279,7 +279,7 @@ def run_gate(
     with_speed: bool,
     console: Console,
     verbose: bool,
-) -> tuple[Results, Gate]:
+) -> tuple[Results, Gate, tuple[Path, Baseline] | None]:
     """Run the gate's cases and speed rows, and compare them with a baseline.
 
     Args:
@@ -293,11 +293,15 @@ def run_gate(
         console: What is printed on.
         verbose: Print repro lines of the cases that pass, too.
 
+    Returns:
+        The run, what the gate found in it, and with `update` the baseline to write and where, if
+        all is well. Ctrl-C ends the run, not the report.
+
     Raises:
         UsageError: There is no library or baseline of that name, or it would become the usual
             baseline with unusual cases.
-        SetupError: The library is not built, not current, or does not load; the baseline is broken,
-            is of a newer fa-harness, or cannot be written.
+        SetupError: The library is not built, not current, or does not load; the baseline is broken
+            or of a newer fa-harness.
     """
     if update and baseline_file is None and (seed is not None or threads is not None):
         raise UsageError(
@@ -327,13 +331,17 @@ def run_gate(
         made_with = _made_with(project, found, results, class_)
         sessions: list[list[SpeedRow]] = []
         ratios: list[Ratio] | str = "left out (--no-speed)"
-        if not results.passed:
-            ratios = "not measured, since not all cases pass"
-        elif with_speed and update:
-            sessions = [_measure_rows(found, seed=i) for i in range(baseline.SESSIONS)]
-            ratios = "becomes the baseline"
-        elif with_speed:
-            ratios = _compare_speed(found, before)
+        try:
+            if not results.passed:
+                ratios = "not measured, since not all cases pass"
+            elif with_speed and update:
+                sessions = [_measure_rows(found, seed=i) for i in range(baseline.SESSIONS)]
+                ratios = "becomes the baseline"
+            elif with_speed:
+                ratios = _compare_speed(found, before)
+        except KeyboardInterrupt:
+            results = dataclasses.replace(results, interrupted=True)
+            ratios = "interrupted"
     judged = gate.judge(
         results,
         made_with=made_with,
@@ -344,22 +352,38 @@ def run_gate(
         ratios=ratios,
     )
     print_gate(console, judged)
-    if update:
-        if not judged.passed:
-            raise FaHarnessError(
-                f"baseline {file}: is left as it was, since not all cases pass; mend them first"
-            )
+    new = None
+    if update and judged.passed:
         cpu = results.machine["cpu"]
         new_speed = gate.speed_of(sessions, cpu=cpu) if sessions else None
-        _update_baseline(
-            project,
+        new = (
             file,
             gate.new_baseline(
                 results, made_with=made_with, seed=seed, threads=threads, speed=new_speed
             ),
-            console,
         )
-    return results, judged
+    elif update:
+        text = f"baseline {file}: is left as it was; mend what is wrong first"
+        console.print(Text(text, style="bold red"), soft_wrap=True)
+    return results, judged, new
+
+
+def write_baseline(file: Path, new: Baseline, console: Console) -> None:
+    """Replace a baseline and print what changed; without new speed the old one's stays.
+
+    Raises:
+        SetupError: It cannot be written; an older one is left as it was.
+    """
+    project = find_project()
+    with locked(project):  # what changed is told against what is replaced, not what was read before
+        old = _baseline(project, file)
+        found = None if isinstance(old, str) else old
+        if new.speed is None and found is not None:
+            new = dataclasses.replace(new, speed=found.speed)
+        with writing(file):
+            file.parent.mkdir(exist_ok=True)
+            _replace(file.resolve(), baseline.render(new))
+    print_changes(console, project.relative(file.resolve()), gate.changes(found, new))
 
 
 def _baseline(project: Project, file: Path) -> Baseline | str:
@@ -371,19 +395,6 @@ def _baseline(project: Project, file: Path) -> Baseline | str:
             f"there is no baseline {project.relative(file.resolve())}; "
             "fa-harness gate --update-baseline makes it"
         )
-
-
-def _update_baseline(project: Project, file: Path, new: Baseline, console: Console) -> None:
-    """Replace a baseline and print what changed; without new speed the old one's stays."""
-    with locked(project):  # what changed is told against what is replaced, not what was read before
-        old = _baseline(project, file)
-        found = None if isinstance(old, str) else old
-        if new.speed is None and found is not None:
-            new = dataclasses.replace(new, speed=found.speed)
-        with writing(file):
-            file.parent.mkdir(exist_ok=True)
-            _replace(file.resolve(), baseline.render(new))
-    print_changes(console, project.relative(file.resolve()), gate.changes(found, new))
 
 
 def _made_with(project: Project, library: Library, results: Results, class_: str) -> dict[str, Any]:
