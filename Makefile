@@ -9,7 +9,7 @@ ARGS   ?=
 SEGMENTS = $(if $(filter --segments% --boundaries%,$(ARGS)),,--segments 4)
 
 .DEFAULT_GOAL := help
-.PHONY: help run gate bench test vendor lib lint clean distclean
+.PHONY: help run gate bench fuzz test vendor lib lint clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ gate: lib ## compare the patched library with its baseline, as a CI job does
 bench: $(READY) ## measure what the state costs; needs a machine that does nothing else
 	@$(BIN)/fa-harness build pristine patched
 	@$(BIN)/fa-harness bench $(ARGS)
+
+fuzz: lib ## run cases of all kinds at random for a minute
+	@$(BIN)/fa-harness fuzz $(ARGS)
 
 test: $(READY) ## build the libraries and run every test
 	@$(BIN)/fa-harness build pristine 0001 patched asan ubsan tsan

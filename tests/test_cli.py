@@ -93,7 +93,8 @@ def test_help_imports_nothing_heavy() -> None:
         "sys.argv = ['fa-harness', '--help']\n"
         "try:\n    cli.main()\n"
         "finally:\n"
-        "    loaded = {'numpy', 'rich', 'gguf', 'cffi', 'unearth'} & set(sys.modules)\n"
+        "    heavy = {'numpy', 'rich', 'gguf', 'cffi', 'unearth', 'hypothesis'}\n"
+        "    loaded = heavy & set(sys.modules)\n"
         "    print('loaded:', *loaded, file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -30,7 +30,7 @@ def find(library: Library, failures: Path, *, max_cases: int, seed: int = 1) -> 
     with console.capture() as printed:
         fuzz = session.find_failures(
             library=library.name,
-            seconds=120,
+            seconds=600,
             seed=seed,
             max_cases=max_cases,
             failures=failures,
@@ -40,19 +40,20 @@ def find(library: Library, failures: Path, *, max_cases: int, seed: int = 1) -> 
 
 
 def test_the_series_passes(patched: Library, tmp_path: Path) -> None:
-    fuzz, printed = find(patched, tmp_path / "failures.txt", max_cases=192)
+    fuzz, printed = find(patched, tmp_path / "failures.txt", max_cases=128, seed=2)
     assert fuzz.found == (), printed
     assert fuzz.passed
-    assert fuzz.tally.statuses["pass"] >= 150
+    assert fuzz.tally.statuses["pass"] >= 100
     assert not (tmp_path / "failures.txt").exists()
-    assert printed.splitlines()[-1].startswith(f"192 cases: {fuzz.tally.statuses['pass']} pass")
+    assert printed.splitlines()[-1].startswith(f"128 cases: {fuzz.tally.statuses['pass']} pass")
 
 
 @pytest.fixture(scope="module")
 def found_bug(bug: Library, tmp_path_factory: pytest.TempPathFactory) -> tuple[Fuzz, str, Path]:
-    file = tmp_path_factory.mktemp("fuzz") / "kept" / "failures.txt"
-    fuzz, printed = find(bug, file, max_cases=20)
-    return fuzz, printed, file
+    """What some cases find on the first patch, and the file, which had a case before."""
+    file = tmp_path_factory.mktemp("fuzz") / "failures.txt"
+    file.write_text(f"# mine\n{HARMLESS}")
+    return *find(bug, file, max_cases=6), file
 
 
 def test_the_bug_of_the_first_patch_is_found_and_made_tiny(
@@ -82,10 +83,14 @@ def test_a_failure_is_printed_with_its_explanation_and_its_repro_line(
     assert "kinds of failure | library 0001 of " in lines[-1]
 
 
-def test_failures_are_kept_as_a_case_file(found_bug: tuple[Fuzz, str, Path]) -> None:
+def test_failures_are_added_to_a_case_file(found_bug: tuple[Fuzz, str, Path]) -> None:
     fuzz, _, file = found_bug
-    assert session.select(case_file=file) == [found.verdict.case for found in fuzz.found]
-    assert file.read_text().startswith(f"# fail: {fuzz.found[0].verdict.reason}\n")
+    first = fuzz.found[0].verdict
+    assert file.read_text().startswith(
+        f"# mine\n{HARMLESS}\n# fail: {first.reason}\n{first.case}\n"
+    )
+    kept = [found.verdict.case for found in fuzz.found]
+    assert session.select(case_file=file) == [HARMLESS, *kept]
 
 
 def test_the_report_has_what_ran_and_what_failed(found_bug: tuple[Fuzz, str, Path]) -> None:
@@ -94,7 +99,7 @@ def test_the_report_has_what_ran_and_what_failed(found_bug: tuple[Fuzz, str, Pat
     assert report["schema"] == "fa-harness.fuzz/1"
     assert (report["seed"], report["library"]["name"]) == (1, "0001")
     summary = report["summary"]
-    assert summary["cases"] == 20 == sum(report["coverage"]["paths"].values())
+    assert summary["cases"] == 7 == sum(report["coverage"]["paths"].values())
     assert summary["fail"] == sum(failure["cases"] for failure in report["failures"])
     assert summary["failures"] == len(report["failures"]) == len(fuzz.found)
     assert report["failures_file"] == str(file)
@@ -109,18 +114,9 @@ def test_a_kept_failure_runs_first_and_is_neither_shrunk_nor_kept_again(
     file.write_text(f"# mine\n{HARMLESS}\n{RESET}")
     fuzz, _ = find(bug, file, max_cases=1)
     assert (fuzz.found[0].drawn, fuzz.found[0].verdict.case) == (RESET, RESET)
-    assert file.read_text() == f"# mine\n{HARMLESS}\n{RESET}"
+    assert file.read_text().startswith(f"# mine\n{HARMLESS}\n{RESET}")
+    assert file.read_text().count(str(RESET)) == 1
     assert fuzz.tally.cases == 3
-
-
-def test_a_failure_is_added_below_what_the_file_has(bug: Library, tmp_path: Path) -> None:
-    file = tmp_path / "failures.txt"
-    file.write_text(f"# mine\n{HARMLESS}")
-    fuzz, _ = find(bug, file, max_cases=10)
-    kept = [HARMLESS, *(found.verdict.case for found in fuzz.found)]
-    assert len(kept) > 1
-    assert file.read_text().startswith(f"# mine\n{HARMLESS}\n# fail: ")
-    assert session.select(case_file=file) == kept
 
 
 def test_a_file_of_something_else_is_refused(patched: Library, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from fa_harness import session
-from fa_harness.library import RECORD, Library
+from fa_harness.library import Library
 from fa_harness.project import find_project
 
 PROJECT = find_project()

@@ -65,7 +65,8 @@ def _select(metafunc: pytest.Metafunc, mark: pytest.Mark) -> list[Case]:
     try:
         return session.select(*mark.args, **arguments)
     except (TypeError, UsageError) as error:
-        return pytest.fail(f"{metafunc.definition.nodeid}: fa_cases: {error}", pytrace=False)
+        text = f"{metafunc.definition.nodeid}: fa_cases: {error}"
+        raise pytest.fail.Exception(text, pytrace=False) from None
 
 
 def case_id(case: Case) -> str:
@@ -129,7 +130,7 @@ def ggml_library(request: pytest.FixtureRequest) -> Library:
     try:
         return session.current_library(name, {})
     except FaHarnessError as error:
-        return pytest.fail(str(error), pytrace=False)
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 
 @pytest.fixture(scope="session")
@@ -142,7 +143,7 @@ def _fa_runner(ggml_library: Library) -> Iterator[Runner]:
         try:
             runner = stack.enter_context(Runner(ggml_library.module_path))
         except SetupError as error:
-            pytest.fail(str(error), pytrace=False)
+            raise pytest.fail.Exception(str(error), pytrace=False) from None
         yield runner
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from fa_harness import __version__, baseline, bench, emit_c, gate, ggml, progress, speed
 from fa_harness.baseline import Baseline
