@@ -8,6 +8,7 @@ lines explain an abort.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import pickle
 import select
@@ -41,10 +42,16 @@ class Lost:
 
 
 class Worker:
-    """A child process that holds a library."""
+    """A child process that holds a library.
 
-    def __init__(self, module_path: Path) -> None:
+    Args:
+        module_path: The library's module.
+        mutant: Which of the library's mutants it computes with, in each process anew.
+    """
+
+    def __init__(self, module_path: Path, *, mutant: str | None = None) -> None:
         self._module_path = module_path
+        self._mutant = mutant
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr: IO[bytes] | None = None
         self._is_interrupted = False
@@ -54,6 +61,10 @@ class Worker:
         """The types of K and V that the library has."""
         self.lacks: dict[str, str] = {}
         """The modes that it cannot compute, each with the function that it lacks."""
+        self.mutants: tuple[str, ...] = ()
+        """The mutants that it has."""
+        self.mutant_reached = False
+        """Whether the last result was computed with the mutant; of a lost case it is not known."""
 
     def __enter__(self) -> Worker:
         self._start()
@@ -82,7 +93,8 @@ class Worker:
             self._start()
         self._deadline = time.monotonic() + timeout
         self._timeout = timeout
-        self._send((case, modes, timeout))
+        self.mutant_reached = False
+        self._send((case, modes, timeout, self._mutant))
 
     def result(self) -> Run | Lost:
         """Return what the submitted case gave."""
@@ -95,8 +107,9 @@ class Worker:
             except EOFError:
                 return self._lost("crash", f"{mode}: {self._end()}")
             if kind == "run":
-                assert isinstance(value, Run)
-                return value
+                run, self.mutant_reached = value
+                assert isinstance(run, Run)
+                return run
             if kind == "error":
                 return Lost(status="crash", reason=f"{mode}: {value}")
             mode = value
@@ -139,7 +152,7 @@ class Worker:
         if kind == "error":
             self._stop()
             raise SetupError(str(value))
-        self.features, self.types, self.lacks = value
+        self.features, self.types, self.lacks, self.mutants = value
 
     def _stop(self) -> None:
         if self._process is not None:
@@ -203,12 +216,21 @@ def _write(stream: IO[bytes], message: Any) -> None:
     stream.flush()
 
 
+def _poison_new_memory() -> None:
+    """Let `malloc` hand out memory full of NaN, whatever the float type, where it is glibc's."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_perturb, complement_of_0xff = -6, 0x100  # its lowest byte counts; 0 would mean off
+        mallopt(m_perturb, complement_of_0xff)
+
+
 def _serve(module_path: Path) -> None:
     """Compute cases until standard input ends."""
     from fa_harness import ggml
     from fa_harness.inputs import make_inputs
     from fa_harness.modes import lacking, run_case
 
+    _poison_new_memory()  # what reads work memory before it is written to shows
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     requests = os.fdopen(os.dup(0), "rb")
     replies = os.fdopen(os.dup(1), "wb")
@@ -219,20 +241,22 @@ def _serve(module_path: Path) -> None:
     except SetupError as error:
         _write(replies, ("error", str(error)))
         return
-    _write(replies, ("ready", (library.features(), library.types(), lacking(library))))
+    about = (library.features(), library.types(), lacking(library), library.mutants)
+    _write(replies, ("ready", about))
     while True:
         header = requests.read(_HEADER.size)
         if not header:
             return
-        case, modes, timeout = pickle.loads(requests.read(_HEADER.unpack(header)[0]))
+        case, modes, timeout, mutant = pickle.loads(requests.read(_HEADER.unpack(header)[0]))
         # should the parent be gone by then, nobody else would end a hang
         signal.setitimer(signal.ITIMER_REAL, timeout + 5)
         try:
             inputs = make_inputs(case)
+            library.set_mutant(mutant)
             run = run_case(
                 library, case, inputs, modes, on_mode=lambda mode: _write(replies, ("mode", mode))
             )
-            reply: tuple[str, Any] = ("run", run)
+            reply: tuple[str, Any] = ("run", (run, library.mutant_reached))
         except (MemoryError, RuntimeError) as error:
             reply = ("error", f"{type(error).__name__}: {error}")
         signal.setitimer(signal.ITIMER_REAL, 0)
