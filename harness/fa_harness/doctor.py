@@ -120,8 +120,8 @@ def _libraries(project: Project, try_library: TryLibrary | None) -> Iterator[Fin
     except FaHarnessError:
         return  # the finding "patch series" has it already
     for name in series.library_names(patches):
-        if name != "patched" and series.patch_count(patches, name) == len(patches.patches):
-            continue  # the same sources; what is built to be checked in other ways is not missed
+        if name in (f"{len(patches.patches):04}", *series.WHOLE[1:], series.MUTANTS):
+            continue  # what `patched` is, too; what checks the harness is not missed
         yield _library(project, name, try_library)
 
 

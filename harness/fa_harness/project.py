@@ -31,6 +31,11 @@ class Project:
         return self.patches / "series"
 
     @property
+    def mutants(self) -> Path:
+        """The folder of the patches that put mutants into the patched library."""
+        return self.patches / "mutants"
+
+    @property
     def pins_file(self) -> Path:
         """The pinned upstreams."""
         return self.root / "vendor" / "upstreams.toml"

@@ -26,11 +26,17 @@ _AHEAD = 32
 
 
 class Runner:
-    """A library under test, in workers of its own; use it in a `with` block."""
+    """A library under test, in workers of its own; use it in a `with` block.
 
-    def __init__(self, module_path: Path) -> None:
+    Args:
+        module_path: The library's module.
+        mutant: Which of the library's mutants it computes with.
+    """
+
+    def __init__(self, module_path: Path, *, mutant: str | None = None) -> None:
         self._module_path = module_path
-        self._worker = Worker(module_path)
+        self._mutant = mutant
+        self._worker = Worker(module_path, mutant=mutant)
         self._others: list[Worker] = []
 
     def __enter__(self) -> Runner:
@@ -45,6 +51,16 @@ class Runner:
     def features(self) -> tuple[str, ...]:
         """The CPU features that the library uses."""
         return self._worker.features
+
+    @property
+    def mutants(self) -> tuple[str, ...]:
+        """The mutants that the library has."""
+        return self._worker.mutants
+
+    @property
+    def mutant_reached(self) -> bool:
+        """Whether the last result of a worker was computed with the mutant."""
+        return any(worker.mutant_reached for worker in (self._worker, *self._others))
 
     def run(
         self,
@@ -90,7 +106,9 @@ class Runner:
         """Yield the verdicts of cases that run in `n_worker` workers at once, in order."""
         while len(self._others) < n_worker - 1:
             # it starts with its first case
-            self._others.append(Worker(self._module_path, digest=self._worker.digest))
+            self._others.append(
+                Worker(self._module_path, digest=self._worker.digest, mutant=self._mutant)
+            )
         workers = [self._worker, *self._others][:n_worker]
         idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in workers:

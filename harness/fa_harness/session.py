@@ -21,7 +21,17 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from fa_harness import __version__, baseline, bench, emit_c, gate, ggml, progress, speed
+from fa_harness import (
+    __version__,
+    baseline,
+    bench,
+    emit_c,
+    gate,
+    ggml,
+    mutants,
+    progress,
+    speed,
+)
 from fa_harness.baseline import Baseline
 from fa_harness.bench import Bench, Row
 from fa_harness.bisect import Bisected, Prefix, run_on
@@ -32,6 +42,7 @@ from fa_harness.gate import Gate, Ratio
 from fa_harness.library import Library, held
 from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.modes import MODES, missing_option
+from fa_harness.mutants import Mutant, Outcome
 from fa_harness.project import Project, find_project, locked, writing
 from fa_harness.report import Results, defined, repro
 from fa_harness.report import html as html_report
@@ -47,13 +58,16 @@ from fa_harness.report.console import Table, print_changes, print_gate, print_su
 from fa_harness.report.fuzz import Ticker as FuzzTicker
 from fa_harness.report.fuzz import print_found
 from fa_harness.report.fuzz import print_summary as print_fuzz_summary
+from fa_harness.report.mutants import Score
+from fa_harness.report.mutants import Table as MutantTable
+from fa_harness.report.mutants import print_summary as print_mutant_summary
 from fa_harness.report.shrink import print_shrink_step, print_shrunk
 from fa_harness.runner import Runner
 from fa_harness.shrink import Failure, Shrunk, shrink
 from fa_harness.speed import Row as SpeedRow
 from fa_harness.suites import suite as cases_of_suite
 from fa_harness.upstream import build
-from fa_harness.upstream.series import Series, library_names, load_series, title
+from fa_harness.upstream.series import MUTANTS, Series, library_names, load_series, title
 from fa_harness.verdict import Verdict
 
 _SIMPLER_SECONDS = 5.0
@@ -741,6 +755,69 @@ def _add_to_case_file(path: Path, verdict: Verdict) -> None:
         reason = " ".join(verdict.reason.split())
         end = "" if known.endswith("\n") or not known else "\n"
         write_report(path, f"{known}{end}# {verdict.status}: {reason}\n{verdict.case}\n")
+
+
+def select_mutants(pattern: str | None) -> list[Mutant]:
+    """Return the mutants that a call asks for.
+
+    Args:
+        pattern: Regular expression that a mutant's id must match.
+
+    Raises:
+        UsageError: None does, or it is no regular expression.
+        SetupError: The list of mutants cannot be read.
+    """
+    every = mutants.load(find_project().mutants / "mutants.toml")
+    selected = [mutant for mutant in every if _regex(pattern or "").search(mutant.id)]
+    if not selected:
+        raise UsageError(f"none of {len(every)} mutants matches -k {pattern!r}; --list shows them")
+    return selected
+
+
+def try_mutants(
+    selected: Sequence[Mutant],
+    suites: Sequence[str],
+    *,
+    console: Console,
+    verbose: bool,
+) -> Score:
+    """Try mutants and print a line for each.
+
+    Ctrl-C ends the run, not the report: what was found until then is returned.
+
+    Args:
+        selected: The mutants.
+        suites: Suites whose cases are tried, one after the other.
+        console: Where to print.
+        verbose: Print of the killed ones, too, what they do and what the verdict said.
+
+    Raises:
+        UsageError: There is no suite of that name.
+        SetupError: The library `mutants` is not built, not current, or does not load.
+    """
+    cases = {suite: cases_of_suite(suite) for suite in suites}
+    found = current_library(MUTANTS, {})
+    started, start = datetime.now(timezone.utc), time.perf_counter()
+    outcomes: dict[str, Outcome] = {}
+    with MutantTable(console, total=len(selected), verbose=verbose) as table:
+        try:
+            for outcome in mutants.run(found.module_path, selected, cases):
+                outcomes[outcome.mutant.id] = outcome
+                table.add(outcome)
+        except KeyboardInterrupt:
+            pass  # the report has fewer outcomes than mutants
+    score = Score(
+        tool_version=__version__,
+        library=found.to_json(),
+        machine={"cpu": cpu_model(), "threads": usable_cores()},
+        started=started,
+        seconds=time.perf_counter() - start,
+        suites=tuple(suites),
+        selected=tuple(selected),
+        outcomes=tuple(outcomes[m.id] for m in selected if m.id in outcomes),
+    )
+    print_mutant_summary(console, score)
+    return score
 
 
 def try_library(library: Library) -> str | None:

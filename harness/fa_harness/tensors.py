@@ -15,6 +15,7 @@ from fa_harness.inputs import Inputs
 Array = npt.NDArray[np.float32]
 
 _UNUSED = 0xFF  # bytes of a cache outside the view: NaN as F32, F16 or the scale of a block
+_UNUSED_COLUMNS = 8  # of a mask, which may be wider than the keys of a call
 
 
 class Keys(NamedTuple):
@@ -128,14 +129,22 @@ class CaseTensors:
         return self.ctx.view(cache, (ne0, stop - start, ne2, ne3), offset=start * cache.nb[1])
 
     def _mask_columns(self, segment: tuple[int, int]) -> Tensor | None:
-        """Return a segment's columns of the mask: a copy, since the op wants it contiguous."""
+        """Return a segment's columns of the mask: a copy, since the op wants it contiguous.
+
+        With a cache that is a view it is wider than the segment.
+        """
         if self._source.mask is None:
             return None
         start, stop = segment
         name = f"mask[{start}:{stop}]"
         if name in self._inputs:
             return self._inputs[name][0]
-        columns = np.ascontiguousarray(self._source.mask[..., start:stop])
+        columns = self._source.mask[..., start:stop]
+        if self._case.kv_view:
+            width = columns.shape[-1] + _UNUSED_COLUMNS
+            wide = np.full((*columns.shape[:-1], width), np.nan, np.float16)
+            wide[..., : stop - start] = columns
+            columns = wide
         return self._input(name, "f16", columns.shape[::-1], as_bytes(columns))
 
     def _place(

@@ -11,6 +11,7 @@ same library: a run does not mix two.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
 import pickle
@@ -52,15 +53,17 @@ class Lost:
 class Worker:
     """A child process that holds a library."""
 
-    def __init__(self, module_path: Path, *, digest: str = "") -> None:
+    def __init__(self, module_path: Path, *, digest: str = "", mutant: str | None = None) -> None:
         """Prepare a child that is started with its block or its first case.
 
         Args:
             module_path: The library's cffi module.
             digest: What the library has to be: `digest` of another worker. Without one it is what
                 it is at the first start.
+            mutant: Which of the library's mutants it computes with, in each process anew.
         """
         self._module_path = module_path
+        self._mutant = mutant
         self._lost_at_start: Lost | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr: IO[bytes] | None = None
@@ -74,6 +77,10 @@ class Worker:
         """The types of K and V that the library has."""
         self.lacks: dict[str, str] = {}
         """The modes that it cannot compute, each with the function that it lacks."""
+        self.mutants: tuple[str, ...] = ()
+        """The mutants that it has."""
+        self.mutant_reached = False
+        """Whether the last result was computed with the mutant; of a lost case it is not known."""
 
     def __enter__(self) -> Worker:
         try:
@@ -117,7 +124,8 @@ class Worker:
             return
         self._deadline = time.monotonic() + timeout
         self._timeout = timeout
-        self._send((case, modes))
+        self.mutant_reached = False
+        self._send((case, modes, self._mutant))
 
     def result(self) -> Run | Lost:
         """Return what the submitted case gave.
@@ -136,12 +144,11 @@ class Worker:
             if kind == "setup":
                 raise SetupError(f"mode {mode}: {value}")
             if kind == "run":
-                assert isinstance(value, Run)
-                return value
+                run, self.mutant_reached = value
+                assert isinstance(run, Run)
+                return run
             if kind == "error":
                 return Lost(status="crash", reason=f"{mode}: {value}")
-            if kind == "setup":
-                raise SetupError(value)
             mode = value
 
     def interrupt(self) -> None:
@@ -203,7 +210,7 @@ class Worker:
         self._timeout = _START_SECONDS
         kind, value = self._receive(time.monotonic() + _START_SECONDS)
         if kind == "ready":
-            digest, self.features, self.types, self.lacks = value
+            digest, self.features, self.types, self.lacks, self.mutants = value
             self.digest = self.digest or digest
             if digest != self.digest:
                 kind, value = "error", f"{self._module_path}: was replaced while it ran; run again"
@@ -288,12 +295,21 @@ def _write(stream: IO[bytes], message: Any) -> None:
     stream.flush()
 
 
+def _poison_new_memory() -> None:
+    """Let `malloc` hand out memory full of NaN, whatever the float type, where it is glibc's."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_perturb, complement_of_0xff = -6, 0x100  # its lowest byte counts; 0 would mean off
+        mallopt(m_perturb, complement_of_0xff)
+
+
 def _serve(module_path: Path) -> None:
     """Compute cases until standard input ends."""
     from fa_harness import ggml
     from fa_harness.inputs import make_inputs
     from fa_harness.modes import lacking, run_case
 
+    _poison_new_memory()  # what reads work memory before it is written to shows
     for number in (signal.SIGINT, signal.SIGTERM):  # a group gets them: the parent decides
         signal.signal(number, signal.SIG_IGN)
     requests = os.fdopen(os.dup(0), "rb")
@@ -309,19 +325,20 @@ def _serve(module_path: Path) -> None:
     except SetupError as error:
         _write(replies, ("error", str(error)))
         return
-    known = (digest, library.features(), library.types(), lacking(library))
+    known = (digest, library.features(), library.types(), lacking(library), library.mutants)
     _write(replies, ("ready", known))
     while True:
         header = requests.read(_HEADER.size)
         if not header:
             return
-        case, modes = pickle.loads(requests.read(_HEADER.unpack(header)[0]))
+        case, modes, mutant = pickle.loads(requests.read(_HEADER.unpack(header)[0]))
         try:
             inputs = make_inputs(case)
+            library.set_mutant(mutant)
             run = run_case(
                 library, case, inputs, modes, on_mode=lambda mode: _write(replies, ("mode", mode))
             )
-            reply: tuple[str, Any] = ("run", run)
+            reply: tuple[str, Any] = ("run", (run, library.mutant_reached))
         except SetupError as error:
             reply = ("setup", str(error))
         except OSError as error:

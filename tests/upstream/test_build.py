@@ -275,3 +275,34 @@ def test_a_missing_compiler_stops_the_build_before_the_fetch(
     with pytest.raises(SetupError, match="CXX is 'gone'"):
         build(ready, ["pristine"])
     assert not ready.cache.exists()
+
+
+@pytest.fixture
+def with_mutants(ready: Project, add_patch: AddPatch) -> Path:
+    """The two patches, and a third that is one of the mutants."""
+    patch = add_patch("switch", {OPS: [("return 43;", "return 99;")]})
+    lines = ready.series_file.read_text().splitlines()
+    ready.series_file.write_text("\n".join(lines[:-1]) + "\n")
+    ready.mutants.mkdir()
+    (ready.mutants / "series").write_text(f"{patch.name}\n")
+    return patch.rename(ready.mutants / patch.name)
+
+
+def test_the_library_of_the_mutants_has_them_on_top_of_the_series(
+    ready: Project, with_mutants: Path
+) -> None:
+    mutated, patched = build(ready, ["mutants", "patched"])
+    assert (answer(mutated), answer(patched)) == (99, 43)
+    assert mutated.series == (*patched.series, with_mutants.name)
+
+
+def test_a_changed_mutant_makes_only_their_library_stale(
+    ready: Project, with_mutants: Path
+) -> None:
+    mutated, patched = build(ready, ["mutants", "patched"])
+    with_mutants.write_text("broken")
+    assert is_stale(ready, mutated) == "patches changed"
+    assert is_stale(ready, patched) is None
+    with pytest.raises(SetupError, match=r"patch '0003-switch\.patch' does not apply"):
+        build(ready, ["mutants"])
+    assert [answer(library) for library in build(ready, ["pristine", "patched"])] == [41, 43]

@@ -8,9 +8,9 @@ from fa_harness import proc
 from fa_harness.errors import SetupError
 from fa_harness.project import Project
 from fa_harness.upstream.git import git
-from fa_harness.upstream.series import load_series
+from fa_harness.upstream.series import load_mutants, load_series
 from fa_harness.upstream.source import find_source
-from fa_harness.upstream.tree import Tree, current_tree, prepare_tree
+from fa_harness.upstream.tree import Tree, current_tree, extend_tree, prepare_tree
 
 OPS = "ggml/src/ggml-cpu/ops.c"
 HEADER = "ggml/include/ggml.h"
@@ -223,3 +223,43 @@ def test_a_pin_that_promises_another_ggml_version_is_refused(project: Project) -
     with pytest.raises(SetupError, match=r"its ggml is version 0\.1\.2.*says 9\.9\.9"):
         prepare(project)
     assert list(project.sources.iterdir()) == []
+
+
+@pytest.fixture
+def mutants(two_patches: Project, add_patch: AddPatch) -> Path:
+    """Make a patch after the two one of the mutants."""
+    patch = add_patch("switch", {OPS: [("return 42;", "return 99;")]})
+    two_patches.series_file.write_text("0001-answer.patch\n0002-other.patch\n")
+    two_patches.mutants.mkdir()
+    (two_patches.mutants / "series").write_text(f"{patch.name}\n")
+    return patch.rename(two_patches.mutants / patch.name)
+
+
+def extend(project: Project, tree: Tree) -> Tree:
+    return extend_tree(project, find_source(project), tree, load_mutants(project))
+
+
+def test_the_states_of_the_mutants_follow_those_of_the_series(
+    two_patches: Project, mutants: Path
+) -> None:
+    tree = prepare(two_patches)
+    extended = extend(two_patches, tree)
+    assert extended.contents[:-1] == tree.contents
+    assert "return 99;" in git(tree.path, "show", f"{extended.commits[-1]}:{OPS}")
+
+
+def test_the_mutants_leave_the_tree_as_it_was(two_patches: Project, mutants: Path) -> None:
+    tree = prepare(two_patches)
+    extend(two_patches, tree)
+    assert current(two_patches) == tree
+    assert git(tree.path, "rev-parse", "series") == tree.commits[-1]
+    assert "return 42;" in (tree.path / OPS).read_text()
+
+
+def test_a_mutant_that_does_not_apply_is_named_with_its_own_series(
+    two_patches: Project, mutants: Path
+) -> None:
+    mutants.write_text(mutants.read_text().replace("-    return 42;", "-    return 7;"))
+    message = r"'0003-switch\.patch' does not apply.*\n.*\n.*or correct patches/mutants/series"
+    with pytest.raises(SetupError, match=message):
+        extend(two_patches, prepare(two_patches))

@@ -82,6 +82,31 @@ class Ggml:
         """Whether the library can be told to take the vec path for every shape (`use_ref`)."""
         return hasattr(self._lib, "ggml_backend_cpu_set_use_ref")
 
+    @property
+    def mutants(self) -> tuple[str, ...]:
+        """The ids of the mutants, deliberate faults that only the library `mutants` has."""
+        ids: list[str] = []
+        if hasattr(self._lib, "ggml_fa_mutant_id"):
+            while (found := self._lib.ggml_fa_mutant_id(len(ids))) != self._ffi.NULL:
+                ids.append(self._ffi.string(found).decode())
+        return tuple(ids)
+
+    @property
+    def mutant_reached(self) -> bool:
+        """Whether a mutant is set and was computed with since then."""
+        return bool(self.mutants) and bool(self._lib.ggml_fa_mutant_reached())
+
+    def set_mutant(self, id_: str | None) -> None:
+        """Compute with a mutant from now on, with None as without any.
+
+        Raises:
+            ValueError: The library has no such mutant.
+        """
+        if id_ is not None and id_ not in self.mutants:
+            raise ValueError(f"the library has no mutant '{id_}'")
+        if self.mutants:
+            self._lib.ggml_fa_mutant_set(self._ffi.NULL if id_ is None else id_.encode())
+
     def features(self) -> tuple[str, ...]:
         """Return the CPU features that the library uses here, upstream's names, then our own.
 

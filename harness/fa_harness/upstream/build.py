@@ -25,9 +25,9 @@ from fa_harness.project import Project, locked, writing
 from fa_harness.sanitizers import SANITIZERS
 from fa_harness.upstream import toolchain
 from fa_harness.upstream.git import git
-from fa_harness.upstream.series import Series, load_series, patch_count
+from fa_harness.upstream.series import MUTANTS, Series, load_mutants, load_series, patches_of
 from fa_harness.upstream.source import Source, find_source
-from fa_harness.upstream.tree import Tree, prepare_tree
+from fa_harness.upstream.tree import Tree, extend_tree, prepare_tree
 
 NATIVE = Path(fa_harness.__file__).parent / "native"
 
@@ -91,12 +91,15 @@ class _Plan:
             path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    def patches(self, name: str) -> Series:
+        """The patches that the library has."""
+        return patches_of(self.project, self.series, name)
+
     def inputs(self, name: str) -> dict[str, str]:
         """All that the library depends on, by what people call it."""
-        patches = self.series.digests[: patch_count(self.series, name)]
         return {
             "upstream": f"{self.source.digest} {self.source.commit}",
-            "patches": _digest("\n".join(patches)),
+            "patches": _digest("\n".join(self.patches(name).digests)),
             "CMake options": json.dumps(self.options, sort_keys=True),
             "compilers": _compilers(),
             "compiler flags": json.dumps(_flags(), sort_keys=True),
@@ -191,7 +194,7 @@ def build_test_backend_ops(
         with locked(project):
             plan = _plan(project, upstream, options).of(name)
             bench = _Workbench(plan, verbose=verbose)
-            work = bench.prepare(patch_count(plan.series, name))
+            work = bench.prepare(name)
             if not (work.src / "tests" / f"{TEST_BACKEND_OPS}.cpp").is_file():
                 raise UsageError(f"upstream '{plan.source.label}' has no {TEST_BACKEND_OPS}")
             what = f"{TEST_BACKEND_OPS} of library '{name}'"
@@ -217,7 +220,7 @@ def find(
         SetupError: it is not built.
     """
     plan = _plan(project, upstream, options).of(name)
-    patch_count(plan.series, name)
+    plan.patches(name)
     try:
         return load(plan.library_path(name))
     except FileNotFoundError:
@@ -246,7 +249,7 @@ def _stale(plan: _Plan, library: Library) -> str | None:
 
 
 def _current(plan: _Plan, name: str) -> Library | None:
-    patch_count(plan.series, name)
+    plan.patches(name)
     try:
         library = load(plan.of(name).library_path(name))
     except (FileNotFoundError, SetupError):
@@ -267,9 +270,8 @@ def _build_missing(plan: _Plan, names: list[str], *, verbose: bool) -> dict[str,
     preload = {name: _preload(name) for name in names}
     bench = _Workbench(plan, verbose=verbose)
     libraries: dict[str, Library] = {}
-    for name in sorted(names, key=lambda name: patch_count(plan.series, name)):
-        count = patch_count(plan.series, name)
-        work = bench.prepare(count)
+    for name in sorted(names, key=lambda name: len(plan.patches(name).patches)):
+        work = bench.prepare(name)
         compiled = bench.ninja(work, "all", log=name, what=f"library '{name}'")
         library = Library(
             name=name,
@@ -278,7 +280,7 @@ def _build_missing(plan: _Plan, names: list[str], *, verbose: bool) -> dict[str,
             upstream=plan.source.label,
             upstream_commit=plan.source.commit,
             ggml_version=bench.tree.ggml_version,
-            series=plan.series.names[:count],
+            series=plan.patches(name).names,
             build=bench.setup,
             inputs=plan.inputs(name),
             compiled=compiled,
@@ -312,11 +314,12 @@ class _Workbench:
             "python": platform.python_version(),
         }
 
-    def prepare(self, count: int) -> _Work:
-        """Check out the first `count` patches and configure; return where Ninja runs."""
-        folder = self._plan.folder / "work" / f"{_last_header_patch(self.tree, count):04}"
+    def prepare(self, name: str) -> _Work:
+        """Check out the patches of a library and configure; return where Ninja runs."""
+        count, tree = len(self._plan.patches(name).patches), self._tree_of(name)
+        folder = self._plan.folder / "work" / f"{_last_header_patch(tree, count):04}"
         work = _Work(src=folder / "src", cmake=folder / "cmake")
-        _check_out(self.tree, self.tree.contents[count], work.src, verbose=self._verbose)
+        _check_out(tree, tree.contents[count], work.src, verbose=self._verbose)
         _prepare_cmake_dir(work.cmake, self.setup)
         with writing(work.cmake):
             bindings.emit_c(work.headers, work.cmake / "_ggml.c")
@@ -326,6 +329,12 @@ class _Workbench:
             )
             self._configured.add(folder)
         return work
+
+    def _tree_of(self, name: str) -> Tree:
+        if name != MUTANTS:
+            return self.tree
+        plan, mutants = self._plan, load_mutants(self._plan.project)
+        return extend_tree(plan.project, plan.source, self.tree, mutants, verbose=self._verbose)
 
     def ninja(self, work: _Work, target: str, *, log: str, what: str) -> tuple[str, ...]:
         """Run Ninja; the source files that it compiled."""

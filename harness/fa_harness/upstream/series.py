@@ -1,4 +1,7 @@
-"""The patch series: its order, its contents, and the names of the libraries made from it."""
+"""The patch series: its order, its contents, and the libraries made from it.
+
+The mutants are a second series on top of the first, read only where their library is asked for.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import email
 import email.policy
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fa_harness.errors import SetupError, UsageError
@@ -16,16 +19,21 @@ from fa_harness.sanitizers import SANITIZERS
 WHOLE = ("patched", *SANITIZERS)
 """Libraries that have every patch."""
 
+MUTANTS = "mutants"
+"""The library that has the whole series and a switch for deliberate faults."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """The patches in the order of `patches/series`.
+    """Patches in the order of a file `series` beside them.
 
     Attributes:
+        file: that file.
         patches: their files.
         digests: sha256 of each, in the same order.
     """
 
+    file: Path
     patches: tuple[Path, ...]
     digests: tuple[str, ...]
 
@@ -34,6 +42,16 @@ class Series:
         """The patches' file names."""
         return tuple(patch.name for patch in self.patches)
 
+    def first(self, count: int) -> Series:
+        """The first `count` patches."""
+        return replace(self, patches=self.patches[:count], digests=self.digests[:count])
+
+    def then(self, other: Series) -> Series:
+        """These patches and those of another series after them."""
+        return replace(
+            self, patches=self.patches + other.patches, digests=self.digests + other.digests
+        )
+
 
 def load_series(project: Project) -> Series:
     """Read `patches/series`: one file name a line; blank lines and `#` comments are skipped.
@@ -41,7 +59,19 @@ def load_series(project: Project) -> Series:
     Raises:
         SetupError: the file, or a patch that it names, cannot be read, or is named twice.
     """
-    path = project.series_file
+    return _load(project.series_file)
+
+
+def load_mutants(project: Project) -> Series:
+    """Read `patches/mutants/series`, of the same form.
+
+    Raises:
+        SetupError: as for `load_series`.
+    """
+    return _load(project.mutants / "series")
+
+
+def _load(path: Path) -> Series:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -50,11 +80,11 @@ def load_series(project: Project) -> Series:
     for name in names:
         if names.count(name) > 1:
             raise SetupError(f"{path}: '{name}' is listed twice")
-        if not (project.patches / name).is_file():
-            raise SetupError(f"{path}: there is no patch '{name}' in {project.patches}")
-    patches = tuple(project.patches / name for name in names)
+        if not (path.parent / name).is_file():
+            raise SetupError(f"{path}: there is no patch '{name}' in {path.parent}")
+    patches = tuple(path.parent / name for name in names)
     digests = tuple(hashlib.sha256(patch.read_bytes()).hexdigest() for patch in patches)
-    return Series(patches=patches, digests=digests)
+    return Series(file=path, patches=patches, digests=digests)
 
 
 def title(patch: Path) -> str:
@@ -64,18 +94,21 @@ def title(patch: Path) -> str:
 
 
 def library_names(series: Series) -> tuple[str, ...]:
-    """All libraries that can be built: `pristine`, `0001`, `0002`, ..., and those of `WHOLE`."""
+    """All libraries that can be built: `pristine`, `0001`, ..., those of `WHOLE`, `mutants`."""
     numbers = (f"{number:04}" for number in range(1, len(series.patches) + 1))
-    return ("pristine", *numbers, *WHOLE)
+    return ("pristine", *numbers, *WHOLE, MUTANTS)
 
 
-def patch_count(series: Series, name: str) -> int:
-    """How many patches of the series the library `name` has.
+def patches_of(project: Project, series: Series, name: str) -> Series:
+    """The patches that the library `name` has.
 
     Raises:
         UsageError: there is no such library.
+        SetupError: its mutants cannot be read.
     """
     names = library_names(series)
     if name not in names:
         raise UsageError(f"unknown library '{name}': the libraries are {', '.join(names)}")
-    return len(series.patches) if name in WHOLE else names.index(name)
+    if name == MUTANTS:
+        return series.then(load_mutants(project))
+    return series if name in WHOLE else series.first(names.index(name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fa_harness import progress
@@ -86,7 +86,7 @@ def prepare_tree(
         state = _make_repository(project, source, path, verbose=verbose)
     if series.patches:
         progress.stage(f"applying the patch series on {source.label}")
-    commits, contents = _apply(source, path, series, verbose=verbose)
+    commits, contents = _apply(project, source, path, UPSTREAM_REF, series, verbose=verbose)
     _refuse_to_lose_work(project, path, state, contents[-1])
     git(path, "checkout", "--quiet", "-B", BRANCH, commits[-1], verbose=verbose)
     _save_state(
@@ -102,6 +102,23 @@ def prepare_tree(
     tree = current_tree(project, source, series)
     assert tree is not None
     return tree
+
+
+def extend_tree(
+    project: Project, source: Source, tree: Tree, series: Series, *, verbose: bool = False
+) -> Tree:
+    """The tree with further states: its last one with the first patches of another series.
+
+    They are commits of no branch: what is checked out, and what `current_tree` tells, stays.
+    The caller holds the lock.
+
+    Raises:
+        SetupError: a patch does not apply.
+    """
+    progress.stage(f"applying {project.relative(series.file.parent)} on the patch series")
+    start = tree.commits[-1]
+    commits, contents = _apply(project, source, tree.path, start, series, verbose=verbose)
+    return replace(tree, commits=tree.commits + commits[1:], contents=tree.contents + contents[1:])
 
 
 def _load_state(path: Path) -> _State | None:
@@ -164,9 +181,9 @@ def _make_repository(project: Project, source: Source, path: Path, *, verbose: b
 
 
 def _apply(
-    source: Source, repository: Path, series: Series, *, verbose: bool
+    project: Project, source: Source, repository: Path, start: str, series: Series, *, verbose: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Apply the series in a worktree of its own; commits and contents of each state.
+    """Apply a series on `start` in a worktree of its own; commits and contents of each state.
 
     The tree itself is not touched, whatever becomes of the patches.
     """
@@ -180,14 +197,24 @@ def _apply(
         "--quiet",
         "--detach",
         worktree,
-        UPSTREAM_REF,
+        start,
         verbose=verbose,
     )
     try:
         commits = [git(worktree, "rev-parse", "HEAD")]
         contents = [git(worktree, "rev-parse", "HEAD^{tree}")]
         for patch in series.patches:
-            _apply_one(source, worktree, patch, after=len(commits) - 1, verbose=verbose)
+            try:
+                _apply_one(worktree, patch, verbose=verbose)
+            except ProgramError as error:
+                hunks = _rejects(worktree, patch, error.output)
+                where = "\n".join(f"  {line}" for line in hunks)
+                raise SetupError(
+                    f"patch '{patch.name}' does not apply on upstream '{source.label}' "
+                    f"after {len(commits) - 1} patches of the series:\n{where}\n"
+                    "the tree is as it was; bring the patch up to date, or correct "
+                    f"{project.relative(series.file)}"
+                ) from error
             commits.append(git(worktree, "rev-parse", "HEAD"))
             contents.append(git(worktree, "rev-parse", "HEAD^{tree}"))
     finally:
@@ -196,26 +223,18 @@ def _apply(
     return tuple(commits), tuple(contents)
 
 
-def _apply_one(source: Source, worktree: Path, patch: Path, *, after: int, verbose: bool) -> None:
-    try:
-        git(
-            worktree,
-            "am",
-            "--quiet",
-            "--no-3way",
-            "--committer-date-is-author-date",
-            "--no-gpg-sign",
-            "--whitespace=nowarn",
-            patch,
-            verbose=verbose,
-        )
-    except ProgramError as error:
-        where = "\n".join(f"  {line}" for line in _rejects(worktree, patch, error.output))
-        raise SetupError(
-            f"patch '{patch.name}' does not apply on upstream '{source.label}' "
-            f"after {after} patches of the series:\n{where}\n"
-            "the tree is as it was; bring the patch up to date, or correct patches/series"
-        ) from error
+def _apply_one(worktree: Path, patch: Path, *, verbose: bool) -> None:
+    git(
+        worktree,
+        "am",
+        "--quiet",
+        "--no-3way",
+        "--committer-date-is-author-date",
+        "--no-gpg-sign",
+        "--whitespace=nowarn",
+        patch,
+        verbose=verbose,
+    )
 
 
 def _rejects(worktree: Path, patch: Path, am_output: str) -> list[str]:
