@@ -192,10 +192,10 @@ def test_the_same_speed_is_ok() -> None:
     assert compared(1.0, before=history()).status == "ok"
 
 
-def test_a_ratio_that_is_a_tenth_worse_is_slower() -> None:
-    found = compared(1.1, before=history())
+def test_a_ratio_that_is_a_fifth_worse_is_slower() -> None:
+    found = compared(1.2, before=history())
     assert found.status == "regressed"
-    assert "takes 1.1" in found.reason
+    assert "takes 1.2" in found.reason
     assert "was 1.000" in found.reason
 
 
@@ -236,7 +236,7 @@ def test_a_row_of_more_threads_than_cores_is_skipped() -> None:
 
 
 def test_only_what_is_slower_twice_counts() -> None:
-    slow, fine = compared(1.2, before=history()), compared(1.0, before=history())
+    slow, fine = compared(1.3, before=history()), compared(1.0, before=history())
     assert [ratio.status for ratio in gate.confirmed([slow], [fine])] == ["ok"]
     assert [ratio.status for ratio in gate.confirmed([slow], [slow])] == ["regressed"]
 
@@ -253,7 +253,7 @@ def test_a_process_that_died_in_one_of_two_measurements_is_a_finding(order: int)
 
 
 def test_a_slower_ratio_fails_the_gate_and_a_skipped_one_does_not() -> None:
-    slow, noisy = compared(1.2, before=history()), compared(1.0, spread=0.2, before=history())
+    slow, noisy = compared(1.3, before=history()), compared(1.0, spread=0.2, before=history())
     assert kinds(judged(GOOD, baseline_of(GOOD), ratios=[slow])) == ["slower"]
     found = judged(GOOD, baseline_of(GOOD), ratios=[noisy])
     assert found.passed
