@@ -54,6 +54,28 @@ def _smoke() -> list[Case]:
             hsk=192, hsv=128, nh=1, nr23=(16, 1), nb=2, kv=130, v_is_view_of_k=True, segments=3,
             regime="normal", threads=2,
         ),
+        # a segment that is all masked, one that is empty, and each option, on the tiled path
+        Case(
+            **{**few_rows, "nb": 66, "kv": 99, "segments": 4}, boundaries=(33, 66, 66),
+            mask_kind="masked_segment", mask_heads=6, max_bias=8.0, logit_softcap=5.0,
+            regime="normal",
+        ),
+        # listed boundaries where types go with segments, so that --segments leaves them alone
+        Case(**few_rows, boundaries=(32, 65), regime="normal",
+             **_typed(("q4_0", "q8_0/f16", "f16"))),
+        # F32 numerators beyond the range of F16, on the tiled path and on the vec path
+        Case(
+            **{**decode, "nh": 1, "nr23": (2, 1), "nb": 66, "kv": 70, "segments": 2},
+            boundaries=(35,), **_typed(("f32", "q8_0")), regime="huge",
+        ),
+        # elements of V that are exactly 0, so that a weight of e^-60 shows
+        Case(**few_rows, regime="constructed", mask=False, type_V="q4_0"),
+        Case(
+            **{**decode, "nr23": (1, 1), "kv": 1600}, boundaries=(533, 1066), type_K="f32",
+            type_V="f32", mask_kind="masked_segment", sinks=True, regime="normal",
+        ),
+        # split-KV in chunks of 23 keys: nothing is left for the last thread
+        Case(**{**decode, "kv": 529, "segments": 1, "threads": 24}, regime="normal"),
     ]  # fmt: skip
 
 
