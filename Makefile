@@ -9,7 +9,7 @@ ARGS   ?=
 SEGMENTS = $(if $(filter --segments% --boundaries%,$(ARGS)),,--segments 4)
 
 .DEFAULT_GOAL := help
-.PHONY: help run bench test vendor lib lint clean distclean
+.PHONY: help run bench mutants test vendor lib lint clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,8 +24,12 @@ bench: $(READY) ## measure what the state costs; needs a machine that does nothi
 	@$(BIN)/fa-harness build pristine patched
 	@$(BIN)/fa-harness bench $(ARGS)
 
+mutants: $(READY) ## put faults into the kernel and see whether the cases notice
+	@$(BIN)/fa-harness build mutants
+	@$(BIN)/fa-harness mutants $(ARGS)
+
 test: $(READY) ## build the libraries and run every test
-	@$(BIN)/fa-harness build pristine 0001 patched
+	@$(BIN)/fa-harness build pristine 0001 patched mutants
 	@$(BIN)/python -m pytest $(ARGS)
 
 vendor: $(READY) ## fetch the upstream sources and apply the patches

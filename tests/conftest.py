@@ -42,6 +42,12 @@ def patched() -> Library:
 
 
 @pytest.fixture(scope="session")
+def mutated() -> Library:
+    """The whole series with a switch for faults."""
+    return _build("mutants")
+
+
+@pytest.fixture(scope="session")
 def library(patched: Library) -> Ggml:
     """The patched library, loaded into this process."""
     return ggml.load(patched.module_path)

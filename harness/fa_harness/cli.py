@@ -303,11 +303,53 @@ def bench(
 
 
 @cli.command()
+@click.option("--suite", metavar="NAME", help="Try the cases of this suite only.")
+@click.option("-k", "pattern", metavar="REGEX", help="Only mutants whose id matches.")
+@click.option("--list", "list_only", is_flag=True, help="Print the selected mutants, try none.")
+@click.option("--json", "json_path", metavar="FILE", help="Write the report; - is standard output.")
+@click.option("-v", "--verbose", is_flag=True, help="Print what each mutant does and what told.")
+def mutants(
+    *,
+    suite: str | None,
+    pattern: str | None,
+    list_only: bool,
+    json_path: str | None,
+    verbose: bool,
+) -> None:
+    """Put faults into the kernel and see whether the cases notice.
+
+    Each mutant of the library `mutants` runs the cases of suite smoke, then more, until one fails;
+    an impostor, which computes nothing, has to fail in all of them. Exit status 1: a mutant
+    survived, or was never computed with.
+    """
+    from fa_harness import session
+    from fa_harness.mutants import SUITES
+    from fa_harness.report import mutants as report
+
+    selected = session.select_mutants(pattern)
+    if list_only:
+        for mutant in selected:
+            click.echo(f"{mutant.id:30}  {mutant.kind:8}  {mutant.does}")
+        return
+    if json_path not in (None, "-"):
+        session.check_writable(Path(json_path))
+    score = session.try_mutants(
+        selected,
+        (suite,) if suite else SUITES,
+        console=_console(stderr=json_path == "-"),
+        verbose=verbose,
+    )
+    _write_report(report.render(score), json_path)
+    if not score.passed:
+        sys.exit(1)
+
+
+@cli.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @_define
 @click.option("-v", "--verbose", is_flag=True, help="Print every command that is run.")
 def build(*, names: tuple[str, ...], options: dict[str, str], verbose: bool) -> None:
-    """Build libraries by name: pristine, 0001, ..., patched [default: patched].
+    """Build libraries by name: pristine, 0001, ..., patched, mutants [default: patched].
 
     A library that is current is left alone. UPSTREAM_DIR=/path builds a checkout of your own
     instead of the pinned upstream.

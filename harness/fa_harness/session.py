@@ -16,21 +16,26 @@ from typing import Any
 
 from rich.console import Console
 
-from fa_harness import __version__, bench, ggml
+from fa_harness import __version__, bench, ggml, mutants
 from fa_harness.bench import Bench, Row
 from fa_harness.cases import OP, Case, without_colours
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.library import Library
 from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.modes import MODES, missing_option
+from fa_harness.mutants import Mutant, Outcome
 from fa_harness.project import find_project
 from fa_harness.report import Results, defined
 from fa_harness.report.bench import Table as BenchTable
 from fa_harness.report.bench import print_summary as print_bench_summary
 from fa_harness.report.console import Table, print_summary
+from fa_harness.report.mutants import Score
+from fa_harness.report.mutants import Table as MutantTable
+from fa_harness.report.mutants import print_summary as print_mutant_summary
 from fa_harness.runner import Runner
 from fa_harness.suites import suite as cases_of_suite
 from fa_harness.upstream import build
+from fa_harness.upstream.series import MUTANTS
 from fa_harness.verdict import Verdict
 
 
@@ -239,6 +244,69 @@ def measure_speed(
     )
     print_bench_summary(console, result)
     return result
+
+
+def select_mutants(pattern: str | None) -> list[Mutant]:
+    """Return the mutants that a call asks for.
+
+    Args:
+        pattern: Regular expression that a mutant's id must match.
+
+    Raises:
+        UsageError: None does, or it is no regular expression.
+        SetupError: The list of mutants cannot be read.
+    """
+    every = mutants.load(find_project().mutants / "mutants.toml")
+    selected = [mutant for mutant in every if _regex(pattern or "").search(mutant.id)]
+    if not selected:
+        raise UsageError(f"none of {len(every)} mutants matches -k {pattern!r}; --list shows them")
+    return selected
+
+
+def try_mutants(
+    selected: Sequence[Mutant],
+    suites: Sequence[str],
+    *,
+    console: Console,
+    verbose: bool,
+) -> Score:
+    """Try mutants and print a line for each.
+
+    Ctrl-C ends the run, not the report: what was found until then is returned.
+
+    Args:
+        selected: The mutants.
+        suites: Suites whose cases are tried, one after the other.
+        console: Where to print.
+        verbose: Print of the killed ones, too, what they do and what the verdict said.
+
+    Raises:
+        UsageError: There is no suite of that name.
+        SetupError: The library `mutants` is not built, not current, or does not load.
+    """
+    cases = {suite: cases_of_suite(suite) for suite in suites}
+    found = current_library(MUTANTS, {})
+    started, start = datetime.now(timezone.utc), time.perf_counter()
+    outcomes: dict[str, Outcome] = {}
+    with MutantTable(console, total=len(selected), verbose=verbose) as table:
+        try:
+            for outcome in mutants.run(found.module_path, selected, cases):
+                outcomes[outcome.mutant.id] = outcome
+                table.add(outcome)
+        except KeyboardInterrupt:
+            pass  # the report has fewer outcomes than mutants
+    score = Score(
+        tool_version=__version__,
+        library=found.to_json(),
+        machine={"cpu": cpu_model(), "threads": usable_cores()},
+        started=started,
+        seconds=time.perf_counter() - start,
+        suites=tuple(suites),
+        selected=tuple(selected),
+        outcomes=tuple(outcomes[m.id] for m in selected if m.id in outcomes),
+    )
+    print_mutant_summary(console, score)
+    return score
 
 
 def try_library(library: Library) -> str | None:
