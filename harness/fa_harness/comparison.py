@@ -83,7 +83,7 @@ def exact(got: F32, expected: F32) -> Comparison:
 
 def within(got: F32, expected: F32 | F64, region: Region) -> Comparison:
     """Compare arrays `[ne3, n_head, n_batch, n]`; what is got must lie in the region."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         a, b = got.astype(np.float64), expected.astype(np.float64)
         error = np.abs(a - b)
         off = error if region.centre is expected else np.abs(a - region.centre)
