@@ -329,6 +329,14 @@ def test_the_table_is_narrower_than_a_terminal_of_100_columns() -> None:
 
 # Cases of upstream's tool
 
+FOUND = Path(__file__).parent / "data" / "found-by-fuzz.txt"
+
+
+def test_cases_on_which_our_bounds_once_were_too_tight_pass() -> None:
+    done = fa_harness("run", "--case-file", FOUND)
+    assert (done.returncode, "6 cases: 6 pass" in done.stdout) == (0, True)
+
+
 TOOL_OUTPUT = Path(__file__).parent / "data" / "test-backend-ops.txt"
 
 

@@ -18,13 +18,15 @@ over the keys j of a row. Three things make a correct kernel differ from exact a
    zero, the d_t have mean zero and do not add up: their sum is beyond lambda u sqrt(sum_t VKQ_t^2)
    with a probability below 2 exp(-lambda^2 / 2) (Hoeffding; Higham & Mary 2019), for lambda = 8
    about 2e-14. Without that an F16 sum over some thousand keys could be anything.
-   Below F16's normal range an error is 2^-25, not relative.
    Where the CPU multiplies in FP16, the factors are F16 numbers, too: exp(s - M) of a key, one
    relative error of u, and exp(M - s) that rescales the sum before a new maximum, one rounding of
    that sum more. Scores are drawn from densities that are smooth at F16's resolution, so these
-   errors have mean zero as well. A factor below F16's normal range is off by 2^-25 of what it
-   multiplies: |v| for a key; for the sum, at most max |v| times the keys since the last such drop,
-   hence over all drops no more than max |v| for a key and 2^-13 of that.
+   errors have mean zero as well.
+4. Below the normal range (2^-14 for F16, 2^-126 for F32) a rounding costs half the spacing t of the
+   numbers there, 2^-24 or 2^-149, whatever the number. A factor there is off by t, which costs t
+   times what it multiplies: |v| for a key; for the sum before a new maximum at most max |v| times
+   the keys since the last drop of that kind, hence over all drops of a call no more than max |v|
+   for each of its keys, and what the state had before; both once more where parts are added.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ Rows = npt.NDArray[np.bool_]
 
 U32 = 2.0**-24
 U16 = 2.0**-11
-_F16_TINY = 2.0**-25
+_F16_SPACING = 2.0**-24
+"""Of F16 numbers below the normal range."""
+_F32_SPACING = 2.0**-149
 _LAMBDA = 8.0
 FP16_MAD = "FP16_MAD_"
 """Begins the name of a CPU feature that ends in the elements of a step in FP16."""
@@ -186,11 +190,16 @@ class Expected:
             size = np.abs(before.vkq) * va
             walk, walk_norm = walk + n * size, np.hypot(walk_norm, np.sqrt(n) * size)
         n_additions = 2 * U32 * max(how.n_partials, 1)
+        n_merges = max(how.n_partials, 1)
+        # a hundredth more for a V that is stored in another type, and for drops after a drop
+        by_factors = 1.01 * (2 * n * self.v_max + before.abs_vkq)
         other_vkq = self.other_vkq * va + n_additions * truth.abs_vkq
-        other_vkq = other_vkq + rows[..., None] * _F16_TINY * n
+        floor = _F32_SPACING * (n + 2 * n_merges + 2 * by_factors)
+        other_vkq = other_vkq + np.where(n > 0, floor, 0.0)
+        of_f16 = _F16_SPACING / 2 * n
         if how.f16_factors:
-            of_factors = U16 * own.abs_vkq * vb + 2.001 * _F16_TINY * n * self.v_max
-            other_vkq = other_vkq + rows[..., None] * of_factors
+            of_f16 = of_f16 + U16 * own.abs_vkq * vb + _F16_SPACING * by_factors
+        other_vkq = other_vkq + rows[..., None] * of_f16
         return replace(
             self,
             truth=truth,
@@ -210,7 +219,7 @@ class Expected:
         _, ds, dvkq = self._sums_bound
         s = self.truth.s[..., None]
         dout = np.divide(dvkq + out * ds[..., None], s, out=np.zeros_like(dvkq), where=s != 0)
-        bound: F64 = dout + 4 * U32 * out
+        bound: F64 = dout + 4 * U32 * out + np.where(s != 0, _F32_SPACING, 0.0)
         return bound
 
     def state_bound(self) -> F64:
@@ -259,11 +268,12 @@ def merged(parts: Sequence[Expected]) -> Expected:
     whole = functools.reduce(_beside, parts)
     costs = [_merge_cost(part.truth.m, whole.truth.m, len(parts)) for part in parts]
     pairs = list(zip(costs, parts, strict=True))
+    other_vkq: F64 = np.sum([cost[..., None] * np.abs(p.truth.vkq) for cost, p in pairs], axis=0)
+    sizes: F64 = np.sum([np.abs(part.truth.vkq) for part in parts], axis=0)
     return replace(
         whole,
         other_s=whole.other_s + sum(cost * part.truth.s for cost, part in pairs),
-        other_vkq=whole.other_vkq
-        + sum(cost[..., None] * np.abs(part.truth.vkq) for cost, part in pairs),
+        other_vkq=whole.other_vkq + other_vkq + _merge_floor(sizes, len(parts)),
     )
 
 
@@ -278,10 +288,13 @@ def merged_rows(states: Sequence[F32]) -> tuple[F64, F64]:
     """
     m = functools.reduce(np.maximum, [state[..., 0].astype(np.float64) for state in states])
     sums, bound = np.zeros((2, *m.shape, states[0].shape[-1] - 1))
+    sizes = np.zeros_like(sums)
     for state in states:
         part_m, part = state[..., 0].astype(np.float64), state[..., 1:].astype(np.float64)
         sums += oracle.weight(part_m, m)[..., None] * part
         bound += _merge_cost(part_m, m, len(states))[..., None] * np.abs(part)
+        sizes += np.abs(part)
+    bound += _merge_floor(sizes, len(states))
     rows = np.concatenate([m[..., None], sums], axis=-1)
     return rows, np.concatenate([np.zeros_like(rows[..., :1]), bound], axis=-1)
 
@@ -303,6 +316,7 @@ def swap_bound(states: Sequence[F32]) -> F64:
     for state in states:
         weight = oracle.weight(state[..., 0].astype(np.float64), m)[..., None]
         bound[..., 1:] += 4 * U32 * (len(states) - 1) * weight * np.abs(state[..., 1:])
+    bound[..., 1:] += 3 * _F32_SPACING * (len(states) - 1)  # products and the sum; equal factors
     return bound
 
 
@@ -338,6 +352,19 @@ def _merge_cost(m: F64, m_new: F64, n_parts: int) -> F64:
     return cost
 
 
+def _merge_floor(sizes: F64, n_parts: int) -> F64:
+    """Return what merging costs below F32's normal range.
+
+    In each merge two products and a sum are rounded, and the factors may be off by the spacing.
+
+    Args:
+        sizes: The sum of the parts' |sums|, each relative to its own maximum.
+        n_parts: How many there are.
+    """
+    floor: F64 = _F32_SPACING * (n_parts - 1) * (2 + sizes)
+    return floor
+
+
 def _dot_error(case: Case, q: F32, how: Arithmetic) -> F64:
     """Return the error of a dot product, scaled, in units of the key's norm."""
     q_norm = np.sqrt((q.astype(np.float64) ** 2).sum(axis=-1))
@@ -358,7 +385,7 @@ def _q_doubt(q: F32, q_type: str) -> F64:
         steps, step = _q8_steps(q)
         n_steps = np.abs(np.rint(steps).sum(axis=-1))
         step = step[..., 0]
-        of_sum = n_steps * (np.abs(step - _as_f16(step)) + U16 * step) + _F16_TINY
+        of_sum = n_steps * (np.abs(step - _as_f16(step)) + U16 * step) + _F16_SPACING / 2
         doubt = doubt + of_sum.sum(axis=-1)
     return doubt
 

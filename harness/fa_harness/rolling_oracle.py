@@ -89,9 +89,10 @@ def expect(
 
 
 def one_row(case: Case, *, cold: bool) -> Case:
-    """Return the case of a call of one step."""
+    """Return the case of a call of one step; both stores have rows of one size, padded or not."""
     types = (case.cold_type,) * 2 if cold else (case.type_K, case.type_V)
-    return case.with_(hot_window=0, group=1, nb=1, type_K=types[0], type_V=types[1])
+    sizes = {"hsk": case.hsk_padded, "hsv": case.hsv_padded}
+    return case.with_(hot_window=0, group=1, nb=1, type_K=types[0], type_V=types[1], **sizes)
 
 
 def _of_steps(steps: Bools, these: Expected, others: Expected) -> Expected:
