@@ -7,12 +7,9 @@ that answer without computing; those have to fail in every single case.
 
 from __future__ import annotations
 
-import queue
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +96,9 @@ def run(
 ) -> Iterator[Outcome]:
     """Yield what becomes of each mutant, as soon as it is known.
 
+    One at a time: most cases compute with two threads, and ggml's barrier spins while a thread
+    waits for a core.
+
     A case kills a mutant if its verdict is `fail`, `crash` or `timeout`, and `pass` without the
     mutant. An impostor has to be killed by every case that passes without it.
 
@@ -109,29 +109,11 @@ def run(
             killed a mutant of the same patch before; a later suite is only tried if no case of an
             earlier one kills.
     """
-    found: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
-    stop = threading.Event()
-
-    def work(neighbours: Sequence[Mutant]) -> None:
-        trials = _Trials(module_path, suites, control)
-        try:
+    with _Control(module_path) as control:
+        for neighbours in _neighbours(mutants):
+            trials = _Trials(module_path, suites, control)
             for mutant in neighbours:
-                if not stop.is_set():
-                    found.put(trials.outcome(mutant))
-        except BaseException as error:
-            found.put(error)
-
-    with _Control(module_path) as control, ThreadPoolExecutor(usable_cores()) as pool:
-        try:
-            for neighbours in _neighbours(mutants):
-                pool.submit(work, neighbours)
-            for _ in mutants:
-                outcome = found.get()
-                if isinstance(outcome, BaseException):
-                    raise outcome
-                yield outcome
-        finally:
-            stop.set()
+                yield trials.outcome(mutant)
 
 
 class _Control:
@@ -139,7 +121,6 @@ class _Control:
 
     def __init__(self, module_path: Path) -> None:
         self._runner = Runner(module_path)
-        self._lock = threading.Lock()
         self._passes: dict[Case, bool] = {}
 
     def __enter__(self) -> _Control:
@@ -156,11 +137,10 @@ class _Control:
 
     def passes(self, case: Case) -> bool:
         """Tell whether a case passes without a mutant."""
-        with self._lock:
-            if case not in self._passes:
-                [verdict] = self._runner.run([case])
-                self._passes[case] = verdict.status == "pass"
-            return self._passes[case]
+        if case not in self._passes:
+            [verdict] = self._runner.run([case])
+            self._passes[case] = verdict.status == "pass"
+        return self._passes[case]
 
 
 class _Trials:
@@ -210,15 +190,17 @@ class _Trials:
         first: Outcome | None = None
         n_case = 0
         for suite, cases in self._suites.items():
-            for case in cases:
-                [verdict] = runner.run([case])
+            for verdict in runner.run(cases):
                 n_case += 1
                 if verdict.status in _KILLING:
                     first = first or _killed(mutant, suite, verdict, 1)
-                elif self._control.passes(case):
-                    reason = f"a case is not red: {verdict.status}"
+                elif self._control.passes(verdict.case):
                     return Outcome(
-                        mutant=mutant, status="survived", reason=reason, case=case, n_case=n_case
+                        mutant=mutant,
+                        status="survived",
+                        reason=f"a case is not red: {verdict.status}",
+                        case=verdict.case,
+                        n_case=n_case,
                     )
         if first is None:
             return Outcome(mutant=mutant, status="survived", reason="no case tells", n_case=n_case)
