@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fa_harness import session
+from fa_harness.case_file import read_cases
 from fa_harness.cases import Case
+from fa_harness.commands.fuzz import find_failures
 from fa_harness.errors import UsageError
 from fa_harness.fuzz import Found, Fuzz, Fuzzer
 from fa_harness.library import Library
@@ -28,7 +29,7 @@ def find(library: Library, failures: Path, *, max_cases: int, seed: int = 1) -> 
     """Run the fuzzer; what it found, and what it printed."""
     console = Console(width=150)
     with console.capture() as printed:
-        fuzz = session.find_failures(
+        fuzz = find_failures(
             library=library.name,
             seconds=600,
             seed=seed,
@@ -90,7 +91,7 @@ def test_failures_are_added_to_a_case_file(found_bug: tuple[Fuzz, str, Path]) ->
         f"# mine\n{HARMLESS}\n# fail: {first.reason}\n{first.case}\n"
     )
     kept = [found.verdict.case for found in fuzz.found]
-    assert session.select(case_file=file) == [HARMLESS, *kept]
+    assert read_cases(file) == [HARMLESS, *kept]
 
 
 def test_the_report_has_what_ran_and_what_failed(found_bug: tuple[Fuzz, str, Path]) -> None:

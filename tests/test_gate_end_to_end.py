@@ -19,8 +19,9 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.console import Console
 
-from fa_harness import baseline, cli, session, speed, suites
+from fa_harness import baseline, cli, speed, suites
 from fa_harness.cases import Case
+from fa_harness.commands.run import EndedError, run_cases
 from fa_harness.errors import SetupError
 from fa_harness.library import Library, held
 from fa_harness.runner import Runner
@@ -240,8 +241,8 @@ def test_a_disk_that_fills_up_ends_a_run_and_keeps_what_was_found_until_then(
     console = Console(file=open(os.devnull, "w"))  # noqa: SIM115
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(session.EndedError) as end:
-            session.run(
+        with pytest.raises(EndedError) as end:
+            run_cases(
                 [CASES[0], CASES[1]],  # the state of the first fits
                 library="patched",
                 modes=("resumed",),

@@ -142,7 +142,7 @@ def test_a_marker_that_selects_nothing_is_an_error_of_the_collection(
     done = pytester.runpytest()
     done.assert_outcomes(errors=1)
     done.stdout.fnmatch_lines([f"*::test_kernel: fa_cases: {message}"])
-    done.stdout.no_fnmatch_line("*session.py*")
+    done.stdout.no_fnmatch_line("*selection.py*")
     done.stdout.no_fnmatch_line("*another exception*")
 
 

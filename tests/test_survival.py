@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 
-from fa_harness import session
 from fa_harness.library import Library
 from fa_harness.project import find_project
 
@@ -408,22 +407,3 @@ def test_a_report_on_a_standard_output_that_is_closed_is_refused_before_anything
     )
     assert done.returncode == 2
     assert done.stderr == "fa-harness: report -: standard output is closed; name a file\n"
-
-
-def test_a_report_that_is_interrupted_while_it_is_written_leaves_the_older_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    report = tmp_path / "report.json"
-    report.write_text("older")
-    write = Path.write_text
-
-    def interrupted(self: Path, text: str, **more: Any) -> int:
-        write(self, text[: len(text) // 2], **more)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            session.write_report(report, "{}\n")
-    assert list(tmp_path.iterdir()) == [report]
-    assert report.read_text() == "older"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +23,7 @@ from fa_harness.errors import UsageError
 from fa_harness.ggml import Ggml
 from fa_harness.modes import path
 from fa_harness.quants import row_bytes
+from fa_harness.selection import regex
 from fa_harness.timing import SEGMENTS, Timings, chain_path, is_long_decode, measure
 
 LEVEL = 0.99
@@ -116,10 +116,7 @@ def suite(threads: Sequence[int] = (1, 2), pattern: str | None = None) -> list[C
     Raises:
         UsageError: It is none, or nothing matches.
     """
-    try:
-        wanted = re.compile(pattern or "").search
-    except re.error as error:
-        raise UsageError(f"-k {pattern!r} is not a regular expression: {error}") from error
+    wanted = regex(pattern).search
     cases = [case.with_(threads=n) for case in SHAPES for n in threads]
     selected = [case for case in cases if wanted(str(case))]
     if not selected:

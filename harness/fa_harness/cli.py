@@ -218,9 +218,10 @@ def run(
     Options that may be repeated also take a comma list: --segments 1,2,7 runs every case three
     times. Cases that list boundaries of their own keep them.
     """
-    from fa_harness import session
+    from fa_harness.commands.run import EndedError, run_cases
+    from fa_harness.selection import check_modes, select
 
-    cases = session.select(
+    cases = select(
         suite=suite,
         case_string=case_string,
         case_file=case_file,
@@ -239,11 +240,11 @@ def run(
         for case in cases:
             click.echo(str(case))
         return
-    modes = session.check_modes(mode, cases)
+    modes = check_modes(mode, cases)
     _check_writable(reports)
     console = _console(stderr="-" in reports.values())
     try:
-        results = session.run(
+        results = run_cases(
             cases,
             library=library,
             options=options,
@@ -252,7 +253,7 @@ def run(
             console=console,
             verbose=verbose,
         )
-    except session.EndedError as end:
+    except EndedError as end:
         _write_reports(reports, end.results)
         raise end.cause from None
     _write_reports(reports, results)
@@ -294,13 +295,14 @@ def gate(
 
     In a job of GitHub Actions what is wrong is annotated, too, and the summary written.
     """
-    from fa_harness import session
+    from fa_harness.commands.gate import run_gate, write_baseline
+    from fa_harness.commands.run import EndedError
 
     _check_writable(reports)
     to_stderr = "-" in reports.values()
     console = _console(stderr=to_stderr)
     try:
-        results, judged, new_baseline = session.run_gate(
+        results, judged, new_baseline = run_gate(
             library=library,
             options=options,
             baseline_file=baseline_file,
@@ -311,7 +313,7 @@ def gate(
             console=console,
             verbose=verbose,
         )
-    except session.EndedError as end:
+    except EndedError as end:
         _write_reports(reports, end.results)
         raise end.cause from None
     if os.environ.get("GITHUB_ACTIONS") == "true":
@@ -321,14 +323,14 @@ def gate(
         reports["summary"] = os.environ.get("GITHUB_STEP_SUMMARY") or None
     _write_reports(reports, results, judged)
     if new_baseline is not None:
-        session.write_baseline(*new_baseline, console)
+        write_baseline(*new_baseline, console)
     if not judged.passed:
         sys.exit(1)
 
 
 def _check_writable(reports: Mapping[str, str | None]) -> None:
     """Find out before a run whether its reports can be written."""
-    from fa_harness import session
+    from fa_harness.files import check_writable
 
     if list(reports.values()).count("-") > 1:
         raise UsageError("only one report can go to standard output; name files for the others")
@@ -336,25 +338,26 @@ def _check_writable(reports: Mapping[str, str | None]) -> None:
         raise UsageError("report -: standard output is closed; name a file")
     for path in reports.values():
         if path not in (None, "-"):
-            session.check_writable(Path(path))
+            check_writable(Path(path))
 
 
 def _write_reports(
     reports: Mapping[str, str | None], results: Results, gate: Gate | None = None
 ) -> None:
     """Write each report that was asked for; one that cannot be written keeps no other back."""
-    from fa_harness import session
+    from fa_harness.files import write_report
+    from fa_harness.report.forms import render
 
     failures = []
     for kind, path in reports.items():
         if path is None:
             continue
-        text = session.report(kind, results, gate)
+        text = render(kind, results, gate)
         try:
             if path == "-":
                 click.echo(text, nl=False)
             else:
-                session.write_report(Path(path), text, append=kind == "summary")
+                write_report(Path(path), text, append=kind == "summary")
         except SetupError as error:
             failures.append(error)
     if failures:
@@ -362,12 +365,12 @@ def _write_reports(
 
 
 def _write_report(text: str, json_path: str | None) -> None:
-    from fa_harness import session
+    from fa_harness.files import write_report
 
     if json_path == "-":
         click.echo(text, nl=False)
     elif json_path is not None:
-        session.write_report(Path(json_path), text)
+        write_report(Path(json_path), text)
 
 
 @cli.command()
@@ -395,14 +398,16 @@ def shrink(
 
     Exit status 1: it was found; 2: the case does not fail.
     """
-    from fa_harness import session
     from fa_harness.cases import Case
+    from fa_harness.commands.shrink import c_program, shrink_case
+    from fa_harness.files import check_writable, write_report
+    from fa_harness.selection import check_modes
 
     case = Case.parse(case_string)
-    modes = session.check_modes(mode, [case])
+    modes = check_modes(mode, [case])
     if c_file is not None:
-        session.check_writable(c_file)
-    smallest = session.shrink_case(
+        check_writable(c_file)
+    smallest = shrink_case(
         case,
         library=library,
         options=options,
@@ -413,7 +418,7 @@ def shrink(
     click.echo(str(smallest.shrunk.case))
     click.echo(smallest.repro)
     if c_file is not None:
-        session.write_report(c_file, session.c_program(smallest))
+        write_report(c_file, c_program(smallest))
     sys.exit(1)
 
 
@@ -431,16 +436,16 @@ def bisect(
     It runs on the library of each prefix: pristine, 0001, 0002, ..., patched, in the modes that
     each has. Exit status 1: it fails on the last.
     """
-    from fa_harness import session
     from fa_harness.cases import Case
-    from fa_harness.report import bisect as report
+    from fa_harness.commands.bisect import bisect_case
+    from fa_harness.report.bisect import render
 
     case = Case.parse(case_string)
     _check_writable({"json": json_path})
-    bisected = session.bisect_case(
+    bisected = bisect_case(
         case, may_build=may_build, options=options, console=_console(stderr=json_path == "-")
     )
-    _write_report(report.render(bisected), json_path)
+    _write_report(render(bisected), json_path)
     if not bisected.passed:
         sys.exit(1)
 
@@ -474,9 +479,9 @@ def bench(
     Exit status 1: a ratio is over its limit, or every row is too noisy to tell. A machine that does
     something else meanwhile makes noise.
     """
-    from fa_harness import session
     from fa_harness.bench import suite
-    from fa_harness.report import bench as report
+    from fa_harness.commands.bench import measure_speed
+    from fa_harness.report.bench import render
 
     cases = suite(threads or (1, 2), pattern)
     if list_only:
@@ -484,7 +489,7 @@ def bench(
             click.echo(str(case))
         return
     _check_writable({"json": json_path})
-    result = session.measure_speed(
+    result = measure_speed(
         cases,
         library=library,
         baseline=baseline,
@@ -492,7 +497,7 @@ def bench(
         rounds=rounds,
         console=_console(stderr=json_path == "-"),
     )
-    _write_report(report.render(result), json_path)
+    _write_report(render(result), json_path)
     if not result.passed:
         sys.exit(1)
 
@@ -527,13 +532,14 @@ def fuzz(
     Failures that were kept run first. They are an ordinary case file: one that is named by
     --failures may be committed, and `fa-harness run --case-file` takes it.
     """
-    from fa_harness import session
-    from fa_harness.report import fuzz as report
+    from fa_harness.commands.fuzz import find_failures
+    from fa_harness.files import check_writable
+    from fa_harness.report.fuzz import render
 
     for path in (failures, None if json_path in (None, "-") else Path(str(json_path))):
         if path is not None:
-            session.check_writable(path)
-    result = session.find_failures(
+            check_writable(path)
+    result = find_failures(
         library=library,
         options=options,
         seconds=seconds,
@@ -542,7 +548,7 @@ def fuzz(
         failures=failures,
         console=_console(stderr=json_path == "-"),
     )
-    _write_report(report.render(result), json_path)
+    _write_report(render(result), json_path)
     if not result.passed:
         sys.exit(1)
 
@@ -567,24 +573,25 @@ def mutants(
     an impostor, which computes nothing, has to fail in all of them. Exit status 1: a mutant
     survived, or was never computed with.
     """
-    from fa_harness import session
+    from fa_harness.commands.mutants import select_mutants, try_mutants
+    from fa_harness.files import check_writable
     from fa_harness.mutants import SUITES
-    from fa_harness.report import mutants as report
+    from fa_harness.report.mutants import render
 
-    selected = session.select_mutants(pattern)
+    selected = select_mutants(pattern)
     if list_only:
         for mutant in selected:
             click.echo(f"{mutant.id:30}  {mutant.kind:8}  {mutant.does}")
         return
     if json_path not in (None, "-"):
-        session.check_writable(Path(json_path))
-    score = session.try_mutants(
+        check_writable(Path(json_path))
+    score = try_mutants(
         selected,
         (suite,) if suite else SUITES,
         console=_console(stderr=json_path == "-"),
         verbose=verbose,
     )
-    _write_report(report.render(score), json_path)
+    _write_report(render(score), json_path)
     if not score.passed:
         sys.exit(1)
 
@@ -646,11 +653,11 @@ def test_backend_ops(*, library: str, options: dict[str, str], arguments: tuple[
 @cli.command()
 def doctor() -> None:
     """Show what a run would use on this machine, and what is wrong with it."""
-    from fa_harness import doctor as doctor_module
+    from fa_harness.commands.doctor import try_library
+    from fa_harness.doctor import check
     from fa_harness.project import find_project
-    from fa_harness.session import try_library
 
-    report = doctor_module.check(find_project(), try_library=try_library)
+    report = check(find_project(), try_library=try_library)
     styles = {"ok": "green", "note": "yellow", "problem": "red"}
     for finding in report.findings:
         mark = click.style(f"{finding.status:7}", fg=styles[finding.status])

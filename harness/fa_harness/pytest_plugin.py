@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _MARKER = (
     "fa_cases(suite=, case_file=, segments=[...], ...): run the test, which uses the fixture "
-    "fa_case, for each of these cases. The arguments are those of fa_harness.session.select; a "
+    "fa_case, for each of these cases. The arguments are those of fa_harness.selection.select; a "
     "case file lies beside the test."
 )
 
@@ -56,14 +56,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _select(metafunc: pytest.Metafunc, mark: pytest.Mark) -> list[Case]:
-    from fa_harness import session
     from fa_harness.errors import UsageError
+    from fa_harness.selection import select
 
     arguments = dict(mark.kwargs)
     if "case_file" in arguments:
         arguments["case_file"] = metafunc.definition.path.parent / arguments["case_file"]
     try:
-        return session.select(*mark.args, **arguments)
+        return select(*mark.args, **arguments)
     except (TypeError, UsageError) as error:
         text = f"{metafunc.definition.nodeid}: fa_cases: {error}"
         raise pytest.fail.Exception(text, pytrace=False) from None
@@ -122,13 +122,13 @@ class CaseUnderTest:
 @pytest.fixture(scope="session")
 def ggml_library(request: pytest.FixtureRequest) -> Library:
     """The built library that `--fa-library` names, else the setting `fa_library`."""
-    from fa_harness import session
     from fa_harness.errors import FaHarnessError
+    from fa_harness.libraries import current_library
 
     config = request.config
     name = config.getoption("--fa-library") or config.getini("fa_library")
     try:
-        return session.current_library(name, {})
+        return current_library(name, {})
     except FaHarnessError as error:
         raise pytest.fail.Exception(str(error), pytrace=False) from None
 

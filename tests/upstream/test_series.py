@@ -1,13 +1,14 @@
 import pytest
 
 from fa_harness.errors import SetupError, UsageError
-from fa_harness.project import Project
+from fa_harness.project import Project, find_project
 from fa_harness.upstream.series import (
     WHOLE,
     library_names,
     load_mutants,
     load_series,
     patches_of,
+    title,
 )
 
 
@@ -84,3 +85,10 @@ def test_a_patch_listed_twice_is_refused(two_patches: Project) -> None:
     two_patches.series_file.write_text("0001-a.patch\n0001-a.patch\n")
     with pytest.raises(SetupError, match=r"'0001-a\.patch' is listed twice"):
         load_series(two_patches)
+
+
+def test_a_patch_s_title_is_its_subject_also_where_that_takes_two_lines() -> None:
+    patches = load_series(find_project()).patches
+    titles = [title(patch) for patch in patches]
+    assert titles[1] == "ggml : do not reset the VKQ accumulator of a continued row"
+    assert all(text and "\n" not in text and "[PATCH" not in text for text in titles)

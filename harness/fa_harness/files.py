@@ -1,0 +1,76 @@
+"""Files that are written whole or not at all, and whether one can be."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from fa_harness.errors import SetupError, UsageError
+
+
+def check_writable(path: Path) -> None:
+    """Find out before a run whether its report can be written.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    if path.is_dir():
+        raise UsageError(f"report {path}: is a folder; name a file")
+    if _is_device(path):
+        if not os.access(path, os.W_OK):
+            raise UsageError(f"report {path}: cannot be written (no permission); name another file")
+        return
+    path = path.resolve()
+    if not path.parent.is_dir():
+        raise UsageError(f"report {path}: there is no folder {path.parent}; make it first")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"report {path}: cannot be written ({error.strerror}); name another file"
+        ) from error
+
+
+def write_report(path: Path, text: str, *, append: bool = False) -> None:
+    """Write a report, into a file whole or not at all.
+
+    Args:
+        path: Where to; a device or a pipe stays one.
+        text: The report.
+        append: Add it to what is there.
+
+    Raises:
+        SetupError: It cannot be written; an older one is left as it was.
+    """
+    try:
+        if append or _is_device(path):
+            with path.open("a" if append else "w", encoding="utf-8") as file:
+                file.write(text)
+        else:
+            replace_file(path.resolve(), text)  # the file that a link leads to, not the link
+    except OSError as error:
+        raise SetupError(
+            f"report {path}: cannot be written ({error.strerror}); make room or name another file"
+        ) from error
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file under another name first, then put it in the place of the older one.
+
+    Raises:
+        OSError: It cannot be written; an older one is left as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except BaseException:  # Ctrl-C, too
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _is_device(path: Path) -> bool:
+    """Tell whether a path is a device or a pipe: something to write to, not to replace."""
+    return path.exists() and not path.is_file()

@@ -1,0 +1,21 @@
+"""The forms of a run's report by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from fa_harness.gate import Gate
+from fa_harness.report import Results, html, json, junit, markdown
+
+_FORMS: Mapping[str, Callable[[Results, Gate | None], str]] = {
+    "json": json.render,
+    "junit": junit.render,
+    "markdown": markdown.render,
+    "html": html.render,
+    "summary": markdown.render,
+}
+
+
+def render(kind: str, results: Results, judged: Gate | None = None) -> str:
+    """Return a report: `json`, `junit`, `markdown`, `html`, or a job's `summary`."""
+    return _FORMS[kind](results, judged)
