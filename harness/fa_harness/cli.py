@@ -108,6 +108,12 @@ def _definitions(
     return {name: text for name, _, text in (value.partition("=") for value in values)}
 
 
+_PATH = click.Path(path_type=Path)
+_SECONDS = click.FloatRange(min=0, min_open=True)
+
+_library = click.option(
+    "--library", default="patched", metavar="NAME", show_default=True, help="Which build."
+)
 _define = click.option(
     "-D",
     "--define",
@@ -116,6 +122,11 @@ _define = click.option(
     callback=_definitions,
     metavar="NAME=VALUE",
     help="The library built with this CMake option, such as GGML_OPENMP=ON; may be repeated.",
+)
+_seed = click.option("--seed", type=int, metavar="S", help="Draw the inputs from this seed.")
+_pattern = click.option("-k", "pattern", metavar="REGEX", help="Only cases whose string matches.")
+_json = click.option(
+    "--json", "json_path", metavar="FILE", help="Write the report; - is standard output."
 )
 
 
@@ -156,7 +167,7 @@ def cli() -> None:
 )
 @click.option(
     "--case-file",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     metavar="FILE",
     help="Run a case a line, or upstream's tool's output.",
 )
@@ -167,11 +178,9 @@ def cli() -> None:
 )
 @_words("--regime", metavar="R", help="Draw the inputs in this data regime.")
 @_numbers("--threads", metavar="T", help="Compute with T threads.")
-@click.option(
-    "--library", default="patched", metavar="NAME", show_default=True, help="Which build."
-)
+@_library
 @_define
-@click.option("--seed", type=int, metavar="S", help="Draw the inputs from this seed.")
+@_seed
 @_words(
     "--segment-types", metavar="T", help="Types of the segments' K/V for mode mixed: q4_0,q8_0/f16."
 )
@@ -179,8 +188,8 @@ def cli() -> None:
 @click.option("--group", type=int, metavar="N", help="Tokens that leave it together.")
 @click.option("--cold-type", metavar="T", help="Type in which they are stored then.")
 @click.option("--list", "list_only", is_flag=True, help="Print the selected cases, run none.")
-@click.option("-k", "pattern", metavar="REGEX", help="Only cases whose string matches.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+@_pattern
+@click.option("--timeout", type=_SECONDS, metavar="SECONDS",
               help="Give up on a case after this time.")  # fmt: skip
 @_reports
 @click.option(
@@ -262,14 +271,12 @@ def run(
 
 
 @cli.command()
-@click.option(
-    "--library", default="patched", metavar="NAME", show_default=True, help="Which build."
-)
+@_library
 @_define
-@click.option("--baseline", "baseline_file", type=click.Path(path_type=Path), metavar="FILE",
+@click.option("--baseline", "baseline_file", type=_PATH, metavar="FILE",
               help="Compare with this one [default: baselines/UPSTREAM.CLASS.json].")  # fmt: skip
 @click.option("--update-baseline", "update", is_flag=True, help="Make this run the baseline.")
-@click.option("--seed", type=int, metavar="S", help="Draw the inputs from this seed.")
+@_seed
 @click.option("--threads", type=int, metavar="T", help="Compute the cases with T threads.")
 @click.option("--no-speed", is_flag=True, help="Leave the speed rows out.")
 @_reports
@@ -377,13 +384,11 @@ def _write_report(text: str, json_path: str | None) -> None:
 @click.option("--case", "case_string", required=True, metavar="STRING",
               help="A failing case, as a report prints it.")  # fmt: skip
 @_words("--mode", metavar="M", help="Compute it in these modes only.")
-@click.option(
-    "--library", default="patched", metavar="NAME", show_default=True, help="Which build."
-)
+@_library
 @_define
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=60.0,
+@click.option("--seconds", type=_SECONDS, default=60.0,
               metavar="S", show_default=True, help="Stop after this time.")  # fmt: skip
-@click.option("--emit-c", "c_file", type=click.Path(path_type=Path), metavar="FILE",
+@click.option("--emit-c", "c_file", type=_PATH, metavar="FILE",
               help="Write a C program of it that needs ggml alone.")  # fmt: skip
 def shrink(
     *,
@@ -427,7 +432,7 @@ def shrink(
               help="A case, as a report prints it.")  # fmt: skip
 @click.option("--build", "may_build", is_flag=True, help="Build the libraries that are missing.")
 @_define
-@click.option("--json", "json_path", metavar="FILE", help="Write the report; - is standard output.")
+@_json
 def bisect(
     *, case_string: str, may_build: bool, options: dict[str, str], json_path: str | None
 ) -> None:
@@ -451,18 +456,16 @@ def bisect(
 
 
 @cli.command()
-@click.option("-k", "pattern", metavar="REGEX", help="Only cases whose string matches.")
+@_pattern
 @_numbers("--threads", metavar="T", help="Compute with T threads [default: 1,2].")
 @click.option("--rounds", type=click.IntRange(min=8), default=25, metavar="N", show_default=True,
               help="Time each way to compute a case N times.")  # fmt: skip
-@click.option(
-    "--library", default="patched", metavar="NAME", show_default=True, help="Which build."
-)
+@_library
 @click.option("--baseline-library", "baseline", default="pristine", metavar="NAME",
               show_default=True, help="The build without the patches.")  # fmt: skip
 @_define
 @click.option("--list", "list_only", is_flag=True, help="Print the selected cases, measure none.")
-@click.option("--json", "json_path", metavar="FILE", help="Write the report; - is standard output.")
+@_json
 def bench(
     *,
     pattern: str | None,
@@ -503,20 +506,18 @@ def bench(
 
 
 @cli.command()
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=60.0,
+@click.option("--seconds", type=_SECONDS, default=60.0,
               metavar="S", show_default=True, help="Draw cases for this time.")  # fmt: skip
 @click.option("--max-cases", type=click.IntRange(min=1), metavar="N",
               help="Draw N cases at most.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), metavar="S",
               help="Draw the same cases as another run [default: new ones each time].")  # fmt: skip
-@click.option(
-    "--library", default="patched", metavar="NAME", show_default=True, help="Which build."
-)
+@_library
 @_define
-@click.option("--failures", type=click.Path(path_type=Path), metavar="FILE",
+@click.option("--failures", type=_PATH, metavar="FILE",
               help="Keep failures there, and run them first [default: build/fuzz/failures.txt]."
               )  # fmt: skip
-@click.option("--json", "json_path", metavar="FILE", help="Write the report; - is standard output.")
+@_json
 def fuzz(
     *,
     seconds: float,
@@ -557,7 +558,7 @@ def fuzz(
 @click.option("--suite", metavar="NAME", help="Try the cases of this suite only.")
 @click.option("-k", "pattern", metavar="REGEX", help="Only mutants whose id matches.")
 @click.option("--list", "list_only", is_flag=True, help="Print the selected mutants, try none.")
-@click.option("--json", "json_path", metavar="FILE", help="Write the report; - is standard output.")
+@_json
 @click.option("-v", "--verbose", is_flag=True, help="Print what each mutant does and what told.")
 def mutants(
     *,
@@ -630,9 +631,7 @@ def vendor(*, verbose: bool) -> None:
 
 
 @cli.command("test-backend-ops", context_settings={"ignore_unknown_options": True})
-@click.option(
-    "--library", default="patched", metavar="NAME", show_default=True, help="Which build."
-)
+@_library
 @_define
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGUMENTS]...")
 def test_backend_ops(*, library: str, options: dict[str, str], arguments: tuple[str, ...]) -> None:
