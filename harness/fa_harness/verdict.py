@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
@@ -11,25 +10,23 @@ import numpy as np
 import numpy.typing as npt
 
 from fa_harness import bounds, oracle, rolling, rolling_oracle, trails
-from fa_harness.bounds import Arithmetic, Expected
+from fa_harness.bounds import Expected
 from fa_harness.cases import Case
 from fa_harness.comparison import Comparison, Region, exact, first_bad, why, within
+from fa_harness.expectations import Expectations, chain_is_exact, may_go_on_in_f16
 from fa_harness.fifo import Rolled
 from fa_harness.inputs import Inputs
-from fa_harness.localise import F16_MAX, Call, Check, Localisation, first_wrong, mode_of
-from fa_harness.modes import Chain, Merged, Run, Step, chain_paths, path
-from fa_harness.oracle import F64, Partial
+from fa_harness.localise import F16_MAX, Check, Localisation, first_wrong, mode_of
+from fa_harness.mistrust import why_mistrusted
+from fa_harness.modes import Chain, Merged, Run, Step, path
+from fa_harness.oracle import F64
 from fa_harness.rolling import CacheStep
 from fa_harness.rolling_oracle import ExpectedSteps
+from fa_harness.shares import Shares, shares_of
 
 F32 = npt.NDArray[np.float32]
 
 STATUSES = ("pass", "fail", "crash", "timeout", "unsupported", "mistrusted")
-
-_RATIO = 8.0
-"""A mode's row may be this many times worse than the standard run's row. Both errors are sums of as
-many roundings of the same sizes in another order; the largest of a row's elements then differs by a
-factor of 2 or 3 from run to run, seldom of more."""
 
 _COMPARISONS = {
     "standard": {"standard_again", "standard_vs_oracle"},
@@ -54,24 +51,6 @@ _COMPARISONS = {
     "fifo": {"fifo_again", "fifo_vs_oracle", "fifo_state_vs_oracle"},
 }  # fmt: skip
 """What each mode is compared in where no other mode is computed."""
-
-_PICTURE = 64
-"""Heads and rows of a picture at most."""
-_KV_TILE = 64
-"""Keys in a tile of the tiled path, `GGML_FA_TILE_KV` in ggml-cpu's common.h."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shares:
-    """Where in a case a comparison is how near to its bound: what a picture of it shows."""
-
-    comparison: str
-    """One with a bound rather than of bits: the first that is not ok, else the nearest to it."""
-    by_row: F32
-    """The largest share of the bound, `[ne3 * n_head, n_batch]`, at most `_PICTURE` of each: larger
-    ones are the largest of several."""
-    by_segment: tuple[float, ...]
-    """The largest share that an output or a state after each segment takes, of all chains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +115,7 @@ def judge(
         comparisons={name: c.without_rows() for name, c in judged.comparisons.items()},
         outputs=_outputs(run) if with_outputs or run.standard.size <= 64 else {},
         steps=judged.steps,
-        shares=_shares(judged.comparisons, judged.by_segment),
+        shares=shares_of(judged.comparisons, judged.by_segment),
     )
 
 
@@ -154,48 +133,11 @@ def comparisons_of(mode: str, case: Case, modes: Collection[str]) -> set[str]:
     names = set(_COMPARISONS[mode])
     if mode == "segmented" and "full_state" in modes:
         names.add("segmented_vs_full_state")
-        if _chain_is_exact(case):
+        if chain_is_exact(case):
             names.add("state_vs_full_state")
     if mode == "merged" and uncut in modes:
         names.add("part_vs_chain")
     return names
-
-
-class _Truth:
-    """The oracle's states of a case, for Q itself or rounded to a type, each computed once."""
-
-    def __init__(self, case: Case, inputs: Inputs, *, calls: list[Arithmetic]) -> None:
-        """Prepare for bounds around the oracle's states for Q as the calls round it."""
-        self._case = case
-        self._inputs = inputs
-        self._bounded = {how.q_type for how in calls}
-        self._rescale_roundings = max(how.rescale_roundings for how in calls)
-        self._segments = list(itertools.pairwise(case.segment_bounds()))
-        self._known: dict[tuple[int, str], Partial] = {}
-
-    def segment(self, i: int, q_type: str = "f32") -> Partial:
-        """Return the state of a segment alone, the sinks in the last."""
-        if (i, q_type) not in self._known:
-            q, _ = bounds.rounded_q(self._inputs.q, q_type)
-            partial = oracle.attend(
-                self._case,
-                replace(self._inputs, q=q),
-                *self._segments[i],
-                for_bounds=q_type in self._bounded,
-                rescale_roundings=self._rescale_roundings,
-            )
-            if i == len(self._segments) - 1 and self._inputs.sinks is not None:
-                partial = oracle.add_sinks(partial, self._inputs.sinks)
-            self._known[i, q_type] = partial
-        return self._known[i, q_type]
-
-    def segments(self, q_type: str = "f32") -> list[Partial]:
-        """Return the state of each segment alone."""
-        return [self.segment(i, q_type) for i in range(len(self._segments))]
-
-    def prefixes(self, q_type: str = "f32") -> list[Partial]:
-        """Return the state after each segment."""
-        return list(itertools.accumulate(self.segments(q_type), oracle.merge))
 
 
 class _Judge:
@@ -212,17 +154,10 @@ class _Judge:
         self._inputs = inputs
         self._run = run
         self._features = features
-        self._how = bounds.arithmetic(case, path(case), features)
-        how_of_calls = [*self._how_of_calls(own_types=False), *self._how_of_calls(own_types=True)]
-        self._truth = _Truth(case, inputs, calls=[self._how, *how_of_calls])
-        self._prefixes = self._truth.prefixes()
-        self._outputs = [oracle.finalise(prefix) for prefix in self._prefixes]
-        self._of_one = self._nothing().then(self._truth.prefixes(self._how.q_type)[-1], self._how)
-        self._chain_is_exact = _chain_is_exact(case)
+        self._expect = Expectations(case, inputs, features)
+        self._outputs = self._expect.outputs
         self._chain_regions: list[Region] = []
         """Where the last output of each chain must lie."""
-        self._regions: dict[int, tuple[Expected, Region]] = {}
-        self._near_regions: dict[tuple[int, ...], tuple[Region, Region]] = {}
         self._compared: dict[tuple[int, int], tuple[F32, Comparison]] = {}
         self._expected_steps: ExpectedSteps | None = None
         self.comparisons: dict[str, Comparison] = {}
@@ -268,12 +203,19 @@ class _Judge:
                     f"mode {mode} was asked for, and not compared: {', '.join(sorted(missing))}"
                 )
         if self._overflows:
-            peak = float(self._prefixes[-1].peak.max())
+            peak = float(self._expect.prefixes[-1].peak.max())
             return "unsupported", (
                 f"upstream's F16 accumulator overflows: numerators reach {peak:.3g}, F16 ends at "
                 f"{F16_MAX:.0f}; the comparisons that must be bit-identical are"
             )
-        return self._mistrust()
+        mistrusted = why_mistrusted(
+            self._case,
+            self._run,
+            self._expect,
+            chain_regions=self._chain_regions,
+            steps=self._expected_steps,
+        )
+        return ("pass", "") if mistrusted is None else ("mistrusted", mistrusted)
 
     def localisation(self) -> Localisation | None:
         """Return where the comparison that does not hold went wrong first, if one is why it fails.
@@ -312,14 +254,16 @@ class _Judge:
         """
         run = self._run
         if mode == "standard":
-            region = self._region(self._of_one)
+            region = self._expect.region(self._expect.of_one)
             return trails.of_standard(
-                self._one_call(), run, self._of_one, self._outputs[-1], region
+                self._expect.one_call(), run, self._expect.of_one, self._outputs[-1], region
             )
         if mode == "full_state" and run.full_state and run.full_state_again:
-            region = self._not_far_worse(self._region(self._of_one), [run.standard])
+            region = self._expect.not_far_worse(
+                self._expect.region(self._expect.of_one), [run.standard]
+            )
             return trails.of_full_state(
-                self._one_call(), run, self._of_one, self._outputs[-1], region
+                self._expect.one_call(), run, self._expect.of_one, self._outputs[-1], region
             )
         if mode == "segmented" and run.segmented:
             return self._trail_of_segmented(run.segmented)
@@ -331,7 +275,7 @@ class _Judge:
             return self._trail_of_merged(run.merged)
         if mode == "fifo" and run.fifo and run.fifo_again and self._expected_steps:
             expected = self._expected_steps
-            region = self._region(expected.after_both)
+            region = self._expect.region(expected.after_both)
             return trails.of_fifo(self._case, run.fifo, run.fifo_again, expected, region)
         raise AssertionError(f"mode {mode} was compared, and is not in the run")
 
@@ -339,23 +283,25 @@ class _Judge:
         run = self._run
         self.comparisons["standard_again"] = exact(run.standard_again, run.standard)
         self.comparisons["standard_vs_oracle"] = self._within(
-            run.standard, self._outputs[-1], self._region(self._of_one)
+            run.standard, self._outputs[-1], self._expect.region(self._expect.of_one)
         )
 
     def _compare_full_state(self, step: Step, again: Step) -> None:
         self.comparisons["full_state_again"] = first_bad(_exact_step(again, step))
         self.comparisons["full_state_vs_standard"] = exact(step.output, self._run.standard)
-        region = self._not_far_worse(self._region(self._of_one), [self._run.standard])
+        region = self._expect.not_far_worse(
+            self._expect.region(self._expect.of_one), [self._run.standard]
+        )
         self.comparisons["full_state_vs_oracle"] = self._within(
             step.output, self._outputs[-1], region
         )
         self.comparisons["full_state_state_vs_oracle"] = self._compare_state(
-            step.state, self._of_one
+            step.state, self._expect.of_one
         )
 
     def _compare_segmented(self, chain: Chain) -> None:
         last, full = chain.steps[-1], self._run.full_state
-        expected = self._expected_chain(chain.steps, own_types=False)
+        expected = self._expect.chain(chain.steps, own_types=False)
         self.comparisons["segmented_vs_standard"] = self._compare_with_one_call(
             last.output, self._run.standard, expected[-1]
         )
@@ -363,16 +309,18 @@ class _Judge:
             self.comparisons["segmented_vs_full_state"] = self._compare_with_one_call(
                 last.output, full.output, expected[-1]
             )
-            if self._chain_is_exact:
+            if self._expect.chain_is_exact:
                 self.comparisons["state_vs_full_state"] = exact(last.state, full.state)
-        region = self._not_far_worse(self._region(expected[-1]), self._standard_runs())
+        region = self._expect.not_far_worse(
+            self._expect.region(expected[-1]), self._standard_runs()
+        )
         self._compare_chain_with_oracle("segmented", "", chain.steps, expected, region)
         self.comparisons["one_graph_vs_segmented"] = _compare_one_graph(chain)
 
     def _compare_mixed(self, chain: Chain, again: Chain) -> None:
-        expected = self._expected_chain(chain.steps, own_types=True)
+        expected = self._expect.chain(chain.steps, own_types=True)
         self._compare_chain_with_oracle(
-            "mixed", "mixed_", chain.steps, expected, self._region(expected[-1])
+            "mixed", "mixed_", chain.steps, expected, self._expect.region(expected[-1])
         )
         self.comparisons["mixed_again"] = _exact_steps(again.steps, chain.steps)
         self.comparisons["one_graph_vs_mixed"] = first_bad(
@@ -387,9 +335,9 @@ class _Judge:
             name = "resumed_vs_mixed" if own_types else "resumed_vs_segmented"
             self.comparisons[name] = _exact_steps(steps, uncut.steps)
             return
-        expected = self._expected_chain(steps, own_types=own_types)
+        expected = self._expect.chain(steps, own_types=own_types)
         self._compare_chain_with_oracle(
-            "resumed", "resumed_", steps, expected, self._region(expected[-1])
+            "resumed", "resumed_", steps, expected, self._expect.region(expected[-1])
         )
 
     def _compare_merged(self, merged: Merged) -> None:
@@ -397,10 +345,12 @@ class _Judge:
         uncut = self._run.mixed if case.segment_types else self._run.segmented
         if uncut is not None:
             self.comparisons["part_vs_chain"] = first_bad(_exact_step(parts[0], uncut.steps[0]))
-        expected_parts = self._expected_parts()
+        expected_parts = self._expect.parts()
         self.comparisons["part_vs_oracle"] = first_bad(
-            within(part.output, oracle.finalise(self._truth.segment(i)), self._region(expected))
-            for i, (part, expected) in enumerate(zip(parts, expected_parts, strict=True))
+            within(part.output, oracle.finalise(alone), self._expect.region(expected))
+            for part, alone, expected in zip(
+                parts, self._expect.segments(), expected_parts, strict=True
+            )
         )
         self.comparisons["part_state_vs_oracle"] = first_bad(
             _compare_state(part.state, expected)
@@ -408,9 +358,9 @@ class _Judge:
         )
         reductions = [merged.in_turn, merged.swapped, merged.pairwise, merged.shuffled]
         expected = bounds.merged(expected_parts)
-        region = self._region(expected)
+        region = self._expect.region(expected)
         if not case.segment_types:
-            region = self._not_far_worse(region, self._standard_runs())
+            region = self._expect.not_far_worse(region, self._standard_runs())
         self.comparisons["merged_vs_oracle"] = first_bad(
             within(step.output, self._outputs[-1], region) for step in reductions
         )
@@ -450,9 +400,10 @@ class _Judge:
     def _compare_fifo(self, rolled: Rolled, again: Rolled) -> None:
         """Compare a rolling cache, whose steps are the rows of the arrays."""
         expected = rolling_oracle.expect(
-            self._case, self._inputs, _may_go_on_in_f16(rolled.cold_state), self._features
+            self._case, self._inputs, may_go_on_in_f16(rolled.cold_state), self._features
         )
-        exact_output, region = oracle.finalise(expected.exact), self._region(expected.after_both)
+        exact_output = oracle.finalise(expected.exact)
+        region = self._expect.region(expected.after_both)
         self._expected_steps = expected
         self.comparisons["fifo_again"] = first_bad(
             [exact(again.output, rolled.output), exact(again.state, rolled.state)]
@@ -506,7 +457,7 @@ class _Judge:
             steps[-1].output, self._outputs[-1], last
         )
         outputs = [
-            self._within(step.output, self._outputs[i], self._region(expected[i]))
+            self._within(step.output, self._outputs[i], self._expect.region(expected[i]))
             for i, step in enumerate(steps)
         ]
         states = [self._compare_state(step.state, expected[i]) for i, step in enumerate(steps)]
@@ -518,46 +469,9 @@ class _Judge:
 
     def _compare_with_one_call(self, output: F32, of_one: F32, expected: Expected) -> Comparison:
         """Compare the chain's last output with that of one call."""
-        if self._chain_is_exact:
+        if self._expect.chain_is_exact:
             return exact(output, of_one)
-        return within(output, of_one, self._near_one_call(of_one, expected))
-
-    def _near_one_call(self, of_one: F32, expected: Expected) -> Region:
-        one, chain = self._region(self._of_one), self._region(expected)
-        bound = one.bound + chain.bound + np.abs(chain.centre - one.centre)
-        return Region(of_one.astype(np.float64), bound)
-
-    def _nothing(self) -> Expected:
-        return bounds.nothing(self._case, self._inputs)
-
-    def _how_of_calls(self, *, own_types: bool) -> list[Arithmetic]:
-        """Return what each call of a chain computes in."""
-        case = self._case
-        return [
-            bounds.arithmetic(case.of_segment(i) if own_types else case, path_, self._features)
-            for i, path_ in enumerate(chain_paths(case, own_types=own_types))
-        ]
-
-    def _expected_chain(self, steps: tuple[Step, ...], *, own_types: bool) -> list[Expected]:
-        """Return what is expected after each step.
-
-        Which rows go on in F16 is told by the state that a call found: those that were fresh or
-        held F16 numbers only. Partials of split-KV start from nothing in any case.
-        """
-        if self._case.segments == 1 and not own_types:
-            return [self._of_one]
-        chain = [self._nothing()]
-        for i, how in enumerate(self._how_of_calls(own_types=own_types)):
-            in_f16 = None
-            if how.f16_numerators and not how.n_partials and i > 0:
-                in_f16 = _may_go_on_in_f16(steps[i - 1].state)
-            chain.append(chain[-1].then(self._truth.segment(i, how.q_type), how, in_f16))
-        return chain[1:]
-
-    def _region(self, expected: Expected) -> Region:
-        if id(expected) not in self._regions:
-            self._regions[id(expected)] = expected, _region(expected)
-        return self._regions[id(expected)][1]
+        return within(output, of_one, self._expect.near_one_call(of_one, expected))
 
     def _within(self, output: F32, expected: F64, region: Region) -> Comparison:
         """Compare an output with one of the oracle's, the same bits but once."""
@@ -583,55 +497,35 @@ class _Judge:
         self._compared[key] = got, comparison
         return comparison
 
-    def _one_call(self) -> Call:
-        return Call(
-            name="the only call",
-            keys=(0, self._case.kv),
-            path=path(self._case),
-            f16_numerators=self._how.f16_numerators,
-        )
-
-    def _calls(self, *, own_types: bool, name: str = "segment") -> list[Call]:
-        case = self._case
-        limits = itertools.pairwise(case.segment_bounds())
-        paths = chain_paths(case, own_types=own_types)
-        hows = self._how_of_calls(own_types=own_types)
-        return [
-            Call(
-                name=f"{name} {i} (of 0 to {case.segments - 1})",
-                keys=keys,
-                path=path_,
-                index=i,
-                f16_numerators=how.f16_numerators,
-            )
-            for i, (keys, path_, how) in enumerate(zip(limits, paths, hows, strict=True))
-        ]
-
     def _trail_of_chain(self, steps: tuple[Step, ...], *, own_types: bool) -> Iterator[Check]:
-        expected = self._expected_chain(steps, own_types=own_types)
-        regions = [self._region(of_call) for of_call in expected]
+        expected = self._expect.chain(steps, own_types=own_types)
+        regions = [self._expect.region(of_call) for of_call in expected]
         if steps is not self._run.resumed and not own_types:
-            regions[-1] = self._not_far_worse(regions[-1], self._standard_runs())
-        calls = self._calls(own_types=own_types)
+            regions[-1] = self._expect.not_far_worse(regions[-1], self._standard_runs())
+        calls = self._expect.calls(own_types=own_types)
         for i, step in enumerate(steps):
             yield from trails.of_step(calls[i], step, expected[i], self._outputs[i], regions[i])
 
     def _trail_of_segmented(self, chain: Chain) -> Iterator[Check]:
         yield from self._trail_of_chain(chain.steps, own_types=False)
-        calls, last = self._calls(own_types=False), chain.steps[-1]
-        expected = self._expected_chain(chain.steps, own_types=False)[-1]
+        calls, last = self._expect.calls(own_types=False), chain.steps[-1]
+        expected = self._expect.chain(chain.steps, own_types=False)[-1]
         full, others = self._run.full_state, {"standard": self._run.standard}
         if full is not None:
-            if self._chain_is_exact:
+            if self._expect.chain_is_exact:
                 yield from trails.same(calls[-1], last, full, "full_state")
             others = {"full_state": full.output, **others}
         for other, output in others.items():
-            near = None if self._chain_is_exact else self._near_one_call(output, expected)
+            near = (
+                None
+                if self._expect.chain_is_exact
+                else self._expect.near_one_call(output, expected)
+            )
             yield trails.same_result(calls[-1], last.output, output, other, near=near)
         yield from trails.of_one_graph(calls, chain)
 
     def _trail_of_mixed(self, chain: Chain, again: Chain) -> Iterator[Check]:
-        calls = self._calls(own_types=True)
+        calls = self._expect.calls(own_types=True)
         yield from self._trail_of_chain(chain.steps, own_types=True)
         yield from trails.same_steps(calls, again.steps, chain.steps, "the first run")
         for one in (chain, again):
@@ -643,62 +537,32 @@ class _Judge:
         if uncut is None:
             yield from self._trail_of_chain(steps, own_types=own_types)
         else:
-            calls = self._calls(own_types=own_types)
+            calls = self._expect.calls(own_types=own_types)
             yield from trails.same_steps(calls, steps, uncut.steps, "the chain that is not cut")
 
     def _trail_of_merged(self, merged: Merged) -> Iterator[Check]:
         own_types = bool(self._case.segment_types)
-        calls = self._calls(own_types=own_types, name="part")
-        for i, expected in enumerate(self._expected_parts()):
-            alone = oracle.finalise(self._truth.segment(i))
-            region = self._region(expected)
-            yield from trails.of_step(calls[i], merged.parts[i], expected, alone, region)
+        calls = self._expect.calls(own_types=own_types, name="part")
+        expected_parts = self._expect.parts()
+        for call, part, expected, alone in zip(
+            calls, merged.parts, expected_parts, self._expect.segments(), strict=True
+        ):
+            region = self._expect.region(expected)
+            yield from trails.of_step(call, part, expected, oracle.finalise(alone), region)
         uncut = self._run.mixed if own_types else self._run.segmented
         if uncut is not None:
             yield from trails.same(calls[0], merged.parts[0], uncut.steps[0], "the chain")
-        expected = bounds.merged(self._expected_parts())
-        region = self._region(expected)
+        expected = bounds.merged(expected_parts)
+        region = self._expect.region(expected)
         if not own_types:
-            region = self._not_far_worse(region, self._standard_runs())
+            region = self._expect.not_far_worse(region, self._standard_runs())
         yield from trails.of_merges(
             calls, merged, expected, self._outputs[-1], region, _fresh_step(self._case)
         )
 
-    def _expected_parts(self) -> list[Expected]:
-        own_types = bool(self._case.segment_types)
-        return [
-            self._nothing().then(self._truth.segment(i, how.q_type), how)
-            for i, how in enumerate(self._how_of_calls(own_types=own_types))
-        ]
-
     def _standard_runs(self) -> list[F32]:
         """Return the standard run, and where a chain takes another path that on the vec path."""
         return [run for run in (self._run.standard, self._run.reference) if run is not None]
-
-    def _not_far_worse(self, region: Region, runs: list[F32]) -> Region:
-        """Return the part of a region of last outputs that is not far worse than other runs.
-
-        That is `_RATIO` times their error, in the row itself or typical of the rows in relation to
-        their size, and some roundings of a number of that size.
-        """
-        key = (id(region), *map(id, runs))
-        if key not in self._near_regions:
-            self._near_regions[key] = region, self._near_region(region, runs)
-        return self._near_regions[key][1]
-
-    def _near_region(self, region: Region, runs: list[F32]) -> Region:
-        if not all(np.isfinite(run).all() for run in runs):
-            return region
-        partial, exact_output = self._prefixes[-1], self._outputs[-1]
-        error = np.max([np.abs(run - exact_output).max(axis=-1) for run in runs], axis=0)
-        s = np.where(partial.s == 0, 1.0, partial.s)
-        size = partial.abs_vkq.max(axis=-1) / s  # the row's scale: sum of p |v|
-        relative = np.divide(error, size, out=np.zeros_like(error), where=size != 0)
-        typical = np.sqrt((relative**2).mean()) * size
-        allowed = (_RATIO * np.maximum(error, typical) + 4 * bounds.U32 * size)[..., None]
-        low = np.maximum(region.centre - region.bound, exact_output - allowed)
-        high = np.minimum(region.centre + region.bound, exact_output + allowed)
-        return Region((low + high) / 2, np.maximum((high - low) / 2, 0.0))
 
     @functools.cached_property
     def _overflows(self) -> bool:
@@ -711,79 +575,13 @@ class _Judge:
             lasts.append((run.merged.in_turn.output, own_types))
         if run.resumed is not None:
             lasts.append((run.resumed[-1].output, own_types))
-        lost = self._how.f16_numerators and not np.isfinite(run.standard).all()
+        lost = self._expect.how.f16_numerators and not np.isfinite(run.standard).all()
         for output, own in lasts:
-            in_f16 = any(how.f16_numerators for how in self._how_of_calls(own_types=own))
+            in_f16 = any(how.f16_numerators for how in self._expect.how_of_calls(own_types=own))
             lost |= in_f16 and not np.isfinite(output).all()
         if run.fifo is not None and "f16" in (self._case.type_V, self._case.cold_type):
             lost |= not np.isfinite(run.fifo.output).all()
-        return lost and bool(self._prefixes[-1].peak.max() > F16_MAX)
-
-    def _mistrust(self) -> tuple[str, str]:
-        """Return `mistrusted` where no fault could have shown, else `pass`."""
-        run, region = self._run, self._region(self._of_one)
-        if not self._outputs[-1].any() or not run.standard.any():
-            return "mistrusted", "every output is 0: nothing could differ"
-        if not (np.abs(region.centre) > region.bound).any():
-            return (
-                "mistrusted",
-                "the bound is above every output: an output of 0 would pass",
-            )
-        if run.fifo is not None and self._expected_steps is not None:
-            return _mistrust_fifo(self._case, run.fifo, self._expected_steps)
-        chains = (run.segmented, run.merged, run.resumed, run.mixed)
-        if all(chain is None for chain in chains) or self._case.segments == 1:
-            return "pass", ""
-        segments, whole = self._truth.segments(), self._prefixes[-1]
-        weights = [oracle.weight(segment.m, whole.m) * segment.s for segment in segments]
-        if max(sum(weight > 0 for weight in rows) for rows in _rows_of(weights)) < 2:
-            return "mistrusted", (
-                f"{self._case.segments} segments were asked for, and no row has keys in two"
-            )
-        # of merges a lost part shows: S is compared with that of the parts to a few roundings
-        last = segments[-1]
-        share = oracle.weight(last.m, whole.m)[..., None]
-        faults: dict[str, Callable[[], F64]] = {
-            "reset numerators": lambda: share * last.vkq / np.where(whole.s, whole.s, 1)[..., None],
-            "a lost state": lambda: oracle.finalise(last),
-        }
-        for region in self._chain_regions:
-            visible = region.bound
-            if self._chain_is_exact:
-                # more than any accumulator rounds away
-                visible = bounds.U16 * np.abs(region.centre)
-            for fault, output in faults.items():
-                # both for Q itself: what rounding Q changes is not the fault
-                if not (np.abs(output() - self._outputs[-1]) > visible).any():
-                    return "mistrusted", f"{fault} would stay within the bound in every row"
-        return "pass", ""
-
-
-def _mistrust_fifo(case: Case, rolled: Rolled, expected: ExpectedSteps) -> tuple[str, str]:
-    """Return `mistrusted` where no fault of a rolling cache could have shown, else `pass`."""
-    if not rolled.can_be_told_apart:
-        return "mistrusted", "two tokens have the same bytes: one in the other's place would pass"
-    if not rolling.n_cold(case).any():
-        return "mistrusted", (
-            f"no token ever gets cold: hot_window={case.hot_window} holds the kv={case.kv}"
-        )
-    hot, whole = expected.hot, expected.exact
-    share = oracle.weight(hot.m, whole.m)[..., None]
-    faults = {
-        "reset numerators": share * hot.vkq / np.where(whole.s, whole.s, 1)[..., None],
-        "a lost state": oracle.finalise(hot),
-        "lost hot tokens": oracle.finalise(expected.cold),
-    }
-    right, bound = oracle.finalise(whole), expected.after_both.output_bound()
-    for fault, output in faults.items():
-        if not (np.abs(output - right) > bound).any():
-            return "mistrusted", f"{fault} would stay within the bound at every step"
-    return "pass", ""
-
-
-def _region(expected: Expected) -> Region:
-    """Return where a correct output lies: around the oracle's for the rounded Q."""
-    return Region(oracle.finalise(expected.truth), expected.output_bound())
+        return lost and bool(self._expect.prefixes[-1].peak.max() > F16_MAX)
 
 
 def _compare_state(state: F32, expected: Expected) -> Comparison:
@@ -819,61 +617,6 @@ def _fresh_step(case: Case) -> Step:
     state = np.zeros((*rows, 2 + case.hsv_padded), np.float32)
     state[..., 0] = -np.inf
     return Step(output=np.zeros((*rows, case.hsv_padded), np.float32), state=state)
-
-
-def _may_go_on_in_f16(state: F32) -> npt.NDArray[np.bool_]:
-    """Tell of each row of a state whether a call with an F16 V continues it in F16."""
-    vkq = state[..., 2:]
-    with np.errstate(over="ignore"):
-        is_f16 = vkq.astype(np.float16).astype(np.float32) == vkq
-    fresh_or_f16: npt.NDArray[np.bool_] = np.isneginf(state[..., 0]) | is_f16.all(axis=-1)
-    return fresh_or_f16
-
-
-def _chain_is_exact(case: Case) -> bool:
-    """Tell whether the chain has to give the bits of one call.
-
-    The vec path takes the keys one at a time, so it does not see where a call ends. The tiled path
-    takes them by tiles, counted from the start of a call. Split-KV sums parts of a call apart.
-    """
-    paths = {path(case), *chain_paths(case)}
-    if paths == {"tiled"}:
-        inner = case.segment_bounds()[1:-1]
-        return all(limit % _KV_TILE == 0 or limit == case.kv for limit in inner)
-    return paths == {"vec"}
-
-
-def _shares(comparisons: dict[str, Comparison], by_segment: tuple[float, ...]) -> Shares | None:
-    """Return what a picture shows of the comparison that tells most."""
-    pictured = {name: c for name, c in comparisons.items() if c.by_row is not None}
-    if not pictured:
-        return None
-    bad = sorted(
-        (name for name, c in pictured.items() if not c.ok),
-        key=lambda name: pictured[name].required != "bound",
-    )
-    name = bad[0] if bad else max(pictured, key=lambda name: pictured[name].of_bound)
-    rows = pictured[name].by_row
-    assert rows is not None
-    return Shares(
-        comparison=name,
-        by_row=_pooled(rows.reshape(-1, rows.shape[-1])),
-        by_segment=by_segment,
-    )
-
-
-def _pooled(array: F32) -> F32:
-    """Return an array with at most `_PICTURE` rows and columns, each the largest of neighbours."""
-    for axis, size in enumerate(array.shape):
-        if size > _PICTURE:
-            starts = np.arange(_PICTURE) * size // _PICTURE
-            array = np.maximum.reduceat(array, starts, axis=axis)
-    return array
-
-
-def _rows_of(weights: list[F64]) -> npt.NDArray[np.float64]:
-    """Return weights by segment as `[rows, segments]`."""
-    return np.stack([weight.reshape(-1) for weight in weights], axis=-1)
 
 
 def _outputs(run: Run) -> dict[str, F32 | list[F32]]:

@@ -12,7 +12,7 @@ from fa_harness.bench import Interval
 from fa_harness.gate import Gate, Ratio
 from fa_harness.report import Results, html, junit, markdown
 from fa_harness.report.annotations import render as annotate
-from fa_harness.verdict import Shares
+from fa_harness.shares import Shares
 from gates import CASE, OTHER, baseline_of, comparison, failing, judged, results, verdict
 
 NASTY = "<script>alert('&')</script> ]]> | `x` \x00\x1b[31m\ud800 % , : \r\n::error::second line"

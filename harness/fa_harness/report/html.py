@@ -18,7 +18,8 @@ from fa_harness.report import Results
 from fa_harness.report.bench import label as row_label
 from fa_harness.report.console import label
 from fa_harness.report.troubles import Trouble, headline, in_short, origin, passed, troubles
-from fa_harness.verdict import F32, Shares, Verdict
+from fa_harness.shares import F32, Shares
+from fa_harness.verdict import Verdict
 
 _LEVELS = (0.1, 0.5, 1.0, 10.0, 1000.0, math.inf)
 """Upper limits of the shares that a colour stands for; what is above the last is not finite."""

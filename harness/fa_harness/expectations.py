@@ -1,0 +1,223 @@
+"""What a correct library gives for a case, in each mode: states, and where results must lie."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from fa_harness import bounds, oracle
+from fa_harness.bounds import Arithmetic, Expected
+from fa_harness.cases import Case
+from fa_harness.comparison import Region
+from fa_harness.inputs import Inputs
+from fa_harness.localise import Call
+from fa_harness.modes import Step, chain_paths, path
+from fa_harness.oracle import Partial
+
+F32 = npt.NDArray[np.float32]
+
+_RATIO = 8.0
+"""A mode's row may be this many times worse than the standard run's row. Both errors are sums of as
+many roundings of the same sizes in another order; the largest of a row's elements then differs by a
+factor of 2 or 3 from run to run, seldom of more."""
+
+_KV_TILE = 64
+"""Keys in a tile of the tiled path, `GGML_FA_TILE_KV` in ggml-cpu's common.h."""
+
+
+class _Truth:
+    """The oracle's states of a case, for Q itself or rounded to a type, each computed once."""
+
+    def __init__(self, case: Case, inputs: Inputs, *, calls: list[Arithmetic]) -> None:
+        """Prepare for bounds around the oracle's states for Q as the calls round it."""
+        self._case = case
+        self._inputs = inputs
+        self._bounded = {how.q_type for how in calls}
+        self._rescale_roundings = max(how.rescale_roundings for how in calls)
+        self._segments = list(itertools.pairwise(case.segment_bounds()))
+        self._known: dict[tuple[int, str], Partial] = {}
+
+    def segment(self, i: int, q_type: str = "f32") -> Partial:
+        """Return the state of a segment alone, the sinks in the last."""
+        if (i, q_type) not in self._known:
+            q, _ = bounds.rounded_q(self._inputs.q, q_type)
+            partial = oracle.attend(
+                self._case,
+                replace(self._inputs, q=q),
+                *self._segments[i],
+                for_bounds=q_type in self._bounded,
+                rescale_roundings=self._rescale_roundings,
+            )
+            if i == len(self._segments) - 1 and self._inputs.sinks is not None:
+                partial = oracle.add_sinks(partial, self._inputs.sinks)
+            self._known[i, q_type] = partial
+        return self._known[i, q_type]
+
+    def segments(self, q_type: str = "f32") -> list[Partial]:
+        """Return the state of each segment alone."""
+        return [self.segment(i, q_type) for i in range(len(self._segments))]
+
+    def prefixes(self, q_type: str = "f32") -> list[Partial]:
+        """Return the state after each segment."""
+        return list(itertools.accumulate(self.segments(q_type), oracle.merge))
+
+
+class Expectations:
+    """What a correct library gives for a case: the oracle's states, and the regions around them.
+
+    Attributes:
+        how: What one call over the whole case computes in.
+        prefixes: The oracle's states after each segment, for Q itself.
+        outputs: Their results.
+        of_one: What is expected of one call.
+        chain_is_exact: Whether the chain has to give the bits of one call.
+    """
+
+    def __init__(self, case: Case, inputs: Inputs, features: tuple[str, ...]) -> None:
+        """Compute the oracle's states for Q itself, and as one call rounds it.
+
+        Args:
+            case: The case.
+            inputs: Its inputs.
+            features: The library's CPU features, as `Ggml.features` names them.
+        """
+        self._case = case
+        self._inputs = inputs
+        self._features = features
+        self.how = bounds.arithmetic(case, path(case), features)
+        how_of_calls = [*self.how_of_calls(own_types=False), *self.how_of_calls(own_types=True)]
+        self._truth = _Truth(case, inputs, calls=[self.how, *how_of_calls])
+        self.prefixes = self._truth.prefixes()
+        self.outputs = [oracle.finalise(prefix) for prefix in self.prefixes]
+        self.of_one = self._nothing().then(self._truth.prefixes(self.how.q_type)[-1], self.how)
+        self.chain_is_exact = chain_is_exact(case)
+        self._regions: dict[int, tuple[Expected, Region]] = {}
+        self._near_regions: dict[tuple[int, ...], tuple[Region, Region]] = {}
+
+    def segments(self) -> list[Partial]:
+        """Return the oracle's state of each segment alone, for Q itself."""
+        return self._truth.segments()
+
+    def one_call(self) -> Call:
+        """Return the one call over the whole case."""
+        return Call(
+            name="the only call",
+            keys=(0, self._case.kv),
+            path=path(self._case),
+            f16_numerators=self.how.f16_numerators,
+        )
+
+    def calls(self, *, own_types: bool, name: str = "segment") -> list[Call]:
+        """Return the calls of a chain, or of the parts of a merge."""
+        case = self._case
+        limits = itertools.pairwise(case.segment_bounds())
+        paths = chain_paths(case, own_types=own_types)
+        hows = self.how_of_calls(own_types=own_types)
+        return [
+            Call(
+                name=f"{name} {i} (of 0 to {case.segments - 1})",
+                keys=keys,
+                path=path_,
+                index=i,
+                f16_numerators=how.f16_numerators,
+            )
+            for i, (keys, path_, how) in enumerate(zip(limits, paths, hows, strict=True))
+        ]
+
+    def how_of_calls(self, *, own_types: bool) -> list[Arithmetic]:
+        """Return what each call of a chain computes in."""
+        case = self._case
+        return [
+            bounds.arithmetic(case.of_segment(i) if own_types else case, path_, self._features)
+            for i, path_ in enumerate(chain_paths(case, own_types=own_types))
+        ]
+
+    def chain(self, steps: tuple[Step, ...], *, own_types: bool) -> list[Expected]:
+        """Return what is expected after each step.
+
+        Which rows go on in F16 is told by the state that a call found: those that were fresh or
+        held F16 numbers only. Partials of split-KV start from nothing in any case.
+        """
+        if self._case.segments == 1 and not own_types:
+            return [self.of_one]
+        chain = [self._nothing()]
+        for i, how in enumerate(self.how_of_calls(own_types=own_types)):
+            in_f16 = None
+            if how.f16_numerators and not how.n_partials and i > 0:
+                in_f16 = may_go_on_in_f16(steps[i - 1].state)
+            chain.append(chain[-1].then(self._truth.segment(i, how.q_type), how, in_f16))
+        return chain[1:]
+
+    def parts(self) -> list[Expected]:
+        """Return what is expected of each segment alone."""
+        own_types = bool(self._case.segment_types)
+        return [
+            self._nothing().then(self._truth.segment(i, how.q_type), how)
+            for i, how in enumerate(self.how_of_calls(own_types=own_types))
+        ]
+
+    def region(self, expected: Expected) -> Region:
+        """Return where a correct output lies: around the oracle's for the rounded Q."""
+        if id(expected) not in self._regions:
+            region = Region(oracle.finalise(expected.truth), expected.output_bound())
+            self._regions[id(expected)] = expected, region
+        return self._regions[id(expected)][1]
+
+    def near_one_call(self, of_one: F32, expected: Expected) -> Region:
+        """Return where the last output of a chain lies, seen from that of one call."""
+        one, chain = self.region(self.of_one), self.region(expected)
+        bound = one.bound + chain.bound + np.abs(chain.centre - one.centre)
+        return Region(of_one.astype(np.float64), bound)
+
+    def not_far_worse(self, region: Region, runs: list[F32]) -> Region:
+        """Return the part of a region of last outputs that is not far worse than other runs.
+
+        That is `_RATIO` times their error, in the row itself or typical of the rows in relation to
+        their size, and some roundings of a number of that size.
+        """
+        key = (id(region), *map(id, runs))
+        if key not in self._near_regions:
+            self._near_regions[key] = region, self._near_region(region, runs)
+        return self._near_regions[key][1]
+
+    def _nothing(self) -> Expected:
+        return bounds.nothing(self._case, self._inputs)
+
+    def _near_region(self, region: Region, runs: list[F32]) -> Region:
+        if not all(np.isfinite(run).all() for run in runs):
+            return region
+        partial, exact_output = self.prefixes[-1], self.outputs[-1]
+        error = np.max([np.abs(run - exact_output).max(axis=-1) for run in runs], axis=0)
+        s = np.where(partial.s == 0, 1.0, partial.s)
+        size = partial.abs_vkq.max(axis=-1) / s  # the row's scale: sum of p |v|
+        relative = np.divide(error, size, out=np.zeros_like(error), where=size != 0)
+        typical = np.sqrt((relative**2).mean()) * size
+        allowed = (_RATIO * np.maximum(error, typical) + 4 * bounds.U32 * size)[..., None]
+        low = np.maximum(region.centre - region.bound, exact_output - allowed)
+        high = np.minimum(region.centre + region.bound, exact_output + allowed)
+        return Region((low + high) / 2, np.maximum((high - low) / 2, 0.0))
+
+
+def chain_is_exact(case: Case) -> bool:
+    """Tell whether the chain has to give the bits of one call.
+
+    The vec path takes the keys one at a time, so it does not see where a call ends. The tiled path
+    takes them by tiles, counted from the start of a call. Split-KV sums parts of a call apart.
+    """
+    paths = {path(case), *chain_paths(case)}
+    if paths == {"tiled"}:
+        inner = case.segment_bounds()[1:-1]
+        return all(limit % _KV_TILE == 0 or limit == case.kv for limit in inner)
+    return paths == {"vec"}
+
+
+def may_go_on_in_f16(state: F32) -> npt.NDArray[np.bool_]:
+    """Tell of each row of a state whether a call with an F16 V continues it in F16."""
+    vkq = state[..., 2:]
+    with np.errstate(over="ignore"):
+        is_f16 = vkq.astype(np.float16).astype(np.float32) == vkq
+    fresh_or_f16: npt.NDArray[np.bool_] = np.isneginf(state[..., 0]) | is_f16.all(axis=-1)
+    return fresh_or_f16
