@@ -28,7 +28,7 @@ SMALL = "FLASH_ATTN_EXT(hsk=32,hsv=32,nh=1,kv=20,nb=2,segments=2,regime=normal)"
 def test_a_suite_is_a_test_a_case(pytester: pytest.Pytester, patched: Library) -> None:
     pytester.makepyfile(TEST.format('suite="smoke", pattern="kv=97"'))
     done = pytester.runpytest("-v", "--strict-markers")
-    done.assert_outcomes(passed=8)
+    done.assert_outcomes(passed=sum("kv=97" in str(case) for case in suite("smoke")))
     done.stdout.fnmatch_lines(
         ["*::test_kernel[[]hs64-h6/3-kv97-b5-f16-ties-ne3-2-mask/6-alibi:8-softcap:5-t2-s3*"]
     )
@@ -37,7 +37,7 @@ def test_a_suite_is_a_test_a_case(pytester: pytest.Pytester, patched: Library) -
 def test_words_of_an_id_select_cases(pytester: pytest.Pytester, patched: Library) -> None:
     pytester.makepyfile(TEST.format('suite="smoke"'))
     done = pytester.runpytest("-k", "kv97 and alibi:8 or cut:20-620")
-    done.assert_outcomes(passed=2, deselected=16)
+    done.assert_outcomes(passed=2, deselected=len(suite("smoke")) - 2)
 
 
 def test_a_case_file_lies_beside_the_test(pytester: pytest.Pytester, patched: Library) -> None:

@@ -129,7 +129,6 @@ def test_a_case_of_usual_options_has_none_in_its_label() -> None:
 
 
 @pytest.mark.parametrize("name", ["seed", "smoke", "default", "fifo"])
-def test_cases_of_a_suite_can_be_told_apart_and_fit_the_column(name: str) -> None:
-    labels = [(label(case), case.segments) for case in suite(name)]
+def test_cases_of_a_suite_can_be_told_apart_by_what_the_column_shows(name: str) -> None:
+    labels = [(label(case)[:60], case.segments) for case in suite(name)]
     assert len(set(labels)) == len(labels)
-    assert max(len(text) for text, _ in labels) <= 62

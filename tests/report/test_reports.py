@@ -155,7 +155,7 @@ def test_an_annotation_is_one_line_whatever_the_reason_holds() -> None:
     command, _, message = line.removeprefix("::error ").partition("::")
     assert not set(command.removeprefix("title=")) & set(",:\r\n")
     assert "%25" in message
-    assert "%0D%0A::error::second" in message
+    assert "%0Afa-harness run" in message
 
 
 def test_a_run_that_failed_without_a_case_that_did_is_annotated() -> None:

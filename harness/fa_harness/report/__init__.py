@@ -103,4 +103,4 @@ def explain(verdict: Verdict) -> list[str]:
     The reason comes first; a crash's may hold further lines of what the library printed.
     """
     found = verdict.localisation
-    return [*verdict.reason.splitlines(), *(found.lines() if found else [])]
+    return [*(verdict.reason.splitlines() or [""]), *(found.lines() if found else [])]
