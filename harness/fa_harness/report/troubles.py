@@ -74,10 +74,15 @@ def _of_gate(results: Results, gate: Gate | None) -> Iterator[Trouble]:
 
 
 def in_short(found: Sequence[Trouble]) -> list[str]:
-    """Return how much is wrong of what, most first: `14 x fail, segmented vs standard (vec)`."""
+    """Return how much is wrong of what, most first.
+
+    As `14 x fail, segmented vs standard, numerators wrong first (vec)`.
+    """
     paths: dict[str, list[str]] = {}
     for each in found:
         about, _, _ = each.lines[0].partition(":")
+        if each.verdict and each.verdict.localisation:
+            about += f", {each.verdict.localisation.part} wrong first"
         path = each.verdict.path if each.verdict else "not run"
         paths.setdefault(f"{each.kind}, {about}", []).append(path)
     most_first = sorted(paths.items(), key=lambda item: -len(item[1]))
