@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from fa_harness import quants
 from fa_harness.errors import SetupError
 from fa_harness.ggml import allocations
 
-_CONTEXT_BYTES = 32 << 20  # headers of tensors and graphs only; pages not used are not taken
+_CONTEXT_BYTES = 32 << 20
+"""For headers of tensors and graphs only. They lie in a mapping of their own, whose pages are not
+taken until they are used; memory of `malloc` may be filled at once (glibc's M_PERTURB)."""
 
 _holders: dict[str, Path] = {}  # the folder from which a shared library of this name was loaded
 
@@ -333,23 +336,29 @@ class Context:
     def __init__(self, ggml: Ggml) -> None:
         self._ggml = ggml
         self._p: Any = None
+        self._memory: mmap.mmap | None = None
         self._buffers: list[Any] = []
         self._arrays: list[npt.NDArray[Any]] = []
 
     def __enter__(self) -> Context:
-        lib = self._ggml._lib
-        null = self._ggml._ffi.NULL
-        params = {"mem_size": _CONTEXT_BYTES, "mem_buffer": null, "no_alloc": True}
-        self._p = lib.ggml_init(self._ggml._ffi.new("struct ggml_init_params *", params)[0])
-        if self._p == null:
-            raise MemoryError(f"ggml_init: no memory for a context of {_CONTEXT_BYTES} bytes")
+        ffi, lib = self._ggml._ffi, self._ggml._lib
+        try:
+            self._memory = mmap.mmap(-1, _CONTEXT_BYTES, flags=mmap.MAP_PRIVATE)
+        except OSError as error:
+            raise MemoryError(f"no memory for a context of {_CONTEXT_BYTES} bytes") from error
+        params = {
+            "mem_size": _CONTEXT_BYTES,
+            "mem_buffer": ffi.from_buffer(self._memory),
+            "no_alloc": True,
+        }
+        self._p = lib.ggml_init(ffi.new("struct ggml_init_params *", params)[0])
         return self
 
     def __exit__(self, *exception: object) -> None:
         for buffer in self._buffers:
             self._ggml._lib.ggml_backend_buffer_free(buffer)
         self._ggml._lib.ggml_free(self._p)
-        self._buffers, self._arrays, self._p = [], [], None
+        self._buffers, self._arrays, self._p, self._memory = [], [], None, None
 
     def tensor(self, type_: str, ne: Sequence[int]) -> Tensor:
         """Return a new contiguous tensor of shape `ne` (four numbers)."""
