@@ -13,6 +13,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -43,3 +44,16 @@ def bar(text: str, *, in_bytes: bool = False) -> Iterator[Advance]:
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(text, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def counter(console: Console) -> Progress:
+    """Return a bar that counts below a table while it grows, on a terminal only."""
+    return Progress(
+        TextColumn("[progress.description]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from fa_harness import bench
 from fa_harness.bench import Bench, Comparison, Interval, Row
 from fa_harness.cases import Case
 from fa_harness.modes import path
+from fa_harness.progress import counter
 from fa_harness.timing import SEGMENTS
 
 SCHEMA = "fa-harness.bench/1"
@@ -40,15 +40,7 @@ class Table:
 
     def __init__(self, console: Console, *, total: int) -> None:
         self._console = console
-        self._progress = Progress(
-            TextColumn("[progress.description]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self._progress = counter(console)
         self._task = self._progress.add_task("rows", total=total)
 
     def __enter__(self) -> Table:

@@ -7,12 +7,12 @@ import math
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from fa_harness.cases import Case
 from fa_harness.gate import KINDS, Gate
 from fa_harness.modes import MODES
+from fa_harness.progress import counter
 from fa_harness.report import Results, explain
 from fa_harness.rolling import CacheStep
 from fa_harness.verdict import STATUSES, Verdict
@@ -53,15 +53,7 @@ class Table:
         self._console = console
         self._verbose = verbose
         self._shows_steps = verbose or total == 1
-        self._progress = Progress(
-            TextColumn("[progress.description]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self._progress = counter(console)
         self._task = self._progress.add_task("cases", total=total)
         least, most = _CASE_WIDTHS
         others = sum(width + 2 for _, width, _ in _COLUMNS)

@@ -10,10 +10,10 @@ from datetime import datetime
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from fa_harness.mutants import STATUSES, Mutant, Outcome
+from fa_harness.progress import counter
 from fa_harness.report.console import label
 
 SCHEMA = "fa-harness.mutants/1"
@@ -75,15 +75,7 @@ class Table:
     def __init__(self, console: Console, *, total: int, verbose: bool) -> None:
         self._console = console
         self._verbose = verbose
-        self._progress = Progress(
-            TextColumn("[progress.description]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self._progress = counter(console)
         self._task = self._progress.add_task("mutants", total=total)
 
     def __enter__(self) -> Table:
