@@ -41,7 +41,7 @@ def find(library: Library, failures: Path, *, max_cases: int, seed: int = 1) -> 
 
 
 def test_the_series_passes(patched: Library, tmp_path: Path) -> None:
-    fuzz, printed = find(patched, tmp_path / "failures.txt", max_cases=128, seed=2)
+    fuzz, printed = find(patched, tmp_path / "failures.txt", max_cases=128)
     assert fuzz.found == (), printed
     assert fuzz.passed
     assert fuzz.tally.statuses["pass"] >= 100
