@@ -150,14 +150,30 @@ def test_a_mutant_that_no_case_reaches_is_invalid_with_status_1(mutated: Library
 def outcomes(
     library: Library, *tried: Mutant, suites: Mapping[str, list[Any]]
 ) -> list[tuple[str, str]]:
-    found = {o.mutant.id: o for o in mutants.run(library.module_path, tried, suites)}
+    found = {o.mutant.id: o for o in mutants.run(library, tried, suites)}
     return [(found[mutant.id].status, found[mutant.id].reason) for mutant in tried]
 
 
 def test_a_mutant_that_the_library_does_not_have_is_invalid(mutated: Library) -> None:
-    [(status, reason)] = outcomes(mutated, made("gone"), suites={"seed": suite("seed")})
-    assert status == "invalid"
-    assert reason.startswith("the library does not have it")
+    [(status, reason)] = outcomes(
+        mutated, made("gone", patch="0002-vec.patch"), suites={"seed": suite("seed")}
+    )
+    assert (status, reason) == (
+        "invalid",
+        "the library does not have it; correct mutants.toml or 0002-vec.patch",
+    )
+
+
+def test_a_mutant_whose_patch_was_left_out_is_invalid_and_the_others_are_tried(
+    mutated: Library,
+) -> None:
+    tried = made("gone", patch="0009-new.patch"), made("norm-never-vec", patch="0002-vec.patch")
+    [gone, other] = outcomes(mutated, *tried, suites={"seed": suite("seed")})
+    assert gone == (
+        "invalid",
+        "the library does not have it; 0009-new.patch does not apply, bring it up to date",
+    )
+    assert other[0] == "killed"
 
 
 def test_an_equivalent_mutant_is_not_tried_and_has_its_reason(mutated: Library) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from fa_harness.cases import Case
 from fa_harness.errors import SetupError
+from fa_harness.library import Library
 from fa_harness.machine import usable_cores
 from fa_harness.runner import Runner
 from fa_harness.verdict import Verdict
@@ -92,7 +93,7 @@ def load(path: Path) -> tuple[Mutant, ...]:
 
 
 def run(
-    module_path: Path, mutants: Sequence[Mutant], suites: Mapping[str, Sequence[Case]]
+    library: Library, mutants: Sequence[Mutant], suites: Mapping[str, Sequence[Case]]
 ) -> Iterator[Outcome]:
     """Yield what becomes of each mutant, as soon as it is known.
 
@@ -103,15 +104,15 @@ def run(
     mutant. An impostor has to be killed by every case that passes without it.
 
     Args:
-        module_path: The library `mutants`.
+        library: The library `mutants`.
         mutants: Which of its mutants.
         suites: The cases to try, by the name of their suite. Within a suite those come first that
             killed a mutant of the same patch before; a later suite is only tried if no case of an
             earlier one kills.
     """
-    with _Control(module_path) as control:
+    with _Control(library.module_path) as control:
         for neighbours in _neighbours(mutants):
-            trials = _Trials(module_path, suites, control)
+            trials = _Trials(library, suites, control)
             for mutant in neighbours:
                 yield trials.outcome(mutant)
 
@@ -147,9 +148,9 @@ class _Trials:
     """Mutants one after another, each in a process of its own, whose memory it may spoil."""
 
     def __init__(
-        self, module_path: Path, suites: Mapping[str, Sequence[Case]], control: _Control
+        self, library: Library, suites: Mapping[str, Sequence[Case]], control: _Control
     ) -> None:
-        self._module_path = module_path
+        self._library = library
         self._suites = {suite: list(cases) for suite, cases in suites.items()}
         self._control = control
 
@@ -159,9 +160,12 @@ class _Trials:
         if mutant.equivalent:
             return Outcome(mutant=mutant, status="equivalent", reason=mutant.equivalent)
         if mutant.id not in self._control.mutants:
-            reason = "the library does not have it; correct mutants.toml or the patch"
+            why = f"{mutant.patch} does not apply, bring it up to date"
+            if mutant.patch in self._library.series:
+                why = f"correct mutants.toml or {mutant.patch}"
+            reason = f"the library does not have it; {why}"
             return Outcome(mutant=mutant, status="invalid", reason=reason)
-        with Runner(self._module_path, mutant=mutant.id) as runner:
+        with Runner(self._library.module_path, mutant=mutant.id) as runner:
             find = self._unmask if mutant.kind == "impostor" else self._kill
             outcome = find(mutant, runner)
         return replace(outcome, seconds=time.perf_counter() - start)

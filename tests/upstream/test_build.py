@@ -306,3 +306,23 @@ def test_a_changed_mutant_makes_only_their_library_stale(
     with pytest.raises(SetupError, match=r"patch '0003-switch\.patch' does not apply"):
         build(ready, ["mutants"])
     assert [answer(library) for library in build(ready, ["pristine", "patched"])] == [41, 43]
+
+
+def test_a_patch_of_mutants_that_does_not_apply_is_left_out_of_their_library(
+    ready: Project, with_mutants: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = with_mutants.with_name("0004-broken.patch")
+    broken.write_text(with_mutants.read_text())  # its line is another by now
+    last = with_mutants.with_name("0005-last.patch")
+    last.write_text(
+        with_mutants.read_text()
+        .replace("return 43;", "return 99;")
+        .replace("+    return 99", "+    return 100")
+    )
+    names = [patch.name for patch in (with_mutants, broken, last)]
+    (ready.mutants / "series").write_text("\n".join(names) + "\n")
+    [mutated] = build(ready, ["mutants"])
+    assert answer(mutated) == 100
+    assert mutated.series[-2:] == (with_mutants.name, last.name)
+    assert "patch '0004-broken.patch' does not apply" in capsys.readouterr().err
+    assert is_stale(ready, mutated) is None

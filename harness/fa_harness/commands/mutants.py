@@ -64,7 +64,7 @@ def try_mutants(
     outcomes: dict[str, Outcome] = {}
     with Table(console, total=len(selected), verbose=verbose) as table:
         try:
-            for outcome in mutants.run(found.module_path, selected, cases):
+            for outcome in mutants.run(found, selected, cases):
                 outcomes[outcome.mutant.id] = outcome
                 table.add(outcome)
         except KeyboardInterrupt:

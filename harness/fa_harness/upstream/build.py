@@ -280,7 +280,7 @@ def _build_missing(plan: _Plan, names: list[str], *, verbose: bool) -> dict[str,
             upstream=plan.source.label,
             upstream_commit=plan.source.commit,
             ggml_version=bench.tree.ggml_version,
-            series=plan.patches(name).names,
+            series=work.series,
             build=bench.setup,
             inputs=plan.inputs(name),
             compiled=compiled,
@@ -318,7 +318,8 @@ class _Workbench:
         """Check out the patches of a library and configure; return where Ninja runs."""
         count, tree = len(self._plan.patches(name).patches), self._tree_of(name)
         folder = self._plan.folder / "work" / f"{_last_header_patch(tree, count):04}"
-        work = _Work(src=folder / "src", cmake=folder / "cmake")
+        names = [each for each in self._plan.patches(name).names if each not in tree.left_out]
+        work = _Work(src=folder / "src", cmake=folder / "cmake", series=tuple(names))
         _check_out(tree, tree.contents[count], work.src, verbose=self._verbose)
         _prepare_cmake_dir(work.cmake, self.setup)
         with writing(work.cmake):
@@ -371,6 +372,8 @@ class _Work:
 
     src: Path
     cmake: Path
+    series: tuple[str, ...]
+    """The patches that the sources have."""
 
     @property
     def headers(self) -> Path:

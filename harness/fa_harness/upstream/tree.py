@@ -31,12 +31,14 @@ class Tree:
         ggml_version: as its files have it; empty where they do not say.
         commits: of each state, from pristine upstream to the whole series.
         contents: git's ids of the files of each state; equal files, equal id.
+        left_out: file names of patches that do not apply; their states are those before them.
     """
 
     path: Path
     ggml_version: str
     commits: tuple[str, ...]
     contents: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,17 +88,17 @@ def prepare_tree(
         state = _make_repository(project, source, path, verbose=verbose)
     if series.patches:
         progress.stage(f"applying the patch series on {source.label}")
-    commits, contents = _apply(project, source, path, UPSTREAM_REF, series, verbose=verbose)
-    _refuse_to_lose_work(project, path, state, contents[-1])
-    git(path, "checkout", "--quiet", "-B", BRANCH, commits[-1], verbose=verbose)
+    applied = _apply(project, source, path, UPSTREAM_REF, series, verbose=verbose)
+    _refuse_to_lose_work(project, path, state, applied.contents[-1])
+    git(path, "checkout", "--quiet", "-B", BRANCH, applied.commits[-1], verbose=verbose)
     _save_state(
         path,
         _State(
             source=source.digest,
             series=series.digests,
             ggml_version=state.ggml_version,
-            commits=commits,
-            contents=contents,
+            commits=applied.commits,
+            contents=applied.contents,
         ),
     )
     tree = current_tree(project, source, series)
@@ -110,15 +112,21 @@ def extend_tree(
     """The tree with further states: its last one with the first patches of another series.
 
     They are commits of no branch: what is checked out, and what `current_tree` tells, stays.
-    The caller holds the lock.
+    The caller holds the lock. A patch that does not apply is left out, and said; not the first,
+    which the others stand on.
 
     Raises:
-        SetupError: a patch does not apply.
+        SetupError: the first patch does not apply.
     """
     progress.stage(f"applying {project.relative(series.file.parent)} on the patch series")
     start = tree.commits[-1]
-    commits, contents = _apply(project, source, tree.path, start, series, verbose=verbose)
-    return replace(tree, commits=tree.commits + commits[1:], contents=tree.contents + contents[1:])
+    applied = _apply(project, source, tree.path, start, series, n_needed=1, verbose=verbose)
+    return replace(
+        tree,
+        commits=tree.commits + applied.commits[1:],
+        contents=tree.contents + applied.contents[1:],
+        left_out=applied.left_out,
+    )
 
 
 def _load_state(path: Path) -> _State | None:
@@ -180,12 +188,29 @@ def _make_repository(project: Project, source: Source, path: Path, *, verbose: b
     return state
 
 
-def _apply(
-    project: Project, source: Source, repository: Path, start: str, series: Series, *, verbose: bool
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Apply a series on `start` in a worktree of its own; commits and contents of each state.
+@dataclass(frozen=True, kw_only=True)
+class _Applied:
+    """What came of applying a series; the fields are those of `Tree`."""
 
-    The tree itself is not touched, whatever becomes of the patches.
+    commits: tuple[str, ...]
+    contents: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def _apply(
+    project: Project,
+    source: Source,
+    repository: Path,
+    start: str,
+    series: Series,
+    *,
+    n_needed: int | None = None,
+    verbose: bool,
+) -> _Applied:
+    """Apply a series on `start` in a worktree of its own.
+
+    The tree itself is not touched, whatever becomes of the patches. Those after the first
+    `n_needed` may be left out; None means that each is needed.
     """
     worktree = repository.with_name(f".{repository.name}.am")
     shutil.rmtree(worktree, ignore_errors=True)
@@ -203,24 +228,31 @@ def _apply(
     try:
         commits = [git(worktree, "rev-parse", "HEAD")]
         contents = [git(worktree, "rev-parse", "HEAD^{tree}")]
-        for patch in series.patches:
+        left_out = []
+        for number, patch in enumerate(series.patches):
             try:
                 _apply_one(worktree, patch, verbose=verbose)
             except ProgramError as error:
                 hunks = _rejects(worktree, patch, error.output)
                 where = "\n".join(f"  {line}" for line in hunks)
-                raise SetupError(
-                    f"patch '{patch.name}' does not apply on upstream '{source.label}' "
-                    f"after {len(commits) - 1} patches of the series:\n{where}\n"
-                    "the tree is as it was; bring the patch up to date, or correct "
-                    f"{project.relative(series.file)}"
-                ) from error
+                what = f"patch '{patch.name}' does not apply on upstream '{source.label}'"
+                if n_needed is None or number < n_needed:
+                    raise SetupError(
+                        f"{what} after {number} patches of the series:\n{where}\n"
+                        "the tree is as it was; bring the patch up to date, or correct "
+                        f"{project.relative(series.file)}"
+                    ) from error
+                progress.stage(f"{what} and is left out:\n{where}")
+                left_out.append(patch.name)
+                git(worktree, "am", "--quit", verbose=verbose)
+                git(worktree, "reset", "--quiet", "--hard", verbose=verbose)
+                git(worktree, "clean", "--quiet", "--force", "-d", "-x", verbose=verbose)
             commits.append(git(worktree, "rev-parse", "HEAD"))
             contents.append(git(worktree, "rev-parse", "HEAD^{tree}"))
     finally:
         shutil.rmtree(worktree, ignore_errors=True)
         git(repository, "worktree", "prune", verbose=verbose)
-    return tuple(commits), tuple(contents)
+    return _Applied(commits=tuple(commits), contents=tuple(contents), left_out=tuple(left_out))
 
 
 def _apply_one(worktree: Path, patch: Path, *, verbose: bool) -> None:
