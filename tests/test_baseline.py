@@ -12,7 +12,7 @@ from fa_harness.cases import Case
 from fa_harness.errors import SetupError
 from gates import baseline_of, comparison, results, verdict
 
-SPEED = Speed(cpu="some", rows={"FLASH_ATTN_EXT(kv=1)": {"full_state": ((1.0, 1.5), (1.25,))}})
+SPEED = Speed(cpu="some", rows={"FLASH_ATTN_EXT(kv=1)": {"full_state": (1.0, 1.5, 1.25)}})
 RUN = results(
     verdict(
         Case(kv=9),

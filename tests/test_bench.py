@@ -282,18 +282,36 @@ def test_a_regular_expression_selects_cases() -> None:
 # a run
 
 
-def test_a_noisy_row_is_measured_once_more_with_twice_the_rounds(
-    library: Ggml, monkeypatch: pytest.MonkeyPatch
+SLOW = {"factors": {"full_state": 1.1}}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "status", "rounds"),
+    [
+        ({"noise": 0.1}, {}, "pass", [25, 50]),
+        (SLOW, {}, "pass", [25, 50]),
+        (SLOW, SLOW, "over", [25, 50]),
+        (SLOW, {"noise": 0.1}, "noisy", [25, 50]),
+        ({}, SLOW, "pass", [25]),
+    ],
+)
+def test_a_row_that_does_not_pass_is_measured_once_more_with_twice_the_rounds(
+    library: Ggml,
+    monkeypatch: pytest.MonkeyPatch,
+    first: dict[str, Any],
+    second: dict[str, Any],
+    status: str,
+    rounds: list[int],
 ) -> None:
     asked: list[int] = []
 
-    def measured(*arguments: object, rounds: int, seed: int) -> Timings:
+    def measured(*arguments: object, rounds: int, seed: int = 0) -> Timings:
         asked.append(rounds)
-        return timings(DECODE, noise=0.1 if len(asked) < 2 else 0.001)
+        return timings(DECODE, **{"noise": 0.001, **(second if len(asked) > 1 else first)})
 
     monkeypatch.setattr(bench, "measure", measured)
     [row] = bench.run(library, library, [DECODE], rounds=25)
-    assert (asked, row.attempts, row.status) == ([25, 50], 2, "pass")
+    assert (asked, row.attempts, row.status) == (rounds, len(rounds), status)
 
 
 def test_a_library_without_the_state_is_refused(library: Ggml, pristine: Library) -> None:

@@ -1,6 +1,7 @@
 """What a gate finds in a run, what it lets pass, and what it will not tell."""
 
 import random
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -160,21 +161,21 @@ def test_what_differs_from_what_the_baseline_was_made_with_is_noted() -> None:
 ROW = Case(kv=256, nb=1)
 
 
-def ratios(centre: float, spread: float = 0.005, n: int = 24, seed: int = 0) -> tuple[float, ...]:
+def ratios(centre: float, spread: float = 0.005, n: int = 12, seed: int = 0) -> tuple[float, ...]:
     draw = random.Random(f"{centre}/{spread}/{seed}")
     return tuple(draw.gauss(centre, spread) for _ in range(n))
 
 
-def history(*, spread: float = 0.005, n: int = 24) -> dict[str, tuple[tuple[float, ...], ...]]:
+def history(*, spread: float = 0.005, n: int = 24) -> dict[str, tuple[float, ...]]:
     return {
-        "again": (ratios(1, spread, n, 1), ratios(1, spread, n, 2)),
-        "full_state": (ratios(1.002, spread, n, 3), ratios(0.998, spread, n, 4)),
-        "segmented": (ratios(1.1, spread, n, 5), ratios(1.11, spread, n, 6)),
+        "again": ratios(1, spread, n, 1),
+        "full_state": ratios(1, spread, n, 3),
+        "segmented": ratios(1.105, spread, n, 5),
     }
 
 
 def compared(
-    full_state: float, *, spread: float = 0.005, before: dict[str, tuple[tuple[float, ...], ...]]
+    full_state: float, *, spread: float = 0.005, before: dict[str, tuple[float, ...]]
 ) -> Ratio:
     row = Row(
         case=ROW,
@@ -192,11 +193,10 @@ def test_the_same_speed_is_ok() -> None:
     assert compared(1.0, before=history()).status == "ok"
 
 
-def test_a_ratio_that_is_a_fifth_worse_is_slower() -> None:
-    found = compared(1.2, before=history())
+def test_a_ratio_that_is_a_tenth_worse_is_slower() -> None:
+    found = compared(1.1, before=history())
     assert found.status == "regressed"
-    assert "takes 1.2" in found.reason
-    assert "was 1.000" in found.reason
+    assert re.match(r"takes 1\.(09|10)\d of .*, was (0\.99|1\.00)\d: ", found.reason)
 
 
 def test_a_ratio_that_is_a_per_cent_worse_without_a_doubt_is_not_slower() -> None:
@@ -207,8 +207,8 @@ def test_a_faster_ratio_is_ok() -> None:
     assert compared(0.8, before=history()).status == "ok"
 
 
-def test_one_round_that_a_neighbour_spoilt_does_not_decide() -> None:
-    spoilt = (*ratios(1, 0.005, 23, 8), 40.0)
+def test_one_process_that_a_neighbour_spoilt_does_not_decide() -> None:
+    spoilt = (*ratios(1, 0.005, 11, 8), 40.0)
     row = Row(case=ROW, ratios=dict.fromkeys(("again", "full_state", "segmented"), spoilt))
     assert gate.compare_speed(row, history(), cores=2)[0].status == "ok"
 
@@ -224,7 +224,7 @@ def test_what_is_far_beyond_the_noise_is_slower_nevertheless() -> None:
 
 
 @pytest.mark.parametrize("before", [{}, history(n=9)])
-def test_too_little_history_is_skipped(before: dict[str, tuple[tuple[float, ...], ...]]) -> None:
+def test_too_little_history_is_skipped(before: dict[str, tuple[float, ...]]) -> None:
     found = compared(9.0, before=before)
     assert found.status == "skipped"
     assert found.reason.startswith("too little history: ")
@@ -311,7 +311,7 @@ def test_cases_errors_and_bits_that_changed_are_told() -> None:
 def test_speed_that_changed_is_told() -> None:
     was, now = (
         gate.speed_of(
-            [[Row(case=ROW, ratios=dict.fromkeys(("again", *WAYS), (ratio,) * 24))]], cpu="some"
+            [Row(case=ROW, ratios=dict.fromkeys(("again", *WAYS), (ratio,) * 24))], cpu="some"
         )
         for ratio in (1.0, 0.5)
     )

@@ -305,7 +305,7 @@ def test_a_baseline_that_cannot_be_written_keeps_no_report_back(
 def test_a_gate_that_is_interrupted_while_it_measures_keeps_its_report_and_does_not_pass(
     call: Call, patched: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: Any, **__: Any) -> speed.Row:
+    def interrupt(*_: Any, **__: Any) -> list[speed.Row]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(speed, "measure", interrupt)
@@ -385,11 +385,11 @@ def test_who_may_not_write_beside_a_library_runs_it_in_its_place(
 # speed
 
 
-def test_a_speed_row_is_measured_in_a_process_of_its_own(patched: Library) -> None:
-    row = speed.measure(patched.module_path, speed.ROWS[0], rounds=8)
+def test_each_number_of_a_speed_row_is_of_a_process_of_its_own(patched: Library) -> None:
+    [row] = speed.measure(patched.module_path, speed.ROWS[:1], processes=3)
     assert row.fault == ""
     assert {way: len(each) for way, each in row.ratios.items()} == dict.fromkeys(
-        ("again", *speed.WAYS), 8
+        ("again", *speed.WAYS), 3
     )
     assert all(ratio > 0 for each in row.ratios.values() for ratio in each)
 
@@ -398,8 +398,8 @@ def test_a_crash_while_a_speed_row_is_measured_is_its_fault(
     around_patched: Callable[[str], Path],
 ) -> None:
     code = "os.kill(os.getpid(), 11) if name == 'ggml_backend_graph_compute' and n > 3 else None"
-    row = speed.measure(around_patched(code), speed.ROWS[0], rounds=8)
-    assert row.fault.startswith("SIGSEGV")
+    rows = speed.measure(around_patched(code), speed.ROWS[:2], processes=2)
+    assert [row.fault.split()[0] for row in rows] == ["SIGSEGV", "SIGSEGV"]
 
 
 def test_a_ratio_that_got_worse_is_measured_twice_and_stopped(
@@ -409,20 +409,21 @@ def test_a_ratio_that_got_worse_is_measured_twice_and_stopped(
     measured: list[speed.Row] = []
     measure = speed.measure
 
-    def counted(*arguments: Any, **more: Any) -> speed.Row:
-        measured.append(measure(*arguments, **more))
-        return measured[-1]
+    def counted(*arguments: Any, **more: Any) -> list[speed.Row]:
+        rows = measure(*arguments, **more)
+        measured.extend(rows)
+        return rows
 
     monkeypatch.setattr(speed, "measure", counted)
     file = tmp_path / "x.json"
     assert call("--baseline", file, "--update-baseline").status == 0
-    assert len(measured) == baseline.SESSIONS
+    assert [len(row.ratios["again"]) for row in measured] == [24]
     document = json.loads(file.read_text())
-    sessions = document["speed"]["rows"][str(speed.ROWS[0])]["segmented"]
-    sessions[:] = [[ratio / 5 for ratio in session] for session in sessions]
+    ratios = document["speed"]["rows"][str(speed.ROWS[0])]["segmented"]
+    ratios[:] = [ratio / 5 for ratio in ratios]
     file.write_text(json.dumps(document))
     measured.clear()
     ended = call("--baseline", file)
     assert ended.status == 1
     assert "slower: hs128 h8/2 kv256 b1" in ended.stdout
-    assert [len(row.ratios["segmented"]) for row in measured] == [24, 48]
+    assert [len(row.ratios["segmented"]) for row in measured] == [12, 24]

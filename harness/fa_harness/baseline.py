@@ -20,17 +20,12 @@ from fa_harness.errors import SetupError
 from fa_harness.verdict import Verdict
 
 SCHEMA = "fa-harness.baseline/1"
-SESSIONS = 3
-"""Measurements of a speed row that are kept, each in a process of its own."""
 
 _VECTORS = ("AVX512", "AVX2", "AVX", "SSE3", "SVE", "NEON", "VSX", "VXE")
 """Upstream's names of instruction sets; the first that a library has is the width of its sums."""
 _ARITHMETIC = {"AVX512_BF16": "bf16", "FP16": "fp16"}
 """How the names begin of features with which products or sums are rounded in another way."""
 _NEWER = re.compile(r"fa-harness\.baseline/([2-9]|[1-9][0-9]+)")
-
-Sessions = tuple[tuple[float, ...], ...]
-"""The ratios of a measurement's rounds, for several measurements."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +51,9 @@ class Speed:
     """Ratios of the speed rows, of one processor."""
 
     cpu: str
-    rows: Mapping[str, Mapping[str, Sessions]]
-    """By case string, then by the way to compute it: its time to that of `standard`."""
+    rows: Mapping[str, Mapping[str, tuple[float, ...]]]
+    """By case string, then by the way to compute it: its time to that of `standard`, each number of
+    a process of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,13 +138,11 @@ def _render_speed(speed: Speed | None) -> str:
     line = json.dumps
     rows = []
     for case, ways in sorted(speed.rows.items()):
-        sessions = [
-            f"   {line(way)}: [\n"
-            + ",\n".join(f"    {line([round(ratio, 4) for ratio in each])}" for each in sessions)
-            + "]"
-            for way, sessions in sorted(ways.items())
+        of_ways = [
+            f"   {line(way)}: {line([round(ratio, 4) for ratio in ratios])}"
+            for way, ratios in sorted(ways.items())
         ]
-        rows.append(f"  {line(case)}: {{\n" + ",\n".join(sessions) + "}")
+        rows.append(f"  {line(case)}: {{\n" + ",\n".join(of_ways) + "}")
     rows_text = ",\n".join(rows)
     return f'{{"cpu": {line(speed.cpu)}, "rows": {{\n{rows_text}\n }}}}'
 
@@ -214,16 +208,13 @@ def _read_case(fields: Any) -> Expected:
 
 
 def _read_speed(fields: Any) -> Speed:
-    def sessions(values: Any) -> Sessions:
-        return tuple(
-            tuple(_positive(ratio) for ratio in _of_type(list, each))
-            for each in _of_type(list, values)
-        )
-
     return Speed(
         cpu=_of_type(str, fields["cpu"]),
         rows={
-            case: {way: sessions(values) for way, values in _mapping(ways).items()}
+            case: {
+                way: tuple(_positive(ratio) for ratio in _of_type(list, ratios))
+                for way, ratios in _mapping(ways).items()
+            }
             for case, ways in _mapping(fields["rows"]).items()
         },
     )

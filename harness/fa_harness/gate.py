@@ -10,16 +10,17 @@ by half at the most. A lost bit doubles it. So a share may be 1.5 times the base
 hundredth of the bound more, the latter for shares of nearly nothing.
 
 **slower.** The measure is the ratio of a way's time to one call without a state, in the same
-process and round. All ratios of a measurement's rounds are compared with those of the baseline by a
-rank test (Mann-Whitney, one-sided): not one mean, which a neighbour on the machine can spoil. The
-same code has been seen to differ by up to 9 % between calls of the tool an hour apart, by less than
-1 % within one: places in memory are drawn anew, and what runs on the core's other thread shifts
-ratios, too, unseen by standard compared with itself. So the test is not whether a ratio is above
-the baseline's but whether it is above `EFFECT` times those, times the noise: how far standard
-compared with itself reaches from 1 in either measurement. What is above in one measurement is
-measured again in another process with twice the rounds, and counts if it is above in that one, too.
-Each test errs with a probability of at most `LEVEL` beside what `EFFECT` leaves for drifts; a
-smaller loss is for `fa-harness bench`, whose limits are of one run.
+process and round. Rounds of one process share its places in memory: as samples they would count one
+draw many times. So each process gives one number, the median of its rounds, and those of several
+processes are compared with those of the baseline by a rank test (Mann-Whitney, one-sided): not one
+mean, which a neighbour on the machine can spoil. What runs on the core's other thread shifts all
+ratios of a measurement, unseen by standard compared with itself. So the test is not whether a ratio
+is above the baseline's but whether it is above `EFFECT` times those, times the noise: how far
+standard compared with itself reaches from 1 in either measurement. What is above is measured again
+with twice the processes, and counts if it is above in that measurement, too. Each test errs with a
+probability of at most `LEVEL` beside what `EFFECT` leaves for drifts; a smaller loss is for
+`fa-harness bench`, whose limits are of one run. Where an interval is wider than `EFFECT`, such a
+loss could not be seen, and nothing is told.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from fa_harness.baseline import Baseline, Expected, Sessions, Speed, expected, share
-from fa_harness.bench import NOISY, Interval, median_interval, reach
+from fa_harness.baseline import Baseline, Expected, Speed, expected, share
+from fa_harness.bench import Interval, median_interval, reach
 from fa_harness.ranks import p_greater
 from fa_harness.report import Results, explain
 from fa_harness.speed import WAYS, Row
@@ -40,8 +41,8 @@ from fa_harness.verdict import Verdict
 GROWTH = 1.5
 FLOOR = 0.01
 LEVEL = 0.001
-EFFECT = 1.12
-MIN_HISTORY = 20
+EFFECT = 1.06
+MIN_HISTORY = 12
 """Ratios of a baseline at least; with fewer a test could not reach `LEVEL` with any certainty."""
 
 ALL = "all ways"
@@ -350,12 +351,12 @@ def speed_incomparable(baseline: Baseline | str, cpu: str) -> str | None:
     return None
 
 
-def compare_speed(row: Row, before: Mapping[str, Sessions], *, cores: int) -> list[Ratio]:
+def compare_speed(row: Row, before: Mapping[str, Sequence[float]], *, cores: int) -> list[Ratio]:
     """Compare a speed row with a baseline's.
 
     Args:
         row: What was measured.
-        before: The baseline's sessions of this row; empty where it has none.
+        before: The baseline's ratios of this row; empty where it has none.
         cores: Usable cores.
     """
     case = str(row.case)
@@ -364,8 +365,7 @@ def compare_speed(row: Row, before: Mapping[str, Sessions], *, cores: int) -> li
     if row.case.threads > cores:
         reason = f"takes {row.case.threads} threads, there are {cores} cores"
         return [Ratio(case=case, way=way, status="skipped", reason=reason) for way in WAYS]
-    history = {way: [ratio for session in before.get(way, ()) for ratio in session]
-               for way in ("again", *WAYS)}  # fmt: skip
+    history = {way: before.get(way, ()) for way in ("again", *WAYS)}
     return [_compare_way(case, way, row.ratios, history) for way in WAYS]
 
 
@@ -375,7 +375,7 @@ def _compare_way(
     interval = _interval(now[way])
     n = min(len(before[way]), len(before["again"]))
     if n < MIN_HISTORY:
-        reason = f"too little history: {n} rounds in the baseline, {MIN_HISTORY} are needed"
+        reason = f"too little history: {n} processes in the baseline, {MIN_HISTORY} are needed"
         return Ratio(case=case, way=way, status="skipped", reason=reason, now=interval)
     own, own_before = _interval(now["again"]), _interval(before["again"])
     allowed = EFFECT * max(reach(own), reach(own_before))
@@ -389,7 +389,7 @@ def _compare_way(
             f"takes {interval.median:.3f} of one call without a state, was {then.median:.3f}: "
             f"{change - 1:+.1%}, allowed {allowed - 1:+.1%} (p = {p:.1g})"
         )
-    elif noisiest.width > NOISY:
+    elif noisiest.width > EFFECT - 1:
         where = {
             id(own): "one call compared with itself",
             id(own_before): "one call compared with itself, when the baseline was made,",
@@ -445,20 +445,18 @@ def new_baseline(
     )
 
 
-def speed_of(sessions: Sequence[Sequence[Row]], *, cpu: str) -> Speed:
+def speed_of(rows: Sequence[Row], *, cpu: str) -> Speed:
     """Return the speed of a baseline.
 
     Args:
-        sessions: All rows, several times; a row that could not be measured is left out.
+        rows: All rows; one that could not be measured is left out.
         cpu: The processor.
     """
-    rows: dict[str, dict[str, Sessions]] = {}
-    for of_a_row in zip(*sessions, strict=True):
-        if not any(row.fault for row in of_a_row):
-            rows[str(of_a_row[0].case)] = {
-                way: tuple(row.ratios[way] for row in of_a_row) for way in ("again", *WAYS)
-            }
-    return Speed(cpu=cpu, rows=rows)
+    measured = {str(row.case): row.ratios for row in rows if not row.fault}
+    return Speed(
+        cpu=cpu,
+        rows={case: {way: of[way] for way in ("again", *WAYS)} for case, of in measured.items()},
+    )
 
 
 def changes(old: Baseline | None, new: Baseline) -> list[str]:
@@ -501,9 +499,8 @@ def _speed_changes(old: Speed | None, new: Speed | None) -> list[str]:
     lines = []
     for case, ways in new.rows.items():
         for way in WAYS:
-            was = [n for session in old.rows.get(case, {}).get(way, ()) for n in session]
-            now = [n for session in ways[way] for n in session]
+            was = old.rows.get(case, {}).get(way, ())
             before = f"{_interval(was).median:.3f}" if was else "nothing"
-            if before != (after := f"{_interval(now).median:.3f}"):
+            if before != (after := f"{_interval(ways[way]).median:.3f}"):
                 lines.append(f"speed of {way} {before} -> {after}: {case}")
     return lines

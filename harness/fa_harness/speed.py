@@ -1,7 +1,9 @@
 """The gate's speed rows: what the state costs, as ratios to one call without it, round by round.
 
-A row is measured in a process of its own, so that a crash or a hang there is a finding, not the end
-of the gate, and so that each measurement draws its places in memory anew.
+Some processes measure a row in turn, and each gives one number a ratio, the median of its rounds.
+Rounds of one process share its places in memory, which alone make the same code some per cent
+faster or slower; only processes draw them anew. And a crash or a hang in one is a finding, not the
+end of the gate.
 """
 
 from __future__ import annotations
@@ -11,20 +13,25 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fa_harness.cases import Case
+from fa_harness.progress import Advance
 
 WAYS = ("full_state", "segmented")
 """What is compared with the baseline; `again`, one call without a state, tells the noise."""
-ROUNDS = 24
-"""Of a measurement; what looks slower is measured again with twice as many."""
+PROCESSES = 12
+"""Of a measurement; a baseline, and what looks slower, is measured with twice as many."""
+ROUNDS = 10
+"""Of a process."""
 
-_TIMEOUT = 120.0  # seconds; a row takes two or three
+_TIMEOUT = 120.0  # seconds; a process takes half of one
 
 # K and V as llama.cpp's cache has them; so small that they stay in the core's own cache, which a
 # neighbour on the machine does not share
@@ -50,21 +57,40 @@ class Row:
 
     case: Case
     ratios: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """The time of `again` and of each of `WAYS` to that of `standard`, round by round."""
+    """The time of `again` and of each of `WAYS` to that of `standard`, process by process."""
     fault: str = ""
     """How the process ended that had to measure it, if it did not."""
 
 
-def measure(module_path: Path, case: Case, *, rounds: int = ROUNDS, seed: int = 0) -> Row:
-    """Measure a row in a process of its own.
+def measure(
+    module_path: Path,
+    cases: Sequence[Case],
+    *,
+    processes: int = PROCESSES,
+    seed: int = 0,
+    advance: Advance = lambda _done, _total: None,
+) -> list[Row]:
+    """Measure rows in turn, so that what drifts on the machine moves all of them alike.
 
     Args:
         module_path: The library's cffi module.
-        case: What to compute; its segments are the chain's.
-        rounds: How often each way is timed.
+        cases: What to compute; a case's segments are the chain's.
+        processes: How often each row is measured.
         seed: Draws the order in each round.
+        advance: Told how many processes have ended, and how many there will be.
     """
-    command = [sys.executable, "-m", "fa_harness.speed", module_path, case, rounds, seed]
+    rows = [Row(case=case) for case in cases]
+    for n in range(processes):
+        for i, row in enumerate(rows):
+            advance(n * len(rows) + i, processes * len(rows))
+            if not row.fault:
+                rows[i] = _with_one_more(row, module_path, seed=seed + n)
+    return rows
+
+
+def _with_one_more(row: Row, module_path: Path, *, seed: int) -> Row:
+    """Return a row with what one more process measured."""
+    command = [sys.executable, "-m", "fa_harness.speed", module_path, row.case, ROUNDS, seed]
     try:
         done = subprocess.run(
             [str(word) for word in command],
@@ -77,18 +103,20 @@ def measure(module_path: Path, case: Case, *, rounds: int = ROUNDS, seed: int = 
             env={**os.environ, "GGML_NO_BACKTRACE": "1"},
         )
     except subprocess.TimeoutExpired:
-        return Row(case=case, fault=f"no result after {_TIMEOUT:g} s")
+        return Row(case=row.case, fault=f"no result after {_TIMEOUT:g} s")
     if done.returncode != 0:
         code = done.returncode
         end = signal.Signals(-code).name if code < 0 else f"exit status {code}"
         lines = done.stderr.strip().splitlines()[-3:]
-        return Row(case=case, fault="\n  ".join([end, *lines]))
-    ratios = json.loads(done.stdout)
-    return Row(case=case, ratios={way: tuple(each) for way, each in ratios.items()})
+        return Row(case=row.case, fault="\n  ".join([end, *lines]))
+    medians: dict[str, float] = json.loads(done.stdout)
+    return replace(
+        row, ratios={way: (*row.ratios.get(way, ()), median) for way, median in medians.items()}
+    )
 
 
 def _serve(module_path: str, case: str, rounds: str, seed: str) -> None:
-    """Measure a row and print its ratios."""
+    """Measure a row and print the medians of its ratios."""
     from fa_harness import ggml
     from fa_harness.timing import measure_state
 
@@ -101,7 +129,7 @@ def _serve(module_path: str, case: str, rounds: str, seed: str) -> None:
             measure_state, library, Case.parse(case), rounds=int(rounds), seed=int(seed)
         ).result()
     standard = seconds.pop("standard")
-    json.dump({way: list(each / standard) for way, each in seconds.items()}, reply)
+    json.dump({way: float(np.median(each / standard)) for way, each in seconds.items()}, reply)
 
 
 if __name__ == "__main__":
