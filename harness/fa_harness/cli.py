@@ -14,16 +14,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fa_harness import __version__
+from fa_harness.cli_series import series
 from fa_harness.errors import FaHarnessError, SetupError, UsageError
+from fa_harness.terminal import make_console, write_json
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from fa_harness.gate import Gate
     from fa_harness.report import Results
-
-_WIDTH = 150
-"""Columns of a table that goes to a pipe; on a terminal it is the terminal's."""
 
 
 def main() -> None:
@@ -251,7 +248,7 @@ def run(
         return
     modes = check_modes(mode, cases)
     _check_writable(reports)
-    console = _console(stderr="-" in reports.values())
+    console = make_console(stderr="-" in reports.values())
     try:
         results = run_cases(
             cases,
@@ -307,7 +304,7 @@ def gate(
 
     _check_writable(reports)
     to_stderr = "-" in reports.values()
-    console = _console(stderr=to_stderr)
+    console = make_console(stderr=to_stderr)
     try:
         results, judged, new_baseline = run_gate(
             library=library,
@@ -371,15 +368,6 @@ def _write_reports(
         raise failures[0]
 
 
-def _write_report(text: str, json_path: str | None) -> None:
-    from fa_harness.files import write_report
-
-    if json_path == "-":
-        click.echo(text, nl=False)
-    elif json_path is not None:
-        write_report(Path(json_path), text)
-
-
 @cli.command()
 @click.option("--case", "case_string", required=True, metavar="STRING",
               help="A failing case, as a report prints it.")  # fmt: skip
@@ -418,7 +406,7 @@ def shrink(
         options=options,
         modes=modes,
         seconds=seconds,
-        console=_console(stderr=True),
+        console=make_console(stderr=True),
     )
     click.echo(str(smallest.shrunk.case))
     click.echo(smallest.repro)
@@ -448,9 +436,9 @@ def bisect(
     case = Case.parse(case_string)
     _check_writable({"json": json_path})
     bisected = bisect_case(
-        case, may_build=may_build, options=options, console=_console(stderr=json_path == "-")
+        case, may_build=may_build, options=options, console=make_console(stderr=json_path == "-")
     )
-    _write_report(render(bisected), json_path)
+    write_json(render(bisected), json_path)
     if not bisected.passed:
         sys.exit(1)
 
@@ -498,9 +486,9 @@ def bench(
         baseline=baseline,
         options=options,
         rounds=rounds,
-        console=_console(stderr=json_path == "-"),
+        console=make_console(stderr=json_path == "-"),
     )
-    _write_report(render(result), json_path)
+    write_json(render(result), json_path)
     if not result.passed:
         sys.exit(1)
 
@@ -547,9 +535,9 @@ def fuzz(
         seed=random.randrange(2**32) if seed is None else seed,
         max_cases=max_cases,
         failures=failures,
-        console=_console(stderr=json_path == "-"),
+        console=make_console(stderr=json_path == "-"),
     )
-    _write_report(render(result), json_path)
+    write_json(render(result), json_path)
     if not result.passed:
         sys.exit(1)
 
@@ -589,10 +577,10 @@ def mutants(
     score = try_mutants(
         selected,
         (suite,) if suite else SUITES,
-        console=_console(stderr=json_path == "-"),
+        console=make_console(stderr=json_path == "-"),
         verbose=verbose,
     )
-    _write_report(render(score), json_path)
+    write_json(render(score), json_path)
     if not score.passed:
         sys.exit(1)
 
@@ -665,13 +653,7 @@ def doctor() -> None:
         raise click.exceptions.Exit(3)
 
 
-def _console(*, stderr: bool) -> Console:
-    from rich.console import Console
-
-    console = Console(stderr=stderr, highlight=False)
-    if not console.is_terminal:
-        console = Console(stderr=stderr, highlight=False, width=_WIDTH)
-    return console
+cli.add_command(series)
 
 
 if __name__ == "__main__":

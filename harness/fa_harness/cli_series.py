@@ -1,0 +1,190 @@
+"""The commands of `fa-harness series`: parse, call, print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fa_harness.errors import UsageError
+from fa_harness.terminal import make_console, write_json
+
+if TYPE_CHECKING:
+    from fa_harness.project import Project
+    from fa_harness.upstream.rework import Changes
+    from fa_harness.upstream.source import Source
+
+_MAIL = click.Path(path_type=Path)
+_Change = Callable[["Project", "Source"], "Changes"]
+
+_go_on = click.option("--continue", "go_on", is_flag=True, help="Go on; conflicts are resolved.")
+_abort = click.option("--abort", is_flag=True, help="Give up: the patches are as they were.")
+
+
+@click.group()
+def series() -> None:
+    """Change the patch series: patches are commits while you work on them.
+
+    A change that conflicts stops, says what to do, and loses nothing; --continue goes on with it
+    and --abort gives it up. A patch whose content did not change keeps every byte.
+    """
+
+
+@series.command()
+@click.option("--suite", metavar="NAME", help="Run this suite on each prefix of the series, too.")
+@click.option("--json", "json_path", metavar="FILE", help="Write the report; - is standard output.")
+def status(*, suite: str | None, json_path: str | None) -> None:
+    """Show each patch: its files, its size, and whether upstream has it.
+
+    With --suite also which cases it turns from red to green. Red is every case that does not pass,
+    also one whose op the library does not have yet.
+    """
+    from fa_harness.commands.series import colours
+    from fa_harness.report.series import print_status, render_status
+    from fa_harness.upstream.status import status as status_of
+
+    project, source = _here()
+    patches = status_of(project, source)
+    of_suite = colours(project, suite) if suite else []
+    print_status(make_console(stderr=json_path == "-"), patches, of_suite, suite=suite)
+    write_json(render_status(patches, of_suite, suite=suite, upstream=source.label), json_path)
+
+
+@series.command()
+def apply() -> None:
+    """Make the tree of upstream and the series, as `fa-harness vendor` does."""
+    from fa_harness.upstream.build import vendor
+
+    project, _ = _here()
+    click.echo(project.relative(vendor(project).path))
+
+
+@series.command()
+@click.argument("patch", required=False)
+@_go_on
+@_abort
+def edit(*, patch: str | None, go_on: bool, abort: bool) -> None:
+    """Stop at PATCH, a number or a file name, in a worktree of its own.
+
+    Commit there as usual: git commit --amend changes the patch, a new commit is a patch after it.
+    fa-harness series refresh then puts the later patches on top and writes them all.
+    """
+    from fa_harness.project import locked
+    from fa_harness.upstream import rework
+
+    if go_on or abort:
+        _end(go_on=go_on, arguments=(patch,) if patch else ())
+        return
+    if patch is None:
+        raise UsageError("name the patch to edit; fa-harness series status shows them")
+    project, source = _here()
+    with locked(project):
+        place = rework.edit(project, source, patch)
+    click.echo(
+        f"1. cd {project.relative(place)}\n"
+        "2. edit, and git commit --amend (or git commit for a patch of its own)\n"
+        "3. fa-harness series refresh (or fa-harness series edit --abort)"
+    )
+
+
+@series.command()
+@_go_on
+@_abort
+def refresh(*, go_on: bool, abort: bool) -> None:
+    """Write commits to patches/: of an edit, or else of the branch `series` in the tree."""
+    from fa_harness.upstream import rework
+
+    _change(rework.refresh, go_on=go_on, abort=abort)
+
+
+@series.command()
+@click.argument("mails", nargs=-1, type=_MAIL, metavar="FILE...")
+@click.option("--after", metavar="PATCH", help="After this patch, instead of at the end.")
+@_go_on
+@_abort
+def add(*, mails: tuple[Path, ...], after: str | None, go_on: bool, abort: bool) -> None:
+    """Put patches that git format-patch made into the series."""
+    from fa_harness.upstream import rework
+
+    _change(
+        lambda project, source: rework.add(project, source, mails, after),
+        arguments=mails,
+        go_on=go_on,
+        abort=abort,
+    )
+
+
+@series.command()
+@click.argument("patches", nargs=-1, metavar="PATCH...")
+@_go_on
+@_abort
+def drop(*, patches: tuple[str, ...], go_on: bool, abort: bool) -> None:
+    """Take patches out of the series."""
+    from fa_harness.upstream import rework
+
+    _change(
+        lambda project, source: rework.drop(project, source, patches),
+        arguments=patches,
+        go_on=go_on,
+        abort=abort,
+    )
+
+
+@series.command()
+@click.argument("patches", nargs=-1, metavar="PATCH...")
+@_go_on
+@_abort
+def reorder(*, patches: tuple[str, ...], go_on: bool, abort: bool) -> None:
+    """Bring patches to the front, in this order; the others stay behind them as they were."""
+    from fa_harness.upstream import rework
+
+    _change(
+        lambda project, source: rework.reorder(project, source, patches),
+        arguments=patches,
+        go_on=go_on,
+        abort=abort,
+    )
+
+
+def _change(
+    change: _Change, *, arguments: tuple[object, ...] | None = None, go_on: bool, abort: bool
+) -> None:
+    """Make a change, or end the one that has begun."""
+    from fa_harness.project import locked
+    from fa_harness.report.series import print_changes
+
+    if go_on or abort:
+        _end(go_on=go_on, arguments=arguments or ())
+        return
+    if arguments == ():
+        raise UsageError("name one patch at least; fa-harness series status shows them")
+    project, source = _here()
+    with locked(project):
+        changes = change(project, source)
+    print_changes(make_console(stderr=False), changes)
+
+
+def _end(*, go_on: bool, arguments: tuple[object, ...]) -> None:
+    from fa_harness.project import locked
+    from fa_harness.report.series import print_changes
+    from fa_harness.upstream import rework
+
+    project, source = _here()
+    if arguments:
+        raise UsageError("--continue and --abort take no patch: they are of the one that has begun")
+    with locked(project):
+        if not go_on:
+            rework.abort(project, source)
+            return
+        changes = rework.go_on(project, source)
+    print_changes(make_console(stderr=False), changes)
+
+
+def _here() -> tuple[Project, Source]:
+    from fa_harness.project import find_project
+    from fa_harness.upstream.source import find_source
+
+    project = find_project()
+    return project, find_source(project)

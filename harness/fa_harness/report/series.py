@@ -1,0 +1,115 @@
+"""What `fa-harness series` shows: the patches as a table and as JSON, and what a change did."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from fa_harness.upstream.rework import Changes
+from fa_harness.upstream.status import Status
+
+SCHEMA = "fa-harness.series/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colours:
+    """How the cases of a suite came out on one library."""
+
+    red: frozenset[str]
+    """Case strings of those that the library has no right answer to: it gives a wrong one or, of
+    an op that it does not have, none."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Cases by status."""
+
+    def __str__(self) -> str:
+        """Return the counts in words."""
+        return ", ".join(f"{n} {status}" for status, n in sorted(self.counts.items()))
+
+
+def print_status(
+    console: Console, patches: Sequence[Status], colours: Sequence[Colours], *, suite: str | None
+) -> None:
+    """Print a line a patch, and its files below it.
+
+    Args:
+        console: Where to.
+        patches: The series.
+        colours: What the suite's cases did on each prefix, upstream as it is first; else empty.
+        suite: The suite's name.
+    """
+    width = max((len(patch.title) for patch in patches), default=0)
+    for i, patch in enumerate(patches):
+        added = sum(file.added for file in patch.files)
+        removed = sum(file.removed for file in patch.files)
+        line = Text(f"{patch.name[:4]}  {patch.title:{width}}  +{added:<4} -{removed:<4}")
+        if colours:
+            line.append(f"  {_turned(colours[i], colours[i + 1])}")
+        if patch.is_upstream:
+            line.append("  upstream has it", style="yellow")
+        console.print(line, soft_wrap=True)
+        for file in patch.files:
+            console.print(
+                Text(f"      {file.path}  +{file.added} -{file.removed}", style="dim"),
+                soft_wrap=True,
+            )
+    total = sum(patch.size for patch in patches)
+    words = f"{len(patches)} patches, {total} lines"
+    if colours:
+        words += f" | suite {suite}: {colours[0]} -> {colours[-1]}"
+    console.print(Text(words, style="bold"), soft_wrap=True)
+
+
+def print_changes(console: Console, changes: Changes) -> None:
+    """Print what a change of the series did to `patches/`."""
+    for name in changes.written:
+        console.print(Text(f"written: {name}"), soft_wrap=True)
+    for before, after in changes.renamed:
+        console.print(Text(f"renamed: {before} -> {after}"), soft_wrap=True)
+    for name in changes.removed:
+        console.print(Text(f"removed: {name}"), soft_wrap=True)
+    for title in changes.dropped:
+        console.print(
+            Text(f"dropped: {title}: nothing of it is left, upstream has it", style="yellow"),
+            soft_wrap=True,
+        )
+    if not (changes.written or changes.renamed or changes.removed or changes.dropped):
+        console.print(Text("nothing changed"), soft_wrap=True)
+
+
+def render_status(
+    patches: Sequence[Status], colours: Sequence[Colours], *, suite: str | None, upstream: str
+) -> str:
+    """Return the JSON document, ending in a newline."""
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "upstream": upstream,
+        "suite": suite if colours else None,
+        "patches": [
+            {
+                "name": patch.name,
+                "title": patch.title,
+                "files": [
+                    {"path": file.path, "added": file.added, "removed": file.removed}
+                    for file in patch.files
+                ],
+                "is_upstream": patch.is_upstream,
+                "before": colours[i].counts if colours else None,
+                "after": colours[i + 1].counts if colours else None,
+                "turned_green": sorted(colours[i].red - colours[i + 1].red) if colours else None,
+                "turned_red": sorted(colours[i + 1].red - colours[i].red) if colours else None,
+            }
+            for i, patch in enumerate(patches)
+        ],
+    }
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+def _turned(before: Colours, after: Colours) -> str:
+    green, red = len(before.red - after.red), len(after.red - before.red)
+    words = [f"{n} {word}" for n, word in ((green, "red -> green"), (red, "green -> red")) if n]
+    return ", ".join(words) or "-"

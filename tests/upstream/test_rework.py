@@ -1,0 +1,271 @@
+"""Changes of the series on a small upstream: what happens to `patches/`, and what is never lost."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fa_harness.errors import FaHarnessError, SetupError, UsageError
+from fa_harness.project import Project
+from fa_harness.upstream import rework
+from fa_harness.upstream.git import git
+from fa_harness.upstream.rework import ConflictError
+from fa_harness.upstream.series import load_series
+from fa_harness.upstream.source import Source, find_source
+from fa_harness.upstream.status import status
+from fa_harness.upstream.tree import current_tree, prepare_tree
+
+OPS = "ggml/src/ggml-cpu/ops.c"
+OTHER = "ggml/src/ggml-backend.c"
+AddPatch = Callable[..., Path]
+
+
+@pytest.fixture
+def three(project: Project, add_patch: AddPatch) -> Project:
+    """Three patches: the second stands on the first, the third on neither."""
+    add_patch("first", {OPS: [("return 41;", "return 42;")]})
+    add_patch("second", {OPS: [("return 42;", "return 43;")]})
+    add_patch("third", {OTHER: [("return 0;", "return 1;")]})
+    project.series_file.write_text("# the order\n" + project.series_file.read_text())
+    return project
+
+
+@pytest.fixture
+def source(three: Project) -> Source:
+    return find_source(three)
+
+
+def contents(project: Project) -> dict[str, str]:
+    return {path.name: path.read_text() for path in sorted(project.patches.glob("*.patch"))}
+
+
+def commit(place: Path, *arguments: str) -> None:
+    subprocess.run(
+        ["git", "-c", "user.name=Dev", "-c", "user.email=dev@example.org", "commit", "--quiet",
+         *arguments],
+        cwd=place, check=True, capture_output=True,
+    )  # fmt: skip
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def is_settled(project: Project, source: Source) -> bool:
+    """Tell whether the tree is current and nothing is left of a change."""
+    tree = current_tree(project, source, load_series(project))
+    nothing_left = rework.begun(project, source) is None
+    return tree is not None and nothing_left and not rework.worktree(project, source).exists()
+
+
+def test_a_refresh_without_a_change_changes_no_byte(three: Project, source: Source) -> None:
+    prepare_tree(three, source, load_series(three))
+    before = contents(three)
+    changes = rework.refresh(three, source)
+    assert changes == rework.Changes(written=(), renamed=(), removed=())
+    assert contents(three) == before
+    assert three.series_file.read_text().startswith("# the order\n0001-first.patch\n")
+
+
+def test_an_edited_patch_is_written_and_the_others_keep_every_byte(
+    three: Project, source: Source
+) -> None:
+    before = contents(three)
+    place = rework.edit(three, source, "3")
+    replace(place / OTHER, "return 1;", "return 7;")
+    commit(place, "--all", "--amend", "--no-edit")
+    changes = rework.refresh(three, source)
+    assert len(changes.written) == 1
+    after = contents(three)
+    assert [after[name] == before[name] for name in sorted(before)[:2]] == [True, True]
+    [written] = changes.written
+    assert "+int ggml_backend(void) { return 7; }" in after[written]
+    assert is_settled(three, source)
+
+
+def test_a_commit_made_while_editing_becomes_a_patch_of_its_own(
+    three: Project, source: Source
+) -> None:
+    place = rework.edit(three, source, "0001-first")
+    replace(
+        place / OPS,
+        "int ggml_other(void) {\n    return 0;",
+        "int ggml_other(void) {\n    return 5;",
+    )
+    commit(place, "--all", "--message", "ggml : other")
+    changes = rework.refresh(three, source)
+    assert changes.written == ("0002-ggml-other.patch",)
+    assert changes.renamed == (
+        ("0002-second.patch", "0003-second.patch"),
+        ("0003-third.patch", "0004-third.patch"),
+    )
+    assert "From: Dev <dev@example.org>" in contents(three)["0002-ggml-other.patch"]
+    assert load_series(three).names == (
+        "0001-first.patch",
+        "0002-ggml-other.patch",
+        "0003-second.patch",
+        "0004-third.patch",
+    )
+    assert is_settled(three, source)
+
+
+def test_commits_on_the_trees_own_branch_are_written_too(three: Project, source: Source) -> None:
+    tree = prepare_tree(three, source, load_series(three))
+    replace(tree.path / OTHER, "return 1;", "return 2;")
+    commit(tree.path, "--all", "--message", "ggml : more")
+    assert rework.refresh(three, source).written == ("0004-ggml-more.patch",)
+    assert is_settled(three, source)
+
+
+def test_what_is_not_committed_is_not_written_and_not_lost(three: Project, source: Source) -> None:
+    place = rework.edit(three, source, "3")
+    replace(place / OTHER, "return 1;", "return 7;")
+    with pytest.raises(SetupError, match="holds what is not committed"):
+        rework.refresh(three, source)
+    assert "return 7;" in (place / OTHER).read_text()
+
+
+def test_a_second_change_is_refused_while_one_has_begun(three: Project, source: Source) -> None:
+    rework.edit(three, source, "1")
+    with pytest.raises(SetupError, match="'series edit' has begun in vendor/edit"):
+        rework.drop(three, source, ["3"])
+
+
+def test_a_later_patch_that_conflicts_stops_with_steps_and_goes_on_when_resolved(
+    three: Project, source: Source
+) -> None:
+    before = contents(three)
+    place = rework.edit(three, source, "1")
+    replace(place / OPS, "return 42;", "return 50;")
+    commit(place, "--all", "--amend", "--no-edit")
+    with pytest.raises(ConflictError) as caught:
+        rework.refresh(three, source)
+    message = str(caught.value)
+    assert "the patch 'ggml : second' conflicts in ggml/src/ggml-cpu/ops.c" in message
+    assert "3. git add ggml/src/ggml-cpu/ops.c" in message
+    assert "4. fa-harness series edit --continue" in message
+    assert contents(three) == before
+    with pytest.raises(ConflictError, match="conflicts in"):
+        rework.go_on(three, source)
+    (place / OPS).write_text((place / OPS).read_text().split("<<<<<<<")[0] + "    return 51;\n}\n")
+    git(place, "add", OPS)
+    changes = rework.go_on(three, source)
+    assert len(changes.written) == 2
+    assert is_settled(three, source)
+    assert status(three, source)[2].files[0].path == OTHER
+
+
+def test_a_conflict_that_is_resolved_by_leaving_all_as_it_is_drops_the_patch(
+    three: Project, source: Source
+) -> None:
+    place = rework.edit(three, source, "1")
+    replace(place / OPS, "return 42;", "return 50;")
+    commit(place, "--all", "--amend", "--no-edit")
+    with pytest.raises(ConflictError):
+        rework.refresh(three, source)
+    git(place, "checkout", "--ours", OPS)
+    git(place, "add", OPS)
+    changes = rework.go_on(three, source)
+    assert changes.dropped == ("ggml : second",)
+    assert load_series(three).names[1:] == ("0002-third.patch",)
+
+
+def test_an_aborted_change_leaves_all_as_it_was(three: Project, source: Source) -> None:
+    before = contents(three)
+    place = rework.edit(three, source, "1")
+    replace(place / OPS, "return 42;", "return 50;")
+    commit(place, "--all", "--amend", "--no-edit")
+    with pytest.raises(ConflictError):
+        rework.refresh(three, source)
+    rework.abort(three, source)
+    assert contents(three) == before
+    assert is_settled(three, source)
+
+
+def test_a_patch_that_others_do_not_need_is_dropped(three: Project, source: Source) -> None:
+    changes = rework.drop(three, source, ["2"])
+    assert changes.removed == ("0002-second.patch",)
+    assert changes.renamed == (("0003-third.patch", "0002-third.patch"),)
+    assert sorted(contents(three)) == ["0001-first.patch", "0002-third.patch"]
+    assert is_settled(three, source)
+
+
+def test_a_patch_that_others_need_is_not_dropped_without_a_word(
+    three: Project, source: Source
+) -> None:
+    before = contents(three)
+    with pytest.raises(ConflictError, match="'ggml : second' conflicts"):
+        rework.drop(three, source, ["1"])
+    assert contents(three) == before
+
+
+def test_patches_change_places_and_keep_every_byte(three: Project, source: Source) -> None:
+    before = contents(three)
+    changes = rework.reorder(three, source, ["3"])
+    assert changes.written == ()
+    assert load_series(three).names == (
+        "0001-third.patch",
+        "0002-first.patch",
+        "0003-second.patch",
+    )
+    assert contents(three)["0001-third.patch"] == before["0003-third.patch"]
+    assert is_settled(three, source)
+
+
+def test_a_mail_is_put_after_a_patch(three: Project, source: Source, tmp_path: Path) -> None:
+    mail = tmp_path / "x.patch"
+    third = three.patches / "0003-third.patch"
+    mail.write_text(
+        third.read_text().replace("ggml : third", "ggml : mine").replace(OTHER, OPS)
+        .replace("-int ggml_backend(void) { return 0; }", "-int ggml_other(void) {")
+        .replace("+int ggml_backend(void) { return 1; }", "+int ggml_other(void ) {")
+    )  # fmt: skip
+    before = contents(three)
+    with pytest.raises(ConflictError, match=r"'x\.patch' does not apply after 1 patches"):
+        rework.add(three, source, [mail], "1")
+    assert contents(three) == before
+    assert is_settled(three, source)
+    rework.drop(three, source, ["3"])
+    mail.write_text(before["0003-third.patch"])
+    changes = rework.add(three, source, [mail], "1")
+    assert changes.written == ("0002-ggml-third.patch",)
+    assert changes.renamed == (("0002-second.patch", "0003-second.patch"),)
+    assert is_settled(three, source)
+
+
+@pytest.mark.parametrize("patch", ["0", "4", "0004", "fourth"])
+def test_a_patch_that_is_not_there_is_refused_with_those_that_are(
+    three: Project, source: Source, patch: str
+) -> None:
+    with pytest.raises(UsageError, match=r"the series has 0001-first\.patch, 0002-second"):
+        rework.edit(three, source, patch)
+
+
+def test_a_beginning_of_several_names_is_refused(three: Project) -> None:
+    with pytest.raises(UsageError, match="several patches begin with '000'"):
+        rework.find(load_series(three), "000")
+
+
+@pytest.mark.parametrize("end", [rework.go_on, rework.abort])
+def test_there_is_nothing_to_end_where_nothing_has_begun(
+    three: Project, source: Source, end: object
+) -> None:
+    prepare_tree(three, source, load_series(three))
+    with pytest.raises(UsageError, match="no change of the series has begun"):
+        end(three, source)  # type: ignore[operator]
+
+
+def test_the_status_has_files_sizes_and_what_upstream_has(three: Project, source: Source) -> None:
+    [first, _, third] = status(three, source)
+    assert (first.name, first.title) == ("0001-first.patch", "ggml : first")
+    [file] = third.files
+    assert (file.path, file.added, file.removed, third.size) == (OTHER, 1, 1, 2)
+    assert not first.is_upstream
+
+
+def test_errors_of_a_change_are_the_users_not_tracebacks() -> None:
+    assert issubclass(ConflictError, FaHarnessError)
+    assert ConflictError.exit_status == 1
