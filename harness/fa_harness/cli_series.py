@@ -148,6 +148,32 @@ def reorder(*, patches: tuple[str, ...], go_on: bool, abort: bool) -> None:
     )
 
 
+@series.command()
+@click.option(
+    "--suite", metavar="NAME", help="Each patch must turn a case of this suite green, too."
+)
+@click.option("--json", "json_path", metavar="FILE", help="Write the report; - is standard output.")
+def lint(*, suite: str | None, json_path: str | None) -> None:
+    """Check the patches against upstream's own rules.
+
+    ASCII, white space, indentation, the subject's form, upstream's .clang-format on the lines that
+    are added, new files, size, cases in test-backend-ops. Exit status 1: a rule is broken that
+    upstream insists on (must); what a reviewer would ask about (should) is shown only.
+    """
+    from fa_harness.commands.series import colours, without_effect
+    from fa_harness.report.series import print_lint, render_lint
+    from fa_harness.upstream.lint import lint as lint_of
+
+    project, source = _here()
+    findings, missing = lint_of(project, source)
+    if suite:
+        findings += without_effect(project, colours(project, suite), suite)
+    print_lint(make_console(stderr=json_path == "-"), findings, missing)
+    write_json(render_lint(findings, missing, upstream=source.label), json_path)
+    if any(finding.level == "must" for finding in findings):
+        raise click.exceptions.Exit(1)
+
+
 def _change(
     change: _Change, *, arguments: tuple[object, ...] | None = None, go_on: bool, abort: bool
 ) -> None:

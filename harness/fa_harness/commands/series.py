@@ -11,7 +11,34 @@ from fa_harness.report.series import Colours
 from fa_harness.runner import Runner
 from fa_harness.suites import suite as cases_of_suite
 from fa_harness.upstream import build
+from fa_harness.upstream.lint import Finding
 from fa_harness.upstream.series import load_series
+
+KERNEL = "+++ b/ggml/src/ggml-cpu/"
+"""In each patch that changes what the CPU backend computes."""
+
+
+def without_effect(project: Project, of_prefixes: list[Colours], suite: str) -> list[Finding]:
+    """Return the patches of the kernel that turn no case of a suite green.
+
+    Args:
+        project: Where `patches/` is.
+        of_prefixes: What `colours` returned.
+        suite: The suite's name.
+    """
+    patches = load_series(project).patches
+    found = []
+    for i, patch in enumerate(patches):
+        before, after = of_prefixes[i], of_prefixes[i + 1]
+        if KERNEL in patch.read_text("utf-8", errors="replace") and not before.red - after.red:
+            text = f"no case of suite {suite} fails before it and passes after it"
+            found.append(
+                Finding(
+                    level="should", rule="test", patch=patch.name, line=1, file="", file_line=0,
+                    text=text,
+                )
+            )  # fmt: skip
+    return found
 
 
 def colours(project: Project, suite: str) -> list[Colours]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
+from fa_harness.upstream.lint import Finding
 from fa_harness.upstream.rework import Changes
 from fa_harness.upstream.status import Status
 
 SCHEMA = "fa-harness.series/1"
+LINT_SCHEMA = "fa-harness.lint/1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,33 @@ def print_changes(console: Console, changes: Changes) -> None:
         )
     if not (changes.written or changes.renamed or changes.removed or changes.dropped):
         console.print(Text("nothing changed"), soft_wrap=True)
+
+
+def print_lint(console: Console, findings: Sequence[Finding], missing: Sequence[str]) -> None:
+    """Print a line for each finding: the patch's line, the upstream line, and what is wrong."""
+    for finding in findings:
+        style = "bold red" if finding.level == "must" else "yellow"
+        line = Text(f"patches/{finding.patch}:{finding.line}: ")
+        line.append(f"{finding.level} [{finding.rule}]", style=style)
+        where = f" {finding.file}:{finding.file_line}:" if finding.file else ""
+        line.append(f"{where} {finding.text}")
+        console.print(line, soft_wrap=True)
+    for text in missing:
+        console.print(Text(f"not checked: {text}", style="yellow"), soft_wrap=True)
+    counts = {level: sum(f.level == level for f in findings) for level in ("must", "should")}
+    words = ", ".join(f"{n} {level}" for level, n in counts.items())
+    console.print(Text(words, style="bold red" if counts["must"] else "bold"), soft_wrap=True)
+
+
+def render_lint(findings: Sequence[Finding], missing: Sequence[str], *, upstream: str) -> str:
+    """Return the JSON document, ending in a newline."""
+    document = {
+        "schema": LINT_SCHEMA,
+        "upstream": upstream,
+        "findings": [asdict(finding) for finding in findings],
+        "not_checked": list(missing),
+    }
+    return json.dumps(document, indent=1) + "\n"
 
 
 def render_status(
