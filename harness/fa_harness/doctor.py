@@ -108,15 +108,15 @@ def _upstream(project: Project) -> str:
 
 
 def _series(project: Project) -> str:
-    patches = series.load_series(project)
     found = source.find_source(project)
+    patches = series.series_for(project, found)
     applied = tree.current_tree(project, found, patches) is not None
     return f"{len(patches.patches)} patches ({'applied' if applied else 'not applied yet'})"
 
 
 def _libraries(project: Project, try_library: TryLibrary | None) -> Iterator[Finding]:
     try:
-        patches = series.load_series(project)
+        patches = series.series_for(project, source.find_source(project))
     except FaHarnessError:
         return  # the finding "patch series" has it already
     for name in series.library_names(patches):

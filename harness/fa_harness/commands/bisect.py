@@ -17,7 +17,8 @@ from fa_harness.project import find_project
 from fa_harness.report.bisect import print_headings, print_row, print_turns
 from fa_harness.runner import Runner
 from fa_harness.upstream import build
-from fa_harness.upstream.series import Series, library_names, load_series, title
+from fa_harness.upstream.series import Series, library_names, series_for, title
+from fa_harness.upstream.source import find_source
 from fa_harness.verdict import Verdict
 
 
@@ -36,7 +37,7 @@ def bisect_case(
         SetupError: One is missing and may not be built, does not build or does not load.
     """
     project = find_project()
-    wanted = prefixes(load_series(project))
+    wanted = prefixes(series_for(project, find_source(project)))
     if may_build:
         names = [prefix.library for prefix in wanted]
         libraries = build.build(project, names, options=options)

@@ -27,7 +27,8 @@ from fa_harness.report.console import print_changes, print_gate
 from fa_harness.runner import Runner
 from fa_harness.selection import select
 from fa_harness.speed import Row
-from fa_harness.upstream.series import load_series
+from fa_harness.upstream.series import series_for
+from fa_harness.upstream.source import find_source
 
 
 def run_gate(
@@ -161,7 +162,7 @@ def _baseline(project: Project, file: Path) -> Baseline | str:
 
 def _made_with(project: Project, library: Library, results: Results, class_: str) -> dict[str, Any]:
     """Return what a run was made with, as a baseline holds it."""
-    series = load_series(project)
+    series = series_for(project, find_source(project))
     digests = dict(zip(series.names, series.digests, strict=True))
     return {
         "tool": __version__,

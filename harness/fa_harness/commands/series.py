@@ -12,7 +12,8 @@ from fa_harness.runner import Runner
 from fa_harness.suites import suite as cases_of_suite
 from fa_harness.upstream import build
 from fa_harness.upstream.lint import Finding
-from fa_harness.upstream.series import load_series
+from fa_harness.upstream.series import series_for
+from fa_harness.upstream.source import find_source
 
 KERNEL = "+++ b/ggml/src/ggml-cpu/"
 """In each patch that changes what the CPU backend computes."""
@@ -26,7 +27,7 @@ def without_effect(project: Project, of_prefixes: list[Colours], suite: str) -> 
         of_prefixes: What `colours` returned.
         suite: The suite's name.
     """
-    patches = load_series(project).patches
+    patches = series_for(project, find_source(project)).patches
     found = []
     for i, patch in enumerate(patches):
         before, after = of_prefixes[i], of_prefixes[i + 1]
@@ -51,7 +52,7 @@ def colours(project: Project, suite: str) -> list[Colours]:
         SetupError: A library does not build or does not load.
     """
     cases = cases_of_suite(suite)
-    names = [prefix.library for prefix in prefixes(load_series(project))]
+    names = [prefix.library for prefix in prefixes(series_for(project, find_source(project)))]
     found = []
     libraries = build.build(project, names)
     with progress.bar(f"running suite {suite}") as advance:

@@ -25,7 +25,7 @@ from fa_harness.project import Project, locked, writing
 from fa_harness.sanitizers import SANITIZERS
 from fa_harness.upstream import toolchain
 from fa_harness.upstream.git import git
-from fa_harness.upstream.series import MUTANTS, Series, load_mutants, load_series, patches_of
+from fa_harness.upstream.series import MUTANTS, Series, load_mutants, patches_of, series_for
 from fa_harness.upstream.source import Source, find_source
 from fa_harness.upstream.tree import Tree, extend_tree, prepare_tree
 
@@ -111,10 +111,11 @@ class _Plan:
 
 
 def _plan(project: Project, upstream: str | None, options: Mapping[str, str]) -> _Plan:
+    source = find_source(project, upstream)
     return _Plan(
         project=project,
-        source=find_source(project, upstream),
-        series=load_series(project),
+        source=source,
+        series=series_for(project, source),
         asked=options,
         options={**OPTIONS, **options},
     )
@@ -127,9 +128,9 @@ def vendor(project: Project, *, upstream: str | None = None, verbose: bool = Fal
         UsageError: no pin is called `upstream`.
         SetupError: the upstream cannot be had, or a patch does not apply.
     """
-    source, series = find_source(project, upstream), load_series(project)
+    source = find_source(project, upstream)
     with locked(project):
-        return prepare_tree(project, source, series, verbose=verbose)
+        return prepare_tree(project, source, series_for(project, source), verbose=verbose)
 
 
 def build(

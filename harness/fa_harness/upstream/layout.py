@@ -46,6 +46,10 @@ def place(path: str, layout: Layout) -> str | None:
 
 def ggml_version(tree: Path) -> str:
     """The version in a tree's `ggml/CMakeLists.txt`; empty where it cannot be told."""
-    text = (tree / "ggml" / "CMakeLists.txt").read_text(encoding="utf-8", errors="replace")
+    return version_in((tree / "ggml" / "CMakeLists.txt").read_text("utf-8", errors="replace"))
+
+
+def version_in(text: str) -> str:
+    """The version in the text of ggml's `CMakeLists.txt`; empty where it cannot be told."""
     numbers = dict(re.findall(r"set\(GGML_VERSION_(MAJOR|MINOR|PATCH) (\d+)\)", text))
     return ".".join(numbers.values()) if len(numbers) == 3 else ""

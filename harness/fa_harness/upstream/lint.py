@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from fa_harness import proc
 from fa_harness.project import Project
 from fa_harness.upstream.git import git
-from fa_harness.upstream.series import load_series, title
+from fa_harness.upstream.series import series_for, title
 from fa_harness.upstream.source import Source
 from fa_harness.upstream.tree import Tree, prepare_tree
 
@@ -69,7 +69,7 @@ def lint(project: Project, source: Source) -> tuple[list[Finding], list[str]]:
     Raises:
         SetupError: The series does not apply, or the upstream cannot be had.
     """
-    series = load_series(project)
+    series = series_for(project, source)
     tree = prepare_tree(project, source, series)
     findings: list[Finding] = []
     touched: set[str] = set()

@@ -22,7 +22,7 @@ from fa_harness.files import replace_file
 from fa_harness.proc import ProgramError
 from fa_harness.project import Project, writing
 from fa_harness.upstream.git import git
-from fa_harness.upstream.series import Series, load_series
+from fa_harness.upstream.series import Series, load_series, series_for
 from fa_harness.upstream.source import Source
 from fa_harness.upstream.tree import BRANCH, UPSTREAM_REF, Tree, prepare_tree
 
@@ -234,6 +234,11 @@ def begun(project: Project, source: Source) -> Rework | None:
 
 
 def _tree(project: Project, source: Source, series: Series) -> Tree:
+    if series_for(project, source).digests != series.digests:
+        raise UsageError(
+            f"upstream '{source.label}' has variants of the patches (patches/variants.toml): "
+            "change the series on the newest upstream, then the variants by hand"
+        )
     tree = prepare_tree(project, source, series)
     rework = _load(tree.path)
     if rework is not None:

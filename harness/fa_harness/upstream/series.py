@@ -13,8 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fa_harness.errors import SetupError, UsageError
-from fa_harness.project import Project
+from fa_harness.files import replace_file
+from fa_harness.project import Project, writing
 from fa_harness.sanitizers import SANITIZERS
+from fa_harness.upstream.source import Source
+from fa_harness.upstream.variants import SERIES, compose, load_variants, of_version, parse_version
 
 WHOLE = ("patched", *SANITIZERS)
 """Libraries that have every patch."""
@@ -60,6 +63,38 @@ def load_series(project: Project) -> Series:
         SetupError: the file, or a patch that it names, cannot be read, or is named twice.
     """
     return _load(project.series_file)
+
+
+def series_for(project: Project, source: Source) -> Series:
+    """The series as it is for an upstream: where a variant holds, with that.
+
+    Patches with another content are written below `vendor/src`.
+
+    Raises:
+        SetupError: as for `load_series`; or the variants say something that cannot be.
+    """
+    series = load_series(project)
+    variants = load_variants(project.patches)
+    version = parse_version(source.ggml_version)
+    whole = of_version(variants, SERIES, version)
+    if whole is not None:
+        series = series.first(whole.first or 0)
+    patches, digests = list(series.patches), list(series.digests)
+    for i, patch in enumerate(series.patches):
+        variant = of_version(variants, patch.name, version)
+        if variant is not None:
+            text = compose(patch.read_text(encoding="utf-8"), variant)
+            patches[i] = project.sources / ".variants" / source.folder / patch.name
+            digests[i] = hashlib.sha256(text.encode()).hexdigest()
+            _write(patches[i], text)
+    return replace(series, patches=tuple(patches), digests=tuple(digests))
+
+
+def _write(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, text)
 
 
 def load_mutants(project: Project) -> Series:

@@ -11,7 +11,14 @@ from pathlib import Path
 from fa_harness.errors import SetupError
 from fa_harness.project import Project, writing
 from fa_harness.upstream import git
-from fa_harness.upstream.layout import GGML_PARTS, OTHER_FILES, Layout, detect_layout, place
+from fa_harness.upstream.layout import (
+    GGML_PARTS,
+    OTHER_FILES,
+    Layout,
+    detect_layout,
+    place,
+    version_in,
+)
 from fa_harness.upstream.pins import Pin, load_pins
 
 
@@ -24,7 +31,7 @@ class Source:
         folder: name of its folder below `vendor/src` and `build`.
         digest: changes when the files do.
         commit: upstream's commit; empty where it is not known.
-        ggml_version: what the pin promises; empty where nothing does.
+        ggml_version: what the pin promises, or the checkout says; empty where nothing does.
         origin: the pin, or the checkout's files: place in the tree -> path.
     """
 
@@ -91,9 +98,14 @@ def _checkout_source(root: Path) -> Source:
         folder=f"dir-{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}",
         digest=digest.hexdigest(),
         commit=git.describe(root),
-        ggml_version="",
+        ggml_version=_version(files),
         origin=files,
     )
+
+
+def _version(files: dict[str, Path]) -> str:
+    path = files.get("ggml/CMakeLists.txt")
+    return version_in(path.read_text("utf-8", errors="replace")) if path else ""
 
 
 def _files(root: Path, layout: Layout) -> dict[str, Path]:

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from fa_harness.proc import ProgramError
 from fa_harness.project import Project
 from fa_harness.upstream.git import git
-from fa_harness.upstream.series import load_series, title
+from fa_harness.upstream.series import series_for, title
 from fa_harness.upstream.source import Source
 from fa_harness.upstream.tree import UPSTREAM_REF, prepare_tree
 
@@ -46,7 +46,7 @@ def status(project: Project, source: Source) -> list[Status]:
     Raises:
         SetupError: The series does not apply, or the upstream cannot be had.
     """
-    series = load_series(project)
+    series = series_for(project, source)
     tree = prepare_tree(project, source, series)
     with TemporaryDirectory() as folder:
         index = Path(folder) / "index"

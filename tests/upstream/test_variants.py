@@ -1,0 +1,126 @@
+"""Patches that older upstreams need otherwise."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fa_harness.errors import SetupError, UsageError
+from fa_harness.project import Project
+from fa_harness.upstream import rework
+from fa_harness.upstream.series import load_series, series_for
+from fa_harness.upstream.source import find_source
+from fa_harness.upstream.tree import prepare_tree
+from fa_harness.upstream.variants import load_variants, parse_version
+
+OPS = "ggml/src/ggml-cpu/ops.c"
+OTHER = "ggml/src/ggml-backend.c"
+AddPatch = Callable[..., Path]
+
+
+@pytest.fixture
+def two_files(project: Project, add_patch: AddPatch) -> Project:
+    """A patch of two files, and one after it; the upstream is ggml 0.1.2."""
+    add_patch("both", {OPS: [("return 41;", "return 42;")], OTHER: [("return 0;", "return 1;")]})
+    add_patch("next", {OTHER: [("return 1;", "return 2;")]})
+    return project
+
+
+def write(project: Project, text: str, diff: str = "") -> None:
+    (project.patches / "variants").mkdir(exist_ok=True)
+    (project.patches / "variants" / "0001.diff").write_text(diff)
+    (project.patches / "variants.toml").write_text(text)
+
+
+def diff_of(project: Project, file: str, old: str, new: str) -> str:
+    """Return the first patch's diff of one file, changed."""
+    text = (project.patches / "0001-both.patch").read_text()
+    [section] = [
+        "diff --git " + part
+        for part in text.split("diff --git ")[1:]
+        if part.startswith(f"a/{file}")
+    ]
+    assert old in section
+    return section.replace(old, new)
+
+
+def tree_text(project: Project, file: str) -> str:
+    source = find_source(project)
+    tree = prepare_tree(project, source, series_for(project, source))
+    return (tree.path / file).read_text()
+
+
+def test_a_variant_replaces_one_files_diff_and_keeps_the_rest(two_files: Project) -> None:
+    write(
+        two_files,
+        '[["0001-both.patch"]]\nbelow = "0.2"\nfiles = "variants/0001.diff"\n',
+        diff_of(two_files, OPS, "return 42;", "return 77;"),
+    )
+    assert "return 77;" in tree_text(two_files, OPS)
+    assert "return 2;" in tree_text(two_files, OTHER)
+
+
+def test_a_variant_leaves_files_out(two_files: Project) -> None:
+    write(
+        two_files, '[["0001-both.patch"]]\nbelow = "0.2"\nwithout = ["ggml/src/ggml-cpu/ops.c"]\n'
+    )
+    assert "return 41;" in tree_text(two_files, OPS)
+    assert "return 2;" in tree_text(two_files, OTHER)
+
+
+@pytest.mark.parametrize(
+    ("limits", "holds"),
+    [
+        ('below = "0.1.2"', False),
+        ('below = "0.1.3"', True),
+        ('from = "0.1.2"\nbelow = "1"', True),
+        ('from = "0.1.10"\nbelow = "1"', False),
+    ],
+)
+def test_a_variant_holds_in_its_range_of_versions_only(
+    two_files: Project, limits: str, holds: bool
+) -> None:
+    write(two_files, f'[["0001-both.patch"]]\n{limits}\nwithout = ["{OPS}"]\n')
+    source = find_source(two_files)
+    same = series_for(two_files, source).digests == load_series(two_files).digests
+    assert same is not holds
+
+
+def test_a_variant_of_the_series_ends_it_after_some_patches(two_files: Project) -> None:
+    write(two_files, '[[series]]\nbelow = "0.2"\nfirst = 1\n')
+    assert series_for(two_files, find_source(two_files)).names == ("0001-both.patch",)
+
+
+def test_the_series_is_not_changed_on_an_upstream_with_variants(two_files: Project) -> None:
+    write(two_files, f'[["0001-both.patch"]]\nbelow = "0.2"\nwithout = ["{OPS}"]\n')
+    with pytest.raises(UsageError, match="has variants of the patches"):
+        rework.drop(two_files, find_source(two_files), ["2"])
+
+
+def test_a_version_that_is_not_known_is_the_oldest() -> None:
+    assert (
+        parse_version("") < parse_version("0.9.8") < parse_version("0.20") < parse_version("0.25.3")
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = [", "is not valid TOML"),
+        ('[["0001-both.patch"]]\nbelow = "1"\nuntil = "2"\n', "unknown key 'until'"),
+        ('[["0001-both.patch"]]\nfrom = "1"\n', "below is missing"),
+        ('[["0001-both.patch"]]\nbelow = 1\n', "below must be a str, not 1"),
+        ('[["0001-both.patch"]]\nbelow = "1"\nfirst = 2\n', r"first belongs to \[\[series\]\]"),
+        ('[[series]]\nbelow = "1"\n', r"first belongs to \[\[series\]\]"),
+        ('[["0001-both.patch"]]\nbelow = "1"\nwithout = ["x.c"]\n', "does not touch x.c"),
+        ('[["0001-both.patch"]]\nbelow = "1"\nfiles = "gone.diff"\n', "cannot read .*gone.diff"),
+    ],
+)
+def test_what_cannot_be_is_refused(two_files: Project, text: str, message: str) -> None:
+    write(two_files, text)
+    with pytest.raises(SetupError, match=message):
+        series_for(two_files, find_source(two_files))
+
+
+def test_no_file_is_no_variant(project: Project) -> None:
+    assert load_variants(project.patches) == ()
