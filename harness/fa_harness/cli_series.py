@@ -174,6 +174,40 @@ def lint(*, suite: str | None, json_path: str | None) -> None:
         raise click.exceptions.Exit(1)
 
 
+@series.command()
+@click.option("--upstream", "names", multiple=True, required=True, metavar="NAME|all",
+              help="A pin of vendor/upstreams.toml; may be repeated.")  # fmt: skip
+@click.option("--suite", "suites", multiple=True, metavar="NAME", default=("seed", "smoke"),
+              show_default="seed, smoke", help="Run this suite; may be repeated.")  # fmt: skip
+@click.option("--markdown", metavar="FILE", help="Write the matrix; - is standard output.")
+@click.option("--json", "json_path", metavar="FILE", help="Write the report; - is standard output.")
+def check(
+    *, names: tuple[str, ...], suites: tuple[str, ...], markdown: str | None, json_path: str | None
+) -> None:
+    """Apply, build and try the series on other upstreams.
+
+    A case that pristine upstream gets wrong in the same way is upstream's own, and is shown. Exit
+    status 1: the series does not apply or build somewhere, or gets something else wrong.
+    """
+    from fa_harness.commands.series import check as check_of
+    from fa_harness.project import find_project
+    from fa_harness.report.series import markdown_check, print_check, render_check
+    from fa_harness.upstream.pins import load_pins
+
+    project = find_project()
+    pins = load_pins(project.pins_file)
+    wanted = tuple(pins.upstreams) if "all" in names else tuple(dict.fromkeys(names))
+    console = make_console(stderr="-" in (markdown, json_path))
+    checked = []
+    for each in check_of(project, wanted, suites):
+        print_check(console, each)
+        checked.append(each)
+    write_json(markdown_check(checked, suites), markdown)
+    write_json(render_check(checked), json_path)
+    if not all(each.passed for each in checked):
+        raise click.exceptions.Exit(1)
+
+
 def _change(
     change: _Change, *, arguments: tuple[object, ...] | None = None, go_on: bool, abort: bool
 ) -> None:

@@ -130,10 +130,11 @@ def modes_of(case: Case) -> tuple[str, ...]:
 
 
 def lacking(ggml: Ggml) -> dict[str, str]:
-    """Return the modes that a library cannot compute, each with the function that it lacks."""
+    """Return the modes, and `sinks`, that a library cannot compute, with the function it lacks."""
+    sinks = {} if ggml.has_sinks else {"sinks": "ggml_flash_attn_ext_add_sinks"}
     if not ggml.has_state:
-        return dict.fromkeys(MODES[1:], "ggml_flash_attn_ext_with_state")
-    return {} if ggml.has_merge else {"merged": "ggml_flash_attn_ext_merge_states"}
+        return sinks | dict.fromkeys(MODES[1:], "ggml_flash_attn_ext_with_state")
+    return sinks if ggml.has_merge else sinks | {"merged": "ggml_flash_attn_ext_merge_states"}
 
 
 def missing_option(case: Case, mode: str) -> str | None:

@@ -182,6 +182,8 @@ class Runner:
             if type_name not in self._worker.types:
                 return f"{field}={type_name}: the library's ggml does not have it"
         lacks = self._worker.lacks
+        if case.sinks and "sinks" in lacks:
+            return f"the library has no {lacks['sinks']}; take a case without sinks"
         impossible = next((mode for mode in modes if mode in lacks), None)
         if impossible is None:
             return None

@@ -145,6 +145,11 @@ class CaseTensors:
             wide = np.full((*columns.shape[:-1], width), np.nan, np.float16)
             wide[..., : stop - start] = columns
             columns = wide
+        unused_rows = -columns.shape[-2] % self.ctx.ggml.mask_pad
+        if unused_rows:
+            columns = np.pad(
+                columns, ((0, 0), (0, 0), (0, unused_rows), (0, 0)), constant_values=np.nan
+            )
         return self._input(name, "f16", columns.shape[::-1], as_bytes(columns))
 
     def _place(

@@ -76,7 +76,7 @@ class Worker:
         self.types: tuple[str, ...] = ()
         """The types of K and V that the library has."""
         self.lacks: dict[str, str] = {}
-        """The modes that it cannot compute, each with the function that it lacks."""
+        """The modes, and `sinks`, that it cannot compute, each with the function that it lacks."""
         self.mutants: tuple[str, ...] = ()
         """The mutants that it has."""
         self.mutant_reached = False

@@ -18,6 +18,18 @@ def test_the_call_with_a_state_is_bound_where_the_headers_have_it(
         assert ("ggml_flash_attn_ext_with_state" in out.read_text()) == has_state
 
 
+def test_a_constant_is_bound_where_the_headers_have_it(patched: Library, tmp_path: Path) -> None:
+    include, out = tmp_path / "include", tmp_path / "out.c"
+    shutil.copytree(patched.include_dir, include)
+    bindings.emit_c(include, out)
+    assert "GGML_KQ_MASK_PAD" not in out.read_text()
+    header = include / "ggml.h"
+    header.write_text("#define GGML_KQ_MASK_PAD 64\n" + header.read_text())
+    bindings.emit_c(include, out)
+    assert "GGML_KQ_MASK_PAD" in out.read_text()
+    assert compile_error(out, include) == ""
+
+
 def test_a_right_source_is_left_alone(patched: Library, tmp_path: Path) -> None:
     out = tmp_path / "out.c"
     bindings.emit_c(patched.include_dir, out)

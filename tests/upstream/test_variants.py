@@ -1,5 +1,6 @@
 """Patches that older upstreams need otherwise."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.project import Project
 from fa_harness.upstream import rework
+from fa_harness.upstream.drift import drift
 from fa_harness.upstream.series import load_series, series_for
 from fa_harness.upstream.source import find_source
 from fa_harness.upstream.tree import prepare_tree
@@ -73,17 +75,29 @@ def test_a_variant_leaves_files_out(two_files: Project) -> None:
     [
         ('below = "0.1.2"', False),
         ('below = "0.1.3"', True),
-        ('from = "0.1.2"\nbelow = "1"', True),
-        ('from = "0.1.10"\nbelow = "1"', False),
+        ('below = "0.1.10"', True),
+        ('below = "0.0.10"', False),
     ],
 )
-def test_a_variant_holds_in_its_range_of_versions_only(
+def test_a_variant_holds_below_its_version_only(
     two_files: Project, limits: str, holds: bool
 ) -> None:
     write(two_files, f'[["0001-both.patch"]]\n{limits}\nwithout = ["{OPS}"]\n')
     source = find_source(two_files)
     same = series_for(two_files, source).digests == load_series(two_files).digests
     assert same is not holds
+
+
+def test_of_several_variants_the_oldest_goes_last(two_files: Project) -> None:
+    write(
+        two_files,
+        '[["0001-both.patch"]]\nbelow = "0.1.3"\nfiles = "variants/0001.diff"\n'
+        '[["0001-both.patch"]]\nbelow = "0.3"\nfiles = "variants/newer.diff"\n',
+        diff_of(two_files, OPS, "return 42;", "return 77;"),
+    )
+    newer = diff_of(two_files, OPS, "return 42;", "return 55;")
+    (two_files.patches / "variants" / "newer.diff").write_text(newer)
+    assert "return 77;" in tree_text(two_files, OPS)
 
 
 def test_a_variant_of_the_series_ends_it_after_some_patches(two_files: Project) -> None:
@@ -108,7 +122,7 @@ def test_a_version_that_is_not_known_is_the_oldest() -> None:
     [
         ("x = [", "is not valid TOML"),
         ('[["0001-both.patch"]]\nbelow = "1"\nuntil = "2"\n', "unknown key 'until'"),
-        ('[["0001-both.patch"]]\nfrom = "1"\n', "below is missing"),
+        ('[["0001-both.patch"]]\nwithout = []\n', "below is missing"),
         ('[["0001-both.patch"]]\nbelow = 1\n', "below must be a str, not 1"),
         ('[["0001-both.patch"]]\nbelow = "1"\nfirst = 2\n', r"first belongs to \[\[series\]\]"),
         ('[[series]]\nbelow = "1"\n', r"first belongs to \[\[series\]\]"),
@@ -124,3 +138,20 @@ def test_what_cannot_be_is_refused(two_files: Project, text: str, message: str) 
 
 def test_no_file_is_no_variant(project: Project) -> None:
     assert load_variants(project.patches) == ()
+
+
+def test_a_pin_without_a_version_gets_variants_as_if_it_had_one(two_files: Project) -> None:
+    pins = two_files.pins_file
+    pins.write_text(pins.read_text() + 'variants_as = "0.0.7"\n')
+    write(two_files, f'[["0001-both.patch"]]\nbelow = "0.1"\nwithout = ["{OPS}"]\n')
+    assert "return 41;" in tree_text(two_files, OPS)
+
+
+def test_drift_is_how_far_the_hunk_that_moved_most_is_off(two_files: Project) -> None:
+    source = find_source(two_files)
+    series = series_for(two_files, source)
+    assert drift(prepare_tree(two_files, source, series), series) == [0, 0]
+    patch = two_files.patches / "0002-next.patch"
+    patch.write_text(re.sub(r"@@ -1 \+1 @@", "@@ -8 +8 @@", patch.read_text()))
+    series = series_for(two_files, source)
+    assert drift(prepare_tree(two_files, source, series), series) == [0, 7]

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from fa_harness import progress
+from fa_harness.cases import Case
 from fa_harness.commands.bisect import prefixes
-from fa_harness.project import Project
-from fa_harness.report.series import Colours
+from fa_harness.errors import SetupError
+from fa_harness.project import Project, locked
+from fa_harness.report.series import CheckedUpstream, Colours, SuiteOutcome, WrongCase
 from fa_harness.runner import Runner
 from fa_harness.suites import suite as cases_of_suite
 from fa_harness.upstream import build
+from fa_harness.upstream.drift import drift
 from fa_harness.upstream.lint import Finding
-from fa_harness.upstream.series import series_for
+from fa_harness.upstream.pins import load_pins
+from fa_harness.upstream.series import load_series, series_for
 from fa_harness.upstream.source import find_source
+from fa_harness.upstream.tree import prepare_tree
 
 KERNEL = "+++ b/ggml/src/ggml-cpu/"
 """In each patch that changes what the CPU backend computes."""
@@ -40,6 +47,72 @@ def without_effect(project: Project, of_prefixes: list[Colours], suite: str) -> 
                 )
             )  # fmt: skip
     return found
+
+
+def check(
+    project: Project, upstreams: Sequence[str], suites: Sequence[str]
+) -> Iterator[CheckedUpstream]:
+    """Yield what becomes of the series on each upstream: does it apply, build, and pass.
+
+    A case that pristine upstream gets wrong without a state, too, is upstream's own.
+
+    Args:
+        project: Where `patches/` is.
+        upstreams: Names of pins.
+        suites: What runs on the patched library.
+
+    Raises:
+        UsageError: There is no such pin or suite.
+    """
+    cases = {suite: cases_of_suite(suite) for suite in suites}
+    pins = load_pins(project.pins_file)
+    for name in upstreams:
+        pins.get(name)
+    for name in upstreams:
+        yield _check(project, name, cases)
+
+
+def _check(project: Project, name: str, suites: Mapping[str, Sequence[Case]]) -> CheckedUpstream:
+    checked = CheckedUpstream(upstream=name)
+    try:
+        source = find_source(project, name)
+        series = series_for(project, source)
+        with locked(project):
+            tree = prepare_tree(project, source, series)
+        whole = load_series(project)
+        checked = replace(
+            checked,
+            ggml_version=tree.ggml_version,
+            applied=len(series.patches),
+            patches=len(whole.patches),
+            drift=max(drift(tree, series), default=0),
+            variants=sum(a != b for a, b in zip(series.digests, whole.digests, strict=False)),
+        )
+        libraries = build.build(project, ["patched", "pristine"], upstream=name)
+        patched, pristine = (Runner(library.module_path) for library in libraries)
+        with patched, pristine:
+            results = {suite: _outcome(patched, pristine, cases) for suite, cases in suites.items()}
+    except SetupError as error:
+        return replace(checked, problem=str(error))
+    return replace(checked, suites=results)
+
+
+def _outcome(patched: Runner, pristine: Runner, cases: Sequence[Case]) -> SuiteOutcome:
+    wrong = []
+    for verdict in patched.run(cases):
+        if verdict.status in ("pass", "unsupported"):
+            continue
+        [without] = pristine.run([verdict.case], modes=())
+        wrong.append(
+            WrongCase(
+                case=str(verdict.case),
+                status=verdict.status,
+                reason=verdict.reason,
+                # the same numbers in its reason, too: nothing else is wrong beside that
+                is_upstreams=(without.status, without.reason) == (verdict.status, verdict.reason),
+            )
+        )
+    return SuiteOutcome(cases=len(cases), wrong=tuple(wrong))
 
 
 def colours(project: Project, suite: str) -> list[Colours]:

@@ -27,14 +27,15 @@ _PREAMBLE = """\
 def emit_c(include_dir: Path, out_c: Path) -> None:
     """Write the C source of the module `_ggml` for the headers in `include_dir`.
 
-    A declaration file `optional-*.h` takes part only where the headers know all of its functions.
+    A declaration file `optional-*.h` takes part only where the headers know all of its functions
+    and constants.
     `out_c` is left alone where it holds the right text already, so that a build has nothing to do.
     """
     headers = "".join(p.read_text() for p in sorted(include_dir.glob("*.h")))
     decls = [(_DECL / name).read_text() for name in _REQUIRED]
     for path in sorted(_DECL.glob("optional-*.h")):
         text = path.read_text()
-        if all(re.search(rf"\b{name}\s*\(", headers) for name in _functions(text)):
+        if all(re.search(rf"\b{name}", headers) for name in _names(text)):
             decls.append(text)
     ffi = cffi.FFI()
     ffi.cdef("\n".join(decls))
@@ -50,6 +51,8 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
-def _functions(text: str) -> list[str]:
+def _names(text: str) -> list[str]:
+    """Return patterns of the functions and constants that a text declares."""
     code = re.sub(r"//.*", "", text)
-    return re.findall(r"\b(\w+)\s*\(", code)
+    functions = [rf"{name}\s*\(" for name in re.findall(r"\b(\w+)\s*\(", code)]
+    return functions + [rf"{name}\b" for name in re.findall(r"#define (\w+)", code)]

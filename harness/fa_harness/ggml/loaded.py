@@ -81,9 +81,19 @@ class Ggml:
         return hasattr(self._lib, "ggml_flash_attn_ext_merge_states")
 
     @property
+    def has_sinks(self) -> bool:
+        """Whether the library has `ggml_flash_attn_ext_add_sinks`."""
+        return hasattr(self._lib, "ggml_flash_attn_ext_add_sinks")
+
+    @property
     def has_reference(self) -> bool:
         """Whether the library can be told to take the vec path for every shape (`use_ref`)."""
         return hasattr(self._lib, "ggml_backend_cpu_set_use_ref")
+
+    @property
+    def mask_pad(self) -> int:
+        """What the rows of a mask have to be a multiple of."""
+        return int(getattr(self._lib, "GGML_KQ_MASK_PAD", 1))
 
     @property
     def mutants(self) -> tuple[str, ...]:
@@ -164,12 +174,12 @@ class Ggml:
         assert singly != in_step
         with self.context() as ctx, self.backend(1) as backend:
             q = ctx.tensor("f32", (1, 1, 1, 1))
-            keys, values = ctx.tensor("f32", (1, 2, 1, 1)), ctx.tensor("f16", (n, 2, 1, 1))
+            keys, values = (ctx.tensor("f16", (size, 2, 1, 1)) for size in (1, n))
             output = ctx.flash_attn_ext(q, keys, values, None, scale=1.0)
             graph = ctx.graph([output])
             backend.allocate(ctx)
             q.write(np.ones(1, np.float32))
-            keys.write(np.array([0, -0.5], np.float32))
+            keys.write(np.array([0, -0.5], np.float16))
             values.write(np.repeat(np.array([0, v], np.float16), n))
             backend.compute(graph)
             numerators = output.read().reshape(n) * (1 + weight)
@@ -353,6 +363,11 @@ class Context:
         }
         self._p = lib.ggml_init(ffi.new("struct ggml_init_params *", params)[0])
         return self
+
+    @property
+    def ggml(self) -> Ggml:
+        """The library that it is of."""
+        return self._ggml
 
     def __exit__(self, *exception: object) -> None:
         for buffer in self._buffers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from fa_harness.upstream.status import Status
 
 SCHEMA = "fa-harness.series/1"
 LINT_SCHEMA = "fa-harness.lint/1"
+CHECK_SCHEMA = "fa-harness.series-check/1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,110 @@ class Colours:
     def __str__(self) -> str:
         """Return the counts in words."""
         return ", ".join(f"{n} {status}" for status, n in sorted(self.counts.items()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongCase:
+    """A case that does not pass on an upstream."""
+
+    case: str
+    status: str
+    reason: str
+    is_upstreams: bool
+    """Pristine upstream gets it wrong in the same way, without a state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteOutcome:
+    """How a suite came out on an upstream."""
+
+    cases: int
+    wrong: tuple[WrongCase, ...]
+
+    def __str__(self) -> str:
+        """Return it in a few words."""
+        own = sum(case.is_upstreams for case in self.wrong)
+        ours = len(self.wrong) - own
+        words = [f"{self.cases - len(self.wrong)} of {self.cases}"]
+        words += [f"{ours} not"] if ours else []
+        words += [f"{own} not upstream either"] if own else []
+        return ", ".join(words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedUpstream:
+    """What became of the series on one upstream."""
+
+    upstream: str
+    ggml_version: str = ""
+    patches: int = 0
+    """Of the whole series."""
+    applied: int = 0
+    drift: int = 0
+    """Lines by which the hunk that moved most is off."""
+    variants: int = 0
+    """Patches that have something else there."""
+    problem: str = ""
+    """Why it does not apply or does not build."""
+    suites: Mapping[str, SuiteOutcome] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether it applies, builds, and gets nothing wrong that upstream gets right."""
+        wrong = [case for outcome in self.suites.values() for case in outcome.wrong]
+        return not self.problem and all(case.is_upstreams for case in wrong)
+
+
+_MATRIX = ("upstream", "ggml", "patches", "variants", "drift")
+
+
+def print_check(console: Console, checked: CheckedUpstream) -> None:
+    """Print a line for an upstream, and what is wrong there below it."""
+    style = "green" if checked.passed else "bold red"
+    cells = _cells(checked)
+    words = "  ".join(f"{name} {cell}" for name, cell in zip(_MATRIX[1:], cells[1:5], strict=True))
+    line = Text(f"{cells[0]:18}  {words}")
+    for suite, outcome in checked.suites.items():
+        line.append(f"  {suite}: {outcome}", style=style)
+    if checked.problem:
+        line.append("  does not apply, build or load", style=style)
+    console.print(line, soft_wrap=True)
+    for text in checked.problem.splitlines():
+        console.print(Text(f"    {text}"), soft_wrap=True)
+    for outcome in checked.suites.values():
+        for case in outcome.wrong:
+            whose = ", upstream's own" if case.is_upstreams else ""
+            text = f"    {case.status}{whose}: {case.case}\n      {case.reason}"
+            console.print(Text(text), soft_wrap=True)
+
+
+def markdown_check(checked: Sequence[CheckedUpstream], suites: Sequence[str]) -> str:
+    """Return the matrix as a Markdown table."""
+    head = [*_MATRIX, *suites]
+    lines = [head, ["---"] * len(head)]
+    for each in checked:
+        lines.append([*_cells(each), *(str(each.suites.get(suite, "-")) for suite in suites)])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def render_check(checked: Sequence[CheckedUpstream]) -> str:
+    """Return the JSON document, ending in a newline."""
+    document = {
+        "schema": CHECK_SCHEMA,
+        "passed": all(each.passed for each in checked),
+        "upstreams": [{**asdict(each), "passed": each.passed} for each in checked],
+    }
+    return json.dumps(document, indent=1) + "\n"
+
+
+def _cells(checked: CheckedUpstream) -> list[str]:
+    return [
+        checked.upstream,
+        checked.ggml_version or "-",
+        f"{checked.applied} of {checked.patches}" if not checked.problem else "-",
+        str(checked.variants),
+        str(checked.drift),
+    ]
 
 
 def print_status(

@@ -27,7 +27,8 @@ class Pin:
         sha256: of the whole archive, 64 hexadecimal digits.
         root: where llama.cpp or ggml lies below the archive's top folder.
         commit: upstream's commit, empty where it is not known.
-        ggml_version: ggml's own version, empty where it is not known.
+        ggml_version: ggml's own version, empty where it has none.
+        variants_as: the version by which it gets variants of patches, where it has none.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Pin:
     root: str
     commit: str = ""
     ggml_version: str = ""
+    variants_as: str = ""
 
     @property
     def archive_name(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import email
 import email.policy
+import functools
 import hashlib
 import re
 from dataclasses import dataclass, replace
@@ -75,15 +76,14 @@ def series_for(project: Project, source: Source) -> Series:
     """
     series = load_series(project)
     variants = load_variants(project.patches)
-    version = parse_version(source.ggml_version)
-    whole = of_version(variants, SERIES, version)
-    if whole is not None:
+    version = parse_version(source.variants_as)
+    for whole in of_version(variants, SERIES, version):
         series = series.first(whole.first or 0)
     patches, digests = list(series.patches), list(series.digests)
     for i, patch in enumerate(series.patches):
-        variant = of_version(variants, patch.name, version)
-        if variant is not None:
-            text = compose(patch.read_text(encoding="utf-8"), variant)
+        holding = of_version(variants, patch.name, version)
+        if holding:
+            text = functools.reduce(compose, holding, patch.read_text(encoding="utf-8"))
             patches[i] = project.sources / ".variants" / source.folder / patch.name
             digests[i] = hashlib.sha256(text.encode()).hexdigest()
             _write(patches[i], text)

@@ -32,6 +32,7 @@ class Source:
         digest: changes when the files do.
         commit: upstream's commit; empty where it is not known.
         ggml_version: what the pin promises, or the checkout says; empty where nothing does.
+        variants_as: the version by which it gets variants of patches.
         origin: the pin, or the checkout's files: place in the tree -> path.
     """
 
@@ -40,6 +41,7 @@ class Source:
     digest: str
     commit: str
     ggml_version: str
+    variants_as: str
     origin: Pin | dict[str, Path]
 
 
@@ -60,6 +62,7 @@ def find_source(project: Project, upstream: str | None = None) -> Source:
         digest=f"{pin.sha256}:{pin.root}",
         commit=pin.commit,
         ggml_version=pin.ggml_version,
+        variants_as=pin.variants_as or pin.ggml_version,
         origin=pin,
     )
 
@@ -89,6 +92,7 @@ def _checkout_source(root: Path) -> Source:
             "ggml/src/ggml.c nor src/ggml.c is there)"
         )
     files = _files(root, layout)
+    version = _version(files)
     digest = hashlib.sha256()
     for spot, path in files.items():
         content = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -98,7 +102,8 @@ def _checkout_source(root: Path) -> Source:
         folder=f"dir-{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}",
         digest=digest.hexdigest(),
         commit=git.describe(root),
-        ggml_version=_version(files),
+        ggml_version=version,
+        variants_as=version,
         origin=files,
     )
 

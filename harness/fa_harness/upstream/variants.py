@@ -1,8 +1,9 @@
 """What patches have otherwise on older upstreams, as small as it can be.
 
-`patches/variants.toml` has a table for each patch and range of ggml versions. A variant replaces
-the patch's diffs of some files by those of another file, and leaves others out; the message and the
-rest are the patch's own. So a patch is written once, and what differs stands by itself.
+`patches/variants.toml` has a table for each patch and each ggml version below which it needs
+something else: other diffs of some files, or none. The message and the rest are the patch's own. On
+an upstream that is older than several, all of them hold, the oldest goes last. So a patch is
+written once, and what differs stands by itself, once.
 """
 
 from __future__ import annotations
@@ -22,31 +23,25 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 Version = tuple[int, ...]
-_KEYS = {"from": str, "below": str, "files": str, "without": list, "first": int}
+_KEYS = {"below": str, "files": str, "without": list, "first": int}
 SERIES = "series"
 """The table of variants of the series as a whole: `first` of its patches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What a patch has otherwise in a range of versions, or how many patches there are."""
+    """What a patch has otherwise on older upstreams, or how many patches there are."""
 
     patch: str
     """File name; `SERIES` for the series as a whole."""
-    start: Version
-    """The first version."""
-    stop: Version
-    """The first that is too new."""
+    below: Version
+    """The first ggml version that does not need it."""
     files: Path | None = None
     """Diffs of files, instead of the patch's."""
     without: tuple[str, ...] = ()
     """Files that the upstream does not have."""
     first: int | None = None
     """How many patches the series has there."""
-
-    def holds(self, version: Version) -> bool:
-        """Tell whether a version is in the range."""
-        return self.start <= version < self.stop
 
 
 def parse_version(text: str) -> Version:
@@ -77,9 +72,10 @@ def load_variants(patches: Path) -> tuple[Variant, ...]:
     )
 
 
-def of_version(variants: Sequence[Variant], patch: str, version: Version) -> Variant | None:
-    """Return the variant of a patch that holds for a version, if one does."""
-    return next((v for v in variants if v.patch == patch and v.holds(version)), None)
+def of_version(variants: Sequence[Variant], patch: str, version: Version) -> list[Variant]:
+    """Return the variants of a patch that hold for a version, the oldest last."""
+    holding = [v for v in variants if v.patch == patch and version < v.below]
+    return sorted(holding, key=lambda variant: variant.below, reverse=True)
 
 
 def compose(mail: str, variant: Variant) -> str:
@@ -125,14 +121,13 @@ def _variant(path: Path, patch: str, table: Any) -> Variant:
         if not isinstance(value, _KEYS[key]):
             raise SetupError(f"{where}: {key} must be a {_KEYS[key].__name__}, not {value!r}")
     if "below" not in table:
-        raise SetupError(f"{where}: below is missing, the first ggml version that is too new")
+        raise SetupError(f"{where}: below is missing, the first ggml version that needs none")
     if (patch == SERIES) != ("first" in table):
         raise SetupError(f"{where}: first belongs to [[{SERIES}]], and to it alone")
     files = table.get("files")
     return Variant(
         patch=patch,
-        start=parse_version(table.get("from", "")),
-        stop=parse_version(table["below"]),
+        below=parse_version(table["below"]),
         files=path.parent / files if files else None,
         without=tuple(table.get("without", ())),
         first=table.get("first"),

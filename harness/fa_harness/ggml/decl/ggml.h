@@ -38,7 +38,6 @@ size_t               ggml_nbytes(const struct ggml_tensor * tensor);
 struct ggml_tensor * ggml_flash_attn_ext(struct ggml_context * ctx,
         struct ggml_tensor * q, struct ggml_tensor * k, struct ggml_tensor * v, struct ggml_tensor * mask,
         float scale, float max_bias, float logit_softcap);
-void                 ggml_flash_attn_ext_add_sinks(struct ggml_tensor * a, struct ggml_tensor * sinks);
 
 struct ggml_cgraph * ggml_new_graph_custom(struct ggml_context * ctx, size_t size, bool grads);
 void                 ggml_build_forward_expand(struct ggml_cgraph * cgraph, struct ggml_tensor * tensor);
