@@ -215,6 +215,18 @@ def test_a_mode_that_the_library_leaves_out_is_mistrusted(
     assert verdict.reason.startswith("mode segmented was asked for, and not compared: ")
 
 
+def test_sinks_that_a_library_does_not_know_are_unsupported(
+    patched: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = suite("seed")[0].with_(sinks=True)
+    with Runner(patched.module_path) as runner:
+        list(runner.run([case]))
+        monkeypatch.setattr(runner._worker, "lacks", {"sinks": "ggml_flash_attn_ext_add_sinks"})
+        [verdict] = runner.run([case])
+    assert verdict.status == "unsupported"
+    assert verdict.reason.startswith("the library has no ggml_flash_attn_ext_add_sinks; ")
+
+
 def test_a_type_that_the_harness_cannot_encode_is_unsupported(patched: Library) -> None:
     unknown, after = run(patched, [SMALL.with_(type_K="q4_K"), SMALL])
     assert unknown.status == "unsupported"
