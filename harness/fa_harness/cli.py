@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fa_harness import __version__
-from fa_harness.cli_series import series
+from fa_harness.cli_series import series, upstream
 from fa_harness.errors import FaHarnessError, SetupError, UsageError
 from fa_harness.terminal import make_console, write_json
 
@@ -654,6 +654,7 @@ def doctor() -> None:
 
 
 cli.add_command(series)
+cli.add_command(upstream)
 
 
 if __name__ == "__main__":

@@ -208,6 +208,47 @@ def check(
         raise click.exceptions.Exit(1)
 
 
+@click.group()
+def upstream() -> None:
+    """Pin other versions of upstream."""
+
+
+@upstream.command("add")
+@click.argument("spec", metavar="PACKAGE==VERSION")
+@click.option("--name", metavar="NAME", help="What the pin is called.")
+def add_upstream(*, spec: str, name: str | None) -> None:
+    """Pin a version of a package: fetch its sdist, look into it, record its checksum."""
+    from fa_harness.project import find_project, locked
+    from fa_harness.upstream.newer import add as add_pin
+
+    project = find_project()
+    with locked(project):
+        pin = add_pin(project, spec, name)
+    click.echo(f"{pin.name}: {pin.package} {pin.version}, ggml {pin.ggml_version or 'unknown'}")
+
+
+@upstream.command("update")
+@click.option("--add", "adding", is_flag=True, help="Pin what is newer.")
+def update_upstreams(*, adding: bool) -> None:
+    """Look on the package index for versions that are newer than those that are pinned."""
+    from fa_harness.project import find_project, locked
+    from fa_harness.upstream.newer import add as add_pin
+    from fa_harness.upstream.newer import newest
+
+    project = find_project()
+    for each in newest(project):
+        if not each.is_newer:
+            click.echo(f"{each.package} {each.pinned}: the newest")
+            continue
+        spec = f"{each.package}=={each.version}"
+        if not adding:
+            click.echo(f"{each.package} {each.pinned}: fa-harness upstream add {spec}")
+            continue
+        with locked(project):
+            pin = add_pin(project, spec)
+        click.echo(f"{pin.name}: {spec}, ggml {pin.ggml_version or 'unknown'}")
+
+
 def _change(
     change: _Change, *, arguments: tuple[object, ...] | None = None, go_on: bool, abort: bool
 ) -> None:

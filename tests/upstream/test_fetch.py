@@ -159,13 +159,13 @@ def test_an_index_without_the_version_is_told_from_one_without_an_answer(
     project: Project, pin: Pin, sdist: Path
 ) -> None:
     (sdist.parent / "index.html").write_text('<a href="mini_llama-2.0.tar.gz">2.0</a>')
-    with pytest.raises(SetupError, match=r"has no sdist of version 1\.0"):
+    with pytest.raises(SetupError, match=r"has no sdist of mini-llama==1\.0"):
         fetch(project, pin)
 
 
 def test_a_wheel_is_no_sdist(project: Project, pin: Pin, sdist: Path) -> None:
     (sdist.parent / "index.html").write_text('<a href="mini_llama-1.0-py3-none-any.whl">x</a>')
-    with pytest.raises(SetupError, match=r"has no sdist of version 1\.0"):
+    with pytest.raises(SetupError, match=r"has no sdist of mini-llama==1\.0"):
         fetch(project, pin)
 
 

@@ -41,8 +41,8 @@ def cached(project: Project, pin: Pin) -> Path | None:
     archive = project.cache / pin.archive_name
     if not archive.is_file():
         return None
-    found = _sha256(archive)
-    if found != pin.sha256:
+    found = sha256(archive)
+    if pin.sha256 and found != pin.sha256:
         raise SetupError(
             f"upstream '{pin.name}': sha256 is {found}, the lock says {pin.sha256}; delete "
             f"{project.relative(archive)} and fetch again, or correct vendor/upstreams.toml"
@@ -52,6 +52,8 @@ def cached(project: Project, pin: Pin) -> Path | None:
 
 def fetch(project: Project, pin: Pin) -> Path:
     """The pin's verified archive in `vendor/cache/`, downloaded first where it is not there.
+
+    A pin that is only being made has no sha256 yet, and takes what comes.
 
     Raises:
         SetupError: the cached archive or the downloaded one has another sha256, nothing could
@@ -77,6 +79,27 @@ def fetch(project: Project, pin: Pin) -> Path:
         + "\ncheck the network and pip's index settings (pip config list), or put "
         f"{pin.archive_name} into {project.cache} by hand, or use a checkout of your own with "
         "UPSTREAM_DIR=/path/to/llama.cpp"
+    )
+
+
+def newest_version(package: str) -> str:
+    """Return the newest version of a package of which there is an sdist; no pre-release.
+
+    Raises:
+        SetupError: No index has one.
+    """
+    config = load_index_config()
+    tried: list[str] = []
+    with _connect(config) as client:
+        for kind, url in _sources(config):
+            try:
+                return _matches(client, kind, url, package)[0][0]
+            except _SourceError as failure:
+                tried.append(f"  {Link(url).redacted}: {failure}")
+    raise SetupError(
+        f"no index has an sdist of {package}; tried\n"
+        + ("\n".join(tried) or "  nothing: pip's configuration names no index")
+        + "\ncheck the network and pip's index settings (pip config list)"
     )
 
 
@@ -115,6 +138,21 @@ class _Messages(logging.Handler):
 
 def _find(client: Fetcher, kind: str, url: str, pin: Pin) -> Link:
     """The link of the pin's sdist at one source; each is asked alone, so that none stops all."""
+    return _matches(client, kind, url, f"{pin.package}=={pin.version}", any_version=True)[0][1]
+
+
+def _matches(
+    client: Fetcher, kind: str, url: str, requirement: str, *, any_version: bool = False
+) -> list[tuple[str, Link]]:
+    """The versions and links of sdists at one source, the newest first; one at least.
+
+    Args:
+        client: The HTTP client.
+        kind: `index` or `find-links`.
+        url: Where to ask.
+        requirement: A package, or a version of it.
+        any_version: Also one that was yanked, or is a pre-release.
+    """
     finder = PackageFinder(
         session=client,
         index_urls=[url] if kind == "index" else [],
@@ -126,19 +164,19 @@ def _find(client: Fetcher, kind: str, url: str, pin: Pin) -> Link:
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(messages)
     try:
-        matches = finder.find_matches(
-            f"{pin.package}=={pin.version}", allow_yanked=True, allow_prereleases=True
+        found = finder.find_matches(
+            requirement, allow_yanked=any_version, allow_prereleases=any_version
         )
-        links = [match.link for match in matches]
+        matches = [(str(match.version), match.link) for match in found]
     except Exception as error:  # a source fails in as many ways as there are transports
         raise _SourceError(str(error) or type(error).__name__) from error
     finally:
         logger.removeHandler(messages)
         logger.propagate = propagate
-    for link in links:
-        if link.filename.endswith(".tar.gz"):
-            return link
-    raise _SourceError("; ".join(messages.lines) or f"has no sdist of version {pin.version}")
+    sdists = [(version, link) for version, link in matches if link.filename.endswith(".tar.gz")]
+    if not sdists:
+        raise _SourceError("; ".join(messages.lines) or f"has no sdist of {requirement}")
+    return sdists
 
 
 def _download(client: Fetcher, link: Link, pin: Pin, archive: Path) -> None:
@@ -156,7 +194,7 @@ def _download(client: Fetcher, link: Link, pin: Pin, archive: Path) -> None:
                     out.write(chunk)
                     size += len(chunk)
                     advance(size, total)
-        if digest.hexdigest() != pin.sha256:
+        if pin.sha256 and digest.hexdigest() != pin.sha256:
             raise SetupError(
                 f"upstream '{pin.name}': sha256 of {link.redacted} ({size} bytes) is "
                 f"{digest.hexdigest()}, the lock says {pin.sha256}; nothing was extracted; "
@@ -182,7 +220,8 @@ def _chunks(client: Fetcher, link: Link) -> Iterator[tuple[bytes, int | None]]:
         raise _SourceError(f"download failed: {error or type(error).__name__}") from error
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return the digest of a file, 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
