@@ -149,6 +149,35 @@ def reorder(*, patches: tuple[str, ...], go_on: bool, abort: bool) -> None:
 
 
 @series.command()
+@click.option("--onto", metavar="NAME|DIR", help="A pin, or a checkout of your own.")
+@_go_on
+@_abort
+def rebase(*, onto: str | None, go_on: bool, abort: bool) -> None:
+    """Move the series to another upstream, three-way, and show what changed in it.
+
+    What upstream has taken is dropped. A pin becomes the default one; fa-harness series check then
+    tells how the series does there, and what older upstreams need otherwise.
+    """
+    from fa_harness.upstream import rework
+    from fa_harness.upstream.source import find_source, source_of
+
+    if not (go_on or abort) and onto is None:
+        raise UsageError("name where to: --onto NAME, a pin, or --onto DIR, a checkout")
+    _change(
+        lambda project, source: rework.rebase(
+            project,
+            source,
+            source_of(Path(onto or ""))
+            if Path(onto or "").is_dir()
+            else find_source(project, onto),
+        ),
+        arguments=(onto,) if onto else None,
+        go_on=go_on,
+        abort=abort,
+    )
+
+
+@series.command()
 @click.option(
     "--suite", metavar="NAME", help="Each patch must turn a case of this suite green, too."
 )
@@ -274,13 +303,21 @@ def _end(*, go_on: bool, arguments: tuple[object, ...]) -> None:
 
     project, source = _here()
     if arguments:
-        raise UsageError("--continue and --abort take no patch: they are of the one that has begun")
+        raise UsageError("--continue and --abort take nothing else: they are of what has begun")
+    source = next((each for each in _sources(project) if rework.begun(project, each)), source)
     with locked(project):
         if not go_on:
             rework.abort(project, source)
             return
         changes = rework.go_on(project, source)
     print_changes(make_console(stderr=False), changes)
+
+
+def _sources(project: Project) -> list[Source]:
+    from fa_harness.upstream.pins import load_pins
+    from fa_harness.upstream.source import find_source
+
+    return [find_source(project, name) for name in load_pins(project.pins_file).upstreams]
 
 
 def _here() -> tuple[Project, Source]:

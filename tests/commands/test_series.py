@@ -57,7 +57,7 @@ def test_check_runs_a_suite_on_an_upstream(
         (["reorder", "1", "1"], "a patch is named twice"),
         (["add", "/gone.patch"], "there is no file /gone.patch"),
         (["refresh", "--continue"], "no change of the series has begun"),
-        (["drop", "1", "--abort"], "take no patch"),
+        (["drop", "1", "--abort"], "take nothing else"),
     ],
 )
 def test_a_wrong_call_is_refused_with_status_2(arguments: list[str], message: str) -> None:

@@ -184,6 +184,8 @@ def print_changes(console: Console, changes: Changes) -> None:
             Text(f"dropped: {title}: nothing of it is left, upstream has it", style="yellow"),
             soft_wrap=True,
         )
+    if changes.range_diff:
+        console.print(Text(changes.range_diff), soft_wrap=True)
     if not (changes.written or changes.renamed or changes.removed or changes.dropped):
         console.print(Text("nothing changed"), soft_wrap=True)
 

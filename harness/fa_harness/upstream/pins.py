@@ -9,6 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fa_harness.errors import SetupError, UsageError
+from fa_harness.files import replace_file
+from fa_harness.project import writing
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -98,6 +100,14 @@ def load_pins(path: Path) -> Pins:
             f"{path}: default is {default!r}, but the upstreams are {', '.join(sorted(upstreams))}"
         )
     return Pins(default=default, upstreams=upstreams)
+
+
+def set_default(path: Path, name: str) -> None:
+    """Make another pin the one that is meant where none is named; the rest stays as it is."""
+    text = path.read_text(encoding="utf-8")
+    changed = re.sub(r'^default *= *"[^"]*"', f'default = "{name}"', text, count=1, flags=re.M)
+    with writing(path):
+        replace_file(path.resolve(), changed)
 
 
 def _pin(path: Path, name: str, table: Any) -> Pin:

@@ -22,11 +22,15 @@ from fa_harness.files import replace_file
 from fa_harness.proc import ProgramError
 from fa_harness.project import Project, writing
 from fa_harness.upstream.git import git
+from fa_harness.upstream.pins import Pin, set_default
 from fa_harness.upstream.series import Series, load_series, series_for
 from fa_harness.upstream.source import Source
 from fa_harness.upstream.tree import BRANCH, UPSTREAM_REF, Tree, prepare_tree
 
 STATE = ".git/fa-harness-rework.json"
+
+_OLD_UPSTREAM = "refs/fa-harness/old-upstream"
+_OLD_SERIES = "refs/fa-harness/old-series"
 
 _FORMAT = (
     "format-patch", "--quiet", "--zero-commit", "--no-signature", "--no-numbered", "--full-index"
@@ -61,12 +65,14 @@ class Changes:
         renamed: Old and new name of patches whose content did not.
         removed: Patches that are gone.
         dropped: Titles of those that changed nothing where they were picked.
+        range_diff: Of a rebase, what git has to say of the old patches and the new.
     """
 
     written: tuple[str, ...]
     renamed: tuple[tuple[str, str], ...]
     removed: tuple[str, ...]
     dropped: tuple[str, ...] = ()
+    range_diff: str = ""
 
 
 def worktree(project: Project, source: Source) -> Path:
@@ -187,6 +193,34 @@ def add(project: Project, source: Source, mails: Sequence[Path], after: str | No
     return _go_on(project, source, tree.path)
 
 
+def rebase(project: Project, source: Source, onto: Source) -> Changes:
+    """Move the series to another upstream, three-way: git knows what each patch was made for.
+
+    A pin that it was moved to becomes the default one.
+
+    Args:
+        project: Where `patches/` is.
+        source: The upstream that the series is for.
+        onto: The other one.
+
+    Raises:
+        UsageError: Both are the same, or `source` has variants of patches.
+        ConflictError: A patch does not go on top of the other upstream.
+        SetupError: Another change has begun, or an upstream cannot be had.
+    """
+    if source.digest == onto.digest:
+        raise UsageError(f"the series is for '{onto.label}' already")
+    series = load_series(project)
+    old = _tree(project, source, series)
+    _refuse_begun(project, onto)
+    # only the upstream: its tree may not take the patches
+    new = prepare_tree(project, onto, series.first(0))
+    for name, commit in ((_OLD_UPSTREAM, old.commits[0]), (_OLD_SERIES, old.commits[-1])):
+        git(new.path, "fetch", "--quiet", "--no-tags", old.path, f"+{commit}:{name}")
+    _begin(project, onto, new, "series rebase", 0, old.commits[1:])
+    return _go_on(project, onto, new.path)
+
+
 def go_on(project: Project, source: Source) -> Changes:
     """Go on after a conflict that the user has resolved.
 
@@ -202,7 +236,7 @@ def go_on(project: Project, source: Source) -> Changes:
     if _picking(place):
         unmerged = git(place, "diff", "--name-only", "--diff-filter=U").split()
         if unmerged:
-            raise ConflictError(_steps(project, place, rework, unmerged))
+            raise ConflictError(_steps(project, source, rework, unmerged))
         if git(place, "status", "--porcelain", "--untracked-files=no"):
             git(place, "-c", "core.editor=true", "cherry-pick", "--continue")
         else:  # what is left of it was there already
@@ -240,13 +274,17 @@ def _tree(project: Project, source: Source, series: Series) -> Tree:
             "change the series on the newest upstream, then the variants by hand"
         )
     tree = prepare_tree(project, source, series)
-    rework = _load(tree.path)
+    _refuse_begun(project, source)
+    return tree
+
+
+def _refuse_begun(project: Project, source: Source) -> None:
+    rework = begun(project, source)
     if rework is not None:
         raise SetupError(
             f"'{rework.command}' has begun in {project.relative(worktree(project, source))}; "
             "end it with --continue or --abort"
         )
-    return tree
 
 
 def _of(
@@ -284,7 +322,7 @@ def _pick_all(project: Project, source: Source, path: Path) -> None:
                 dropped = (*rework.dropped, _subject(path, commit))
                 _save(path, replace(rework, todo=rework.todo[1:], dropped=dropped))
                 continue
-            raise ConflictError(_steps(project, place, rework, unmerged)) from error
+            raise ConflictError(_steps(project, source, rework, unmerged)) from error
         _save(path, replace(rework, todo=rework.todo[1:]))
 
 
@@ -297,7 +335,13 @@ def _go_on(project: Project, source: Source, path: Path) -> Changes:
     git(path, "checkout", "--quiet", "-B", BRANCH, tip)
     _end(project, source, path)
     prepare_tree(project, source, load_series(project))
-    return replace(changes, dropped=rework.dropped)
+    changes = replace(changes, dropped=rework.dropped)
+    if rework.command != "series rebase":
+        return changes
+    if isinstance(source.origin, Pin):
+        set_default(project.pins_file, source.origin.name)
+    old, new = (f"{_OLD_UPSTREAM}..{_OLD_SERIES}", f"{UPSTREAM_REF}..{BRANCH}")
+    return replace(changes, range_diff=git(path, "range-diff", "--no-color", old, new))
 
 
 def _export(project: Project, repository: Path, tip: str) -> Changes:
@@ -382,16 +426,20 @@ def _refuse_uncommitted(project: Project, place: Path) -> None:
         )
 
 
-def _steps(project: Project, place: Path, rework: Rework, unmerged: Sequence[str]) -> str:
+def _steps(project: Project, source: Source, rework: Rework, unmerged: Sequence[str]) -> str:
+    place = worktree(project, source)
     subject = _subject(place, rework.todo[0])
+    again = f"fa-harness {rework.command}"
+    if not isinstance(source.origin, Pin):  # whose change it is that has begun
+        again = f"UPSTREAM_DIR=/path/to/{source.label.removeprefix('dir:')} {again}"
     return "\n".join(
         [
             f"'{rework.command}': the patch '{subject}' conflicts in {', '.join(unmerged)}",
             f"  1. cd {project.relative(place)}",
             "  2. edit the files, take the marks <<<<<<< ======= >>>>>>> out",
             f"  3. git add {' '.join(unmerged)}",
-            f"  4. fa-harness {rework.command} --continue",
-            f"or fa-harness {rework.command} --abort: the patches are as they were",
+            f"  4. {again} --continue",
+            f"or {again} --abort: the patches are as they were",
         ]
     )
 

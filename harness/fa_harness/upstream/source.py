@@ -54,7 +54,10 @@ def find_source(project: Project, upstream: str | None = None) -> Source:
     """
     checkout = os.environ.get("UPSTREAM_DIR")
     if upstream is None and checkout:
-        return _checkout_source(Path(checkout).expanduser().resolve())
+        try:
+            return source_of(Path(checkout))
+        except SetupError as error:
+            raise SetupError(f"UPSTREAM_DIR: {error}") from None
     pin = load_pins(project.pins_file).get(upstream)
     return Source(
         label=pin.name,
@@ -81,14 +84,20 @@ def unpack(project: Project, source: Source, target: Path) -> None:
             shutil.copy(path, target / spot)
 
 
-def _checkout_source(root: Path) -> Source:
+def source_of(root: Path) -> Source:
+    """The source that a checkout of llama.cpp or ggml is, uncommitted changes included.
+
+    Raises:
+        SetupError: `root` is none.
+    """
+    root = root.expanduser().resolve()
     if not root.is_dir():
-        raise SetupError(f"UPSTREAM_DIR: {root} is not a folder")
+        raise SetupError(f"{root} is not a folder")
     probes = [name for name in ("ggml/src/ggml.c", "src/ggml.c") if (root / name).is_file()]
     layout = detect_layout(probes)
     if layout is None:
         raise SetupError(
-            f"UPSTREAM_DIR: {root} is no checkout of llama.cpp or ggml (neither "
+            f"{root} is no checkout of llama.cpp or ggml (neither "
             "ggml/src/ggml.c nor src/ggml.c is there)"
         )
     files = _files(root, layout)
