@@ -120,6 +120,19 @@ def test_commits_on_the_trees_own_branch_are_written_too(three: Project, source:
     assert is_settled(three, source)
 
 
+def test_work_on_the_trees_own_branch_is_not_lost_by_another_change(
+    three: Project, source: Source
+) -> None:
+    tree = prepare_tree(three, source, load_series(three))
+    replace(tree.path / OTHER, "return 1;", "return 2;")
+    with pytest.raises(SetupError, match="holds what is not committed"):
+        rework.drop(three, source, ["3"])
+    commit(tree.path, "--all", "--message", "ggml : more")
+    with pytest.raises(SetupError, match="has commits that are not in patches/"):
+        rework.edit(three, source, "1")
+    assert "return 2;" in (tree.path / OTHER).read_text()
+
+
 def test_what_is_not_committed_is_not_written_and_not_lost(three: Project, source: Source) -> None:
     place = rework.edit(three, source, "3")
     replace(place / OTHER, "return 1;", "return 7;")

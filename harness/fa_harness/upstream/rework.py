@@ -275,6 +275,12 @@ def _tree(project: Project, source: Source, series: Series) -> Tree:
         )
     tree = prepare_tree(project, source, series)
     _refuse_begun(project, source)
+    _refuse_uncommitted(project, tree.path)
+    if git(tree.path, "rev-parse", f"{BRANCH}^{{tree}}") != tree.contents[-1]:
+        raise SetupError(
+            f"{project.relative(tree.path)} has commits that are not in patches/; fa-harness "
+            "series refresh writes them"
+        )
     return tree
 
 
