@@ -10,9 +10,9 @@ import os
 import shutil
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import cast
+from typing import TypeVar, cast
 
 from unearth import Link, PackageFinder
 from unearth.auth import MultiDomainBasicAuth
@@ -26,6 +26,8 @@ from fa_harness.upstream.layout import detect_layout, place
 from fa_harness.upstream.pins import Pin
 
 CHUNK = 1 << 18
+
+_T = TypeVar("_T")
 
 
 class _SourceError(Exception):
@@ -63,22 +65,16 @@ def fetch(project: Project, pin: Pin) -> Path:
     if found is not None:
         return found
     archive = project.cache / pin.archive_name
-    config = load_index_config()
-    tried: list[str] = []
-    with _connect(config) as client:
-        for kind, url in _sources(config):
-            try:
-                link = _find(client, kind, url, pin)
-                _download(client, link, pin, archive)
-                return archive
-            except _SourceError as failure:
-                tried.append(f"  {Link(url).redacted}: {failure}")
-    raise SetupError(
-        f"upstream '{pin.name}': no index gave the sdist {pin.package} {pin.version}; tried\n"
-        + ("\n".join(tried) or "  nothing: pip's configuration names no index")
-        + "\ncheck the network and pip's index settings (pip config list), or put "
-        f"{pin.archive_name} into {project.cache} by hand, or use a checkout of your own with "
-        "UPSTREAM_DIR=/path/to/llama.cpp"
+
+    def download(client: Fetcher, kind: str, url: str) -> Path:
+        _download(client, _find(client, kind, url, pin), pin, archive)
+        return archive
+
+    return _from_first_source(
+        download,
+        f"upstream '{pin.name}': no index gave the sdist {pin.package} {pin.version}",
+        f", or put {pin.archive_name} into {project.cache} by hand, or use a checkout of your own "
+        "with UPSTREAM_DIR=/path/to/llama.cpp",
     )
 
 
@@ -88,18 +84,34 @@ def newest_version(package: str) -> str:
     Raises:
         SetupError: No index has one.
     """
+    return _from_first_source(
+        lambda client, kind, url: _matches(client, kind, url, package)[0][0],
+        f"no index has an sdist of {package}",
+    )
+
+
+def _from_first_source(
+    ask: Callable[[Fetcher, str, str], _T], problem: str, otherwise: str = ""
+) -> _T:
+    """Return what the first source gives that gives anything.
+
+    Args:
+        ask: Called with the HTTP client, a kind of source and its address.
+        problem: What is said where none does.
+        otherwise: What else the user could do then.
+    """
     config = load_index_config()
     tried: list[str] = []
     with _connect(config) as client:
         for kind, url in _sources(config):
             try:
-                return _matches(client, kind, url, package)[0][0]
+                return ask(client, kind, url)
             except _SourceError as failure:
                 tried.append(f"  {Link(url).redacted}: {failure}")
     raise SetupError(
-        f"no index has an sdist of {package}; tried\n"
+        f"{problem}; tried\n"
         + ("\n".join(tried) or "  nothing: pip's configuration names no index")
-        + "\ncheck the network and pip's index settings (pip config list)"
+        + f"\ncheck the network and pip's index settings (pip config list){otherwise}"
     )
 
 
