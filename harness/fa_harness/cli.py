@@ -595,7 +595,7 @@ def build(*, names: tuple[str, ...], options: dict[str, str], verbose: bool) -> 
     pristine, 0001, 0002, ..., patched; mutants; asan, ubsan, tsan.
 
     A library that is current is left alone. UPSTREAM_DIR=/path builds a checkout of your own
-    instead of the pinned upstream.
+    instead of the pinned upstream, UPSTREAM=NAME another pin.
     """
     from fa_harness.project import find_project
     from fa_harness.upstream.build import build as build_libraries

@@ -87,8 +87,8 @@ class Fuzz:
     interrupted: bool
     options: Mapping[str, str]
     """CMake options that the library was asked for with."""
-    upstream_dir: str | None
-    """The developer's own checkout that the library was built from, if it was."""
+    environment: Mapping[str, str]
+    """The variables of the environment that chose the upstream, as `chosen` returns them."""
 
     @property
     def passed(self) -> bool:

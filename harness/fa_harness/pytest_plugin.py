@@ -10,7 +10,6 @@ pytest loads it wherever the harness is installed, so what is heavy is imported 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -102,6 +101,7 @@ class CaseUnderTest:
         What the library or the harness cannot compute is skipped, and says why.
         """
         from fa_harness.report import explain, repro
+        from fa_harness.upstream.source import chosen
 
         [verdict] = self.runner.run([self.case])
         if verdict.status == "unsupported":
@@ -112,7 +112,7 @@ class CaseUnderTest:
                 library=self.library.name,
                 options={},
                 modes=(),
-                upstream_dir=os.environ.get("UPSTREAM_DIR") or None,
+                environment=chosen(),
             )
             reason, *where = explain(verdict)
             lines = [f"{verdict.status}: {reason}", *(f"    {line.strip()}" for line in where)]

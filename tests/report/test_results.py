@@ -78,7 +78,9 @@ def test_the_repro_line_names_the_modes_where_some_were_left_out() -> None:
 
 def test_the_repro_line_names_the_cmake_options_and_the_checkout_of_the_library() -> None:
     other = dataclasses.replace(
-        results("pass"), options={"GGML_OPENMP": "ON"}, upstream_dir="/my llama.cpp"
+        results("pass"),
+        options={"GGML_OPENMP": "ON"},
+        environment={"UPSTREAM_DIR": "/my llama.cpp"},
     )
     line = other.repro(verdict("pass"))
     assert line.startswith("UPSTREAM_DIR='/my llama.cpp' fa-harness run --library patched ")

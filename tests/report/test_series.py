@@ -35,7 +35,8 @@ def test_what_upstream_gets_wrong_itself_is_shown_and_does_not_count() -> None:
     assert checked(OWN).passed
     text = printed(checked(OWN))
     assert "smoke: 23 of 24, 1 not upstream either" in text
-    assert "fail, upstream's own: C1\n      padding gets weight" in text
+    assert "fail, upstream's own: padding gets weight\n" in text
+    assert "UPSTREAM=llama.cpp-1 fa-harness run --library patched --case C1" in text
 
 
 def test_what_only_the_patched_library_gets_wrong_counts() -> None:

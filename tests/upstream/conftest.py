@@ -54,7 +54,13 @@ AddPatch = Callable[..., Path]
 def _own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the user's index configuration or checkout."""
     for name in os.environ:
-        if name.startswith("PIP_") or name in ("UPSTREAM_DIR", "CFLAGS", "CXXFLAGS", "LDFLAGS"):
+        if name.startswith("PIP_") or name in (
+            "UPSTREAM",
+            "UPSTREAM_DIR",
+            "CFLAGS",
+            "CXXFLAGS",
+            "LDFLAGS",
+        ):
             monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
 

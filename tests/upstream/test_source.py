@@ -131,3 +131,21 @@ def test_a_checkout_that_does_not_exist_is_refused(
     monkeypatch.setenv("UPSTREAM_DIR", str(tmp_path / "gone"))
     with pytest.raises(SetupError, match=r"UPSTREAM_DIR: .*gone is not a folder"):
         find_source(project)
+
+
+def test_another_pin_is_meant_by_its_name_in_the_environment(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pins = project.pins_file
+    text = pins.read_text()
+    pins.write_text(text + text.partition("\n")[2].replace("upstreams.mini", "upstreams.other"))
+    assert find_source(project).label == "mini"
+    monkeypatch.setenv("UPSTREAM", "other")
+    assert find_source(project).label == "other"
+    assert find_source(project, "mini").label == "mini"
+    monkeypatch.setenv("UPSTREAM", "gone")
+    with pytest.raises(UsageError, match="unknown upstream 'gone'"):
+        find_source(project)
+    monkeypatch.setenv("UPSTREAM_DIR", str(project.root))
+    with pytest.raises(UsageError, match="are both set; unset one"):
+        find_source(project)

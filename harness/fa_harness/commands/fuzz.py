@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -20,6 +19,7 @@ from fa_harness.project import find_project, locked
 from fa_harness.report import repro
 from fa_harness.report.fuzz import Ticker, print_found, print_summary
 from fa_harness.runner import Runner
+from fa_harness.upstream.source import chosen
 
 
 def find_failures(
@@ -54,7 +54,6 @@ def find_failures(
 
     project = find_project()
     found = current_library(library, options)
-    upstream_dir = os.environ.get("UPSTREAM_DIR") or None
     if failures is None:
         failures = project.build / "fuzz" / "failures.txt"
     kept_in = project.relative(failures.resolve())
@@ -71,7 +70,7 @@ def find_failures(
                 library=library,
                 options=options,
                 modes=(),
-                upstream_dir=upstream_dir,
+                environment=chosen(),
             )
             print_found(console, failure, command=command, kept_in=kept_in)
 
@@ -94,7 +93,7 @@ def find_failures(
         failures_file=kept_in,
         interrupted=fuzzer.interrupted,
         options=options,
-        upstream_dir=upstream_dir,
+        environment=chosen(),
     )
     print_summary(console, fuzz)
     return fuzz

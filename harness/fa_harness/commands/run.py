@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -18,6 +17,7 @@ from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.report import Results
 from fa_harness.report.console import Table, print_summary
 from fa_harness.runner import Runner
+from fa_harness.upstream.source import chosen
 from fa_harness.verdict import Verdict
 
 
@@ -103,7 +103,7 @@ def run_with(
             selected=len(cases),
             interrupted=interrupted,
             options=options,
-            upstream_dir=os.environ.get("UPSTREAM_DIR") or None,
+            environment=chosen(),
         )
 
     interrupted = False

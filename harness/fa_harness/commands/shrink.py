@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from fa_harness.report import repro
 from fa_harness.report.shrink import print_shrink_step, print_shrunk
 from fa_harness.runner import Runner
 from fa_harness.shrink import Failure, Shrunk, shrink
+from fa_harness.upstream.source import chosen
 from fa_harness.verdict import Verdict
 
 _SIMPLER_SECONDS = 5.0
@@ -105,7 +105,7 @@ def shrink_case(
                 library=library,
                 options=options,
                 modes=modes or (),
-                upstream_dir=os.environ.get("UPSTREAM_DIR") or None,
+                environment=chosen(),
             ),
         )
 

@@ -33,8 +33,8 @@ class Results:
     interrupted: bool
     options: Mapping[str, str] = field(default_factory=dict)
     """CMake options that the library was asked for with."""
-    upstream_dir: str | None = None
-    """The developer's own checkout that the library was built from, if it was."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """The variables of the environment that chose the upstream, as `chosen` returns them."""
 
     def count(self, status: str) -> int:
         """Return how many cases have a status."""
@@ -59,7 +59,7 @@ class Results:
         return {
             "library": str(self.library["name"]),
             "options": self.options,
-            "upstream_dir": self.upstream_dir,
+            "environment": self.environment,
         }
 
 
@@ -69,13 +69,13 @@ def repro(
     library: str,
     options: Mapping[str, str],
     modes: Sequence[str],
-    upstream_dir: str | None,
+    environment: Mapping[str, str],
 ) -> str:
     """Return the command that runs one case on a library, in some modes or in its own."""
     of_modes = ["--mode", ",".join(modes)] if modes else []
     return command(
         "run", *of_modes, "--case", str(case),
-        library=library, options=options, upstream_dir=upstream_dir,
+        library=library, options=options, environment=environment,
     )  # fmt: skip
 
 
@@ -84,12 +84,12 @@ def command(
     *arguments: str,
     library: str,
     options: Mapping[str, str],
-    upstream_dir: str | None,
+    environment: Mapping[str, str],
 ) -> str:
     """Return a command line on a library."""
     words = ["fa-harness", name, "--library", library, *defined(options), *arguments]
-    line = shlex.join(words)
-    return f"UPSTREAM_DIR={shlex.quote(upstream_dir)} {line}" if upstream_dir else line
+    chosen = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
+    return " ".join([*chosen, shlex.join(words)])
 
 
 def defined(options: Mapping[str, str]) -> list[str]:

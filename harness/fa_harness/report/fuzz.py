@@ -143,7 +143,7 @@ def _failure(fuzz: Fuzz, found: Found) -> dict[str, Any]:
             library=str(fuzz.library["name"]),
             options=fuzz.options,
             modes=(),
-            upstream_dir=fuzz.upstream_dir,
+            environment=fuzz.environment,
         ),
     }
 

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from fa_harness.report import command
 from fa_harness.upstream.lint import Finding
 from fa_harness.upstream.rework import Changes
 from fa_harness.upstream.status import Status
@@ -105,8 +106,12 @@ def print_check(console: Console, checked: CheckedUpstream) -> None:
     for outcome in checked.suites.values():
         for case in outcome.wrong:
             whose = ", upstream's own" if case.is_upstreams else ""
-            text = f"    {case.status}{whose}: {case.case}\n      {case.reason}"
-            console.print(Text(text), soft_wrap=True)
+            repeat = command(
+                "run", "--case", case.case,
+                library="patched", options={}, environment={"UPSTREAM": checked.upstream},
+            )  # fmt: skip
+            console.print(Text(f"    {case.status}{whose}: {case.reason}"), soft_wrap=True)
+            console.print(Text(f"      {repeat}", style="dim"), soft_wrap=True)
 
 
 def markdown_check(checked: Sequence[CheckedUpstream], suites: Sequence[str]) -> str:

@@ -149,7 +149,7 @@ def build(
     Args:
         project: where the patches are and the libraries go.
         names: of libraries, see `library_names`.
-        upstream: name of a pin; None is UPSTREAM_DIR's checkout, else the default pin.
+        upstream: name of a pin; None is what `find_source` takes then.
         options: CMake options on top of `OPTIONS`.
         verbose: print every program that is run.
 

@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from fa_harness.errors import SetupError
+from fa_harness.errors import SetupError, UsageError
 from fa_harness.project import Project, writing
 from fa_harness.upstream import git
 from fa_harness.upstream.layout import (
@@ -45,15 +45,31 @@ class Source:
     origin: Pin | dict[str, Path]
 
 
+def chosen() -> dict[str, str]:
+    """Return the variables of the environment that say which upstream is meant.
+
+    Raises:
+        UsageError: Both are set.
+    """
+    found = {
+        name: value for name in ("UPSTREAM", "UPSTREAM_DIR") if (value := os.environ.get(name))
+    }
+    if len(found) > 1:
+        raise UsageError("UPSTREAM (a pin) and UPSTREAM_DIR (a checkout) are both set; unset one")
+    return found
+
+
 def find_source(project: Project, upstream: str | None = None) -> Source:
-    """The upstream of that name; for None the checkout in UPSTREAM_DIR, else the default pin.
+    """The upstream of that name; for None what UPSTREAM or UPSTREAM_DIR says, else the default pin.
 
     Raises:
         UsageError: no pin has the name.
         SetupError: the pins are wrong, or UPSTREAM_DIR is no checkout of llama.cpp or ggml.
     """
-    checkout = os.environ.get("UPSTREAM_DIR")
-    if upstream is None and checkout:
+    environment = chosen() if upstream is None else {}
+    upstream = upstream or environment.get("UPSTREAM")
+    checkout = environment.get("UPSTREAM_DIR")
+    if checkout:
         try:
             return source_of(Path(checkout))
         except SetupError as error:
