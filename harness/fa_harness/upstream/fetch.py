@@ -1,4 +1,7 @@
-"""From a pin to verified files: find the sdist, download it, check it, extract what is needed."""
+"""From a pin to verified files: find the sdist, download it, check it, extract what is needed.
+
+`download` gets any file of a package in this way.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,9 @@ import shutil
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 from unearth import Link, PackageFinder
 from unearth.auth import MultiDomainBasicAuth
@@ -28,6 +32,32 @@ from fa_harness.upstream.pins import Pin
 CHUNK = 1 << 18
 
 _T = TypeVar("_T")
+
+Kind = Literal["sdist", "wheel"]
+_ENDINGS: dict[Kind, str] = {"sdist": ".tar.gz", "wheel": ".whl"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageFile:
+    """A file of a package on the index.
+
+    Attributes:
+        owner: whose it is, as messages begin: `upstream 'NAME'`.
+        package: the project on the package index.
+        version: its version there.
+        kind: which of the version's files.
+        sha256: of the file; empty where that is not known yet, and what comes is taken.
+        remedy: what to do about another sha256, beside fetching again.
+        otherwise: what to do where no index has it.
+    """
+
+    owner: str
+    package: str
+    version: str
+    kind: Kind
+    sha256: str
+    remedy: str
+    otherwise: str
 
 
 class _SourceError(Exception):
@@ -64,17 +94,40 @@ def fetch(project: Project, pin: Pin) -> Path:
     found = cached(project, pin)
     if found is not None:
         return found
-    archive = project.cache / pin.archive_name
+    sdist = PackageFile(
+        owner=f"upstream '{pin.name}'",
+        package=pin.package,
+        version=pin.version,
+        kind="sdist",
+        sha256=pin.sha256,
+        remedy="correct vendor/upstreams.toml",
+        otherwise=f"put {pin.archive_name} into {project.cache} by hand, or use a checkout of "
+        "your own with UPSTREAM_DIR=/path/to/llama.cpp",
+    )
+    return download(sdist, project.cache / pin.archive_name)
 
-    def download(client: Fetcher, kind: str, url: str) -> Path:
-        _download(client, _find(client, kind, url, pin), pin, archive)
-        return archive
+
+def download(wanted: PackageFile, target: Path, config: IndexConfig | None = None) -> Path:
+    """Download a file of a package to `target`, which appears only when its sha256 is right.
+
+    Args:
+        wanted: The file.
+        target: Where to; its folder is made.
+        config: What pip would use; None asks pip, which takes a second.
+
+    Raises:
+        SetupError: Nothing could be downloaded, it has another sha256, or the disk is full.
+    """
+
+    def from_source(client: Fetcher, source: str, url: str) -> Path:
+        _download(client, _find(client, source, url, wanted), wanted, target)
+        return target
 
     return _from_first_source(
-        download,
-        f"upstream '{pin.name}': no index gave the sdist {pin.package} {pin.version}",
-        f", or put {pin.archive_name} into {project.cache} by hand, or use a checkout of your own "
-        "with UPSTREAM_DIR=/path/to/llama.cpp",
+        from_source,
+        f"{wanted.owner}: no index gave the {wanted.kind} {wanted.package} {wanted.version}",
+        f", or {wanted.otherwise}",
+        config,
     )
 
 
@@ -85,27 +138,32 @@ def newest_version(package: str) -> str:
         SetupError: No index has one.
     """
     return _from_first_source(
-        lambda client, kind, url: _matches(client, kind, url, package)[0][0],
+        lambda client, source, url: _matches(client, source, url, package, "sdist")[0][0],
         f"no index has an sdist of {package}",
     )
 
 
 def _from_first_source(
-    ask: Callable[[Fetcher, str, str], _T], problem: str, otherwise: str = ""
+    ask: Callable[[Fetcher, str, str], _T],
+    problem: str,
+    otherwise: str = "",
+    config: IndexConfig | None = None,
 ) -> _T:
     """Return what the first source gives that gives anything.
 
     Args:
-        ask: Called with the HTTP client, a kind of source and its address.
+        ask: Called with the HTTP client, a kind of source (`index` or `find-links`) and its
+            address.
         problem: What is said where none does.
         otherwise: What else the user could do then.
+        config: What pip would use; None asks pip.
     """
-    config = load_index_config()
+    config = config or load_index_config()
     tried: list[str] = []
     with _connect(config) as client:
-        for kind, url in _sources(config):
+        for source, url in _sources(config):
             try:
-                return ask(client, kind, url)
+                return ask(client, source, url)
             except _SourceError as failure:
                 tried.append(f"  {Link(url).redacted}: {failure}")
     raise SetupError(
@@ -148,27 +206,35 @@ class _Messages(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-def _find(client: Fetcher, kind: str, url: str, pin: Pin) -> Link:
-    """The link of the pin's sdist at one source; each is asked alone, so that none stops all."""
-    return _matches(client, kind, url, f"{pin.package}=={pin.version}", any_version=True)[0][1]
+def _find(client: Fetcher, source: str, url: str, wanted: PackageFile) -> Link:
+    """The link of a file at one source; each is asked alone, so that none stops all."""
+    requirement = f"{wanted.package}=={wanted.version}"
+    return _matches(client, source, url, requirement, wanted.kind, any_version=True)[0][1]
 
 
 def _matches(
-    client: Fetcher, kind: str, url: str, requirement: str, *, any_version: bool = False
+    client: Fetcher,
+    source: str,
+    url: str,
+    requirement: str,
+    kind: Kind,
+    *,
+    any_version: bool = False,
 ) -> list[tuple[str, Link]]:
-    """The versions and links of sdists at one source, the newest first; one at least.
+    """The versions and links of files at one source, the newest first; one at least.
 
     Args:
         client: The HTTP client.
-        kind: `index` or `find-links`.
+        source: `index` or `find-links`.
         url: Where to ask.
         requirement: A package, or a version of it.
+        kind: Which files.
         any_version: Also one that was yanked, or is a pre-release.
     """
     finder = PackageFinder(
         session=client,
-        index_urls=[url] if kind == "index" else [],
-        find_links=[url] if kind == "find-links" else [],
+        index_urls=[url] if source == "index" else [],
+        find_links=[url] if source == "find-links" else [],
         ignore_compatibility=True,
     )
     logger = logging.getLogger("unearth")
@@ -185,15 +251,15 @@ def _matches(
     finally:
         logger.removeHandler(messages)
         logger.propagate = propagate
-    sdists = [(version, link) for version, link in matches if link.filename.endswith(".tar.gz")]
-    if not sdists:
-        raise _SourceError("; ".join(messages.lines) or f"has no sdist of {requirement}")
-    return sdists
+    files = [match for match in matches if match[1].filename.endswith(_ENDINGS[kind])]
+    if not files:
+        raise _SourceError("; ".join(messages.lines) or f"has no {kind} of {requirement}")
+    return files
 
 
-def _download(client: Fetcher, link: Link, pin: Pin, archive: Path) -> None:
-    """Stream `link` to `archive`, which appears only when its sha256 is the pin's."""
-    part = archive.with_name(f"{archive.name}.part")
+def _download(client: Fetcher, link: Link, wanted: PackageFile, target: Path) -> None:
+    """Stream `link` to `target`, which appears only when its sha256 is right."""
+    part = target.with_name(f"{target.name}.part")
     size = 0
     digest = hashlib.sha256()
     text = f"fetching {link.filename} from {link.parsed.hostname or link.file_path.parent}"
@@ -206,14 +272,14 @@ def _download(client: Fetcher, link: Link, pin: Pin, archive: Path) -> None:
                     out.write(chunk)
                     size += len(chunk)
                     advance(size, total)
-        if pin.sha256 and digest.hexdigest() != pin.sha256:
+        if wanted.sha256 and digest.hexdigest() != wanted.sha256:
             raise SetupError(
-                f"upstream '{pin.name}': sha256 of {link.redacted} ({size} bytes) is "
-                f"{digest.hexdigest()}, the lock says {pin.sha256}; nothing was extracted; "
-                "fetch again, or correct vendor/upstreams.toml"
+                f"{wanted.owner}: sha256 of {link.redacted} ({size} bytes) is "
+                f"{digest.hexdigest()}, the lock says {wanted.sha256}; nothing was kept; "
+                f"fetch again, or {wanted.remedy}"
             )
-        with writing(archive):
-            part.rename(archive)
+        with writing(target):
+            part.rename(target)
     finally:
         part.unlink(missing_ok=True)
 
