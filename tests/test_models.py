@@ -11,7 +11,7 @@ import pytest
 
 from fa_harness import models
 from fa_harness.errors import SetupError, UsageError
-from fa_harness.models import KnownModel, find_model
+from fa_harness.models import KnownModel, find_model, text_path
 from fa_harness.project import Project
 
 PARTS = (b"GGUF" + b"a" * 3000, b"b" * 2000, b"c" * 10)
@@ -247,3 +247,10 @@ def test_what_is_no_model_is_refused_with_the_known_ones(
     (tmp_path / "empty").touch()
     with pytest.raises(UsageError, match=message):
         find_model(project, model, accept_terms=True)
+
+
+def test_the_text_is_ascii_prose_of_some_thousand_words() -> None:
+    text = text_path().read_bytes().decode("ascii")
+    assert 30_000 < len(text) < 60_000
+    assert text.splitlines()[0].strip() == "CHAPTER I"
+    assert not any(line != line.rstrip() for line in text.split("\n"))

@@ -1,4 +1,4 @@
-"""Models to run llama.cpp on: a GGUF of the user's own, or a known one from the package index."""
+"""What llama.cpp runs on: a model, of the user's own or from the package index, and a text."""
 
 from __future__ import annotations
 
@@ -103,6 +103,14 @@ def find_model(project: Project, model: str, *, accept_terms: bool) -> Path:
             if not known.is_current():
                 known.fetch(accept_terms=accept_terms)
     return known.path.resolve()
+
+
+def text_path() -> Path:
+    """Return the text to take a perplexity on: 47 kB of English prose in ASCII, public domain.
+
+    Its source is in the `README.md` beside it.
+    """
+    return Path(__file__).parent / "data" / "alice.txt"
 
 
 def _own_model(model: str) -> Path:
