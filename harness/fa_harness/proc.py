@@ -21,11 +21,13 @@ class ProgramError(SetupError):
 
     Attributes:
         output: everything that it printed, standard error included.
+        status: what it ended with; of a signal its number, negative.
     """
 
-    def __init__(self, message: str, *, output: str) -> None:
+    def __init__(self, message: str, *, output: str, status: int) -> None:
         super().__init__(message)
         self.output = output
+        self.status = status
 
 
 def run(
@@ -77,7 +79,8 @@ def run(
             raise
     output = "\n".join(lines)
     if status != 0:
-        raise ProgramError(_failure(words[0], pasteable, status, lines, log), output=output)
+        message = _failure(words[0], pasteable, status, lines, log)
+        raise ProgramError(message, output=output, status=status)
     return output
 
 

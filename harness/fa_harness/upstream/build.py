@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 import sys
 import sysconfig
@@ -20,11 +19,11 @@ from fa_harness import proc, progress
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.ggml import bindings
 from fa_harness.library import Library, load, save
-from fa_harness.machine import cpu_features, usable_cores
+from fa_harness.machine import cpu_features
 from fa_harness.project import Project, locked, writing
 from fa_harness.sanitizers import SANITIZERS
 from fa_harness.upstream import toolchain
-from fa_harness.upstream.git import git
+from fa_harness.upstream.git import check_out, git
 from fa_harness.upstream.series import MUTANTS, Series, load_mutants, patches_of, series_for
 from fa_harness.upstream.source import Source, find_source
 from fa_harness.upstream.tree import Tree, extend_tree, prepare_tree
@@ -321,8 +320,8 @@ class _Workbench:
         folder = self._plan.folder / "work" / f"{_last_header_patch(tree, count):04}"
         names = [each for each in self._plan.patches(name).names if each not in tree.left_out]
         work = _Work(src=folder / "src", cmake=folder / "cmake", series=tuple(names))
-        _check_out(tree, tree.contents[count], work.src, verbose=self._verbose)
-        _prepare_cmake_dir(work.cmake, self.setup)
+        check_out(tree.path, tree.contents[count], work.src, verbose=self._verbose)
+        toolchain.prepare_cmake_dir(work.cmake, self.setup)
         with writing(work.cmake):
             bindings.emit_c(work.headers, work.cmake / "_ggml.c")
         if folder not in self._configured:
@@ -340,31 +339,13 @@ class _Workbench:
 
     def ninja(self, work: _Work, target: str, *, log: str, what: str) -> tuple[str, ...]:
         """Run Ninja; the source files that it compiled."""
-        compiled: list[str] = []
-        with progress.bar(f"building {what} of {self._plan.source.label}") as advance:
-
-            def follow(line: str) -> None:
-                step = re.match(r"\[(\d+)/(\d+)\] (.*)", line)
-                if step:
-                    advance(int(step[1]), int(step[2]))
-                    built = re.match(r"Building \w+ object .*?\.dir/(.+)\.o$", step[3])
-                    if built:
-                        compiled.append(built[1])
-
-            ninja, jobs = self.tools["ninja"].command, f"-j{usable_cores() + 1}"
-            try:
-                proc.run(
-                    [*ninja, "-C", work.cmake, jobs, target],
-                    env={**os.environ, "NINJA_STATUS": "[%f/%t] "},
-                    log=self._plan.log_path(log),
-                    on_line=follow,
-                    verbose=self._verbose,
-                )
-            except proc.ProgramError as error:
-                raise SetupError(
-                    f"{what} of upstream '{self._plan.source.label}' does not build\n{error}"
-                ) from error
-        return tuple(compiled)
+        return toolchain.run_ninja(
+            work.cmake,
+            [target],
+            what=f"{what} of upstream '{self._plan.source.label}'",
+            log=self._plan.log_path(log),
+            verbose=self._verbose,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -393,28 +374,6 @@ def _last_header_patch(tree: Tree, count: int) -> int:
         if any(name.endswith((".h", ".hpp", ".cmake", "CMakeLists.txt")) for name in names):
             return number
     return 0
-
-
-def _check_out(tree: Tree, content: str, src: Path, *, verbose: bool) -> None:
-    """Make `src` the state `content`; files that do not differ are not touched."""
-    index = src.with_name("src.index")
-    with writing(src):
-        src.mkdir(parents=True, exist_ok=True)
-    # Left by a killed git; the project's lock is ours, so nobody else is at it.
-    index.with_name("src.index.lock").unlink(missing_ok=True)
-    command = (f"--work-tree={src}", "read-tree", "--reset", "-u", content)
-    git(tree.path, *command, index=index, verbose=verbose)
-
-
-def _prepare_cmake_dir(path: Path, setup: Mapping[str, object]) -> None:
-    """Make the folder, or empty it if another compiler, CMake or Python has filled it."""
-    mark = path / "fa-harness.json"
-    text = json.dumps(setup, sort_keys=True)
-    with writing(path):
-        if not mark.is_file() or mark.read_text("utf-8") != text:
-            shutil.rmtree(path, ignore_errors=True)
-            path.mkdir(parents=True)
-            mark.write_text(text, encoding="utf-8")
 
 
 def _configure(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fa_harness import proc
 from fa_harness.errors import SetupError
+from fa_harness.project import writing
 
 CONFIG = {
     "advice.detachedHead": "false",
@@ -28,9 +29,20 @@ DATE = "2000-01-01T00:00:00+00:00"
 
 
 def git(
-    repository: Path, *arguments: str | Path, index: Path | None = None, verbose: bool = False
+    repository: Path,
+    *arguments: str | Path,
+    index: Path | None = None,
+    dated: bool = True,
+    verbose: bool = False,
 ) -> str:
-    """Run git in `repository`, with another index where one is given; returns what it printed.
+    """Run git in `repository`; returns what it printed.
+
+    Args:
+        repository: Where.
+        arguments: Of git.
+        index: Another index than the repository's.
+        dated: Commits get the date that all of ours have, instead of now.
+        verbose: Print the command.
 
     Raises:
         ProgramFailed: git failed.
@@ -40,14 +52,14 @@ def git(
     # A hook's GIT_DIR and GIT_INDEX_FILE would send our commands to the user's repository.
     env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     env |= {
-        "GIT_AUTHOR_DATE": DATE,
-        "GIT_COMMITTER_DATE": DATE,
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_OPTIONAL_LOCKS": "0",
         "HOME": NO_HOME,
         "XDG_CONFIG_HOME": NO_HOME,
         "LC_ALL": "C",
     }
+    if dated:
+        env |= {"GIT_AUTHOR_DATE": DATE, "GIT_COMMITTER_DATE": DATE}
     if index is not None:
         env["GIT_INDEX_FILE"] = str(index)
     command = ["git", "-C", str(repository), *settings, *map(str, arguments)]
@@ -62,3 +74,18 @@ def describe(checkout: Path) -> str:
     except SetupError:
         return ""
     return f"{commit}-dirty" if changed else commit
+
+
+def check_out(repository: Path, content: str, folder: Path, *, verbose: bool = False) -> None:
+    """Make a folder outside the repository hold a commit's files.
+
+    Files that do not differ are not touched, so that a build in there compiles what changed. Only
+    one process at a time may do it: the caller holds the lock.
+    """
+    index = folder.with_name(f"{folder.name}.index")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    # Left by a killed git; the project's lock is ours, so nobody else is at it.
+    index.with_name(f"{index.name}.lock").unlink(missing_ok=True)
+    command = (f"--work-tree={folder}", "read-tree", "--reset", "-u", content)
+    git(repository, *command, index=index, verbose=verbose)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import shlex
 import shutil
 import sys
 import sysconfig
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fa_harness import proc
+from fa_harness import proc, progress
 from fa_harness.errors import SetupError
+from fa_harness.machine import usable_cores
+from fa_harness.project import writing
 
 CMAKE_MINIMUM = (3, 18)
 
@@ -89,6 +93,64 @@ def find_runtime(name: str) -> Path:
             "(CC=gcc CXX=g++) and its runtime libraries"
         )
     return path.resolve()
+
+
+def prepare_cmake_dir(path: Path, setup: Mapping[str, object]) -> None:
+    """Make a build folder, or empty it if another compiler, CMake or Python has filled it.
+
+    Args:
+        path: The folder.
+        setup: What it is built with.
+    """
+    mark = path / "fa-harness.json"
+    text = json.dumps(setup, sort_keys=True)
+    with writing(path):
+        if not mark.is_file() or mark.read_text("utf-8") != text:
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(parents=True)
+            mark.write_text(text, encoding="utf-8")
+
+
+def run_ninja(
+    cmake_dir: Path, targets: Sequence[str], *, what: str, log: Path, verbose: bool
+) -> tuple[str, ...]:
+    """Build targets and show how far it is.
+
+    Args:
+        cmake_dir: A configured build folder.
+        targets: Of CMake.
+        what: What is built, for people.
+        log: Gets what the compilers print.
+        verbose: Print the command first.
+
+    Returns:
+        The source files that were compiled.
+
+    Raises:
+        SetupError: There is no Ninja, or the compiler refuses the sources.
+    """
+    compiled: list[str] = []
+    with progress.bar(f"building {what}") as advance:
+
+        def follow(line: str) -> None:
+            step = re.match(r"\[(\d+)/(\d+)\] (.*)", line)
+            if step:
+                advance(int(step[1]), int(step[2]))
+                built = re.match(r"Building \w+ object .*?\.dir/(.+)\.o$", step[3])
+                if built:
+                    compiled.append(built[1])
+
+        try:
+            proc.run(
+                [*find_ninja().command, "-C", cmake_dir, f"-j{usable_cores() + 1}", *targets],
+                env={**os.environ, "NINJA_STATUS": "[%f/%t] "},
+                log=log,
+                on_line=follow,
+                verbose=verbose,
+            )
+        except proc.ProgramError as error:
+            raise SetupError(f"{what} does not build\n{error}") from error
+    return tuple(compiled)
 
 
 def find_python_headers() -> Path:
