@@ -307,22 +307,23 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def extract(archive: Path, root: str, target: Path) -> None:
+def extract(archive: Path, root: str, target: Path, *, whole: bool = False) -> None:
     """Put the files that a tree needs from the sdist `archive` into the new folder `target`.
 
     Args:
         archive: a verified .tar.gz.
         root: where llama.cpp or ggml lies below the archive's top folder.
         target: must not exist; it does only when everything is in it.
+        whole: all files of llama.cpp instead.
 
     Raises:
-        SetupError: the archive is damaged or unsafe, or holds no ggml at `root`.
+        SetupError: the archive is damaged or unsafe, or holds no ggml (no llama.cpp) at `root`.
     """
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with tarfile.open(archive, "r:gz") as tar:
-            _extract_members(tar, archive.name, PurePosixPath(root), partial)
+            _extract_members(tar, archive.name, PurePosixPath(root), partial, whole=whole)
         with writing(target):
             partial.rename(target)
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -334,7 +335,7 @@ def extract(archive: Path, root: str, target: Path) -> None:
 
 
 def _extract_members(
-    tar: tarfile.TarFile, archive_name: str, root: PurePosixPath, target: Path
+    tar: tarfile.TarFile, archive_name: str, root: PurePosixPath, target: Path, *, whole: bool
 ) -> None:
     members: dict[str, tarfile.TarInfo] = {}
     for member in tar.getmembers():
@@ -352,7 +353,10 @@ def _extract_members(
             f"archive {archive_name}: no ggml at '{root}' (neither ggml/src/ggml.c nor "
             "src/ggml.c); correct 'root' in vendor/upstreams.toml"
         )
-    wanted = [(spot, member) for path, member in members.items() if (spot := place(path, layout))]
+    if whole and "include/llama.h" not in members:
+        raise SetupError(f"archive {archive_name}: it is ggml without llama.cpp; take another")
+    spots = {path: path if whole else place(path, layout) for path in members}
+    wanted = [(spot, member) for path, member in members.items() if (spot := spots[path])]
     for _, member in wanted:
         if not (member.isfile() or member.issym() or member.islnk()):
             raise SetupError(f"archive {archive_name}: refused, '{member.name}' is a device")

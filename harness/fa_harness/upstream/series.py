@@ -106,6 +106,15 @@ def load_mutants(project: Project) -> Series:
     return _load(project.mutants / "series")
 
 
+def load_experiments(project: Project) -> Series:
+    """Read `patches/experimental/series`: patches of llama.cpp on top, not meant for upstream.
+
+    Raises:
+        SetupError: as for `load_series`.
+    """
+    return _load(project.patches / "experimental" / "series")
+
+
 def _load(path: Path) -> Series:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fa_harness.errors import SetupError, UsageError
@@ -34,6 +35,8 @@ class Source:
         ggml_version: what the pin promises, or the checkout says; empty where nothing does.
         variants_as: the version by which it gets variants of patches.
         origin: the pin, or the checkout's files: place in the tree -> path.
+        root: the checkout's folder; None for a pin.
+        is_whole: it is llama.cpp with all its files, not the part that a library is built from.
     """
 
     label: str
@@ -43,6 +46,17 @@ class Source:
     ggml_version: str
     variants_as: str
     origin: Pin | dict[str, Path]
+    root: Path | None = None
+    is_whole: bool = False
+
+    @property
+    def name(self) -> str:
+        """What `find_source` finds it by: the pin's name, or the checkout's path."""
+        return str(self.root) if self.root else self.label
+
+    def named(self, suffix: str) -> Source:
+        """The same source with folders of its own, for other patches."""
+        return replace(self, folder=f"{self.folder}-{suffix}")
 
 
 def chosen() -> dict[str, str]:
@@ -62,9 +76,13 @@ def chosen() -> dict[str, str]:
 def find_source(project: Project, upstream: str | None = None) -> Source:
     """The upstream of that name; for None what UPSTREAM or UPSTREAM_DIR says, else the default pin.
 
+    Args:
+        project: where the pins are.
+        upstream: name of a pin, or the folder of a checkout.
+
     Raises:
-        UsageError: no pin has the name.
-        SetupError: the pins are wrong, or UPSTREAM_DIR is no checkout of llama.cpp or ggml.
+        UsageError: no pin has the name, and there is no such folder.
+        SetupError: the pins are wrong, or the folder is no checkout of llama.cpp or ggml.
     """
     environment = chosen() if upstream is None else {}
     upstream = upstream or environment.get("UPSTREAM")
@@ -74,7 +92,10 @@ def find_source(project: Project, upstream: str | None = None) -> Source:
             return source_of(Path(checkout))
         except SetupError as error:
             raise SetupError(f"UPSTREAM_DIR: {error}") from None
-    pin = load_pins(project.pins_file).get(upstream)
+    pins = load_pins(project.pins_file)
+    if upstream not in pins.upstreams and upstream is not None and Path(upstream).is_dir():
+        return source_of(Path(upstream))
+    pin = pins.get(upstream)
     return Source(
         label=pin.name,
         folder=pin.name,
@@ -92,7 +113,8 @@ def unpack(project: Project, source: Source, target: Path) -> None:
         # Brings an HTTP client along, which nothing but a fetch needs.
         from fa_harness.upstream.fetch import extract, fetch
 
-        extract(fetch(project, source.origin), source.origin.root, target)
+        archive = fetch(project, source.origin)
+        extract(archive, source.origin.root, target, whole=source.is_whole)
         return
     for spot, path in source.origin.items():
         with writing(target / spot):
@@ -118,19 +140,44 @@ def source_of(root: Path) -> Source:
         )
     files = _files(root, layout)
     version = _version(files)
-    digest = hashlib.sha256()
-    for spot, path in files.items():
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(f"{spot}\0{path.stat().st_mode & 0o100}\0{content}\n".encode())
     return Source(
         label=f"dir:{root.name}",
         folder=f"dir-{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}",
-        digest=digest.hexdigest(),
+        digest=_digest(files),
         commit=git.describe(root),
         ggml_version=version,
         variants_as=version,
         origin=files,
+        root=root,
     )
+
+
+def whole_of(source: Source) -> Source:
+    """The source with all files of llama.cpp, for its programs.
+
+    Raises:
+        SetupError: it is ggml alone, or a checkout that is no git repository.
+    """
+    whole = replace(source.named("whole"), is_whole=True)
+    if isinstance(source.origin, Pin):
+        return whole
+    root = source.root
+    if root is None or not (root / "include" / "llama.h").is_file():
+        raise SetupError(f"upstream '{source.label}' is ggml without llama.cpp; take another")
+    try:
+        names = git.git(root, "ls-files", "-z").split("\0")
+    except SetupError as error:
+        raise SetupError(f"{root} is no git repository, so its files are not known") from error
+    files = {name: path for name in names if name and (path := root / name).is_file()}
+    return replace(whole, digest=_digest(files), origin=files)
+
+
+def _digest(files: Mapping[str, Path]) -> str:
+    digest = hashlib.sha256()
+    for spot, path in files.items():
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{spot}\0{path.stat().st_mode & 0o100}\0{content}\n".encode())
+    return digest.hexdigest()
 
 
 def _version(files: dict[str, Path]) -> str:
