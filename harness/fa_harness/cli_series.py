@@ -13,6 +13,7 @@ from fa_harness.terminal import make_console, write_json
 
 if TYPE_CHECKING:
     from fa_harness.project import Project
+    from fa_harness.report.series import CheckedUpstream
     from fa_harness.upstream.rework import Changes
     from fa_harness.upstream.source import Source
 
@@ -150,31 +151,35 @@ def reorder(*, patches: tuple[str, ...], go_on: bool, abort: bool) -> None:
 
 @series.command()
 @click.option("--onto", metavar="NAME|DIR", help="A pin, or a checkout of your own.")
+@click.option("--suite", "suites", multiple=True, metavar="NAME", default=("seed", "smoke"),
+              show_default="seed, smoke", help="Run this suite then; may be repeated.")  # fmt: skip
+@click.option("--no-suites", is_flag=True, help="Run none.")
 @_go_on
 @_abort
-def rebase(*, onto: str | None, go_on: bool, abort: bool) -> None:
-    """Move the series to another upstream, three-way, and show what changed in it.
+def rebase(
+    *, onto: str | None, suites: tuple[str, ...], no_suites: bool, go_on: bool, abort: bool
+) -> None:
+    """Move the series to another upstream, three-way, show what changed in it, and run suites.
 
-    What upstream has taken is dropped. A pin becomes the default one; fa-harness series check then
-    tells how the series does there, and what older upstreams need otherwise.
+    What upstream has taken is dropped. A pin becomes the default one. Exit status 1: the series
+    does not build there, or gets wrong what upstream gets right; the patches are moved. fa-harness
+    series check tells how it does on the other upstreams.
     """
+    from fa_harness.project import find_project
     from fa_harness.upstream import rework
-    from fa_harness.upstream.source import find_source, source_of
+    from fa_harness.upstream.source import find_source
 
     if not (go_on or abort) and onto is None:
         raise UsageError("name where to: --onto NAME, a pin, or --onto DIR, a checkout")
-    _change(
-        lambda project, source: rework.rebase(
-            project,
-            source,
-            source_of(Path(onto or ""))
-            if Path(onto or "").is_dir()
-            else find_source(project, onto),
-        ),
+    changes = _change(
+        lambda project, source: rework.rebase(project, source, find_source(project, onto)),
         arguments=(onto,) if onto else None,
         go_on=go_on,
         abort=abort,
     )
+    if changes and changes.onto and not no_suites:
+        checked = _check(find_project(), (changes.onto,), suites, stderr=False)
+        _exit_unless_all(checked)
 
 
 @series.command()
@@ -204,8 +209,8 @@ def lint(*, suite: str | None, json_path: str | None) -> None:
 
 
 @series.command()
-@click.option("--upstream", "names", multiple=True, required=True, metavar="NAME|all",
-              help="A pin of vendor/upstreams.toml; may be repeated.")  # fmt: skip
+@click.option("--upstream", "names", multiple=True, required=True, metavar="NAME|DIR|all",
+              help="A pin, or a checkout of your own; may be repeated.")  # fmt: skip
 @click.option("--suite", "suites", multiple=True, metavar="NAME", default=("seed", "smoke"),
               show_default="seed, smoke", help="Run this suite; may be repeated.")  # fmt: skip
 @click.option("--markdown", metavar="FILE", help="Write the matrix; - is standard output.")
@@ -218,21 +223,35 @@ def check(
     A case that pristine upstream gets wrong in the same way is upstream's own, and is shown. Exit
     status 1: the series does not apply or build somewhere, or gets something else wrong.
     """
-    from fa_harness.commands.series import check as check_of
     from fa_harness.project import find_project
-    from fa_harness.report.series import markdown_check, print_check, render_check
+    from fa_harness.report.series import markdown_check, render_check
     from fa_harness.upstream.pins import load_pins
 
     project = find_project()
     pins = load_pins(project.pins_file)
     wanted = tuple(pins.upstreams) if "all" in names else tuple(dict.fromkeys(names))
-    console = make_console(stderr="-" in (markdown, json_path))
-    checked = []
-    for each in check_of(project, wanted, suites):
-        print_check(console, each)
-        checked.append(each)
+    checked = _check(project, wanted, suites, stderr="-" in (markdown, json_path))
     write_json(markdown_check(checked, suites), markdown)
     write_json(render_check(checked), json_path)
+    _exit_unless_all(checked)
+
+
+def _check(
+    project: Project, upstreams: tuple[str, ...], suites: tuple[str, ...], *, stderr: bool
+) -> list[CheckedUpstream]:
+    """Check the series on upstreams and print each when it is done."""
+    from fa_harness.commands.series import check as check_of
+    from fa_harness.report.series import print_check
+
+    console = make_console(stderr=stderr)
+    checked = []
+    for each in check_of(project, upstreams, suites):
+        print_check(console, each)
+        checked.append(each)
+    return checked
+
+
+def _exit_unless_all(checked: list[CheckedUpstream]) -> None:
     if not all(each.passed for each in checked):
         raise click.exceptions.Exit(1)
 
@@ -280,23 +299,23 @@ def update_upstreams(*, adding: bool) -> None:
 
 def _change(
     change: _Change, *, arguments: tuple[object, ...] | None = None, go_on: bool, abort: bool
-) -> None:
-    """Make a change, or end the one that has begun."""
+) -> Changes | None:
+    """Make a change, or end the one that has begun; None if that was given up."""
     from fa_harness.project import locked
     from fa_harness.report.series import print_changes
 
     if go_on or abort:
-        _end(go_on=go_on, arguments=arguments or ())
-        return
+        return _end(go_on=go_on, arguments=arguments or ())
     if arguments == ():
         raise UsageError("name one patch at least; fa-harness series status shows them")
     project, source = _here()
     with locked(project):
         changes = change(project, source)
     print_changes(make_console(stderr=False), changes)
+    return changes
 
 
-def _end(*, go_on: bool, arguments: tuple[object, ...]) -> None:
+def _end(*, go_on: bool, arguments: tuple[object, ...]) -> Changes | None:
     from fa_harness.project import locked
     from fa_harness.report.series import print_changes
     from fa_harness.upstream import rework
@@ -308,9 +327,10 @@ def _end(*, go_on: bool, arguments: tuple[object, ...]) -> None:
     with locked(project):
         if not go_on:
             rework.abort(project, source)
-            return
+            return None
         changes = rework.go_on(project, source)
     print_changes(make_console(stderr=False), changes)
+    return changes
 
 
 def _sources(project: Project) -> list[Source]:

@@ -17,7 +17,6 @@ from fa_harness.suites import suite as cases_of_suite
 from fa_harness.upstream import build
 from fa_harness.upstream.drift import drift
 from fa_harness.upstream.lint import Finding
-from fa_harness.upstream.pins import load_pins
 from fa_harness.upstream.series import load_series, series_for
 from fa_harness.upstream.source import find_source
 from fa_harness.upstream.tree import prepare_tree
@@ -58,16 +57,15 @@ def check(
 
     Args:
         project: Where `patches/` is.
-        upstreams: Names of pins.
+        upstreams: Names of pins, or folders of checkouts.
         suites: What runs on the patched library.
 
     Raises:
-        UsageError: There is no such pin or suite.
+        UsageError: There is no such upstream or suite.
     """
     cases = {suite: cases_of_suite(suite) for suite in suites}
-    pins = load_pins(project.pins_file)
     for name in upstreams:
-        pins.get(name)
+        find_source(project, name)
     for name in upstreams:
         yield _check(project, name, cases)
 

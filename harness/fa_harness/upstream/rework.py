@@ -65,6 +65,7 @@ class Changes:
         renamed: Old and new name of patches whose content did not.
         removed: Patches that are gone.
         dropped: Titles of those that changed nothing where they were picked.
+        onto: Of a rebase, the upstream that the series is for now, as `find_source` finds it.
         range_diff: Of a rebase, what git has to say of the old patches and the new.
     """
 
@@ -72,6 +73,7 @@ class Changes:
     renamed: tuple[tuple[str, str], ...]
     removed: tuple[str, ...]
     dropped: tuple[str, ...] = ()
+    onto: str = ""
     range_diff: str = ""
 
 
@@ -347,7 +349,8 @@ def _go_on(project: Project, source: Source, path: Path) -> Changes:
     if isinstance(source.origin, Pin):
         set_default(project.pins_file, source.origin.name)
     old, new = (f"{_OLD_UPSTREAM}..{_OLD_SERIES}", f"{UPSTREAM_REF}..{BRANCH}")
-    return replace(changes, range_diff=git(path, "range-diff", "--no-color", old, new))
+    range_diff = git(path, "range-diff", "--no-color", old, new)
+    return replace(changes, onto=source.name, range_diff=range_diff)
 
 
 def _export(project: Project, repository: Path, tip: str) -> Changes:
