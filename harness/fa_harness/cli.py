@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fa_harness import __version__
+from fa_harness.cli_evidence import evidence
 from fa_harness.cli_series import series, upstream
 from fa_harness.errors import FaHarnessError, SetupError, UsageError
 from fa_harness.terminal import make_console, write_json
@@ -653,6 +654,7 @@ def doctor() -> None:
         raise click.exceptions.Exit(3)
 
 
+cli.add_command(evidence)
 cli.add_command(series)
 cli.add_command(upstream)
 

@@ -1,0 +1,145 @@
+"""The evidence as Markdown and as JSON: tables, commands and a checklist; the words are a person's.
+
+Schema `fa-harness.evidence/1`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.text import Text
+
+from fa_harness.evidence import Section
+
+SCHEMA = "fa-harness.evidence/1"
+
+CHECKLIST = (
+    "an issue comes first, with the reproduction above; the pull request names it",
+    "searched for issues and pull requests on the same subject; none is open, or I wrote there",
+    "how AI was used is disclosed, in the pull request and wherever else it is asked",
+    "title, description, commit messages and answers are in my own words",
+    "I have read every changed line and can explain it",
+    "one fix or feature a pull request: which of these patches come first is decided",
+    "the new cases of test-backend-ops are in the same pull request as what they test",
+    "test-backend-ops ran on a second backend, too, where I have one",
+    "upstream's own CI ran on my machine (ci/run.sh)",
+    "speed and perplexity are measured on a quiet machine of mine, not copied from here",
+    "titles have the form `<module> : <title>`",
+)
+"""What upstream's CONTRIBUTING asks of the author; a person ticks it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """All that was gathered.
+
+    Attributes:
+        tool_version: Of the harness.
+        branch: The branch that was made.
+        base: The commit that it stands on.
+        tip: Its last commit.
+        subjects: Titles of its commits, the first one first.
+        machine: What it was measured on, by what people call it.
+        variables: What commands name `$LIKE_THIS`, and its value.
+        build: Commands that build the programs.
+        sections: The parts, in their order.
+    """
+
+    tool_version: str
+    branch: str
+    base: str
+    tip: str
+    subjects: tuple[str, ...]
+    machine: Mapping[str, str]
+    variables: Mapping[str, str]
+    build: tuple[str, ...]
+    sections: tuple[Section, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no part speaks against the patches."""
+        return all(section.passed is not False for section in self.sections)
+
+
+def render(evidence: Evidence) -> str:
+    """Return the JSON document, ending in a newline."""
+    document = {"schema": SCHEMA, "passed": evidence.passed, **dataclasses.asdict(evidence)}
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+def markdown(evidence: Evidence) -> str:
+    """Return the document in Markdown, ending in a newline."""
+    return "\n".join(_lines(evidence)) + "\n"
+
+
+def print_section(console: Console, section: Section) -> None:
+    """Print a part when it is done."""
+    style = {True: "green", False: "bold red", None: "yellow"}[section.passed]
+    console.print(Text(section.title, style=style), soft_wrap=True)
+    widths = [max(map(len, column)) for column in zip(section.head, *section.rows, strict=True)]
+    for row in (section.head, *section.rows) if section.rows else ():
+        cells = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        console.print(Text(f"  {cells}".rstrip()), soft_wrap=True)
+    for note in section.notes:
+        console.print(Text(f"  {note}", style="dim"), soft_wrap=True)
+
+
+def _lines(evidence: Evidence) -> Iterator[str]:
+    yield from (f"# {evidence.branch}", "")
+    yield from _table(
+        ("", ""),
+        [
+            ("base", evidence.base),
+            ("tip", evidence.tip),
+            *evidence.machine.items(),
+            ("gathered with", f"fa-harness {evidence.tool_version}"),
+        ],
+    )
+    yield from ("", "| commit | |", "| --- | --- |")
+    for number, subject in enumerate(evidence.subjects, start=1):
+        yield f"| {number} | {_text(subject)} |"
+    yield ""
+    variables = [f"{name}={value}" for name, value in evidence.variables.items()]
+    yield from _commands([*variables, "", *evidence.build])
+    for section in evidence.sections:
+        yield from ("", f"## {section.title}", "")
+        if section.rows:
+            yield from _table(section.head, section.rows)
+            yield ""
+        if section.commands:
+            yield from _commands(section.commands)
+            yield ""
+        if section.notes:
+            yield from _notes(section.notes)
+    yield from ("", "## Before the pull request", "")
+    yield from (f"- [ ] {item}" for item in CHECKLIST)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(map(_text, head))} |"
+    yield f"| {' | '.join('---' for _ in head)} |"
+    for row in rows:
+        yield f"| {' | '.join(map(_text, row))} |"
+
+
+def _commands(lines: Sequence[str]) -> Iterator[str]:
+    yield from ("```sh", *lines, "```")
+
+
+_MOST = 40
+
+
+def _notes(notes: Sequence[str]) -> Iterator[str]:
+    """Notes as a block of text, so that case strings stay as they are."""
+    yield from ("```", *notes[:_MOST])
+    if len(notes) > _MOST:
+        yield f"and {len(notes) - _MOST} more, in evidence.json"
+    yield "```"
+
+
+def _text(cell: str) -> str:
+    return " ".join(cell.split()).replace("|", "\\|")
