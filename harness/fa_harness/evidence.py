@@ -9,7 +9,8 @@ needs the whole interval within `WITHIN`. Else nothing can be told, and the evid
 
 **Perplexity.** The same text gives the same bits on the same machine, before and after a patch that
 does not touch what it computes. Equal digits are no change; a difference is weighed against
-`RELATIVE_TOLERANCE`, far below the interval that the program prints, which is of the text, not of the patch.
+`RELATIVE_TOLERANCE`, far below the interval that the program prints: that is of the text, not of
+the patch.
 """
 
 from __future__ import annotations

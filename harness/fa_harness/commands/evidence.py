@@ -9,15 +9,15 @@ import platform
 import random
 import shlex
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 
-from fa_harness import __version__, perplexity, proc, progress
+from fa_harness import __version__, proc, progress
 from fa_harness.bench import MIN_ROUNDS
+from fa_harness.commands.perplexity import measure
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.evidence import (
     PARTS,
@@ -261,7 +261,7 @@ class _Gatherer:
                 arguments += ["-p", self.request.ops_filter]
             if self._ops_in_parallel(program):
                 arguments += ["-j", str(self.request.threads)]
-            outputs[name], _ = self._run(name, program, arguments, may_fail=True)
+            outputs[name] = self._run(name, program, arguments, may_fail=True)
             commands.append(self._shown(name, TEST_BACKEND_OPS, arguments))
         before, after = (parse_ops(outputs[name]) for name in ("before", "after"))
         return ops_section(before, after, commands=tuple(commands))
@@ -302,7 +302,7 @@ class _Gatherer:
         found: dict[str, list[dict[str, float]]] = {name: [] for name in self.builds}
         for n, name in self._rounds(self.request.rounds, "llama-bench"):
             program = self.builds[name].program(BENCH)
-            output, _ = self._run(f"{name}-{n + 1}", program, arguments)
+            output = self._run(f"{name}-{n + 1}", program, arguments)
             found[name].append(parse_bench(output))
         commands = tuple(self._shown(name, BENCH, arguments) for name in self.builds)
         notes = (
@@ -321,8 +321,9 @@ class _Gatherer:
         found: dict[str, list[Pass]] = {name: [] for name in self.builds}
         for n, name in self._rounds(2, "llama-perplexity"):
             program = self.builds[name].program(PERPLEXITY)
-            output, seconds = self._run(f"{name}-{n + 1}", program, arguments)
-            found[name].append(Pass(perplexity=perplexity.parse(output), seconds=seconds))
+            log = self.request.folder / "raw" / f"{PERPLEXITY}-{name}-{n + 1}.txt"
+            perplexity, seconds = measure([program, *arguments], {}, log)
+            found[name].append(Pass(perplexity=perplexity, seconds=seconds))
         commands = tuple(self._shown(name, PERPLEXITY, arguments) for name in self.builds)
         return perplexity_section(found["before"], found["after"], commands=commands)
 
@@ -362,17 +363,15 @@ class _Gatherer:
 
     def _run(
         self, name: str, program: Path, arguments: Sequence[str], *, may_fail: bool = False
-    ) -> tuple[str, float]:
-        """Run a program of llama.cpp; returns what it printed, and how many seconds it took."""
+    ) -> str:
+        """Run a program of llama.cpp; returns what it printed."""
         log = self.request.folder / "raw" / f"{program.name}-{name}.txt"
-        start = time.perf_counter()
         try:
-            output = proc.run([program, *arguments], log=log)
+            return proc.run([program, *arguments], log=log)
         except ProgramError as error:
             if not may_fail or error.status < 0:
                 raise
-            output = error.output
-        return output, time.perf_counter() - start
+            return error.output
 
     def _harness(
         self, report: str | None, arguments: Sequence[str], *, may_fail: bool = False
