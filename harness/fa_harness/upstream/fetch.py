@@ -355,7 +355,9 @@ def _extract_members(
         )
     if whole and "include/llama.h" not in members:
         raise SetupError(f"archive {archive_name}: it is ggml without llama.cpp; take another")
-    spots = {path: path if whole else place(path, layout) for path in members}
+    # an archive of a submodule has a .git, which leads nowhere
+    of_whole = {path: None if PurePosixPath(path).parts[0] == ".git" else path for path in members}
+    spots = of_whole if whole else {path: place(path, layout) for path in members}
     wanted = [(spot, member) for path, member in members.items() if (spot := spots[path])]
     for _, member in wanted:
         if not (member.isfile() or member.issym() or member.islnk()):
