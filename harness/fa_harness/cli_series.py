@@ -262,17 +262,23 @@ def upstream() -> None:
 
 
 @upstream.command("add")
-@click.argument("spec", metavar="PACKAGE==VERSION")
+@click.argument("spec", metavar="PACKAGE==VERSION|DIR|GIT-URL@REF")
 @click.option("--name", metavar="NAME", help="What the pin is called.")
 def add_upstream(*, spec: str, name: str | None) -> None:
-    """Pin a version of a package: fetch its sdist, look into it, record its checksum."""
+    """Pin an upstream: fetch it, look into it, record its checksum.
+
+    An sdist of the package index, the commit that is checked out in DIR, or a branch, tag or whole
+    commit id of a git repository. Of a branch the pin is today's commit. A pin of DIR holds on this
+    machine.
+    """
     from fa_harness.project import find_project, locked
     from fa_harness.upstream.newer import add as add_pin
 
     project = find_project()
     with locked(project):
         pin = add_pin(project, spec, name)
-    click.echo(f"{pin.name}: {pin.package} {pin.version}, ggml {pin.ggml_version or 'unknown'}")
+    origin = f"{pin.git} {pin.commit}" if pin.git else f"{pin.package} {pin.version}"
+    click.echo(f"{pin.name}: {origin}, ggml {pin.ggml_version or 'unknown'}")
 
 
 @upstream.command("update")

@@ -12,8 +12,9 @@ from fa_harness.errors import SetupError, UsageError
 from fa_harness.ggml import bindings
 from fa_harness.library import RECORD, Library
 from fa_harness.project import Project
-from fa_harness.upstream import toolchain
+from fa_harness.upstream import newer, toolchain
 from fa_harness.upstream.build import build, find, is_stale, vendor
+from fa_harness.upstream.git import git
 
 OPS = "ggml/src/ggml-cpu/ops.c"
 MODULE = """
@@ -57,6 +58,22 @@ def refuse_programs(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError(f"a program was run: {command}")
 
     monkeypatch.setattr(proc, "run", refuse)
+
+
+def test_a_pinned_commit_is_built_where_the_environment_names_it(
+    ready: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    author = tmp_path / "author"  # upstream, and the two patches as commits on it
+    first = git(author, "rev-list", "--max-parents=0", "HEAD")
+    pin = newer.add(ready, f"{author}@{first}", "mine")
+    monkeypatch.setenv("UPSTREAM", "mine")
+    pristine, patched = build(ready, ["pristine", "patched"])
+    assert [answer(library) for library in (pristine, patched)] == [41, 43]
+    assert (patched.upstream, patched.upstream_commit) == ("mine", first[:9])
+    (ready.cache / pin.archive_name).unlink()
+    shutil.rmtree(author)
+    refuse_programs(monkeypatch)
+    assert build(ready, ["pristine", "patched"]) == [pristine, patched]
 
 
 def test_each_library_has_the_first_patches_and_recompiles_what_they_change(

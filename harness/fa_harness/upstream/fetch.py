@@ -1,4 +1,4 @@
-"""From a pin to verified files: find the sdist, download it, check it, extract what is needed.
+"""From a pin to verified files: get the sdist or commit, check it, extract what is needed.
 
 `download` gets any file of a package in this way.
 """
@@ -28,6 +28,7 @@ from fa_harness.project import Project, writing
 from fa_harness.upstream.index import IndexConfig, load_index_config
 from fa_harness.upstream.layout import detect_layout, place
 from fa_harness.upstream.pins import Pin
+from fa_harness.upstream.repository import contents_sha256, fetch_commit
 
 CHUNK = 1 << 18
 
@@ -73,7 +74,7 @@ def cached(project: Project, pin: Pin) -> Path | None:
     archive = project.cache / pin.archive_name
     if not archive.is_file():
         return None
-    found = sha256(archive)
+    found = contents_sha256(archive) if pin.git else sha256(archive)
     if pin.sha256 and found != pin.sha256:
         raise SetupError(
             f"upstream '{pin.name}': sha256 is {found}, the lock says {pin.sha256}; delete "
@@ -83,17 +84,19 @@ def cached(project: Project, pin: Pin) -> Path | None:
 
 
 def fetch(project: Project, pin: Pin) -> Path:
-    """The pin's verified archive in `vendor/cache/`, downloaded first where it is not there.
+    """The pin's verified archive in `vendor/cache/`, fetched first where it is not there.
 
     A pin that is only being made has no sha256 yet, and takes what comes.
 
     Raises:
-        SetupError: the cached archive or the downloaded one has another sha256, nothing could
-            be downloaded, or the disk is full. No archive is left that a later run would take.
+        SetupError: the cached archive or the fetched one has another sha256, nothing could be
+            fetched, or the disk is full. No archive is left that a later run would take.
     """
     found = cached(project, pin)
     if found is not None:
         return found
+    if pin.git:
+        return _fetch_commit(project, pin)
     sdist = PackageFile(
         owner=f"upstream '{pin.name}'",
         package=pin.package,
@@ -105,6 +108,19 @@ def fetch(project: Project, pin: Pin) -> Path:
         "your own with UPSTREAM_DIR=/path/to/llama.cpp",
     )
     return download(sdist, project.cache / pin.archive_name)
+
+
+def _fetch_commit(project: Project, pin: Pin) -> Path:
+    owner = f"upstream '{pin.name}'"
+    _, archive = fetch_commit(project, owner, pin.git, pin.commit)
+    found = contents_sha256(archive)
+    if found != pin.sha256:
+        archive.unlink()
+        raise SetupError(
+            f"{owner}: sha256 of the files of {pin.commit} is {found}, the lock says {pin.sha256}; "
+            "nothing was kept; fetch again, or correct vendor/upstreams.toml"
+        )
+    return archive
 
 
 def download(wanted: PackageFile, target: Path, config: IndexConfig | None = None) -> Path:

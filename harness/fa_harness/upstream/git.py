@@ -24,6 +24,9 @@ CONFIG = {
 # Where git looks for the user's configuration; GIT_CONFIG_GLOBAL is unknown before git 2.32.
 NO_HOME = "/nonexistent"
 
+# How to reach a server is up to the user: certificates, and the program for ssh.
+KEPT = ("GIT_SSL_", "GIT_SSH")
+
 # Fixed, so that the same files and patches give the same commits everywhere.
 DATE = "2000-01-01T00:00:00+00:00"
 
@@ -50,10 +53,15 @@ def git(
     """
     settings = [word for key, value in CONFIG.items() for word in ("-c", f"{key}={value}")]
     # A hook's GIT_DIR and GIT_INDEX_FILE would send our commands to the user's repository.
-    env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    env = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith("GIT_") or key.startswith(KEPT)
+    }
     env |= {
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_TERMINAL_PROMPT": "0",
         "HOME": NO_HOME,
         "XDG_CONFIG_HOME": NO_HOME,
         "LC_ALL": "C",

@@ -1,9 +1,10 @@
-"""New pins: an sdist of the package index, looked into and recorded with its checksum."""
+"""New pins: an sdist of the package index or a git commit, looked into, with its checksum."""
 
 from __future__ import annotations
 
 import re
 import tarfile
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -13,8 +14,9 @@ from fa_harness.project import Project, writing
 from fa_harness.upstream.fetch import fetch, newest_version, sha256
 from fa_harness.upstream.layout import version_in
 from fa_harness.upstream.pins import Pin, load_pins
+from fa_harness.upstream.repository import contents_sha256, fetch_commit, head_of
 
-_KEYS = ("package", "version", "sha256", "root", "ggml_version")
+_KEYS = ("package", "version", "git", "commit", "sha256", "root", "ggml_version")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,35 +35,38 @@ class Newest:
 
 
 def add(project: Project, spec: str, name: str | None = None) -> Pin:
-    """Pin another version of a package.
+    """Pin another version of a package, or a commit. The caller holds the lock.
 
     Args:
         project: Where `vendor/upstreams.toml` is.
-        spec: `PACKAGE==VERSION`.
-        name: What the pin is called; None for `llama.cpp-VERSION` or `ggml-GGML_VERSION`.
+        spec: `PACKAGE==VERSION`; the folder of a git checkout, whose HEAD is pinned; or
+            `GIT-URL@REF` with a branch, a tag or a whole commit id.
+        name: What the pin is called; None for `llama.cpp-VERSION` or `ggml-GGML_VERSION`, and
+            with the commit's first digits as the version for `llama.cpp-COMMIT`, `ggml-COMMIT`.
 
     Raises:
         UsageError: The spec is of another form, or the name or the version is pinned already.
-        SetupError: The sdist cannot be had, or holds no ggml.
+        SetupError: The sdist or the commit cannot be had or holds no ggml, or the checkout has
+            changes that are not committed.
     """
-    match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+]*)", spec)
-    if match is None:
-        raise UsageError(
-            f"'{spec}' is not PACKAGE==VERSION; a checkout of your own needs no pin, "
-            "UPSTREAM_DIR=/path uses it"
-        )
     pins = load_pins(project.pins_file).upstreams.values()
-    package, version = match.groups()
-    for pin in pins:
-        if (pin.package, pin.version) == (package, version):
-            raise UsageError(f"{spec} is pinned already, as '{pin.name}'")
-    new = Pin(name=spec, package=package, version=version, sha256="", root="")
-    archive = fetch(project, new)
+    package = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+]*)", spec)
+    if package:
+        new = Pin(name=spec, package=package[1], version=package[2], sha256="", root="")
+        _refuse_twice(spec, new, pins)
+        archive = fetch(project, new)
+    else:
+        url, ref = _repository(spec)
+        commit, archive = fetch_commit(project, f"upstream '{spec}'", url, ref)
+        new = Pin(name=spec, git=url, commit=commit, sha256="", root="")
+        _refuse_twice(spec, new, pins)
     root, ggml_version, is_llama = look_into(archive)
+    version = new.version or new.commit[:9]
+    of_ggml = (new.version and ggml_version) or version
     new = replace(
         new,
-        name=name or (f"llama.cpp-{version}" if is_llama else f"ggml-{ggml_version or version}"),
-        sha256=sha256(archive),
+        name=name or (f"llama.cpp-{version}" if is_llama else f"ggml-{of_ggml}"),
+        sha256=contents_sha256(archive) if new.git else sha256(archive),
         root=root,
         ggml_version=ggml_version,
     )
@@ -82,18 +87,52 @@ def newest(project: Project) -> list[Newest]:
         SetupError: No index could be asked.
     """
     pins = load_pins(project.pins_file)
-    default = pins.get().package
-    packages: dict[str, list[str]] = {default: []}
+    packages: dict[str, list[str]] = {pins.get().package: []}
     for pin in pins.upstreams.values():
         packages.setdefault(pin.package, []).append(pin.version)
+    packages.pop("", None)  # of commits, which no index has
     return [
         Newest(package=package, pinned=max(versions, key=_numbers), version=newest_version(package))
         for package, versions in packages.items()
     ]
 
 
+def _repository(spec: str) -> tuple[str, str]:
+    """The URL of a repository and what to fetch from it, as a folder or `GIT-URL@REF` says."""
+    folder = Path(spec).expanduser()
+    if folder.is_dir():
+        return head_of(folder.resolve())
+    url, _, ref = spec.rpartition("@")
+    if Path(url).expanduser().is_dir() and url:
+        url = Path(url).expanduser().resolve().as_uri()
+    if not re.fullmatch(r"(\w[\w+-]*://|[\w.-]+@[\w.-]+:)[^\s\"\\]+", url) or not re.fullmatch(
+        r"\w[\w./+-]*", ref
+    ):
+        raise UsageError(
+            f"'{spec}' is not PACKAGE==VERSION, the folder of a git checkout, or GIT-URL@REF with "
+            "a branch, a tag or a whole commit id; files without git need no pin, "
+            "UPSTREAM_DIR=/path uses them"
+        )
+    if re.match(r"[\w+-]+://[^/@]*:[^/@]*@", url):
+        raise UsageError(
+            f"the URL of {url.rpartition('@')[2]} has a password, which the pin would record; "
+            "leave it out, or clone the repository and name the folder"
+        )
+    return url, ref
+
+
+def _refuse_twice(spec: str, new: Pin, pins: Iterable[Pin]) -> None:
+    for pin in pins:
+        if _origin(pin) == _origin(new):
+            raise UsageError(f"{spec} is pinned already, as '{pin.name}'")
+
+
+def _origin(pin: Pin) -> tuple[str, ...]:
+    return (pin.git, pin.commit) if pin.git else (pin.package, pin.version)
+
+
 def look_into(archive: Path) -> tuple[str, str, bool]:
-    """Return where llama.cpp or ggml lies in an sdist, ggml's version, and whether it is llama.cpp.
+    """Return where llama.cpp or ggml lies in an archive, ggml's version, and if it is llama.cpp.
 
     Raises:
         SetupError: The archive holds no ggml, or is damaged.

@@ -11,6 +11,7 @@ from typing import Any
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.files import replace_file
 from fa_harness.project import writing
+from fa_harness.upstream.repository import archive_name
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,35 +21,42 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class Pin:
-    """One upstream: an sdist that is known by its sha256.
+    """One upstream: an sdist or a git commit that is known by its sha256.
 
     Attributes:
         name: what the user calls it; also a folder's name.
-        package: the sdist's project on the package index.
+        package: the sdist's project on the package index; empty for a commit.
         version: its version there.
-        sha256: of the whole archive, 64 hexadecimal digits.
+        sha256: of the sdist, or of a commit's files (`repository.contents_sha256`), 64
+            hexadecimal digits.
         root: where llama.cpp or ggml lies below the archive's top folder.
-        commit: upstream's commit, empty where it is not known.
+        git: URL of the repository that the commit is fetched from; empty for an sdist.
+        commit: upstream's commit, empty where it is not known; of `git`, all 40 digits of it.
         ggml_version: ggml's own version, empty where it has none.
         variants_as: the version by which it gets variants of patches, where it has none.
     """
 
     name: str
-    package: str
-    version: str
+    package: str = ""
+    version: str = ""
     sha256: str
     root: str
+    git: str = ""
     commit: str = ""
     ggml_version: str = ""
     variants_as: str = ""
 
     @property
     def archive_name(self) -> str:
-        """The sdist's file name, in the form that package indexes give it today."""
+        """The archive's file name; an sdist's in the form that package indexes give it today."""
+        if self.git:
+            return archive_name(self.commit)
         return f"{re.sub(r'[-_.]+', '_', self.package).lower()}-{self.version}.tar.gz"
 
 
-REQUIRED = ("package", "version", "sha256", "root")
+OF_SDIST = ("package", "version")
+OF_COMMIT = ("git", "commit")
+OF_BOTH = ("sha256", "root")
 KNOWN = tuple(field.name for field in fields(Pin) if field.name != "name")
 
 
@@ -121,13 +129,19 @@ def _pin(path: Path, name: str, table: Any) -> Pin:
             raise SetupError(f"{where}: unknown key '{key}'; known: {', '.join(KNOWN)}")
         if not isinstance(value, str):
             raise SetupError(f"{where}: {key} must be a string, not {value!r}")
-    for key in REQUIRED:
+    if "git" in table and (other := set(OF_SDIST) & set(table)):
+        raise SetupError(f"{where}: has git and {min(other)}; it is an sdist or a commit, not both")
+    for key in (*(OF_COMMIT if "git" in table else OF_SDIST), *OF_BOTH):
         if not table.get(key):
             raise SetupError(f"{where}: {key} is missing")
     pin = Pin(name=name, **table)
     if not re.fullmatch(r"[0-9a-f]{64}", pin.sha256):
         raise SetupError(
             f"{where}: sha256 must be 64 hexadecimal digits in lower case, not '{pin.sha256}'"
+        )
+    if pin.git and not re.fullmatch(r"[0-9a-f]{40}", pin.commit):
+        raise SetupError(
+            f"{where}: commit must be 40 hexadecimal digits in lower case, not '{pin.commit}'"
         )
     root = PurePosixPath(pin.root)
     if root.is_absolute() or ".." in root.parts:

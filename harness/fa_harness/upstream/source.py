@@ -1,4 +1,4 @@
-"""Where a tree's files come from: a pinned sdist, or the developer's own checkout."""
+"""Where a tree's files come from: a pinned sdist or commit, or the developer's own checkout."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def find_source(project: Project, upstream: str | None = None) -> Source:
         label=pin.name,
         folder=pin.name,
         digest=f"{pin.sha256}:{pin.root}",
-        commit=pin.commit,
+        commit=pin.commit[:9],
         ggml_version=pin.ggml_version,
         variants_as=pin.variants_as or pin.ggml_version,
         origin=pin,
