@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,8 @@ def _model(*, required: bool) -> Callable[[Any], Any]:
 @click.option("--ops-filter", metavar="REGEX", help="Only these cases of test-backend-ops.")
 @click.option("--rounds", type=click.IntRange(1), default=12, show_default=True, metavar="N",
               help="Processes of llama-bench, before and after each.")  # fmt: skip
+@click.option("--bench", "tests", default="-p 512 -n 32 -d 0,2048", show_default=True,
+              metavar="ARGUMENTS", help="What llama-bench measures.")  # fmt: skip
 @_threads
 @click.option("-D", "--define", "defines", multiple=True, metavar="NAME=VALUE",
               help="A CMake option of llama.cpp; may be repeated.")  # fmt: skip
@@ -68,6 +71,7 @@ def evidence(
     suite: str,
     ops_filter: str | None,
     rounds: int,
+    tests: str,
     threads: int | None,
     defines: tuple[str, ...],
     verbose: bool,
@@ -103,6 +107,7 @@ def evidence(
         text=(text or text_path()).resolve(),
         threads=threads or usable_cores(),
         rounds=rounds,
+        tests=tuple(shlex.split(tests)),
         ops_filter=ops_filter,
         suite=suite,
         options={k: v for k, _, v in (each.partition("=") for each in defines)},

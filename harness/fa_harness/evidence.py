@@ -128,7 +128,11 @@ def ops_section(before: Mapping[str, str], after: Mapping[str, str], **fields: A
         rows=tuple(rows),
         notes=tuple(notes),
         passed=not (lost or missing or failed),
-        data={"before": Counter(before.values()), "after": Counter(after.values()), "lost": lost},
+        data={
+            "before": dict(Counter(before.values())),
+            "after": dict(Counter(after.values())),
+            "lost": lost,
+        },
         **fields,
     )
 

@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import platform
+import re
 from pathlib import Path
 
 
@@ -33,6 +34,15 @@ def cpu_features() -> tuple[str, ...]:
     """
     info = _cpuinfo()
     return tuple(sorted((info.get("flags") or info.get("Features") or "").split()))
+
+
+def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Bytes that programs can have; None where the system does not say."""
+    try:
+        found = re.search(r"^MemAvailable: +(\d+) kB$", meminfo.read_text("utf-8"), re.M)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
 
 
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
@@ -34,7 +33,7 @@ from fa_harness.evidence import (
     skipped_section,
     suite_section,
 )
-from fa_harness.machine import cpu_model, usable_cores
+from fa_harness.machine import available_memory, cpu_model, usable_cores
 from fa_harness.proc import ProgramError
 from fa_harness.project import find_project, locked, writing
 from fa_harness.report.evidence import Evidence, markdown, print_section, render
@@ -132,21 +131,12 @@ def _check(request: Request) -> None:
     if request.text is not None and not request.text.is_file():
         raise UsageError(f"--text {request.text}: there is no such file")
     if request.model is not None:
-        size, free = request.model.stat().st_size, _available_memory()
+        size, free = request.model.stat().st_size, available_memory()
         if free is not None and size > free:
             raise SetupError(
                 f"model {request.model} has {size / 2**30:.1f} GiB and {free / 2**30:.1f} GiB of "
                 "memory are available; take a smaller one, or one quantised further"
             )
-
-
-def _available_memory() -> int | None:
-    """Bytes that programs can have; None where the system does not say."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
 
 
 def _build(request: Request, work: Path, commits: Commits, *, verbose: bool) -> dict[str, Programs]:
