@@ -269,6 +269,67 @@ def run(
 
 
 @cli.command()
+@click.option("--model", required=True, metavar="GGUF|NAME",
+              help="The model; gemma-3-270m is fetched.")  # fmt: skip
+@click.option("--accept-terms", is_flag=True, help="The terms of a model that is fetched.")
+@click.option("--text", type=_PATH, metavar="FILE", help="What it reads [default: one of ours].")
+@_numbers("--layers", metavar="N", help="Which [default: the first of each kind of mask].")
+@click.option("--tokens", type=click.IntRange(min=1), default=640, metavar="N", show_default=True,
+              help="It reads the first N tokens.")  # fmt: skip
+@click.option("--ubatch", type=click.IntRange(min=1), metavar="N",
+              help="N at a time; of the last ones the calls are kept [default: all].")  # fmt: skip
+@click.option("--decode", type=click.IntRange(min=0), default=4, metavar="N", show_default=True,
+              help="It goes on for N tokens; of the last the calls are kept, too.")  # fmt: skip
+@click.option("--type-k", default="f16", metavar="T", show_default=True, help="Type of K's cache.")
+@click.option("--type-v", default="f16", metavar="T", show_default=True, help="Type of V's cache.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="T", help="Compute with T threads.")
+@click.option("--no-repack", is_flag=True, help="Leave the weights as they are; AMX is not used.")
+@click.option("-o", "--out", type=_PATH, required=True, metavar="FILE", help="The capture, .npz.")
+@click.option("-v", "--verbose", is_flag=True, help="Print every command that is run.")
+def capture(
+    *,
+    model: str,
+    accept_terms: bool,
+    text: Path | None,
+    layers: tuple[int, ...],
+    tokens: int,
+    ubatch: int | None,
+    decode: int,
+    type_k: str,
+    type_v: str,
+    threads: int | None,
+    no_repack: bool,
+    out: Path,
+    verbose: bool,
+) -> None:
+    """Store a model's own attention, for `fa-harness run --captured`.
+
+    The model reads a text through llama.cpp on the CPU. Of some layers the file gets Q, K, V, mask,
+    sinks and the result: of the last batch of the prompt, and of a step after it.
+    """
+    from fa_harness.commands.capture import Request, capture_model
+    from fa_harness.files import check_writable
+    from fa_harness.machine import usable_cores
+    from fa_harness.models import find_model, text_path
+    from fa_harness.project import find_project
+
+    check_writable(out)
+    project = find_project()
+    request = Request(
+        model=find_model(project, model, accept_terms=accept_terms),
+        text=text or text_path(),
+        layers=layers,
+        tokens=tokens,
+        ubatch=ubatch or tokens,
+        decode=decode,
+        types=(type_k, type_v),
+        threads=threads or usable_cores(),
+        repack=not no_repack,
+    )
+    capture_model(project, request, out, console=make_console(stderr=False), verbose=verbose)
+
+
+@cli.command()
 @_library
 @_define
 @click.option("--baseline", "baseline_file", type=_PATH, metavar="FILE",

@@ -56,7 +56,7 @@ def write_report(path: Path, text: str, *, append: bool = False) -> None:
         ) from error
 
 
-def replace_file(path: Path, text: str) -> None:
+def replace_file(path: Path, content: str | bytes) -> None:
     """Write a file under another name first, then put it in the place of the older one.
 
     Raises:
@@ -64,7 +64,10 @@ def replace_file(path: Path, text: str) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        if isinstance(content, str):
+            temporary.write_text(content, encoding="utf-8")
+        else:
+            temporary.write_bytes(content)
         temporary.replace(path)
     except BaseException:  # Ctrl-C, too
         temporary.unlink(missing_ok=True)

@@ -1,0 +1,121 @@
+"""A capture made of drawn numbers, for tests that need no model."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fa_harness import captures
+from fa_harness.captures import Arrays, Capture, Entry
+from fa_harness.cases import Case
+from fa_harness.inputs import Inputs
+from fa_harness.oracle import add_sinks, attend, finalise
+from fa_harness.quants import decode, encode
+
+SCALE = 0.15
+N_SWA = 24
+_NAMES = ("q", "k", "v", "mask", "sinks", "out")
+
+
+def window_mask(position: int, n_batch: int, n_kv: int, n_swa: int) -> npt.NDArray[np.float16]:
+    """The mask of rows from `position` on that see the last `n_swa` tokens; 0 is all of them."""
+    row, key = position + np.arange(n_batch)[:, None], np.arange(n_kv)
+    hidden = (key > row) | (n_swa > 0) & (key <= row - n_swa)
+    mask: npt.NDArray[np.float16] = np.where(hidden, np.float16(-np.inf), np.float16(0))
+    return mask[None, None]
+
+
+def call(
+    *, position: int = 0, n_batch: int = 40, n_kv: int = 64, n_swa: int = N_SWA, layer: int = 0,
+    type_k: str = "q8_0", type_v: str = "f16", sinks: bool = True, max_bias: float = 0.0,
+    logit_softcap: float = 0.0,
+) -> tuple[Entry, Arrays]:  # fmt: skip
+    """A call of 4 query heads on 2 KV heads; cells behind the last token hold zeros.
+
+    With ALiBi the mask holds distances, as llama.cpp fills it.
+
+    One channel of K is large, as some are in models.
+    """
+    random = np.random.default_rng(layer + 100 * position)
+    q = random.standard_normal((1, 4, n_batch, 64)).astype(np.float32)
+    k, v = random.standard_normal((2, 1, 2, n_kv, 64)).astype(np.float32)
+    k[..., 5] *= 20
+    for rows in (k, v):
+        rows[:, :, position + n_batch :] = 0
+    mask = window_mask(position, n_batch, n_kv, n_swa)
+    if max_bias:
+        behind = position + np.arange(n_batch)[:, None] - np.arange(n_kv)
+        mask = np.where(np.isneginf(mask), mask, (-behind).astype(np.float16))
+    k_raw, v_raw = encode(k, type_k), encode(v[..., :32], type_v)
+    shape = Case(
+        hsk=64, hsv=32, nh=2, nr23=(2, 1), kv=n_kv, nb=n_batch, type_K=type_k, type_V=type_v,
+        kq_scale=SCALE, max_bias=max_bias, logit_softcap=logit_softcap,
+    )  # fmt: skip
+    of_heads = random.standard_normal(4).astype(np.float32) if sinks else None
+    inputs = Inputs(
+        q=q, k_raw=k_raw, v_raw=v_raw, k=decode(k_raw, type_k), v=decode(v_raw, type_v),
+        mask=mask, sinks=of_heads,
+    )  # fmt: skip
+    partial = attend(shape, inputs, 0, n_kv, for_bounds=False)
+    if of_heads is not None:
+        partial = add_sinks(partial, of_heads)
+    out = finalise(partial).astype(np.float32)
+    arrays = Arrays(q=q, k=k_raw, v=v_raw, mask=mask, sinks=of_heads, out=out)
+    entry = captures.make_entry(
+        arrays, layer=layer, phase="prefill" if n_batch > 1 else "decode", type_k=type_k,
+        type_v=type_v, scale=SCALE, position=position, n_swa=n_swa,
+        max_bias=max_bias, logit_softcap=logit_softcap,
+    )  # fmt: skip
+    return entry, arrays
+
+
+def calls() -> list[tuple[Entry, Arrays]]:
+    """A layer with a sliding window and a global one, in the prompt and after it."""
+    return [
+        call(),
+        call(layer=5, n_swa=0, type_k="f16"),
+        call(position=40, n_batch=1),
+        call(position=40, n_batch=1, layer=5, n_swa=0, type_k="f16"),
+    ]
+
+
+def write(path: Path, entries: list[tuple[Entry, Arrays]] | None = None) -> Capture:
+    """Write a capture."""
+    return captures.save(
+        path, calls() if entries is None else entries,
+        model="drawn.gguf", sha256="0" * 64, upstream="llama.cpp", tool_version="0",
+    )  # fmt: skip
+
+
+def stream_of(entry: Entry, arrays: Arrays) -> bytes:
+    """What the program `fa-harness-capture` writes of one call."""
+    types = {"k": entry.type_K, "v": entry.type_V, "mask": "f16"}
+    tensors, data = [], b""
+    for name in _NAMES:
+        array = getattr(arrays, name)
+        if array is None:
+            continue
+        if name == "out":
+            array = array.swapaxes(1, 2)
+        if name == "sinks":
+            array = array.reshape(1, 1, 1, -1)
+        row_bytes = array.shape[-1] * array.itemsize
+        n = {"k": entry.hsk, "v": entry.hsv}.get(name, array.shape[-1])
+        ne = [n, *array.shape[2::-1]]
+        type_ = types.get(name, "f32")
+        tensors.append({"name": name, "type": type_, "row_bytes": row_bytes, "ne": ne})
+        data += np.ascontiguousarray(array).tobytes()
+    head = {
+        "layer": entry.layer, "phase": entry.phase, "position": entry.position,
+        "threads": entry.threads, "scale": entry.scale, "max_bias": entry.max_bias,
+        "logit_softcap": entry.logit_softcap, "prec": entry.prec,
+        "v_is_view_of_k": entry.v_is_view_of_k, "tensors": tensors,
+    }  # fmt: skip
+    return json.dumps(head).encode() + b"\n" + data
+
+
+def stream(*entries: tuple[Entry, Arrays]) -> bytes:
+    """All that the program writes."""
+    head = json.dumps({"stream": 1, "n_layer": 6, "n_swa": N_SWA}).encode() + b"\n"
+    return head + b"".join(stream_of(*entry) for entry in entries) + b'{"end":true}\n'
