@@ -245,7 +245,7 @@ REFUSED = {
     ),
     "two sources": (
         ["--suite", "seed", "--case", CASE],
-        "--suite, --case and --case-file exclude each other; give one",
+        "--suite, --case, --case-file and --captured exclude each other; give one",
     ),
     "no case file": (["--case-file", "no-such-file"], "case file no-such-file: cannot be read"),
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import captured
 from fa_harness.library import Library
 from fa_harness.pytest_plugin import case_id
 from fa_harness.strategies import draw_cases
@@ -44,6 +45,13 @@ def test_a_case_file_lies_beside_the_test(pytester: pytest.Pytester, patched: Li
     folder = pytester.mkdir("gate")
     (folder / "test_gate.py").write_text(TEST.format('case_file="cases.txt", threads=[1, 2]'))
     (folder / "cases.txt").write_text(f"# two\n{SMALL}\n{SMALL.replace('kv=20', 'kv=21')}\n")
+    pytester.runpytest("gate").assert_outcomes(passed=4)
+
+
+def test_a_capture_lies_beside_the_test(pytester: pytest.Pytester, patched: Library) -> None:
+    folder = pytester.mkdir("gate")
+    (folder / "test_gate.py").write_text(TEST.format('captured="drawn.npz", modes=["mixed"]'))
+    captured.write(folder / "drawn.npz")
     pytester.runpytest("gate").assert_outcomes(passed=4)
 
 

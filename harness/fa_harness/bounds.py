@@ -17,7 +17,8 @@ over the keys j of a row. Three things make a correct kernel differ from exact a
    This sees cancellation: partial sums of a V with mean zero are small. Where V is symmetric about
    zero, the d_t have mean zero and do not add up: their sum is beyond lambda u sqrt(sum_t VKQ_t^2)
    with a probability below 2 exp(-lambda^2 / 2) (Hoeffding; Higham & Mary 2019), for lambda = 8
-   about 2e-14. Without that an F16 sum over some thousand keys could be anything.
+   about 2e-14. Without that an F16 sum over some thousand keys could be anything. Of a model's
+   own V nothing is known: where it is captured the sum of all roundings counts.
    Where the CPU multiplies in FP16, the factors are F16 numbers, too: exp(s - M) of a key, one
    relative error of u, and exp(M - s) that rescales the sum before a new maximum, one rounding of
    that sum more. Scores are drawn from densities that are smooth at F16's resolution, so these

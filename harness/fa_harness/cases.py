@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fa_harness import captures
 from fa_harness.errors import UsageError
 from fa_harness.quants import OTHER_TYPES, TYPES
 
@@ -27,6 +28,8 @@ REGIMES = (
     "seed",
 )
 MASK_KINDS = ("none", "random", "causal", "leading", "zeros", "sparse", "masked_segment")
+CAPTURED = "captured"
+"""Regime and kind of mask of a case whose inputs are not drawn, but those of a model."""
 MAX_THREADS = 512
 """`GGML_MAX_N_THREADS`."""
 
@@ -95,13 +98,20 @@ class Case:
     cold_type: str = "q8_0"
     """Type in which they are stored then."""
     regime: str = "uniform"
-    """One of `REGIMES`."""
+    """One of `REGIMES`, or `captured`."""
     seed: int = 0
     threads: int = 1
+    captured: str = ""
+    """`FILE#ENTRY`: the inputs are those of an entry of a capture, encoded in the case's types
+    where they had others. A case may take the first of its keys, rows, heads and sequences, and
+    leave its mask, sinks, ALiBi and soft-cap out."""
+    kq_scale: float = 0.0
+    """What the scores are multiplied with, a float32; 0 is 1/sqrt(hsk)."""
 
     def __post_init__(self) -> None:
         for name in ("max_bias", "logit_softcap"):
             object.__setattr__(self, name, float(getattr(self, name)))
+        object.__setattr__(self, "kq_scale", float(np.float32(self.kq_scale)))
         if self.mask_kind == _DERIVED:
             object.__setattr__(self, "mask_kind", self._default_mask_kind())
         if isinstance(self.boundaries, tuple) and self.segments == 1:
@@ -112,8 +122,9 @@ class Case:
         self._check_mask()
         self._check_segments()
         self._check_segment_types()
-        self._check_rolling_cache()
         self._check_regime()
+        self._check_captured()
+        self._check_rolling_cache()
 
     @property
     def n_head(self) -> int:
@@ -152,8 +163,8 @@ class Case:
 
     @property
     def scale(self) -> float:
-        """1/sqrt(hsk), rounded to float32 as upstream's test computes it."""
-        return float(np.float32(1) / np.sqrt(np.float32(self.hsk)))
+        """`kq_scale`, or 1/sqrt(hsk), rounded to float32 as upstream's test computes it."""
+        return self.kq_scale or float(np.float32(1) / np.sqrt(np.float32(self.hsk)))
 
     def segment_bounds(self) -> tuple[int, ...]:
         """The segments' limits, `segments + 1` of them: `(0, b1, ..., n_kv)`."""
@@ -226,12 +237,14 @@ class Case:
             "boundaries": None,
             "segment_types": (),
             "hot_window": 0,
+            "captured": "",
+            "kq_scale": 0.0,
         }
         if self.hot_window == 0:
             left_out |= {"group": self.group, "cold_type": self.cold_type}
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         items = (
-            f"{name}={_format(value)}"
+            f"{name}={_format_field(name, value)}"
             for name, value in values.items()
             if name not in left_out or value != left_out[name]
         )
@@ -240,6 +253,8 @@ class Case:
     def _default_mask_kind(self) -> str:
         if not self.mask:
             return "none"
+        if self.regime == CAPTURED:
+            return CAPTURED
         if self.regime == "seed":
             return "zeros"
         return "sparse" if self.n_kv_max > 0 else "random"
@@ -283,6 +298,11 @@ class Case:
                 name,
                 "has more than the six decimals that a case string keeps",
             )
+        self._require(
+            math.isfinite(self.kq_scale) and self.kq_scale >= 0,
+            "kq_scale",
+            "must be a number of at least 0",
+        )
         self._require(self.prec in ("f32", "def"), "prec", "must be f32 or def")
         self._require(
             1 <= self.threads <= MAX_THREADS, "threads", f"must be from 1 to {MAX_THREADS}"
@@ -290,7 +310,7 @@ class Case:
 
     def _check_mask(self) -> None:
         self._require(
-            self.mask_kind in MASK_KINDS,
+            self.mask_kind in MASK_KINDS or (self.mask_kind == CAPTURED and bool(self.captured)),
             "mask_kind",
             f"unknown; known are {', '.join(MASK_KINDS)}",
         )
@@ -371,10 +391,20 @@ class Case:
         for size_field in ("hsk", "hsv"):
             self._check_stored_type("cold_type", self.cold_type, size_field)
         self._require(
-            self.nb == self.kv and self.mask_kind == "causal" and not self.v_is_view_of_k,
+            self.nb == self.kv
+            and self.mask_kind in ("causal", CAPTURED)
+            and not self.v_is_view_of_k,
             "hot_window",
             "needs a step for each token: nb = kv, mask_kind=causal, v_is_view_of_k=0",
         )
+        if self.mask_kind == CAPTURED:
+            n_causal = captures.entry_of(self.captured).n_causal
+            self._require(
+                self.kv <= n_causal,
+                "hot_window",
+                f"needs a causal mask; that of {self.captured} is one for the first {n_causal} "
+                f"tokens, and kv is {self.kv}",
+            )
         self._require(not self.segment_types, "hot_window", "excludes segment_types")
 
     def _check_stored_type(self, field: str, type_name: str, size_field: str) -> None:
@@ -388,8 +418,61 @@ class Case:
             f"{type_name}",
         )
 
+    def _check_captured(self) -> None:
+        if not self.captured:
+            return
+        entry = captures.entry_of(self.captured)
+        self._require(
+            self.mask_kind in ("none", CAPTURED) and self.n_kv_max == 0,
+            "mask_kind",
+            f"captured={self.captured} has a mask of its own; take captured or none",
+        )
+        for name, found in (("hsk", entry.hsk), ("hsv", entry.hsv)):
+            self._require(getattr(self, name) == found, name, f"{self.captured} has {found}")
+        for name, found in (
+            ("nh", entry.n_head_kv),
+            ("kv", entry.n_kv),
+            ("nb", entry.n_batch),
+            ("mask_heads", max(1, entry.mask_heads)),
+        ):
+            self._require(
+                getattr(self, name) <= found, name, f"{self.captured} has no more than {found}"
+            )
+        group = entry.n_head // entry.n_head_kv
+        self._require(
+            self.nr23[0] <= group and self.nr23[1] <= entry.ne3,
+            "nr23",
+            f"{self.captured} has no more than [{group},{entry.ne3}]",
+        )
+        for name, is_there in (
+            ("mask", entry.mask_heads > 0),
+            ("sinks", entry.has_sinks),
+            ("v_is_view_of_k", entry.v_is_view_of_k),
+        ):
+            self._require(is_there or not getattr(self, name), name, f"{self.captured} has it not")
+        for name, value in (("max_bias", entry.max_bias), ("logit_softcap", entry.logit_softcap)):
+            self._require(
+                getattr(self, name) in (0.0, value), name, f"{self.captured} has {value:g}"
+            )
+        self._require(
+            self.scale == entry.scale,
+            "kq_scale",
+            f"{self.captured} has {_format_field('kq_scale', entry.scale)}",
+        )
+
     def _check_regime(self) -> None:
-        self._require(self.regime in REGIMES, "regime", f"unknown; known are {', '.join(REGIMES)}")
+        self._require(
+            self.regime in REGIMES or (self.regime == CAPTURED and bool(self.captured)),
+            "regime",
+            "needs captured=FILE#ENTRY"
+            if self.regime == CAPTURED
+            else f"unknown; known are {', '.join(REGIMES)}",
+        )
+        self._require(
+            self.regime == CAPTURED or not self.captured,
+            "regime",
+            f"captured={self.captured} needs regime=captured",
+        )
         self._require(0 <= self.seed < 2**64, "seed", "must be from 0 to 2^64 - 1")
         if self.regime == "seed":
             shape = (self.hsk, self.hsv, self.nh, self.nr23, self.kv, self.nb)
@@ -411,7 +494,7 @@ class Case:
 
     def _require(self, condition: bool, name: str, reason: str) -> None:
         if not condition:
-            raise UsageError(f"{name}={_format(getattr(self, name))}: {reason}")
+            raise UsageError(f"{name}={_format_field(name, getattr(self, name))}: {reason}")
 
 
 def without_colours(text: str) -> str:
@@ -422,6 +505,11 @@ def without_colours(text: str) -> str:
 def _pad(n: int, type_name: str) -> int:
     block_size = TYPES[type_name].block_size if type_name in TYPES else OTHER_TYPES[type_name]
     return -(-n // block_size) * block_size
+
+
+def _format_field(name: str, value: object) -> str:
+    """Return a field's value as it is printed; a scale keeps all that a float32 has."""
+    return str(np.float32(value)) if name == "kq_scale" else _format(value)  # type: ignore[arg-type]
 
 
 def _format(value: object) -> str:
@@ -492,6 +580,8 @@ _READERS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("max_bias", "logit_softcap"), _read_float),
     **dict.fromkeys(("prec", "type_K", "type_V", "mask_kind", "regime"), _read_word),
     "cold_type": _read_word,
+    "captured": str,
+    "kq_scale": _read_float,
     "segment_types": _read_types,
     "nr23": _read_pair,
     "permute": _read_ints,

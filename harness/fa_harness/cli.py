@@ -169,6 +169,12 @@ def cli() -> None:
     metavar="FILE",
     help="Run a case a line, or upstream's tool's output.",
 )
+@click.option(
+    "--captured",
+    type=_PATH,
+    metavar="FILE",
+    help="Run a model's own attention, which `fa-harness capture` has stored.",
+)
 @_words(
     "--mode",
     metavar="M",
@@ -200,6 +206,7 @@ def run(
     suite: str | None,
     case_string: str | None,
     case_file: Path | None,
+    captured: Path | None,
     mode: tuple[str, ...],
     regime: tuple[str, ...],
     threads: tuple[int, ...],
@@ -232,6 +239,8 @@ def run(
         suite=suite,
         case_string=case_string,
         case_file=case_file,
+        captured=captured,
+        modes=mode,
         segments=segments,
         boundaries=boundaries,
         regimes=regime,

@@ -46,7 +46,8 @@ class Comparison:
     of_bound: float
     """How much of its bound an element takes at most; above 1 where a bound is broken."""
     required: str
-    """`bits` where both must be the same bit for bit, `bound` where they must be near."""
+    """`bits` where both must be the same bit for bit, `bound` where they must be near, `none` where
+    the difference is only reported."""
     ok: bool
     """What is required holds for every element."""
     by_row: F32 | None = field(default=None, compare=False, repr=False)

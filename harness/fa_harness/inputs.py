@@ -1,5 +1,7 @@
 """The data regimes: a case's Q, K, V, mask and sinks, from its regime, seed and shape alone.
 
+Those of a captured case come out of a file instead; they are not drawn, and not of a regime.
+
 Every number comes from the raw integers of a Philox generator, whose stream NumPy promises never to
 change, through elementwise operations that IEEE 754 rounds in one way only. So the bytes are the
 same on every machine; functions such as `exp`, and sums over an axis, would not give that.
@@ -17,7 +19,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from fa_harness.cases import Case
+from fa_harness import captures
+from fa_harness.captures import Entry
+from fa_harness.cases import CAPTURED, Case
 from fa_harness.quants import decode, encode, row_bytes
 
 F16 = NDArray[np.float16]
@@ -52,10 +56,13 @@ class Inputs:
     """K and V of each segment in its own types as ggml keeps them, `[ne3, n_head_kv, keys of the
     segment, bytes of a row]`; empty where the case names no segment types. `k` and `v` are then
     the values of these."""
+    model_output: F32 | None = None
+    """What the model's own call gave, `[ne3, n_head, n_batch, hsv]`, where a captured case computes
+    just that, for all of its rows or some."""
 
 
 def make_inputs(case: Case) -> Inputs:
-    """Draw the inputs of a case.
+    """Draw the inputs of a case, or take them from its capture.
 
     Its threads do not matter, and its segments and boundaries only where they have types.
     """
@@ -68,6 +75,8 @@ def make_inputs(case: Case) -> Inputs:
 
 
 def _plain_inputs(case: Case) -> Inputs:
+    if case.regime == CAPTURED:
+        return _captured_inputs(case)
     stream = _Stream(case.regime, case.seed)
     q, k_values, v_values = _REGIMES[case.regime].draw(case, stream)
     k_raw = encode(k_values, case.type_K)
@@ -87,6 +96,65 @@ def _plain_inputs(case: Case) -> Inputs:
     )
 
 
+def _captured_inputs(case: Case) -> Inputs:
+    """Take the first sequences, heads, rows and keys of an entry, as many as the case has."""
+    entry, found = captures.entry_of(case.captured), captures.arrays_of(case.captured)
+    by_group = (entry.n_head_kv, entry.n_head // entry.n_head_kv)
+
+    def rows(array: F32) -> F32:
+        """Return the case's rows of Q or the output, `[ne3, n_head, n_batch, n]`."""
+        n = array.shape[-1]
+        array = array.reshape(entry.ne3, *by_group, entry.n_batch, n)
+        array = array[: case.ne3, : case.nh, : case.nr23[0], : case.nb]
+        return array.reshape(case.ne3, case.n_head, case.nb, n)
+
+    keys = np.s_[: case.ne3, : case.nh, : case.kv]
+    k_raw = _recoded(found.k[keys], entry.type_K, case.type_K, case.hsk_padded)
+    if case.v_is_view_of_k:
+        v_raw = np.ascontiguousarray(k_raw[..., : row_bytes(case.type_V, case.hsv_padded)])
+    else:
+        v_raw = _recoded(found.v[keys], entry.type_V, case.type_V, case.hsv_padded)
+    mask = sinks = None
+    if case.mask and found.mask is not None:
+        mask = found.mask[: case.ne3, : case.mask_heads, : case.nb, : case.kv].copy()
+    if case.sinks and found.sinks is not None:
+        sinks = found.sinks.reshape(by_group)[: case.nh, : case.nr23[0]].flatten()
+    return Inputs(
+        q=_padded(rows(found.q), case.hsk_padded),
+        k_raw=k_raw,
+        v_raw=v_raw,
+        k=decode(k_raw, case.type_K),
+        v=decode(v_raw, case.type_V),
+        mask=mask,
+        sinks=sinks,
+        model_output=rows(found.out).copy() if _is_the_models_call(case, entry) else None,
+    )
+
+
+def _is_the_models_call(case: Case, entry: Entry) -> bool:
+    return (
+        case.kv >= entry.n_kv_seen
+        and (case.type_K, case.type_V) == (entry.type_K, entry.type_V)
+        and (case.max_bias, case.logit_softcap) == (entry.max_bias, entry.logit_softcap)
+        and (case.mask, case.sinks) == (entry.mask_heads > 0, entry.has_sinks)
+        and not case.hot_window
+    )
+
+
+def _recoded(raw: U8, type_name: str, wanted: str, n: int) -> U8:
+    """Return rows in another type, with zeros up to `n` elements; those of the same as they are."""
+    if type_name == wanted:
+        return np.array(raw)
+    return encode(_padded(decode(raw, type_name), n), wanted)
+
+
+def _padded(rows: F32, n: int) -> F32:
+    """Return a copy with zeros up to `n` elements."""
+    padded = np.zeros((*rows.shape[:-1], n), np.float32)
+    padded[..., : rows.shape[-1]] = rows
+    return padded
+
+
 def _typed_inputs(case: Case) -> Inputs:
     """Take each segment's rows from the case with the whole cache in the segment's types."""
     limits = list(itertools.pairwise(case.segment_bounds()))
@@ -100,6 +168,7 @@ def _typed_inputs(case: Case) -> Inputs:
     v = np.concatenate([part.v[at] for part, at in zip(parts, rows, strict=True)], axis=2)
     return dataclasses.replace(
         parts[0],
+        model_output=None,
         k=k,
         v=v,
         k_raw=encode(k, "f32"),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _MARKER = (
     "fa_cases(suite=, case_file=, segments=[...], ...): run the test, which uses the fixture "
     "fa_case, for each of these cases. The arguments are those of fa_harness.selection.select; a "
-    "case file lies beside the test."
+    "case file or a capture lies beside the test."
 )
 
 
@@ -59,8 +59,9 @@ def _select(metafunc: pytest.Metafunc, mark: pytest.Mark) -> list[Case]:
     from fa_harness.selection import select
 
     arguments = dict(mark.kwargs)
-    if "case_file" in arguments:
-        arguments["case_file"] = metafunc.definition.path.parent / arguments["case_file"]
+    for name in ("case_file", "captured"):
+        if name in arguments:
+            arguments[name] = metafunc.definition.path.parent / arguments[name]
     try:
         return select(*mark.args, **arguments)
     except (TypeError, UsageError) as error:

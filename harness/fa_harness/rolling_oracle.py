@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -92,7 +93,10 @@ def one_row(case: Case, *, cold: bool) -> Case:
     """Return the case of a call of one step; both stores have rows of one size, padded or not."""
     types = (case.cold_type,) * 2 if cold else (case.type_K, case.type_V)
     sizes = {"hsk": case.hsk_padded, "hsv": case.hsv_padded}
-    return case.with_(hot_window=0, group=1, nb=1, type_K=types[0], type_V=types[1], **sizes)
+    shape: dict[str, Any] = {**sizes, "hot_window": 0, "group": 1, "nb": 1}
+    if case.captured:  # of its data nothing matters here
+        shape |= {"captured": "", "regime": "uniform", "mask_kind": "causal"}
+    return case.with_(type_K=types[0], type_V=types[1], **shape)
 
 
 def _of_steps(steps: Bools, these: Expected, others: Expected) -> Expected:

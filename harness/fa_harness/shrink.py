@@ -7,12 +7,13 @@ case and the same answers give the same result.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fa_harness.cases import Case
+from fa_harness.cases import CAPTURED, Case
 from fa_harness.errors import UsageError
 from fa_harness.quants import TYPES
 from fa_harness.verdict import Verdict
@@ -269,11 +270,15 @@ def _no_options(case: Case) -> Iterator[Changes]:
     yield {"sinks": False}
     yield {"max_bias": 0.0}
     yield {"logit_softcap": 0.0}
+    yield {"kq_scale": 0.0}
     yield {"prec": "f32"}
 
 
 def _simpler_mask(case: Case) -> Iterator[Changes]:
-    for kind in SIMPLE_MASKS[: SIMPLE_MASKS.index(case.mask_kind)]:
+    simpler: tuple[str, ...] = ("none",)
+    if case.mask_kind != CAPTURED:
+        simpler = SIMPLE_MASKS[: SIMPLE_MASKS.index(case.mask_kind)]
+    for kind in simpler:
         changes: Changes = {"mask_kind": kind, "mask": kind != "none", "n_kv_max": 0}
         if kind == "none":
             changes |= {"mask_heads": 1, "max_bias": 0.0}
@@ -309,6 +314,12 @@ def _plain_layout(case: Case) -> Iterator[Changes]:
 
 
 def _plain_data(case: Case) -> Iterator[Changes]:
+    if case.captured:
+        kinds = ("none", "zeros", "causal") if case.mask else ("none",)
+        drawn: Changes = {"captured": "", "kq_scale": 0.0, "seed": 0}
+        for regime, kind in itertools.product(_SIMPLE_REGIMES, kinds):
+            yield {**drawn, "regime": regime, "mask_kind": kind, "mask": kind != "none"}
+        return
     rank = len(_SIMPLE_REGIMES)
     if case.regime in _SIMPLE_REGIMES:
         rank = _SIMPLE_REGIMES.index(case.regime)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from fa_harness.cases import Case
+from fa_harness.cases import CAPTURED, Case
 from fa_harness.gate import KINDS, Gate
 from fa_harness.modes import MODES
 from fa_harness.progress import counter
@@ -110,7 +110,18 @@ class Table:
 
 
 def print_summary(console: Console, results: Results) -> None:
-    """Print the last line: how many cases, how they ended, on what, how long."""
+    """Print the last line: how many cases, how they ended, on what, how long.
+
+    Of captured cases the line before says how the model's own results compare.
+    """
+    own = [found for v in results.verdicts if (found := v.comparisons.get("standard_vs_model"))]
+    if own:
+        same = sum(comparison.bitwise for comparison in own)
+        words = f"the model's own result has the bits of standard in {same} of {len(own)} cases"
+        if same < len(own):
+            most = max(comparison.max_rel_row for comparison in own)
+            words += f", elsewhere it is off by up to {most:.1e} of a row's largest element"
+        console.print(Text(words), soft_wrap=True)
     ran = len(results.verdicts)
     parts = [f"{results.count(status)} {status}" for status in STATUSES if results.count(status)]
     cases = f"{ran} of {results.selected} cases (interrupted)" if results.interrupted else (
@@ -159,25 +170,30 @@ def print_changes(console: Console, file: str, changes: Sequence[str]) -> None:
 
 def label(case: Case) -> str:
     """Return a case in a few words: shape, then what is not usual about it."""
-    default = Case(hsk=case.hsk, hsv=case.hsv)
+    usual = (0, 2, 1, 3) if case.captured else (0, 1, 2, 3)  # a model's cache is permuted
     heads = f"{case.n_head}" if case.n_head == case.nh else f"{case.n_head}/{case.nh}"
     size = f"{case.hsk}" if case.hsk == case.hsv else f"{case.hsk}/{case.hsv}"
     types = case.type_K if case.type_K == case.type_V else f"{case.type_K}/{case.type_V}"
     types = "+".join(case.segment_types) or types
     words = [f"hs{size}", f"h{heads}", f"kv{case.kv}"]
+    data = case.captured.rpartition("/")[2] or case.regime
     if case.hot_window:  # b is kv, and the mask causal
-        words += [f"{types}>{case.cold_type}", case.regime, f"w{case.hot_window}/{case.group}"]
+        words += [f"{types}>{case.cold_type}", data, f"w{case.hot_window}/{case.group}"]
     else:
-        words += [f"b{case.nb}", types, case.regime]
+        words += [f"b{case.nb}", types, data]
     options: list[tuple[bool, str]] = [
         (case.ne3 != 1, f"ne3={case.ne3}"),
         (not case.mask, "no mask"),
-        (case.mask and not case.hot_window and case.mask_kind != "random", case.mask_kind),
+        (
+            case.mask and not case.hot_window and case.mask_kind not in ("random", CAPTURED),
+            case.mask_kind,
+        ),
         (case.mask_heads != 1, f"mask/{case.mask_heads}"),
         (case.sinks, "sinks"),
         (case.max_bias != 0, "alibi"),
         (case.logit_softcap != 0, "softcap"),
-        (case.permute != default.permute, "permuted:" + "".join(map(str, case.permute))),
+        (case.kq_scale != 0 and not case.captured, f"scale:{case.kq_scale:g}"),
+        (case.permute != usual, "permuted:" + "".join(map(str, case.permute))),
         (not case.kv_view, "no view"),
         (case.v_is_view_of_k, "V in K"),
         (case.boundaries == "random", "cut:random"),
