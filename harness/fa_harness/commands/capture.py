@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import signal
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,10 @@ from fa_harness.captures import Capture, Entry
 from fa_harness.errors import UsageError
 from fa_harness.project import Project, writing
 from fa_harness.quants import TYPES
+from fa_harness.upstream.llama import CAPTURE, KILLED, TRAP, build_llama
 
 _WRONG_CALL = 2
 """Exit status of the program where it was asked for what cannot be."""
-_WITHOUT_AMX = (-signal.SIGILL, -signal.SIGSEGV)
-"""How it ends at the first instruction for tiles where a virtual machine only says it has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +61,12 @@ def capture_model(
     for type_name in request.types:
         if type_name not in TYPES:
             raise UsageError(f"type {type_name!r} is unknown; known are {', '.join(TYPES)}")
-    program, upstream = _program(project, verbose=verbose)
+    built = build_llama(project, (), capture=True, verbose=verbose)
     with tempfile.TemporaryDirectory(prefix="fa-harness-") as folder:
         stream = Path(folder, "stream")
         progress.stage(f"running {request.model.name}")
         with writing(stream):
-            _run(program, request, stream, verbose=verbose)
+            _run(built.program(CAPTURE), request, stream, verbose=verbose)
             with stream.open("rb") as file:
                 entries = captures.read_stream(file)
     capture = captures.save(
@@ -76,7 +74,7 @@ def capture_model(
         entries,
         model=request.model.name,
         sha256=_sha256(request.model),
-        upstream=upstream,
+        upstream=built.label,
         tool_version=__version__,
     )
     _print(console, capture)
@@ -84,17 +82,6 @@ def capture_model(
     line = f"{out}: {len(capture.entries)} calls of {capture.model}, {size:.1f} MB"
     console.print(Text(line, style="bold"), soft_wrap=True)
     return capture
-
-
-def _program(project: Project, *, verbose: bool) -> tuple[Path, str]:
-    """Build the program that captures; return it and what it is built from."""
-    from fa_harness.upstream.llama import (  # type: ignore[import-not-found,unused-ignore]
-        CAPTURE,
-        build_llama,
-    )
-
-    built = build_llama(project, (), capture=True, verbose=verbose)
-    return built.program(CAPTURE), built.label
 
 
 def _run(program: Path, request: Request, stream: Path, *, verbose: bool) -> None:
@@ -117,12 +104,9 @@ def _run(program: Path, request: Request, stream: Path, *, verbose: bool) -> Non
         try:
             proc.run(command, verbose=verbose)
         except proc.ProgramError as error:
-            if error.status not in _WITHOUT_AMX:
+            if error.status not in KILLED:
                 raise
-            progress.stage(
-                f"the model was ended by {signal.Signals(-error.status).name}; some virtual "
-                "machines say that they have AMX and have not: once more with --no-repack"
-            )
+            progress.stage(TRAP)
             proc.run([*command, "--no-repack"], verbose=verbose)
     except proc.ProgramError as error:
         if error.status == _WRONG_CALL:

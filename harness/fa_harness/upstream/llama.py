@@ -40,7 +40,7 @@ TRAP = (
     "llama.cpp is killed with repacked weights and runs without them: the machine refuses an "
     "instruction that its CPU advertises, as virtual ones do with AMX tiles"
 )
-_KILLED = (-signal.SIGILL, -signal.SIGSEGV)
+KILLED = (-signal.SIGILL, -signal.SIGSEGV)
 """How a process ends at such an instruction."""
 _PROBE = ("-p", "64", "-n", "1", "-r", "1")
 
@@ -204,7 +204,7 @@ def is_trapped(built: Programs, model: Path, threads: int, logs: Path) -> bool:
     except proc.ProgramError as error:
         first = error
     try:
-        if first.status not in _KILLED:
+        if first.status not in KILLED:
             raise first
         proc.run([*command, *no_repack(BENCH)], log=logs / f"{BENCH}-probe-no-repack.txt")
     except proc.ProgramError as error:
