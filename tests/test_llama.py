@@ -1,6 +1,6 @@
 """The real llama.cpp, built with its programs, on a tiny model of random weights.
 
-Each of the three builds takes minutes on two cores, so what can be seen without them is tested
+Each of the four builds takes minutes on two cores, so what can be seen without them is tested
 elsewhere.
 """
 
@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 import tiny_model
+from fa_harness.library import Library
+from fa_harness.modes import MODES
 from fa_harness.project import find_project
 from fa_harness.upstream.git import git
 from fa_harness.upstream.source import find_source, unpack, whole_of
@@ -97,3 +99,17 @@ def test_evidence_on_the_real_llama_cpp(checkout: Path, model: Path, tmp_path: P
     # whether it is as fast is not for a machine that others use, too
     assert [row[0] for row in sections["bench"]["rows"]] == ["pp64", "tg4"]
     assert git(checkout, "rev-list", "--count", "master..state") == str(len(report["subjects"]))
+
+
+def test_a_models_own_attention_is_captured_and_passes_in_every_mode(
+    model: Path, patched: Library, tmp_path: Path
+) -> None:
+    file, report = tmp_path / "tiny.npz", tmp_path / "report.json"
+    done = call("capture", "--model", model, "--layers", "0,5", "--tokens", "96", "-o", file)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = call("run", "--captured", file, "--json", report)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = read(report)["results"]
+    assert {result["status"] for result in results} == {"pass"}
+    modes = {mode for result in results for mode in result["modes"]}
+    assert modes == set(MODES)
