@@ -201,6 +201,42 @@ def test_which_digits_must_be_equal(
     assert reason in expected.reason
 
 
+def test_a_control_is_planned_where_a_run_may_differ() -> None:
+    assert [run.name for run in plan_segments(DECODE)][:2] == ["standard", "control"]
+    control = plan_segments(DECODE)[1]
+    assert control.control
+    assert not control.environment
+    assert " ".join(control.arguments) == "-fa on -c 512 -b 512 -ub 1 -t 1 --chunks 1"
+    assert "-ub 32" in " ".join(plan_segments(PREFILL, [7])[1].arguments)
+    assert not any(run.control for run in plan_segments(PREFILL))
+
+
+def test_a_run_may_be_twice_as_far_off_as_the_control() -> None:
+    # one thread and two, 512 tokens decoded by Gemma 3 270M
+    one, two = (Perplexity(estimate=x, error=0.4, chunks=(x,)) for x in (2.8681, 2.8370))
+    runs = plan_segments(DECODE, [1, 2])
+    found = {"standard": two, "control": one, "segments=1": two}
+    for estimate, ok in [(2.89, True), (2.91, False)]:
+        result = dataclasses.replace(one, estimate=estimate, chunks=(estimate,))
+        exact, bounded = judge(DECODE, runs, found | {"segments=2": result})
+        assert exact.ok
+        assert bounded.ok is ok
+        assert "must be within 0.022: 512 cells" in bounded.message
+
+
+def test_a_control_that_ended_early_is_refused() -> None:
+    short = dataclasses.replace(STANDARD, chunks=STANDARD.chunks[:3])
+    with pytest.raises(UsageError, match="the control"):
+        judge(DECODE, plan_segments(DECODE), results() | {"control": short})
+
+
+def test_a_control_does_not_loosen_what_must_be_equal() -> None:
+    runs = plan_segments(DECODE)
+    off = dataclasses.replace(STANDARD, estimate=5.7460)
+    rows = judge(DECODE, runs, results() | {"control": off, "segments=1": off})
+    assert [row.ok for row in rows] == [False, True, True]
+
+
 def results(**changes: float | tuple[float, ...]) -> dict[str, Perplexity]:
     """What all runs print: the same, but for changes of the last."""
     last = dataclasses.replace(STANDARD, **changes)  # type: ignore[arg-type]
@@ -245,7 +281,7 @@ def test_a_run_with_fewer_chunks_is_not_ok() -> None:
 
 
 def test_a_run_without_a_result_is_refused() -> None:
-    with pytest.raises(UsageError, match="no results of the runs segments=2, segments=8"):
+    with pytest.raises(UsageError, match="no results of the runs control, segments=2, segm"):
         judge(DECODE, plan_segments(DECODE), {"standard": STANDARD, "segments=1": STANDARD})
 
 
