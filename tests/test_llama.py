@@ -5,6 +5,7 @@ elsewhere.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,10 +29,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pinned llama.cpp as a developer would have it, with a branch and an author."""
+def checkout() -> Path:
+    """The pinned llama.cpp as a developer would have it, with a branch and an author.
+
+    Always in the same place, so that its builds are current the next time.
+    """
     project = find_project()
-    folder = tmp_path_factory.mktemp("mine") / "llama.cpp"
+    folder = project.build / "evidence" / "checkout-of-the-tests"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     unpack(project, whole_of(find_source(project)), folder)
     git(folder, "init", "--quiet")
     git(folder, "checkout", "--quiet", "-B", "master")
