@@ -130,6 +130,31 @@ def rounded_q(q: F32, q_type: str) -> tuple[F32, F64]:
     return rounded.astype(np.float32).reshape(q.shape), doubt
 
 
+class Query:
+    """A case's Q, and what its rows cost in dot products."""
+
+    def __init__(self, case: Case, q: F32) -> None:
+        """Take the Q `[ne3, n_head, n_batch, hsk]` of a case."""
+        self.case = case
+        self._q = q
+        self._dot_errors: dict[Arithmetic, F64] = {}
+
+    @functools.cached_property
+    def norm(self) -> F64:
+        """The rows' norms, `[ne3, n_head, n_batch]`."""
+        norm: F64 = np.sqrt((self._q.astype(np.float64) ** 2).sum(axis=-1))
+        return norm
+
+    def dot_error(self, how: Arithmetic) -> F64:
+        """Return the error of a dot product, scaled, in units of the key's norm."""
+        if how not in self._dot_errors:
+            n = self.case.hsk_padded
+            u_dot = (n / 32 + 8) * U16 if how.f16_dot else (n + 8) * U32
+            doubt = _q_doubt(self._q, how.q_type)
+            self._dot_errors[how] = self.case.scale * (self.norm * u_dot + doubt)
+        return self._dot_errors[how]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Expected:
     """What the state after some calls has to be: the oracle's, and how far off it may be.
@@ -139,9 +164,7 @@ class Expected:
     `truth` are.
     """
 
-    case: Case
-    q: F32
-    """The case's Q, `[ne3, n_head, n_batch, hsk]`."""
+    query: Query
     v_max: float
     """Largest |V|."""
     truth: Partial
@@ -179,7 +202,7 @@ class Expected:
         if in_f16 is not None:
             rows &= in_f16
         u = np.where(rows, U16, U32)
-        alpha = _dot_error(self.case, self.q, how)
+        alpha = self.query.dot_error(how)
 
         n = own.n_roundings[..., None]
         walk, walk_norm = own.walk * vb, own.walk_norm * vb
@@ -232,9 +255,8 @@ class Expected:
     @functools.cached_property
     def _sums_bound(self) -> tuple[F64, F64, F64]:
         """Return the bounds on M, on S and on VKQ."""
-        case, truth = self.case, self.truth
-        q_norm = np.sqrt((self.q.astype(np.float64) ** 2).sum(axis=-1))
-        largest = case.scale * q_norm * truth.k_max
+        case, truth = self.query.case, self.truth
+        largest = case.scale * self.query.norm * truth.k_max
         if case.logit_softcap:
             largest = largest + 16 * case.logit_softcap
         beta = 2 * U32 * ((case.n_head + 8) * truth.bias_max + 4 * largest + 4)
@@ -254,7 +276,7 @@ def nothing(case: Case, inputs: Inputs) -> Expected:
     truth = oracle.fresh(case)
     zero, zeros = np.zeros_like(truth.s), np.zeros_like(truth.vkq)
     return Expected(
-        case=case, q=inputs.q, v_max=float(np.abs(inputs.v).max()), truth=truth, dot_m=zero,
+        query=Query(case, inputs.q), v_max=float(np.abs(inputs.v).max()), truth=truth, dot_m=zero,
         dot_s=zero, dot_vkq=zeros, walk=zeros, walk_norm=zeros, n_u=zero, other_s=zero,
         other_vkq=zeros,
     )  # fmt: skip
@@ -364,14 +386,6 @@ def _merge_floor(sizes: F64, n_parts: int) -> F64:
     """
     floor: F64 = _F32_SPACING * (n_parts - 1) * (2 + sizes)
     return floor
-
-
-def _dot_error(case: Case, q: F32, how: Arithmetic) -> F64:
-    """Return the error of a dot product, scaled, in units of the key's norm."""
-    q_norm = np.sqrt((q.astype(np.float64) ** 2).sum(axis=-1))
-    u_dot = (case.hsk_padded / 32 + 8) * U16 if how.f16_dot else (case.hsk_padded + 8) * U32
-    error: F64 = case.scale * (q_norm * u_dot + _q_doubt(q, how.q_type))
-    return error
 
 
 def _q_doubt(q: F32, q_type: str) -> F64:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -88,37 +89,42 @@ def within(got: F32, expected: F32 | F64, region: Region) -> Comparison:
         a, b = got.astype(np.float64), expected.astype(np.float64)
         error = np.abs(a - b)
         off = error if region.centre is expected else np.abs(a - region.centre)
-        if not (np.isfinite(error).all() and np.isfinite(off).all()):
+        size, known = error, b
+        # a maximum is NaN where any element is
+        if not (math.isfinite(error.max()) and (off is error or math.isfinite(off.max()))):
             same = (a == b) | (np.isnan(a) & np.isnan(b))
             error = np.where(same, 0.0, error)
             off = np.where((a == region.centre) | (same & ~np.isfinite(a)), 0.0, off)
+            size = np.where(np.isnan(error), np.inf, error)
+            known = np.where(np.isfinite(b), b, 0.0)
         excess = np.divide(off, region.bound, out=np.zeros_like(off), where=off != 0)
-        excess[np.isnan(excess)] = np.inf
-    by_row = excess.max(axis=-1)
-    most = float(by_row.max())
-    worst, allowed = None, 0.0
-    if error.any():
-        # of those furthest beyond their bounds the largest error
-        size = np.where(np.isnan(error), np.inf, error)
-        furthest = np.where(excess == most, size, -1.0)
-        index = np.unravel_index(int(furthest.argmax()), furthest.shape)
-        batch, head, row, dim = (int(i) for i in index)
-        worst = Worst(batch=batch, head=head, row=row, dim=dim, error=float(error[index]))
-        apart = 0.0 if region.centre[index] == b[index] else abs(region.centre[index] - b[index])
-        allowed = float(region.bound[index] + apart)
-    finite = np.where(np.isfinite(b), b, 0.0)
-    row_size, row_error = np.abs(finite).max(axis=-1), error.max(axis=-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
+        by_row = excess.max(axis=-1)
+        if np.isnan(by_row).any():
+            excess[np.isnan(excess)] = np.inf
+            by_row = excess.max(axis=-1)
+        most = float(by_row.max())
+        row_error, row_size = error.max(axis=-1), np.abs(known).max(axis=-1)
+        max_abs = float(row_error.max())
+        if max_abs == 0:
+            equal_signs = (np.signbit(a) == np.signbit(b)) | np.isnan(a)
+            return replace(
+                _SAME, bitwise=bool(equal_signs.all()), of_bound=most, required="bound",
+                ok=most <= 1, by_row=by_row.astype(np.float32),
+            )  # fmt: skip
         row_relative = np.where(row_error == 0, 0.0, row_error / row_size)
-        nmse = np.divide((error**2).sum(), (finite**2).sum()) if error.any() else 0.0
-    same_signs = (np.signbit(a) == np.signbit(b)) | np.isnan(a)
+        nmse = np.divide((error**2).sum(), (known**2).sum())
+    # of those furthest beyond their bounds the largest error
+    furthest = np.where(excess == most, size, -1.0)
+    index = np.unravel_index(int(furthest.argmax()), furthest.shape)
+    batch, head, row, dim = (int(i) for i in index)
+    apart = 0.0 if region.centre[index] == b[index] else abs(region.centre[index] - b[index])
     return Comparison(
-        max_abs=float(row_error.max()),
+        max_abs=max_abs,
         max_rel_row=float(row_relative.max()),
         nmse=float(nmse),
-        bitwise=bool(not error.any() and same_signs.all()),
-        worst=worst,
-        bound=allowed,
+        bitwise=False,
+        worst=Worst(batch=batch, head=head, row=row, dim=dim, error=float(error[index])),
+        bound=float(region.bound[index] + apart),
         of_bound=most,
         required="bound",
         ok=most <= 1,
@@ -135,8 +141,8 @@ def first_bad(comparisons: Iterable[Comparison]) -> Comparison:
     bad = next((c for c in every if not c.ok), None)
     if bad is not None:
         return bad
-    worst = max(every, key=lambda c: c.max_abs)
-    return replace(worst, of_bound=max(c.of_bound for c in every))
+    worst, of_bound = max(every, key=lambda c: c.max_abs), max(c.of_bound for c in every)
+    return worst if worst.of_bound == of_bound else replace(worst, of_bound=of_bound)
 
 
 def why(name: str, comparison: Comparison) -> str:

@@ -92,7 +92,9 @@ class Expectations:
         self._truth = _Truth(case, inputs, calls=[self.how, *how_of_calls])
         self.prefixes = self._truth.prefixes()
         self.outputs = [oracle.finalise(prefix) for prefix in self.prefixes]
-        self.of_one = self._nothing().then(self._truth.prefixes(self.how.q_type)[-1], self.how)
+        self._nothing = bounds.nothing(case, inputs)
+        self._alone: dict[tuple[int, Arithmetic], Expected] = {}
+        self.of_one = self._nothing.then(self._truth.prefixes(self.how.q_type)[-1], self.how)
         self.chain_is_exact = chain_is_exact(case)
         self._regions: dict[int, tuple[Expected, Region]] = {}
         self._near_regions: dict[tuple[int, ...], tuple[Region, Region]] = {}
@@ -143,21 +145,20 @@ class Expectations:
         """
         if self._case.segments == 1 and not own_types:
             return [self.of_one]
-        chain = [self._nothing()]
-        for i, how in enumerate(self.how_of_calls(own_types=own_types)):
+        first, *others = self.how_of_calls(own_types=own_types)
+        chain = [self._of_segment(0, first)]
+        for i, how in enumerate(others, start=1):
             in_f16 = None
-            if how.f16_numerators and not how.n_partials and i > 0:
+            if how.f16_numerators and not how.n_partials:
                 in_f16 = may_go_on_in_f16(steps[i - 1].state)
             chain.append(chain[-1].then(self._truth.segment(i, how.q_type), how, in_f16))
-        return chain[1:]
+        return chain
 
     def parts(self) -> list[Expected]:
         """Return what is expected of each segment alone."""
         own_types = bool(self._case.segment_types)
-        return [
-            self._nothing().then(self._truth.segment(i, how.q_type), how)
-            for i, how in enumerate(self.how_of_calls(own_types=own_types))
-        ]
+        hows = self.how_of_calls(own_types=own_types)
+        return [self._of_segment(i, how) for i, how in enumerate(hows)]
 
     def region(self, expected: Expected) -> Region:
         """Return where a correct output lies: around the oracle's for the rounded Q."""
@@ -183,8 +184,12 @@ class Expectations:
             self._near_regions[key] = region, self._near_region(region, runs)
         return self._near_regions[key][1]
 
-    def _nothing(self) -> Expected:
-        return bounds.nothing(self._case, self._inputs)
+    def _of_segment(self, i: int, how: Arithmetic) -> Expected:
+        """Return what is expected of a call that begins anew: a chain's first, or a part."""
+        key = i, how
+        if key not in self._alone:
+            self._alone[key] = self._nothing.then(self._truth.segment(i, how.q_type), how)
+        return self._alone[key]
 
     def _near_region(self, region: Region, runs: list[F32]) -> Region:
         if not all(np.isfinite(run).all() for run in runs):
