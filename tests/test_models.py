@@ -216,7 +216,7 @@ def test_a_whole_file_put_there_by_hand_is_read_once(
     def read(_path: Path) -> Iterator[bytes]:
         pytest.fail("read again")
 
-    monkeypatch.setattr(models, "_sha256", read)
+    monkeypatch.setattr("fa_harness.files.sha256", read)
     assert find_model(project, "tiny", accept_terms=False) == path
 
 

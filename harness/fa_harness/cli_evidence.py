@@ -88,6 +88,7 @@ def evidence(
     from fa_harness.machine import usable_cores
     from fa_harness.models import find_model, text_path
     from fa_harness.project import find_project
+    from fa_harness.upstream.checkout import open_checkout
 
     for name in defines:
         if not name.partition("=")[0] or "=" not in name:
@@ -97,7 +98,9 @@ def evidence(
             raise click.BadParameter(
                 f"{name!r} is unknown; there are {', '.join(PARTS)}", param_hint="--skip"
             )
-    found = find_model(find_project(), model, accept_terms=accept_terms) if model else None
+    project = find_project()
+    open_checkout(project, onto, branch)  # a model may be a large download, in vain
+    found = find_model(project, model, accept_terms=accept_terms) if model else None
     request = Request(
         onto=onto,
         branch=branch,

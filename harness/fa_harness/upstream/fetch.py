@@ -24,6 +24,7 @@ from unearth.fetchers import Fetcher, PyPIClient
 
 from fa_harness import progress
 from fa_harness.errors import SetupError
+from fa_harness.files import sha256
 from fa_harness.project import Project, writing
 from fa_harness.upstream.index import IndexConfig, load_index_config
 from fa_harness.upstream.layout import detect_layout, place
@@ -312,15 +313,6 @@ def _chunks(client: Fetcher, link: Link) -> Iterator[tuple[bytes, int | None]]:
                 yield chunk, int(length) if length.isdigit() else None
     except Exception as error:  # as in _find: the next source may work
         raise _SourceError(f"download failed: {error or type(error).__name__}") from error
-
-
-def sha256(path: Path) -> str:
-    """Return the digest of a file, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def extract(archive: Path, root: str, target: Path, *, whole: bool = False) -> None:

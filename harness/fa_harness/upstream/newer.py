@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from fa_harness.errors import SetupError, UsageError
-from fa_harness.files import replace_file
+from fa_harness.files import replace_file, sha256
 from fa_harness.project import Project, writing
-from fa_harness.upstream.fetch import fetch, newest_version, sha256
+from fa_harness.upstream.fetch import fetch, newest_version
 from fa_harness.upstream.layout import version_in
 from fa_harness.upstream.pins import Pin, load_pins
 from fa_harness.upstream.repository import contents_sha256, fetch_commit, head_of
