@@ -190,8 +190,10 @@ def test_a_model_that_does_not_run_is_an_error_with_its_last_words(
 ) -> None:
     add_patch("say 1", {OPS: [("return 0;", "return 1;")]})
     model.write_bytes(b"GGUFBAD")
+    before = content(mine)
     with pytest.raises(SetupError, match=r"does not run\n(.*\n)*unknown architecture"):
         call(mine, "--model", model)
+    assert content(mine) == before
 
 
 @pytest.mark.parametrize("answer", ["no C;", "return unknown;"])

@@ -95,7 +95,8 @@ def gather(request: Request, *, console: Console, verbose: bool = False) -> Evid
     Raises:
         UsageError: Something asked for cannot be.
         SetupError: The checkout cannot take the branch, a patch does not apply, something does not
-            build, or a program fails. Before both builds are done the checkout is as it was.
+            build, or a program fails. The checkout is as it was until both builds are done and the
+            model has run.
     """
     project = find_project()
     _check(request)
@@ -104,9 +105,10 @@ def gather(request: Request, *, console: Console, verbose: bool = False) -> Evid
     commits = make_commits(project, checkout, work / "repository", verbose=verbose)
     with locked(project):
         builds = _build(request, work, commits, verbose=verbose)
+    gatherer = _Gatherer(request, checkout, builds)
+    gatherer.try_model()
     make_branch(checkout, commits, request.branch)
     progress.stage(f"{checkout.path} has the branch '{request.branch}'")
-    gatherer = _Gatherer(request, checkout, builds)
     sections: list[Section] = []
     evidence = _evidence(gatherer, commits, sections)
     for part in request.parts:
@@ -210,7 +212,6 @@ class _Gatherer:
         self.request = request
         self.checkout = checkout
         self.builds = builds
-        self._is_trapped: bool | None = None
         self.traps: dict[str, str] = {}
         """What this machine does not do as it says."""
         self.variables = {
@@ -223,6 +224,18 @@ class _Gatherer:
             self.variables["TEXT"] = shlex.quote(str(request.text))
         with writing(request.folder):
             (request.folder / "raw").mkdir(parents=True, exist_ok=True)
+
+    def try_model(self) -> None:
+        """Find out whether the model runs, and how, if a part needs it.
+
+        Raises:
+            SetupError: It does not.
+        """
+        if self.request.model is None or not {"bench", "perplexity"} & set(self.request.parts):
+            return
+        raw = self.request.folder / "raw"
+        if is_trapped(self.builds["before"], self.request.model, self.request.threads, raw):
+            self.traps["trap"] = TRAP
 
     def measure(self, part: str) -> Section:
         """Measure a part."""
@@ -344,12 +357,7 @@ class _Gatherer:
                     yield i, name
 
     def _no_repack(self, program_name: str) -> list[str]:
-        if self._is_trapped is None:
-            assert self.request.model is not None
-            program, raw = self.builds["before"], self.request.folder / "raw"
-            self._is_trapped = is_trapped(program, self.request.model, self.request.threads, raw)
-            self.traps |= {"trap": TRAP} if self._is_trapped else {}
-        return no_repack(program_name) if self._is_trapped else []
+        return no_repack(program_name) if self.traps else []
 
     def _run(
         self, name: str, program: Path, arguments: Sequence[str], *, may_fail: bool = False
