@@ -243,7 +243,7 @@ class _Gatherer:
             return skipped_section(part, "no --model")
         if part == "perplexity" and self.request.text is None:
             return skipped_section(part, "no --text")
-        progress.stage(PARTS[part])
+        progress.stage(f"gathering: {PARTS[part]}")
         measure: Callable[[], Section] = getattr(self, f"_{part}")
         return measure()
 
