@@ -315,22 +315,23 @@ class _Computation:
         return roll(*simulation), roll(*simulation, one_graph=True)
 
     def resumed(self) -> tuple[Step, ...]:
-        steps = []
-        with tempfile.TemporaryDirectory(prefix="fa-harness-") as folder:
-            file = Path(folder, "state.npy")
+        steps: list[Step] = []
+        with tempfile.NamedTemporaryFile(prefix="fa-harness-", suffix="-state.npy") as in_between:
+            file = Path(in_between.name)
             for i in range(len(self._segments)):
                 with self._tensors() as tensors, self._ggml.backend(self._case.threads) as backend:
                     state = tensors.state()
                     call = self._call(tensors, i, tensors.own_segment(i), state)
                     graph = tensors.ctx.graph([call])
                     tensors.allocate(backend)
-                    make_fresh(state)
-                    if i > 0:
+                    if i == 0:
+                        make_fresh(state)
+                    else:
+                        state_file.save(file, steps[-1].state)
                         state.write(state_file.load(file, self._case))
                     clear(call)
                     backend.compute(graph)
                     steps.append(Step(output=rows_of(call), state=state.read()))
-                    state_file.save(file, steps[-1].state)
         return tuple(steps)
 
     def merged(self) -> Merged:

@@ -1,8 +1,8 @@
 """A library in a child process: a crash or a hang there becomes a status, and the run goes on.
 
 The child is started once and computes case after case. Frames go over its standard input and
-output: eight bytes of length, then a pickle. What the library prints goes to a file, whose last
-lines explain an abort.
+output: eight bytes of length, then a pickle. Which mode it computes stands in memory that both
+share, and what the library prints in a file, whose last lines explain an abort.
 
 The child ends with its parent, whatever ends that. One that is started again must have loaded the
 same library: a run does not mix two.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import mmap
 import os
 import pickle
 import select
@@ -35,6 +36,8 @@ from fa_harness.modes import Run
 
 _HEADER = struct.Struct("<Q")
 _STDERR_LINES = 6
+_MODE_BYTES = 16
+"""The longest name of a mode fits in."""
 _START_SECONDS = 60.0
 _END_SECONDS = 60.0
 """A child that has closed its output is ended then; one that dies may first dump its memory."""
@@ -67,6 +70,8 @@ class Worker:
         self._lost_at_start: Lost | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr: IO[bytes] | None = None
+        self._mode: mmap.mmap | None = None
+        """The mode that the child computes, written by it: a frame for each would cost more."""
         self._files: tempfile.TemporaryDirectory[str] | None = None
         self._is_interrupted = False
         self.digest = digest
@@ -125,6 +130,8 @@ class Worker:
         self._deadline = time.monotonic() + timeout
         self._timeout = timeout
         self.mutant_reached = False
+        assert self._mode is not None
+        _set_mode(self._mode, "start")
         self._send((case, modes, self._mutant))
 
     def result(self) -> Run | Lost:
@@ -135,21 +142,18 @@ class Worker:
         """
         if self._lost_at_start is not None:
             return self._lost_at_start
-        mode = "start"
-        while True:
-            try:
-                kind, value = self._receive(self._deadline)
-            except (EOFError, TimeoutError) as error:
-                return self._lost(mode, error)
-            if kind == "setup":
-                raise SetupError(f"mode {mode}: {value}")
-            if kind == "run":
-                run, self.mutant_reached = value
-                assert isinstance(run, Run)
-                return run
-            if kind == "error":
-                return Lost(status="crash", reason=f"{mode}: {value}")
-            mode = value
+        assert self._mode is not None
+        try:
+            kind, value = self._receive(self._deadline)
+        except (EOFError, TimeoutError) as error:
+            return self._lost(_mode_in(self._mode), error)
+        if kind == "setup":
+            raise SetupError(f"mode {_mode_in(self._mode)}: {value}")
+        if kind == "error":
+            return Lost(status="crash", reason=f"{_mode_in(self._mode)}: {value}")
+        run, self.mutant_reached = value
+        assert isinstance(run, Run)
+        return run
 
     def interrupt(self) -> None:
         """Kill the child, from whatever thread, also one that is just being started.
@@ -186,8 +190,11 @@ class Worker:
             self._files = tempfile.TemporaryDirectory(
                 prefix="fa-harness-", ignore_cleanup_errors=True
             )
+            mode = Path(self._files.name, "mode")
+            mode.write_bytes(bytes(_MODE_BYTES))  # of a hole, a full disk makes a signal
+            self._mode = _shared(mode)
             self._process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "fa_harness.worker", str(self._module_path)],
+                [*prefix, sys.executable, "-m", "fa_harness.worker", self._module_path, mode],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
@@ -221,11 +228,13 @@ class Worker:
     def _stop(self) -> None:
         if self._process is not None:
             self._kill()
+        if self._mode is not None:
+            self._mode.close()
         if self._stderr is not None:
             self._stderr.close()
         if self._files is not None:
             self._files.cleanup()
-        self._process = self._stderr = self._files = None
+        self._process = self._mode = self._stderr = self._files = None
 
     def _kill(self) -> None:
         assert self._process is not None
@@ -267,6 +276,20 @@ class Worker:
         return kind, value
 
 
+def _shared(path: Path) -> mmap.mmap:
+    """Return memory that all share who open the file, `_MODE_BYTES`."""
+    with path.open("r+b") as file:
+        return mmap.mmap(file.fileno(), _MODE_BYTES)
+
+
+def _set_mode(shared: mmap.mmap, mode: str) -> None:
+    shared[:] = mode.encode().ljust(_MODE_BYTES, b"\0")
+
+
+def _mode_in(shared: mmap.mmap) -> str:
+    return shared[:].rstrip(b"\0").decode()
+
+
 def _started_with(module_path: Path) -> tuple[list[str], dict[str, str]]:
     """Return what goes before the command that loads a module, and into its environment."""
     try:
@@ -303,7 +326,7 @@ def _poison_new_memory() -> None:
         mallopt(m_perturb, complement_of_0xff)
 
 
-def _serve(module_path: Path) -> None:
+def _serve(module_path: Path, mode_path: Path) -> None:
     """Compute cases until standard input ends."""
     from fa_harness import ggml
     from fa_harness.inputs import make_inputs
@@ -327,6 +350,7 @@ def _serve(module_path: Path) -> None:
         return
     known = (digest, library.features(), library.types(), lacking(library), library.mutants)
     _write(replies, ("ready", known))
+    shared = _shared(mode_path)
     while True:
         header = requests.read(_HEADER.size)
         if not header:
@@ -336,7 +360,7 @@ def _serve(module_path: Path) -> None:
             inputs = make_inputs(case)
             library.set_mutant(mutant)
             run = run_case(
-                library, case, inputs, modes, on_mode=lambda mode: _write(replies, ("mode", mode))
+                library, case, inputs, modes, on_mode=lambda mode: _set_mode(shared, mode)
             )
             reply: tuple[str, Any] = ("run", (run, library.mutant_reached))
         except SetupError as error:
@@ -371,4 +395,4 @@ def _digest(module_path: Path) -> str:
 
 
 if __name__ == "__main__":
-    _serve(Path(sys.argv[1]))
+    _serve(Path(sys.argv[1]), Path(sys.argv[2]))

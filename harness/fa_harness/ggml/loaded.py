@@ -221,7 +221,7 @@ class Ggml:
         return quants.TYPES[name].ggml_type
 
     def _pointer(self, array: npt.NDArray[Any]) -> Any:
-        return self._ffi.cast("void *", array.ctypes.data)
+        return self._ffi.from_buffer(array)
 
 
 class Tensor:
