@@ -164,6 +164,8 @@ class Expected:
     `truth` are.
     """
 
+    is_nothing: bool = False
+    """No call was made: all rows are fresh."""
     query: Query
     v_max: float
     """Largest |V|."""
@@ -195,7 +197,9 @@ class Expected:
             in_f16: The rows that accumulate in F16 if `how` says so; all where it is None. A row
                 that continues numerators which are no F16 numbers goes on in F32.
         """
-        before, truth = self.truth, oracle.merge(self.truth, own)
+        before = self.truth
+        # merged with a fresh state, a state is what it was
+        truth = own if self.is_nothing else oracle.merge(before, own)
         wa, wb = oracle.weight(before.m, truth.m), oracle.weight(own.m, truth.m)
         va, vb = wa[..., None], wb[..., None]
         rows = np.full(truth.m.shape, how.f16_numerators)
@@ -224,8 +228,9 @@ class Expected:
         if how.f16_factors:
             of_f16 = of_f16 + U16 * own.abs_vkq * vb + _F16_SPACING * by_factors
         other_vkq = other_vkq + rows[..., None] * of_f16
-        return replace(
-            self,
+        return Expected(
+            query=self.query,
+            v_max=self.v_max,
             truth=truth,
             dot_m=np.maximum(self.dot_m, alpha * own.k_max),
             dot_s=self.dot_s * wa + alpha * own.k_s * wb,
@@ -276,9 +281,9 @@ def nothing(case: Case, inputs: Inputs) -> Expected:
     truth = oracle.fresh(case)
     zero, zeros = np.zeros_like(truth.s), np.zeros_like(truth.vkq)
     return Expected(
-        query=Query(case, inputs.q), v_max=float(np.abs(inputs.v).max()), truth=truth, dot_m=zero,
-        dot_s=zero, dot_vkq=zeros, walk=zeros, walk_norm=zeros, n_u=zero, other_s=zero,
-        other_vkq=zeros,
+        is_nothing=True, query=Query(case, inputs.q), v_max=float(np.abs(inputs.v).max()),
+        truth=truth, dot_m=zero, dot_s=zero, dot_vkq=zeros, walk=zeros, walk_norm=zeros, n_u=zero,
+        other_s=zero, other_vkq=zeros,
     )  # fmt: skip
 
 

@@ -57,7 +57,7 @@ class Comparison:
 
     def without_rows(self) -> Comparison:
         """Return the comparison without what only a picture of it takes."""
-        return replace(self, by_row=None)
+        return self if self.by_row is None else replace(self, by_row=None)
 
 
 _SAME = Comparison(
@@ -86,37 +86,39 @@ def exact(got: F32, expected: F32) -> Comparison:
 def within(got: F32, expected: F32 | F64, region: Region) -> Comparison:
     """Compare arrays `[ne3, n_head, n_batch, n]`; what is got must lie in the region."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        a, b = got.astype(np.float64), expected.astype(np.float64)
+        a, b = got.astype(np.float64), np.asarray(expected, np.float64)
         error = np.abs(a - b)
         off = error if region.centre is expected else np.abs(a - region.centre)
         size, known = error, b
-        # a maximum is NaN where any element is
-        if not (math.isfinite(error.max()) and (off is error or math.isfinite(off.max()))):
+        row_error = error.max(axis=-1)
+        max_abs = float(row_error.max())  # NaN where any element is
+        if not (math.isfinite(max_abs) and (off is error or math.isfinite(off.max()))):
             same = (a == b) | (np.isnan(a) & np.isnan(b))
             error = np.where(same, 0.0, error)
             off = np.where((a == region.centre) | (same & ~np.isfinite(a)), 0.0, off)
             size = np.where(np.isnan(error), np.inf, error)
             known = np.where(np.isfinite(b), b, 0.0)
-        excess = np.divide(off, region.bound, out=np.zeros_like(off), where=off != 0)
+            row_error = error.max(axis=-1)
+            max_abs = float(row_error.max())
+        excess = np.divide(off, region.bound, out=np.zeros(off.shape), where=off != 0)
         by_row = excess.max(axis=-1)
-        if np.isnan(by_row).any():
-            excess[np.isnan(excess)] = np.inf
-            by_row = excess.max(axis=-1)
         most = float(by_row.max())
-        row_error, row_size = error.max(axis=-1), np.abs(known).max(axis=-1)
-        max_abs = float(row_error.max())
+        if math.isnan(most):
+            excess[np.isnan(excess)] = np.inf
+            by_row, most = excess.max(axis=-1), math.inf
         if max_abs == 0:
             equal_signs = (np.signbit(a) == np.signbit(b)) | np.isnan(a)
             return replace(
                 _SAME, bitwise=bool(equal_signs.all()), of_bound=most, required="bound",
                 ok=most <= 1, by_row=by_row.astype(np.float32),
             )  # fmt: skip
+        row_size = np.abs(known).max(axis=-1)
         row_relative = np.where(row_error == 0, 0.0, row_error / row_size)
         nmse = np.divide((error**2).sum(), (known**2).sum())
     # of those furthest beyond their bounds the largest error
     furthest = np.where(excess == most, size, -1.0)
     index = np.unravel_index(int(furthest.argmax()), furthest.shape)
-    batch, head, row, dim = (int(i) for i in index)
+    batch, head, row, dim = map(int, index)
     apart = 0.0 if region.centre[index] == b[index] else abs(region.centre[index] - b[index])
     return Comparison(
         max_abs=max_abs,

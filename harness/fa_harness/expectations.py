@@ -18,6 +18,7 @@ from fa_harness.modes import Step, chain_paths, path
 from fa_harness.oracle import Partial
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 
 _RATIO = 8.0
 """A mode's row may be this many times worse than the standard run's row. Both errors are sums of as
@@ -38,15 +39,15 @@ class _Truth:
         self._bounded = {how.q_type for how in calls}
         self._rescale_roundings = max(how.rescale_roundings for how in calls)
         self._segments = list(itertools.pairwise(case.segment_bounds()))
+        self._rounded: dict[str, Inputs] = {}
         self._known: dict[tuple[int, str], Partial] = {}
 
     def segment(self, i: int, q_type: str = "f32") -> Partial:
         """Return the state of a segment alone, the sinks in the last."""
         if (i, q_type) not in self._known:
-            q, _ = bounds.rounded_q(self._inputs.q, q_type)
             partial = oracle.attend(
                 self._case,
-                replace(self._inputs, q=q),
+                self._rounded_inputs(q_type),
                 *self._segments[i],
                 for_bounds=q_type in self._bounded,
                 rescale_roundings=self._rescale_roundings,
@@ -64,6 +65,12 @@ class _Truth:
         """Return the state after each segment."""
         return list(itertools.accumulate(self.segments(q_type), oracle.merge))
 
+    def _rounded_inputs(self, q_type: str) -> Inputs:
+        if q_type not in self._rounded:
+            q, _ = bounds.rounded_q(self._inputs.q, q_type)
+            self._rounded[q_type] = replace(self._inputs, q=q)
+        return self._rounded[q_type]
+
 
 class Expectations:
     """What a correct library gives for a case: the oracle's states, and the regions around them.
@@ -72,6 +79,7 @@ class Expectations:
         how: What one call over the whole case computes in.
         prefixes: The oracle's states after each segment, for Q itself.
         outputs: Their results.
+        outputs_alone: The result of each segment alone, for Q itself.
         of_one: What is expected of one call.
         chain_is_exact: Whether the chain has to give the bits of one call.
     """
@@ -88,16 +96,20 @@ class Expectations:
         self._inputs = inputs
         self._features = features
         self.how = bounds.arithmetic(case, path(case), features)
-        how_of_calls = [*self.how_of_calls(own_types=False), *self.how_of_calls(own_types=True)]
-        self._truth = _Truth(case, inputs, calls=[self.how, *how_of_calls])
+        self._hows = {own: self._how_of_calls(own_types=own) for own in (False, True)}
+        calls = [self.how, *self._hows[False], *self._hows[True]]
+        self._truth = _Truth(case, inputs, calls=calls)
         self.prefixes = self._truth.prefixes()
         self.outputs = [oracle.finalise(prefix) for prefix in self.prefixes]
+        others = map(oracle.finalise, self.segments()[1:])
+        self.outputs_alone = [self.outputs[0], *others]  # the first prefix is the first segment
         self._nothing = bounds.nothing(case, inputs)
         self._alone: dict[tuple[int, Arithmetic], Expected] = {}
         self.of_one = self._nothing.then(self._truth.prefixes(self.how.q_type)[-1], self.how)
         self.chain_is_exact = chain_is_exact(case)
         self._regions: dict[int, tuple[Expected, Region]] = {}
         self._near_regions: dict[tuple[int, ...], tuple[Region, Region]] = {}
+        self._allowed: dict[tuple[int, ...], F64 | None] = {}
 
     def segments(self) -> list[Partial]:
         """Return the oracle's state of each segment alone, for Q itself."""
@@ -131,11 +143,7 @@ class Expectations:
 
     def how_of_calls(self, *, own_types: bool) -> list[Arithmetic]:
         """Return what each call of a chain computes in."""
-        case = self._case
-        return [
-            bounds.arithmetic(case.of_segment(i) if own_types else case, path_, self._features)
-            for i, path_ in enumerate(chain_paths(case, own_types=own_types))
-        ]
+        return self._hows[own_types]
 
     def chain(self, steps: tuple[Step, ...], *, own_types: bool) -> list[Expected]:
         """Return what is expected after each step.
@@ -179,10 +187,20 @@ class Expectations:
         That is `_RATIO` times their error, in the row itself or typical of the rows in relation to
         their size, and some roundings of a number of that size.
         """
-        key = (id(region), *map(id, runs))
+        of_runs = tuple(map(id, runs))
+        key = (id(region), *of_runs)
         if key not in self._near_regions:
-            self._near_regions[key] = region, self._near_region(region, runs)
+            if of_runs not in self._allowed:
+                self._allowed[of_runs] = self._allowed_near(runs)
+            self._near_regions[key] = region, self._near_region(region, self._allowed[of_runs])
         return self._near_regions[key][1]
+
+    def _how_of_calls(self, *, own_types: bool) -> list[Arithmetic]:
+        case = self._case
+        return [
+            bounds.arithmetic(case.of_segment(i) if own_types else case, path_, self._features)
+            for i, path_ in enumerate(chain_paths(case, own_types=own_types))
+        ]
 
     def _of_segment(self, i: int, how: Arithmetic) -> Expected:
         """Return what is expected of a call that begins anew: a chain's first, or a part."""
@@ -191,19 +209,26 @@ class Expectations:
             self._alone[key] = self._nothing.then(self._truth.segment(i, how.q_type), how)
         return self._alone[key]
 
-    def _near_region(self, region: Region, runs: list[F32]) -> Region:
-        if not all(np.isfinite(run).all() for run in runs):
+    def _near_region(self, region: Region, allowed: F64 | None) -> Region:
+        if allowed is None:
             return region
+        exact_output = self.outputs[-1]
+        low = np.maximum(region.centre - region.bound, exact_output - allowed)
+        high = np.minimum(region.centre + region.bound, exact_output + allowed)
+        return Region((low + high) / 2, np.maximum((high - low) / 2, 0.0))
+
+    def _allowed_near(self, runs: list[F32]) -> F64 | None:
+        """Return the error that is not far worse than that of runs; None where it is not finite."""
+        if not all(np.isfinite(run).all() for run in runs):
+            return None
         partial, exact_output = self.prefixes[-1], self.outputs[-1]
         error = np.max([np.abs(run - exact_output).max(axis=-1) for run in runs], axis=0)
         s = np.where(partial.s == 0, 1.0, partial.s)
         size = partial.abs_vkq.max(axis=-1) / s  # the row's scale: sum of p |v|
         relative = np.divide(error, size, out=np.zeros_like(error), where=size != 0)
         typical = np.sqrt((relative**2).mean()) * size
-        allowed = (_RATIO * np.maximum(error, typical) + 4 * bounds.U32 * size)[..., None]
-        low = np.maximum(region.centre - region.bound, exact_output - allowed)
-        high = np.minimum(region.centre + region.bound, exact_output + allowed)
-        return Region((low + high) / 2, np.maximum((high - low) / 2, 0.0))
+        allowed: F64 = (_RATIO * np.maximum(error, typical) + 4 * bounds.U32 * size)[..., None]
+        return allowed
 
 
 def chain_is_exact(case: Case) -> bool:

@@ -119,9 +119,9 @@ def attend(
             )
             for some in rows
         ]  # fmt: skip
-        parts.append({name: np.concatenate([p[name] for p in of_rows], 1) for name in of_rows[0]})
+        parts.append(_joined(of_rows, axis=1))
     shape = (case.ne3, case.n_head, case.nb)
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    whole = _joined(parts, axis=0)
     return Partial(
         **{name: array.reshape(*shape, *array.shape[2:]) for name, array in whole.items()}
     )
@@ -199,6 +199,13 @@ class _Keys:
         """V and |V|, `[heads, keys, 2 * hsv]`."""
 
 
+def _joined(parts: list[dict[str, F64]], *, axis: int) -> dict[str, F64]:
+    """Return the fields of several states side by side."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts], axis) for name in parts[0]}
+
+
 def _slices(n: int, step: int) -> list[slice]:
     return [slice(i, min(i + step, n)) for i in range(0, n, step)]
 
@@ -257,7 +264,9 @@ def _attend_rows(
         # a new maximum rounds the sum before it; of a step of some keys, that is one on its way
         counts = is_seen.astype(np.int8)
         counts[..., :-1] += of_maximum[..., 1:]
-    roundings = np.add.reduceat(counts, starts, axis=-1, dtype=float)
+        roundings = counts.astype(float)
+    else:
+        roundings = np.add.reduceat(counts, starts, axis=-1, dtype=float)
     vkq, abs_vkq, walk, walk_norm = _walk(weights, keys.v, roundings, starts)
     weights *= keys.norms
     bias_max = np.zeros_like(m)
@@ -315,11 +324,11 @@ def _walk(weights: F64, v: F64, roundings: F64, starts: range) -> tuple[F64, F64
     """
     hsv = v.shape[-1] // 2
     if starts.step == 1 and weights.size * v.shape[-1] <= _FEW_TERMS:
-        every = np.cumsum(weights[..., None] * v[:, None], axis=-2)
-        size = np.abs(every[..., :hsv])
+        every = np.cumsum(weights[..., None] * v[:, None, :, :hsv], axis=-2)
+        size = np.abs(every)
         counts = roundings[..., None, :]
         walk, walk_2 = ((counts @ power)[..., 0, :] for power in (size, size * size))
-        return every[..., -1, :hsv], every[..., -1, hsv:], walk, np.sqrt(walk_2)
+        return every[..., -1, :], weights @ v[..., hsv:], walk, np.sqrt(walk_2)
     shape = (*weights.shape[:-1], hsv)
     sums = np.zeros((*shape[:-1], 2 * hsv))
     terms, size, twice, squares = (np.empty_like(x) for x in (sums, *[sums[..., :hsv]] * 3))

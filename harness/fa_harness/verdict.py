@@ -353,9 +353,9 @@ class _Judge:
             self.comparisons["part_vs_chain"] = first_bad(_exact_step(parts[0], uncut.steps[0]))
         expected_parts = self._expect.parts()
         self.comparisons["part_vs_oracle"] = first_bad(
-            within(part.output, oracle.finalise(alone), self._expect.region(expected))
+            self._within(part.output, alone, self._expect.region(expected))
             for part, alone, expected in zip(
-                parts, self._expect.segments(), expected_parts, strict=True
+                parts, self._expect.outputs_alone, expected_parts, strict=True
             )
         )
         self.comparisons["part_state_vs_oracle"] = first_bad(
@@ -552,10 +552,10 @@ class _Judge:
         calls = self._expect.calls(own_types=own_types, name="part")
         expected_parts = self._expect.parts()
         for call, part, expected, alone in zip(
-            calls, merged.parts, expected_parts, self._expect.segments(), strict=True
+            calls, merged.parts, expected_parts, self._expect.outputs_alone, strict=True
         ):
             region = self._expect.region(expected)
-            yield from trails.of_step(call, part, expected, oracle.finalise(alone), region)
+            yield from trails.of_step(call, part, expected, alone, region)
         uncut = self._run.mixed if own_types else self._run.segmented
         if uncut is not None:
             yield from trails.same(calls[0], merged.parts[0], uncut.steps[0], "the chain")
