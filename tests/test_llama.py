@@ -80,9 +80,10 @@ def test_old_tokens_in_another_type_cost_what_their_bits_say(model: Path, tmp_pa
     assert done.returncode == 0, done.stdout + done.stderr
     caches = {each["name"]: each for each in read(report)["caches"]}
     mixed = [each for each in caches.values() if each["hot_window"] is not None]
-    assert len(mixed) == 4
-    # the variables are in effect: no mixed cache gives what one of F16 does
-    assert all(each["estimate"] != caches["f16"]["estimate"] for each in mixed)
+    assert len(mixed) == 7
+    # the variables are in effect: no mixed cache gives what one of its hot type does
+    of_hot = [caches["q8_0" if "+q8_0" in each["name"] else "f16"] for each in mixed]
+    assert all(each["estimate"] != hot["estimate"] for each, hot in zip(mixed, of_hot, strict=True))
     assert all(abs(each["estimate"] / caches["f16"]["estimate"] - 1) < 0.05 for each in mixed)
 
 

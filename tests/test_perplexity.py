@@ -153,14 +153,15 @@ def test_each_mixed_cache_takes_what_a_uniform_one_takes() -> None:
     rows = plan_mixed(dataclasses.replace(PREFILL, swa_full=True))
     uniform = {row.run.name: row for row in rows if row.hot is None}
     assert list(uniform) == ["f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
-    assert [row.hot for row in mixed(rows)] == [712, 267, 178, 89]
-    for name, row in zip(["q8_0", "q5_1", "q5_0", "q4_1"], mixed(rows), strict=True):
+    assert [row.hot for row in mixed(rows)] == [712, 267, 178, 89, 768, 512, 256]
+    sizes = ["q8_0", "q5_1", "q5_0", "q4_1", "q5_1", "q5_0", "q4_1"]
+    for name, row in zip(sizes, mixed(rows), strict=True):
         assert row.bytes_per_element <= uniform[name].bytes_per_element
         assert row.bytes_per_element == pytest.approx(bytes_per_element(name), abs=2 / 2048)
 
 
 def test_a_mixed_run_names_its_types_where_llama_cpp_reads_them() -> None:
-    run = mixed(plan_mixed(dataclasses.replace(PREFILL, swa_full=True), hot="q8_0"))[0].run
+    run = mixed(plan_mixed(dataclasses.replace(PREFILL, swa_full=True), hots=["q8_0"]))[0].run
     assert run.name == "q4_0+q8_0:768"
     assert run.environment == {"LLAMA_FA_COLD_TYPE": "q4_0", "LLAMA_FA_HOT": "768"}
     assert run.arguments[-5:] == ("--swa-full", "-ctk", "q8_0", "-ctv", "q8_0")

@@ -20,6 +20,8 @@ SEGMENTS = (1, 2, 8)
 """How many segments the comparison cuts the cells into."""
 UNIFORM_TYPES = ("f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 """KV types of the table of mixed and uniform caches, by falling size."""
+HOT_TYPES = ("f16", "q8_0")
+"""Types of the mixed caches' newest cells: one that llama.cpp does not rotate, and one it does."""
 RELATIVE_TOLERANCE = 1e-4
 """How far a perplexity may be off where sums are in another order, if no control says more."""
 CONTROL_FACTOR = 2
@@ -222,19 +224,19 @@ def plan_mixed(
     setting: Setting,
     *,
     uniform: Sequence[str] = UNIFORM_TYPES,
-    hot: str = "f16",
+    hots: Sequence[str] = HOT_TYPES,
     cold: str = "q4_0",
 ) -> tuple[CacheRun, ...]:
-    """Return uniform caches, and for each a mixed one of the same size, if there can be one.
+    """Return uniform caches, and the mixed ones of their sizes, for each hot type that can be.
 
     llama.cpp rotates K and V of a quantised cache, which costs no memory and helps it. A mixed
     cache is rotated as its hot type is; so compare hot f16 with uniform caches under
-    `LLAMA_ATTN_ROT_DISABLE=1`, too, or take a quantised hot type.
+    `LLAMA_ATTN_ROT_DISABLE=1`, too.
 
     Args:
         setting: Of all runs. Local layers must keep all cells.
         uniform: Types of the uniform caches.
-        hot: Type of the mixed caches' newest cells.
+        hots: Types of the mixed caches' newest cells.
         cold: Type of their other cells.
 
     Raises:
@@ -251,9 +253,9 @@ def plan_mixed(
                 bytes_per_element=bytes_per_element(name),
             )
         )
-    small, large = bytes_per_element(cold), bytes_per_element(hot)
-    for name in uniform:
-        budget = bytes_per_element(name)
+    small = bytes_per_element(cold)
+    for hot, name in itertools.product(hots, uniform):
+        budget, large = bytes_per_element(name), bytes_per_element(hot)
         if not small < budget < large:
             continue
         window = hot_window(setting.n_ctx, hot=hot, cold=cold, budget=budget)
