@@ -342,9 +342,9 @@ def _paths() -> list[Case]:
                 if (type_, name, regime) == ("f16", "split-kv", "offset"):
                     continue  # F16 sums of so many such V lose more than a lost state would
                 fields = {**shape, **cut, **_of_turn(regime, len(cases))}
-                kind = (regime, fields.get("mask_kind"), cut.get("boundaries"))
-                if kind == ("spiky", "leading", "random"):
-                    fields["seed"] += 1  # with one seed all keys of weight lie in one segment
+                kind = (regime, fields.get("mask_kind"), cut.get("boundaries", cut["segments"]))
+                if kind in (("spiky", "leading", "random"), ("rising", "masked_segment", 3)):
+                    fields["seed"] += 1  # with one seed nearly all weight lies in one segment
                 types = {"type_K": type_, "type_V": type_}
                 for threads in (1, 2, 5) if float_ else ((1, 2, 5)[len(cases) % 3],):
                     cases.append(Case(**{**fields, **types, "threads": threads}))
