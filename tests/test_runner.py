@@ -5,18 +5,20 @@ import signal
 import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fa_harness.cases import Case
 from fa_harness.errors import SetupError
+from fa_harness.expectations import Expectations
 from fa_harness.library import Library
 from fa_harness.modes import Run
 from fa_harness.runner import Runner
 from fa_harness.suites import suite
 from fa_harness.verdict import Verdict
-from fa_harness.worker import Worker
+from fa_harness.worker import Lost, Worker
 
 SEED = json.loads((Path(__file__).parent / "data" / "seed.json").read_text())
 SEED_CASE = Case.parse(SEED["case"])
@@ -162,6 +164,33 @@ def test_cases_whose_threads_fill_the_cores_run_one_after_another(
         verdicts = list(runner.run([case.with_(threads=2) for case in MANY]))
         assert {verdict.status for verdict in verdicts} == {"pass"}
         assert runner._others == []
+
+
+@pytest.mark.parametrize(
+    ("cases", "is_meanwhile"),
+    [(MANY[:2], True), ([MANY[0].with_(threads=2)], False), (MANY, False)],
+    ids=["a core is free", "the case takes all", "other cases do"],
+)
+def test_the_oracle_works_while_the_library_does_where_there_is_a_core_for_it(
+    patched: Library, monkeypatch: pytest.MonkeyPatch, cases: list[Case], is_meanwhile: bool
+) -> None:
+    monkeypatch.setattr("fa_harness.runner.usable_cores", lambda: 2)
+    done: list[str] = []
+
+    def expect(*arguments: Any) -> Expectations:
+        done.append("oracle")
+        return Expectations(*arguments)
+
+    def result(worker: Worker) -> Run | Lost:
+        done.append("result")
+        return of_worker(worker)
+
+    of_worker = Worker.result
+    monkeypatch.setattr("fa_harness.runner.Expectations", expect)
+    monkeypatch.setattr(Worker, "result", result)
+    assert {verdict.status for verdict in run(patched, cases)} == {"pass"}
+    each = ["oracle", "result"] if is_meanwhile else ["result"]
+    assert done == each * len(cases)
 
 
 def test_an_abort_beside_other_cases_is_a_crash_of_its_case_alone(

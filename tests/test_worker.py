@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import pickle
 import resource
 import select
 import signal
@@ -141,6 +142,20 @@ def test_a_child_that_does_not_answer_is_a_timeout_and_ended(patched: Library) -
             os.kill(pid, 0)
         assert isinstance(compute(worker, SMALL), Run)
         assert worker.pid != pid
+
+
+def test_a_result_that_came_in_time_counts_however_late_it_is_looked_at(patched: Library) -> None:
+    case = SMALL.with_(nb=80)  # more than a pipe holds: the child waits until it is read
+    with Worker(patched.module_path) as worker:
+        worker.submit(case, modes_of(case), 60)
+        assert worker._process is not None
+        assert worker._process.stdout is not None
+        assert select.select([worker._process.stdout], [], [], 60)[0]
+        worker._deadline = 0.0
+        run = worker.result()
+        assert isinstance(run, Run)
+        assert len(pickle.dumps(run)) > 1 << 16
+        assert isinstance(compute(worker, SMALL), Run)
 
 
 def test_a_case_that_takes_too_long_is_a_timeout_in_its_mode(patched: Library) -> None:

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from fa_harness.cases import Case
+from fa_harness.expectations import Expectations
 from fa_harness.inputs import make_inputs
 from fa_harness.machine import usable_cores
 from fa_harness.modes import modes_of, path
@@ -96,7 +97,11 @@ class Runner:
             n_core = n_threads + (n_threads > 1)
             n_worker = min(usable_cores() // n_core, len(some) // _WORTH_A_WORKER)
             if n_worker < 2:
-                yield from (run_case(self._worker, case) for case in some)
+                # the oracle's share is done meanwhile, where there is a core for it
+                is_meanwhile = n_threads < usable_cores()
+                yield from (
+                    run_case(self._worker, case, is_meanwhile=is_meanwhile) for case in some
+                )
             else:
                 yield from self._side_by_side(some, n_worker, run_case)
 
@@ -147,6 +152,7 @@ class Runner:
         worker: Worker,
         case: Case,
         *,
+        is_meanwhile: bool = False,
         modes: tuple[str, ...] | None,
         timeout: float | None,
         with_outputs: bool,
@@ -158,11 +164,18 @@ class Runner:
             return _without_comparisons(case, "unsupported", reason, start)
         worker.submit(case, asked, timeout or _ample_seconds(case))
         inputs = make_inputs(case)  # the worker makes its own meanwhile
+        expected = Expectations(case, inputs, self.features) if is_meanwhile else None
         run = worker.result()
         if isinstance(run, Lost):
             return _without_comparisons(case, run.status, run.reason, start)
         verdict = judge(
-            case, inputs, run, features=self.features, modes=asked, with_outputs=with_outputs
+            case,
+            inputs,
+            run,
+            features=self.features,
+            modes=asked,
+            expected=expected,
+            with_outputs=with_outputs,
         )
         return verdict.took(time.perf_counter() - start)
 

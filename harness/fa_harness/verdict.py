@@ -91,6 +91,7 @@ def judge(
     *,
     features: tuple[str, ...],
     modes: tuple[str, ...] | None = None,
+    expected: Expectations | None = None,
     with_outputs: bool = False,
 ) -> Verdict:
     """Compare a run of a case with the oracle and its modes with each other.
@@ -101,9 +102,12 @@ def judge(
         run: What the library computed.
         features: The library's CPU features, as `Ggml.features` names them.
         modes: What was asked for; None for what the run says that it computed.
+        expected: What they have to give, where it is known already.
         with_outputs: Keep the outputs' numbers, whatever their size.
     """
-    judged = _Judge(case, inputs, run, features, run.modes if modes is None else modes)
+    if expected is None:
+        expected = Expectations(case, inputs, features)
+    judged = _Judge(case, inputs, run, expected, features, run.modes if modes is None else modes)
     status, reason = judged.status()
     return Verdict(
         case=case,
@@ -146,6 +150,7 @@ class _Judge:
         case: Case,
         inputs: Inputs,
         run: Run,
+        expected: Expectations,
         features: tuple[str, ...],
         modes: tuple[str, ...],
     ) -> None:
@@ -154,7 +159,7 @@ class _Judge:
         self._inputs = inputs
         self._run = run
         self._features = features
-        self._expect = Expectations(case, inputs, features)
+        self._expect = expected
         self._outputs = self._expect.outputs
         self._chain_regions: list[Region] = []
         """Where the last output of each chain must lie."""

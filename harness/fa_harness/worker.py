@@ -39,6 +39,8 @@ _STDERR_LINES = 6
 _MODE_BYTES = 16
 """The longest name of a mode fits in."""
 _START_SECONDS = 60.0
+_REPLY_SECONDS = 60.0
+"""For a reply whose first bytes have come."""
 _END_SECONDS = 60.0
 """A child that has closed its output is ended then; one that dies may first dump its memory."""
 
@@ -272,6 +274,8 @@ class Worker:
         assert self._process.stdout is not None
         fd = self._process.stdout.fileno()
         header = _read(fd, _HEADER.size, deadline)
+        # it is done, and waits for room in the pipe
+        deadline = max(deadline, time.monotonic() + _REPLY_SECONDS)
         kind, value = pickle.loads(_read(fd, _HEADER.unpack(header)[0], deadline))
         return kind, value
 
@@ -302,8 +306,9 @@ def _started_with(module_path: Path) -> tuple[list[str], dict[str, str]]:
 def _read(fd: int, size: int, deadline: float) -> bytes:
     data = bytearray()
     while len(data) < size:
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([fd], [], [], left)[0]:
+        # what came in time counts, however late it is looked at
+        left = max(deadline - time.monotonic(), 0)
+        if not select.select([fd], [], [], left)[0]:
             raise TimeoutError
         chunk = os.read(fd, size - len(data))
         if not chunk:
