@@ -348,7 +348,7 @@ def _paths() -> list[Case]:
                 types = {"type_K": type_, "type_V": type_}
                 for threads in (1, 2, 5) if float_ else ((1, 2, 5)[len(cases) % 3],):
                     cases.append(Case(**{**fields, **types, "threads": threads}))
-    return cases
+    return sorted(cases, key=lambda case: case.threads)  # those of one thread run side by side
 
 
 def _fifo() -> list[Case]:
