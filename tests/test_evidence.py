@@ -106,6 +106,15 @@ def test_one_slower_test_speaks_against_the_patches() -> None:
     assert slower.rows[1] == ("tg32", "50.00", "48.00", "0.960 (0.960 to 0.960)", "worse")
 
 
+def test_what_cannot_be_told_is_said_with_the_rounds_that_it_takes() -> None:
+    before = [{"pp512": 100.0} for _ in range(12)]
+    after = [{"pp512": 100 * ratio} for ratio in around(1.0, 0.2)[:12]]
+    section = evidence.bench_section(before, after, notes=["in turn"])
+    assert section.rows[0][-1] == "cannot be told"
+    assert section.notes == ("in turn", "an interval half as wide takes --rounds 48")
+    assert evidence.bench_section(before, before, notes=["in turn"]).notes == ("in turn",)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "verdict"),
     [

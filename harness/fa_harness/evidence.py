@@ -175,13 +175,17 @@ def judge_ratio(ratios: Sequence[float]) -> tuple[Interval, str]:
 
 
 def bench_section(
-    before: Sequence[Mapping[str, float]], after: Sequence[Mapping[str, float]], **fields: Any
+    before: Sequence[Mapping[str, float]],
+    after: Sequence[Mapping[str, float]],
+    notes: Sequence[str] = (),
+    **fields: Any,
 ) -> Section:
     """Return the section of `llama-bench`.
 
     Args:
         before: What `parse_bench` gave of upstream as it is, a round each.
         after: The same with the patches.
+        notes: Lines below the table.
         fields: Further ones of `Section`.
     """
     rows, data = [], {}
@@ -193,11 +197,14 @@ def bench_section(
         ratio = f"{interval.median:.3f} ({interval.low:.3f} to {interval.high:.3f})"
         rows.append((test, *cells, ratio, verdict))
         data[test] = {"samples": pairs, "ratio": vars(interval), "verdict": verdict}
+    if any(row[-1] == UNKNOWN for row in rows):
+        notes = [*notes, f"an interval half as wide takes --rounds {4 * len(before)}"]
     return Section(
         part="bench",
         title=PARTS["bench"],
         head=("test", "before, t/s", "after, t/s", "after / before", "verdict"),
         rows=tuple(rows),
+        notes=tuple(notes),
         passed=not any(row[-1] == WORSE for row in rows),
         data=data,
         **fields,
