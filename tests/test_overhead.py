@@ -1,7 +1,6 @@
 """What the harness itself may take: of several tries the fastest counts, since others use the
 machine, too."""
 
-import os
 import subprocess
 import sys
 import time
@@ -31,17 +30,13 @@ def test_help_takes_less_than_a_fifth_of_a_second() -> None:
     raise AssertionError(f"fa-harness --help takes {min(seconds):.3f} s")
 
 
-def cpu_seconds(pid: int) -> float:
-    """Return the processor time that all threads of a process have had (Linux's clock of it)."""
-    return time.clock_gettime(~pid << 3 | 2)
-
-
 @pytest.mark.parametrize(
     "modes", [("standard", "full_state", "segmented"), None], ids=["chain", "by default"]
 )
 def test_a_small_case_takes_at_most_5_ms_more_than_its_computing(
     library: Ggml, patched: Library, modes: tuple[str, ...] | None
 ) -> None:
+    """What one waits for a case, less what its modes take where nothing is around them."""
     case = Case(hsk=64, hsv=64, nh=2, nb=3, kv=64, segments=2, regime="normal")
     inputs = make_inputs(case)
     computing = min(
@@ -50,10 +45,9 @@ def test_a_small_case_takes_at_most_5_ms_more_than_its_computing(
     seconds = []
     with Runner(patched.module_path) as runner:
         for _ in range(TRIES):
-            both = os.getpid(), runner._worker.pid
-            start = sum(map(cpu_seconds, both))
+            start = time.perf_counter()
             list(runner.run([case], modes=modes))
-            seconds.append(sum(map(cpu_seconds, both)) - start - computing)
+            seconds.append(time.perf_counter() - start - computing)
             if seconds[-1] <= 5e-3:
                 return
     raise AssertionError(f"a small case takes {min(seconds) * 1e3:.1f} ms more than its computing")
