@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -111,6 +113,12 @@ class Expectations:
         self._near_regions: dict[tuple[int, ...], tuple[Region, Region]] = {}
         self._allowed: dict[tuple[int, ...], F64 | None] = {}
 
+    def prepare(self, modes: Collection[str]) -> None:
+        """Compute now what would be computed later, and needs no run."""
+        known = [self.of_one, *([*self.parts(), self.merged] if "merged" in modes else [])]
+        for expected in known:
+            self.region(expected)
+
     def segments(self) -> list[Partial]:
         """Return the oracle's state of each segment alone, for Q itself."""
         return self._truth.segments()
@@ -167,6 +175,11 @@ class Expectations:
         own_types = bool(self._case.segment_types)
         hows = self.how_of_calls(own_types=own_types)
         return [self._of_segment(i, how) for i, how in enumerate(hows)]
+
+    @functools.cached_property
+    def merged(self) -> Expected:
+        """What is expected of the merged states of all segments."""
+        return bounds.merged(self.parts())
 
     def region(self, expected: Expected) -> Region:
         """Return where a correct output lies: around the oracle's for the rounded Q."""

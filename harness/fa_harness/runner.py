@@ -164,7 +164,10 @@ class Runner:
             return _without_comparisons(case, "unsupported", reason, start)
         worker.submit(case, asked, timeout or _ample_seconds(case))
         inputs = make_inputs(case)  # the worker makes its own meanwhile
-        expected = Expectations(case, inputs, self.features) if is_meanwhile else None
+        expected = None
+        if is_meanwhile:
+            expected = Expectations(case, inputs, self.features)
+            expected.prepare(asked)
         run = worker.result()
         if isinstance(run, Lost):
             return _without_comparisons(case, run.status, run.reason, start)

@@ -369,7 +369,7 @@ class _Judge:
         )
         # often the same bits, of two parts nearly always
         reductions = _distinct(merged.in_turn, merged.swapped, merged.pairwise, merged.shuffled)
-        expected = bounds.merged(expected_parts)
+        expected = self._expect.merged
         region = self._expect.region(expected)
         if not case.segment_types:
             region = self._expect.not_far_worse(region, self._standard_runs())
@@ -564,7 +564,7 @@ class _Judge:
         uncut = self._run.mixed if own_types else self._run.segmented
         if uncut is not None:
             yield from trails.same(calls[0], merged.parts[0], uncut.steps[0], "the chain")
-        expected = bounds.merged(expected_parts)
+        expected = self._expect.merged
         region = self._expect.region(expected)
         if not own_types:
             region = self._expect.not_far_worse(region, self._standard_runs())
