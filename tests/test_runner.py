@@ -17,8 +17,8 @@ from fa_harness.library import Library
 from fa_harness.modes import Run
 from fa_harness.runner import Runner
 from fa_harness.suites import suite
-from fa_harness.verdict import Verdict
-from fa_harness.worker import Lost, Worker
+from fa_harness.verdict import Verdict, judge
+from fa_harness.worker import Worker
 
 SEED = json.loads((Path(__file__).parent / "data" / "seed.json").read_text())
 SEED_CASE = Case.parse(SEED["case"])
@@ -134,10 +134,25 @@ def test_each_verdict_says_how_long_its_case_took(patched: Library) -> None:
 MANY = [SMALL.with_(seed=seed, kv=20 + seed % 3) for seed in range(40)]
 
 
-def test_cases_of_one_thread_run_side_by_side_and_keep_their_order(
-    patched: Library, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fa_harness.runner.usable_cores", lambda: 2)
+
+
+@pytest.fixture
+def side_by_side(two_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cores, and no case is too small for a worker of its own."""
+    monkeypatch.setattr("fa_harness.runner._WORTH_A_THREAD", 0)
+
+
+@pytest.fixture(params=["two_cores", "side_by_side"])
+def several_at_once(request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue(request.param)
+
+
+def test_cases_of_one_thread_run_side_by_side_and_keep_their_order(
+    patched: Library, side_by_side: None
+) -> None:
     with Runner(patched.module_path) as runner:
         verdicts = list(runner.run(MANY))
         assert [verdict.case for verdict in verdicts] == MANY
@@ -146,66 +161,89 @@ def test_cases_of_one_thread_run_side_by_side_and_keep_their_order(
     assert len(pids) == 2
 
 
-def test_what_runs_side_by_side_gives_the_numbers_that_it_gives_alone(
+def test_what_runs_at_once_gives_the_numbers_that_it_gives_alone(
     patched: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def numbers(n_core: int) -> list[object]:
+    def numbers(n_core: int, worth_a_thread: int) -> list[object]:
         monkeypatch.setattr("fa_harness.runner.usable_cores", lambda: n_core)
+        monkeypatch.setattr("fa_harness.runner._WORTH_A_THREAD", worth_a_thread)
         return [verdict.comparisons for verdict in run(patched, MANY)]
 
-    assert numbers(2) == numbers(1)
-
-
-def test_cases_whose_threads_fill_the_cores_run_one_after_another(
-    patched: Library, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fa_harness.runner.usable_cores", lambda: 2)
-    with Runner(patched.module_path) as runner:
-        verdicts = list(runner.run([case.with_(threads=2) for case in MANY]))
-        assert {verdict.status for verdict in verdicts} == {"pass"}
-        assert runner._others == []
+    assert numbers(2, 0) == numbers(2, 1 << 60) == numbers(1, 0)
 
 
 @pytest.mark.parametrize(
-    ("cases", "is_meanwhile"),
-    [(MANY[:2], True), ([MANY[0].with_(threads=2)], False), (MANY, False)],
-    ids=["a core is free", "the case takes all", "other cases do"],
+    ("cases", "n_worker"),
+    [
+        (MANY, 1),
+        ([case.with_(kv=4096, hsk=64, hsv=64, nb=4, segments=1) for case in MANY], 2),
+        ([case.with_(threads=2) for case in MANY], 1),
+    ],
+    ids=["small", "large", "of as many threads as cores"],
 )
-def test_the_oracle_works_while_the_library_does_where_there_is_a_core_for_it(
-    patched: Library, monkeypatch: pytest.MonkeyPatch, cases: list[Case], is_meanwhile: bool
+def test_only_large_cases_of_one_thread_run_in_a_worker_for_each_core(
+    patched: Library, two_cores: None, cases: list[Case], n_worker: int
 ) -> None:
-    monkeypatch.setattr("fa_harness.runner.usable_cores", lambda: 2)
+    with Runner(patched.module_path) as runner:
+        verdicts = list(runner.run(cases, modes=("standard",)))
+        assert {verdict.status for verdict in verdicts} == {"pass"}
+        assert 1 + len(runner._others) == n_worker
+
+
+@pytest.mark.parametrize(
+    ("n_thread", "steps"),
+    [
+        (1, ["submit 0", "oracle 0", "submit 1", "judge 0", "oracle 1", "judge 1"]),
+        (2, ["submit 0", "judge 0", "submit 1", "judge 1"]),
+    ],
+    ids=["a core is free", "the cases take all"],
+)
+def test_where_a_core_is_free_a_case_is_judged_while_the_next_is_computed(
+    patched: Library,
+    two_cores: None,
+    monkeypatch: pytest.MonkeyPatch,
+    n_thread: int,
+    steps: list[str],
+) -> None:
     done: list[str] = []
 
-    def expect(*arguments: Any) -> Expectations:
-        done.append("oracle")
-        return Expectations(*arguments)
+    def noting(step: str, function: Callable[..., Any], *, of: int) -> Callable[..., Any]:
+        def noted(*arguments: Any, **keywords: Any) -> Any:
+            done.append(f"{step} {arguments[of].seed}")
+            return function(*arguments, **keywords)
 
-    def result(worker: Worker) -> Run | Lost:
-        done.append("result")
-        return of_worker(worker)
+        return noted
 
-    of_worker = Worker.result
-    monkeypatch.setattr("fa_harness.runner.Expectations", expect)
-    monkeypatch.setattr(Worker, "result", result)
+    monkeypatch.setattr(Worker, "submit", noting("submit", Worker.submit, of=1))
+    monkeypatch.setattr("fa_harness.runner.Expectations", noting("oracle", Expectations, of=0))
+    monkeypatch.setattr("fa_harness.runner.judge", noting("judge", judge, of=0))
+    cases = [SMALL.with_(threads=n_thread, seed=seed) for seed in range(2)]
     assert {verdict.status for verdict in run(patched, cases)} == {"pass"}
-    each = ["oracle", "result"] if is_meanwhile else ["result"]
-    assert done == each * len(cases)
+    assert done == steps
+
+
+def test_two_runs_at_once_do_not_take_each_others_results(
+    patched: Library, two_cores: None
+) -> None:
+    with Runner(patched.module_path) as runner:
+        verdicts = runner.run(MANY)
+        next(verdicts)
+        with pytest.raises(RuntimeError, match="take its result first"):
+            list(runner.run(MANY))
+        assert [verdict.case for verdict in verdicts] == MANY[1:]
 
 
 def test_an_abort_beside_other_cases_is_a_crash_of_its_case_alone(
-    patched: Library, monkeypatch: pytest.MonkeyPatch
+    patched: Library, several_at_once: None
 ) -> None:
-    monkeypatch.setattr("fa_harness.runner.usable_cores", lambda: 2)
     verdicts = run(patched, [*MANY[:20], impossible(), *MANY[20:]])
     assert [i for i, verdict in enumerate(verdicts) if verdict.status != "pass"] == [20]
     assert verdicts[20].status == "crash"
 
 
 def test_a_run_that_is_given_up_ends_its_cases_and_the_runner_goes_on(
-    patched: Library, monkeypatch: pytest.MonkeyPatch
+    patched: Library, several_at_once: None
 ) -> None:
-    monkeypatch.setattr("fa_harness.runner.usable_cores", lambda: 2)
     minutes = Case(hsk=128, hsv=128, nr23=(1, 2), kv=4096, nb=512, type_K="q4_0", type_V="q4_0")
     with Runner(patched.module_path) as runner:
         verdicts = runner.run([MANY[0], minutes, *MANY[1:]])
@@ -218,9 +256,8 @@ def test_a_run_that_is_given_up_ends_its_cases_and_the_runner_goes_on(
 
 
 def test_a_library_that_is_replaced_before_a_worker_beside_starts_is_not_mixed_in(
-    around_patched: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    around_patched: Callable[[str], Path], side_by_side: None
 ) -> None:
-    monkeypatch.setattr("fa_harness.runner.usable_cores", lambda: 2)
     module = around_patched("pass")
     with Runner(module) as runner:
         module.write_text(module.read_text() + "# another build\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import queue
@@ -22,6 +23,9 @@ from fa_harness.worker import Lost, Worker
 
 _WORTH_A_WORKER = 16
 """Cases for each worker at least: to start one takes the time of some."""
+_WORTH_A_THREAD = 2 << 20
+"""Products in a case, times workers, at least: threads that work in the interpreter at once hinder
+each other, which the oracle of small cases does nearly always."""
 _AHEAD = 32
 """Verdicts for each worker that may wait for one before them."""
 
@@ -60,7 +64,7 @@ class Runner:
 
     @property
     def mutant_reached(self) -> bool:
-        """Whether the last result of a worker was computed with the mutant."""
+        """Whether a worker's last result was computed with the mutant, once a run has ended."""
         return any(worker.mutant_reached for worker in (self._worker, *self._others))
 
     def run(
@@ -73,9 +77,10 @@ class Runner:
     ) -> Iterator[Verdict]:
         """Yield the verdict of each case, in order.
 
-        Cases of one thread run side by side, one on each core; so do cases of more, with a core for
-        each thread and one for the verdict, since ggml's barrier spins while a thread waits for a
-        core.
+        Large cases of one thread run side by side, one on each core; so do cases of more, with a
+        core for each thread and one for the verdict, since ggml's barrier spins while a thread
+        waits for a core. Of others the next is computed while the last is judged, where a core is
+        free for it.
 
         Args:
             cases: What to run.
@@ -89,24 +94,57 @@ class Runner:
             SetupError: The environment does not let it go on: the library was replaced, a disk is
                 full.
         """
-        run_case = functools.partial(
-            self._run_case, modes=modes, timeout=timeout, with_outputs=with_outputs
+        submit = functools.partial(
+            self._submit, modes=modes, timeout=timeout, with_outputs=with_outputs
         )
         for n_threads, group in itertools.groupby(cases, key=lambda case: case.threads):
             some = list(group)
             n_core = n_threads + (n_threads > 1)
             n_worker = min(usable_cores() // n_core, len(some) // _WORTH_A_WORKER)
-            if n_worker < 2:
-                # the oracle's share is done meanwhile, where there is a core for it
-                is_meanwhile = n_threads < usable_cores()
-                yield from (
-                    run_case(self._worker, case, is_meanwhile=is_meanwhile) for case in some
-                )
+            mean = sum(map(_products, some)) / len(some)
+            if n_worker > 1 and mean * n_worker >= _WORTH_A_THREAD:
+                yield from self._side_by_side(some, n_worker, submit)
             else:
-                yield from self._side_by_side(some, n_worker, run_case)
+                yield from self._in_turn(some, submit, is_ahead=n_threads < usable_cores())
+
+    def _in_turn(
+        self,
+        cases: Sequence[Case],
+        submit: Callable[[Worker, Case], _Computing],
+        *,
+        is_ahead: bool,
+    ) -> Iterator[Verdict]:
+        """Yield the verdicts of cases that one worker computes.
+
+        Args:
+            cases: What to run.
+            submit: Lets a worker compute a case.
+            is_ahead: Judge a case while the next is computed, and do the oracle's share meanwhile.
+        """
+        computing: _Computing | None = None
+        waiting: _Computing | None = None
+        try:
+            for case in cases:
+                computing = submit(self._worker, case)
+                if waiting is not None:
+                    yield waiting.verdict()
+                computing.prepare(with_oracle=is_ahead)
+                computing.wait()
+                waiting, computing = computing, None
+                if not is_ahead:
+                    yield waiting.verdict()
+                    waiting = None
+            if waiting is not None:
+                yield waiting.verdict()
+        finally:
+            if computing is not None:  # no more is wanted, or it failed
+                self._worker.__exit__()  # it starts anew with the next case
 
     def _side_by_side(
-        self, cases: Sequence[Case], n_worker: int, run_case: Callable[[Worker, Case], Verdict]
+        self,
+        cases: Sequence[Case],
+        n_worker: int,
+        submit: Callable[[Worker, Case], _Computing],
     ) -> Iterator[Verdict]:
         """Yield the verdicts of cases that run in `n_worker` workers at once, in order."""
         while len(self._others) < n_worker - 1:
@@ -122,7 +160,10 @@ class Runner:
         def run_in_idle(case: Case) -> Verdict:
             worker = idle.get()
             try:
-                return run_case(worker, case)
+                computing = submit(worker, case)
+                computing.prepare(with_oracle=False)
+                computing.wait()
+                return computing.verdict()
             finally:
                 idle.put(worker)
 
@@ -147,40 +188,25 @@ class Runner:
                 for worker in workers:
                     worker.__exit__()  # it starts anew with the next case
 
-    def _run_case(
+    def _submit(
         self,
         worker: Worker,
         case: Case,
         *,
-        is_meanwhile: bool = False,
         modes: tuple[str, ...] | None,
         timeout: float | None,
         with_outputs: bool,
-    ) -> Verdict:
-        start = time.perf_counter()
+    ) -> _Computing:
         asked = self._asked(case) if modes is None else modes
-        reason = self._unsupported(case, asked)
-        if reason is not None:
-            return _without_comparisons(case, "unsupported", reason, start)
-        worker.submit(case, asked, timeout or _ample_seconds(case))
-        inputs = make_inputs(case)  # the worker makes its own meanwhile
-        expected = None
-        if is_meanwhile:
-            expected = Expectations(case, inputs, self.features)
-            expected.prepare(asked)
-        run = worker.result()
-        if isinstance(run, Lost):
-            return _without_comparisons(case, run.status, run.reason, start)
-        verdict = judge(
+        return _Computing(
+            worker,
             case,
-            inputs,
-            run,
+            asked,
+            timeout or _ample_seconds(case),
+            unsupported=self._unsupported(case, asked),
             features=self.features,
-            modes=asked,
-            expected=expected,
             with_outputs=with_outputs,
         )
-        return verdict.took(time.perf_counter() - start)
 
     def _asked(self, case: Case) -> tuple[str, ...]:
         """Return a case's own modes, less those that need more than a state."""
@@ -208,20 +234,90 @@ class Runner:
         return f"the library has no {lacks[impossible]}; {instead}"
 
 
+class _Computing:
+    """A case that a worker computes, up to its verdict; its time is what is spent in here."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        case: Case,
+        modes: tuple[str, ...],
+        timeout: float,
+        *,
+        unsupported: str | None,
+        features: tuple[str, ...],
+        with_outputs: bool,
+    ) -> None:
+        """Let the worker start, unless a reason is given why the case is `unsupported`."""
+        self._worker = worker
+        self._case = case
+        self._modes = modes
+        self._unsupported = unsupported
+        self._features = features
+        self._with_outputs = with_outputs
+        self._expected: Expectations | None = None
+        self._seconds = 0.0
+        if unsupported is None:
+            with self._timed():
+                worker.submit(case, modes, timeout)
+
+    def prepare(self, *, with_oracle: bool) -> None:
+        """Compute what needs no result, while the worker computes that."""
+        if self._unsupported is None:
+            with self._timed():
+                self._inputs = make_inputs(self._case)
+                if with_oracle:
+                    self._expected = Expectations(self._case, self._inputs, self._features)
+                    self._expected.prepare(self._modes)
+
+    def wait(self) -> None:
+        """Wait for the worker, which is free for another case then."""
+        if self._unsupported is None:
+            with self._timed():
+                self._run = self._worker.result()
+
+    def verdict(self) -> Verdict:
+        """Judge what the worker gave."""
+        if self._unsupported is not None:
+            return self._without_comparisons("unsupported", self._unsupported)
+        if isinstance(self._run, Lost):
+            return self._without_comparisons(self._run.status, self._run.reason)
+        with self._timed():
+            verdict = judge(
+                self._case,
+                self._inputs,
+                self._run,
+                features=self._features,
+                modes=self._modes,
+                expected=self._expected,
+                with_outputs=self._with_outputs,
+            )
+        return verdict.took(self._seconds)
+
+    def _without_comparisons(self, status: str, reason: str) -> Verdict:
+        return Verdict(
+            case=self._case,
+            status=status,
+            path=path(self._case),
+            modes=(),
+            reason=reason,
+            comparisons={},
+            outputs={},
+            seconds=self._seconds,
+        )
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._seconds += time.perf_counter() - start
+
+
+def _products(case: Case) -> int:
+    """Return the products of numbers that one call computes."""
+    return case.n_head * case.nb * case.ne3 * case.kv * (case.hsk_padded + case.hsv_padded)
+
+
 def _ample_seconds(case: Case) -> float:
     """Return a time that a case cannot need: a minute, and a thousandth of the usual speed."""
-    products = case.n_head * case.nb * case.ne3 * case.kv * (case.hsk_padded + case.hsv_padded)
-    return 60 + products * (9 + case.segments) / 1e7
-
-
-def _without_comparisons(case: Case, status: str, reason: str, start: float) -> Verdict:
-    return Verdict(
-        case=case,
-        status=status,
-        path=path(case),
-        modes=(),
-        reason=reason,
-        comparisons={},
-        outputs={},
-        seconds=time.perf_counter() - start,
-    )
+    return 60 + _products(case) * (9 + case.segments) / 1e7

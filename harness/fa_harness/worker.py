@@ -76,6 +76,8 @@ class Worker:
         """The mode that the child computes, written by it: a frame for each would cost more."""
         self._files: tempfile.TemporaryDirectory[str] | None = None
         self._is_interrupted = False
+        self.is_busy = False
+        """Whether a case was submitted whose result nobody took."""
         self.digest = digest
         """Of the library's files, known once it is entered."""
         self.features: tuple[str, ...] = ()
@@ -122,6 +124,8 @@ class Worker:
         Raises:
             SetupError: The child had to be started again and cannot be, or loads another library.
         """
+        if self.is_busy:
+            raise RuntimeError("the worker computes another case; take its result first")
         self._lost_at_start = None
         try:
             if self._process is None:
@@ -135,6 +139,7 @@ class Worker:
         assert self._mode is not None
         _set_mode(self._mode, "start")
         self._send((case, modes, self._mutant))
+        self.is_busy = True
 
     def result(self) -> Run | Lost:
         """Return what the submitted case gave.
@@ -149,6 +154,7 @@ class Worker:
             kind, value = self._receive(self._deadline)
         except (EOFError, TimeoutError) as error:
             return self._lost(_mode_in(self._mode), error)
+        self.is_busy = False
         if kind == "setup":
             raise SetupError(f"mode {_mode_in(self._mode)}: {value}")
         if kind == "error":
@@ -237,6 +243,7 @@ class Worker:
         if self._files is not None:
             self._files.cleanup()
         self._process = self._mode = self._stderr = self._files = None
+        self.is_busy = False
 
     def _kill(self) -> None:
         assert self._process is not None
