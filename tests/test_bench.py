@@ -33,7 +33,12 @@ TINY = "kv=512,nb=1,"  # the regular expression of the smallest shape
 
 
 def timings(
-    case: Case, *, factors: Mapping[str, float] | None = None, noise: float = 0.0, **changes: Any
+    case: Case,
+    *,
+    factors: Mapping[str, float] | None = None,
+    noise: float = 0.0,
+    rounds: int = ROUNDS,
+    **changes: Any,
 ) -> Timings:
     """Make timings in which all ways take as long as their models allow, but for the factors.
 
@@ -51,7 +56,7 @@ def timings(
     names = [name for name in seconds if not name.startswith(("empty", "byte"))]
     values = {
         "seconds": {
-            name: each * np.exp(noise * rng.standard_normal(ROUNDS))
+            name: each * np.exp(noise * rng.standard_normal(rounds))
             for name, each in seconds.items()
         },
         "repetitions": 1,
@@ -285,33 +290,56 @@ def test_a_regular_expression_selects_cases() -> None:
 SLOW = {"factors": {"full_state": 1.1}}
 
 
+NOISE = {"noise": 0.02}
+
+
 @pytest.mark.parametrize(
-    ("first", "second", "status", "rounds"),
+    ("found", "status", "attempts"),
     [
-        ({"noise": 0.1}, {}, "pass", [25, 50]),
-        (SLOW, {}, "pass", [25, 50]),
-        (SLOW, SLOW, "over", [25, 50]),
-        (SLOW, {"noise": 0.1}, "noisy", [25, 50]),
-        ({}, SLOW, "pass", [25]),
+        ([NOISE, {}], "pass", 2),
+        ([SLOW, {}], "pass", 2),
+        ([SLOW, SLOW], "over", 2),
+        ([{}, SLOW], "pass", 1),
+        ([NOISE, NOISE, {}], "pass", 3),
+        ([SLOW, NOISE, SLOW], "over", 3),
+        ([NOISE, NOISE, {"noise": 0.1}, {}], "noisy", 3),
+        ([SLOW, {"noise": 0.1}, {}], "noisy", 2),
     ],
 )
-def test_a_row_that_does_not_pass_is_measured_once_more_with_twice_the_rounds(
+def test_a_row_that_does_not_pass_is_measured_again_until_it_can_be_told(
     library: Ggml,
     monkeypatch: pytest.MonkeyPatch,
-    first: dict[str, Any],
-    second: dict[str, Any],
+    found: list[dict[str, Any]],
     status: str,
-    rounds: list[int],
+    attempts: int,
 ) -> None:
     asked: list[int] = []
 
     def measured(*arguments: object, rounds: int, seed: int = 0) -> Timings:
         asked.append(rounds)
-        return timings(DECODE, **{"noise": 0.001, **(second if len(asked) > 1 else first)})
+        return timings(DECODE, rounds=rounds, **{"noise": 0.001, **found[len(asked) - 1]})
 
     monkeypatch.setattr(bench, "measure", measured)
     [row] = bench.run(library, library, [DECODE], rounds=25)
-    assert (asked, row.attempts, row.status) == (rounds, len(rounds), status)
+    assert (row.status, row.attempts, row.rounds) == (status, attempts, asked[-1])
+    assert asked[:2] == [25, 50][:attempts]
+    assert all(100 <= rounds <= 200 for rounds in asked[2:])
+
+
+def test_a_row_that_takes_too_long_to_be_told_stays_noisy(
+    library: Ggml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def measured(*arguments: object, rounds: int, seed: int = 0) -> Timings:
+        asked.append(rounds)
+        return timings(DECODE, rounds=rounds, noise=0.02)
+
+    clock = itertools.count(step=bench._PATIENCE)
+    monkeypatch.setattr(bench, "measure", measured)
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    [row] = bench.run(library, library, [DECODE], rounds=25)
+    assert (row.status, asked) == ("noisy", [25, 50])
 
 
 def test_a_library_without_the_state_is_refused(library: Ggml, pristine: Library) -> None:

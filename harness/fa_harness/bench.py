@@ -5,13 +5,15 @@ is `over` only where the measurement excludes that it keeps the limit. Where the
 limit and is wider than `NOISY`, nothing is known: the row is measured again, and what stays so is
 `noisy`: neither over nor a pass. A row that is over is measured again, too, in other places in
 memory, which alone make a call some per cent slower for as long as it keeps them; of some hundred
-ratios one or two would be over by chance as well. Over is what is over in both.
+ratios one or two would be over by chance as well. Over is what is over in both. What is noisy even
+then is measured a third time where more rounds can be expected to tell.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -44,6 +46,8 @@ LONG_DECODE = 1.00
 computing takes longer than reading, upstream's own calls on the 8 parts take more than one call,
 and that is what a chain may take."""
 
+_MOST_ROUNDS = 8  # times those asked for, in a third measurement
+_PATIENCE = 120.0  # seconds of it at most
 _KV_TILE = _Q_TILE = 64
 _SPACER = 256 << 20  # bytes, more than the arrays of a row
 _FAR_OUT = 3.0  # interquartile ranges beyond a quartile, Tukey's outer fence
@@ -315,6 +319,14 @@ class Row:
         return self.comparisons["again"].ratio.width > NOISY
 
     @property
+    def noise(self) -> float:
+        """The width of the widest interval that tells nothing; 0 if each tells."""
+        noisy = [each for each in self.comparisons.values() if each.status == "noisy"]
+        if self.is_unsteady:
+            noisy.append(self.comparisons["again"])
+        return max((each.ratio.width for each in noisy), default=0.0)
+
+    @property
     def status(self) -> str:
         """The worst of the comparisons' statuses; `over` where something else is wrong."""
         statuses = {comparison.status for comparison in self.comparisons.values()}
@@ -447,7 +459,8 @@ def run(
 ) -> Iterator[Row]:
     """Measure cases one after another; one that does not pass once more, with twice the rounds.
 
-    What was measured before is dropped.
+    One that is still noisy is measured with as many as will probably tell, unless that takes too
+    long. What was measured before is dropped.
 
     Args:
         library: The library under test.
@@ -467,7 +480,25 @@ def run(
         row = judge(case, measure(library, baseline, case, rounds=rounds))
         if row.status != "pass":
             spacer = np.ones(_SPACER, np.uint8)  # takes the pages that were just given back
+            start = time.perf_counter()
             timings = measure(library, baseline, case, rounds=2 * rounds, seed=1)
             row = judge(case, timings, attempts=2)
             del spacer
+            most = min(_MOST_ROUNDS, 2 * _PATIENCE / (time.perf_counter() - start))
+            enough = _rounds_that_tell(row, int(most * rounds))
+            if enough:
+                timings = measure(library, baseline, case, rounds=enough, seed=2)
+                row = judge(case, timings, attempts=3)
         yield row
+
+
+def _rounds_that_tell(row: Row, most: int) -> int:
+    """Return how many rounds will probably tell what is noisy; 0 for none or more than `most`.
+
+    An interval's width falls with the root of the rounds. That many would leave half of them too
+    wide still, so it is twice as many, if there is time.
+    """
+    if row.status != "noisy":
+        return 0
+    just = math.ceil(row.rounds * (row.noise / NOISY) ** 2)
+    return min(2 * just, most) if just <= most else 0
