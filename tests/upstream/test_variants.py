@@ -62,6 +62,49 @@ def test_a_variant_replaces_one_files_diff_and_keeps_the_rest(two_files: Project
     assert "return 2;" in tree_text(two_files, OTHER)
 
 
+LONG = "".join(f"int line_{i};\n" for i in range(40))
+TWO_HUNKS = (("int line_3;", "int third;"), ("int line_33;", "int other;"))
+
+
+@pytest.fixture
+def two_hunks(project: Project, add_patch: AddPatch) -> Project:
+    """A patch of two hunks in one file, the second far below the first."""
+    add_patch("long", {OPS: [("return 41;\n}\n", "return 41;\n}\n" + LONG)]})
+    add_patch("both", {OPS: list(TWO_HUNKS)})
+    return project
+
+
+def hunks_of(project: Project, patch: str) -> tuple[str, list[str]]:
+    """Return what is before the hunks of a patch's only diff, and the hunks."""
+    diff = (project.patches / patch).read_text().partition("diff --git ")[2]
+    head, *hunks = re.split(r"^(?=@@ )", "diff --git " + diff, flags=re.MULTILINE)
+    return head, hunks
+
+
+@pytest.mark.parametrize("i", [0, 1])
+def test_a_variant_replaces_one_hunk_and_keeps_the_others(two_hunks: Project, i: int) -> None:
+    head, hunks = hunks_of(two_hunks, "0002-both.patch")
+    new = TWO_HUNKS[i][1]
+    write(
+        two_hunks,
+        '[["0002-both.patch"]]\nbelow = "0.2"\nhunks = "variants/0001.diff"\n',
+        head + hunks[i].replace(new, "int older;"),
+    )
+    text = tree_text(two_hunks, OPS)
+    assert "int older;" in text
+    assert new not in text
+    assert TWO_HUNKS[1 - i][1] in text
+
+
+def test_a_hunk_that_stands_for_none_is_refused(two_hunks: Project) -> None:
+    head, hunks = hunks_of(two_hunks, "0002-both.patch")
+    table = '[["0002-both.patch"]]\nbelow = "0.2"\nhunks = "variants/0001.diff"\n'
+    for diff in (head + hunks[0] * 2, head + "@@ -1,1 +1,1 @@\n-nowhere\n+there\n"):
+        write(two_hunks, table, diff)
+        with pytest.raises(SetupError, match=r"0001\.diff: .*: no hunk of the patch is left that"):
+            series_for(two_hunks, find_source(two_hunks))
+
+
 def test_a_variant_leaves_files_out(two_files: Project) -> None:
     write(
         two_files, '[["0001-both.patch"]]\nbelow = "0.2"\nwithout = ["ggml/src/ggml-cpu/ops.c"]\n'
@@ -128,6 +171,7 @@ def test_a_version_that_is_not_known_is_the_oldest() -> None:
         ('[[series]]\nbelow = "1"\n', r"first belongs to \[\[series\]\]"),
         ('[["0001-both.patch"]]\nbelow = "1"\nwithout = ["x.c"]\n', "does not touch x.c"),
         ('[["0001-both.patch"]]\nbelow = "1"\nfiles = "gone.diff"\n', "cannot read .*gone.diff"),
+        ('[["0001-both.patch"]]\nbelow = "1"\nhunks = "gone.diff"\n', "cannot read .*gone.diff"),
     ],
 )
 def test_what_cannot_be_is_refused(two_files: Project, text: str, message: str) -> None:

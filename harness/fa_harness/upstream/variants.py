@@ -1,16 +1,16 @@
 """What patches have otherwise on older upstreams, as small as it can be.
 
 `patches/variants.toml` has a table for each patch and each ggml version below which it needs
-something else: other diffs of some files, or none. The message and the rest are the patch's own. On
-an upstream that is older than several, all of them hold, the oldest goes last. So a patch is
-written once, and what differs stands by itself, once.
+something else: other hunks, other diffs of some files, or none. The message and the rest are the
+patch's own. On an upstream that is older than several, all of them hold, the oldest goes last. So a
+patch is written once, and what differs stands by itself, once.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 Version = tuple[int, ...]
-_KEYS = {"below": str, "files": str, "without": list, "first": int}
+_KEYS = {"below": str, "files": str, "hunks": str, "without": list, "first": int}
 SERIES = "series"
 """The table of variants of the series as a whole: `first` of its patches."""
 
@@ -38,6 +38,8 @@ class Variant:
     """The first ggml version that does not need it."""
     files: Path | None = None
     """Diffs of files, instead of the patch's."""
+    hunks: Path | None = None
+    """Some hunks of files, each instead of the patch's that shares the most lines with it."""
     without: tuple[str, ...] = ()
     """Files that the upstream does not have."""
     first: int | None = None
@@ -79,25 +81,60 @@ def of_version(variants: Sequence[Variant], patch: str, version: Version) -> lis
 
 
 def compose(mail: str, variant: Variant) -> str:
-    """Return a patch with the diffs that a variant has instead.
+    """Return a patch with what a variant has instead.
 
     Raises:
-        SetupError: The variant is of a file that the patch does not touch.
+        SetupError: The variant is of a file that the patch does not touch, or of a hunk that it
+            does not have.
     """
     head, sections = _sections(mail)
-    instead: Mapping[str, str] = {}
-    if variant.files is not None:
-        try:
-            instead = _sections(variant.files.read_text(encoding="utf-8"))[1]
-        except OSError as error:
-            raise SetupError(f"cannot read {variant.files}: {error.strerror}") from error
-    unknown = sorted({*instead, *variant.without} - set(sections))
+    files, hunks = _read(variant.files), _read(variant.hunks)
+    unknown = sorted({*files, *hunks, *variant.without} - set(sections))
     if unknown:
         raise SetupError(
             f"{variant.patch} does not touch {', '.join(unknown)}; correct patches/variants.toml"
         )
-    kept = {name: instead.get(name, text) for name, text in sections.items()}
-    return head + "".join(text for name, text in kept.items() if name not in variant.without)
+    sections |= files
+    for name, text in hunks.items():
+        sections[name] = _with_hunks(sections[name], text, f"{variant.hunks}: {name}")
+    return head + "".join(text for name, text in sections.items() if name not in variant.without)
+
+
+def _read(diffs: Path | None) -> dict[str, str]:
+    """Return the diff of each file."""
+    if diffs is None:
+        return {}
+    try:
+        return _sections(diffs.read_text(encoding="utf-8"))[1]
+    except OSError as error:
+        raise SetupError(f"cannot read {diffs}: {error.strerror}") from error
+
+
+def _with_hunks(own: str, others: str, where: str) -> str:
+    """Return a file's diff with other hunks, each instead of the one that it shares lines with."""
+    head, *hunks = _hunks(own)
+    instead: dict[int, str] = {}
+    for other in _hunks(others)[1:]:
+        common = [len(_lines(other) & _lines(hunk)) for hunk in hunks]
+        i = common.index(max(common))
+        if not common[i] or i in instead:
+            line = other.partition("\n")[0]
+            raise SetupError(
+                f"{where}: no hunk of the patch is left that has a line of '{line}'; "
+                "correct it, or take files for hunks in patches/variants.toml"
+            )
+        instead[i] = other
+    return head + "".join(instead.get(i, hunk) for i, hunk in enumerate(hunks))
+
+
+def _hunks(diff: str) -> list[str]:
+    """Split a file's diff into its head and its hunks."""
+    return re.split(r"^(?=@@ )", diff, flags=re.MULTILINE)
+
+
+def _lines(hunk: str) -> set[str]:
+    """Return the lines of a hunk, less blank ones, for which any hunk might do."""
+    return {line for line in hunk.splitlines()[1:] if line[1:].strip()}
 
 
 def _sections(text: str) -> tuple[str, dict[str, str]]:
@@ -124,11 +161,12 @@ def _variant(path: Path, patch: str, table: Any) -> Variant:
         raise SetupError(f"{where}: below is missing, the first ggml version that needs none")
     if (patch == SERIES) != ("first" in table):
         raise SetupError(f"{where}: first belongs to [[{SERIES}]], and to it alone")
-    files = table.get("files")
+    files, hunks = table.get("files"), table.get("hunks")
     return Variant(
         patch=patch,
         below=parse_version(table["below"]),
         files=path.parent / files if files else None,
+        hunks=path.parent / hunks if hunks else None,
         without=tuple(table.get("without", ())),
         first=table.get("first"),
     )
