@@ -128,6 +128,7 @@ class Runner:
                 computing = submit(self._worker, case)
                 if waiting is not None:
                     yield waiting.verdict()
+                    waiting = None  # it may be large
                 computing.prepare(with_oracle=is_ahead)
                 computing.wait()
                 waiting, computing = computing, None
