@@ -1,5 +1,6 @@
 """What the numbers of the evidence say."""
 
+import json
 from collections.abc import Sequence
 
 import pytest
@@ -16,6 +17,8 @@ Backend 1/1: CPU
   Device description: Some CPU
   FLASH_ATTN_EXT(hsk=40,hsv=40,type_K=f32): \x1b[1;32mOK\x1b[0m
   FLASH_ATTN_EXT(hsk=40,hsv=40,type_K=f16): \x1b[1;31mFAIL\x1b[0m
+[FLASH_ATTN_EXT_STATE] ERR = 0.0123 > 0.0005   FLASH_ATTN_EXT_STATE(kv=64): \x1b[1;31mFAIL\x1b[0m
+[FLASH_ATTN_EXT] NaN at index 3 (CPU=nan REF=1.0)   FLASH_ATTN_EXT(kv=65): \x1b[1;31mFAIL\x1b[0m
   FLASH_ATTN_EXT(hsk=40,hsv=40,type_K=q4_1): not supported [CPU]
   MUL_MAT(m=1): \x1b[1;32mOK\x1b[0m
   2/3 tests passed
@@ -26,6 +29,8 @@ def test_the_cases_of_upstreams_test_are_read_without_colours() -> None:
     assert evidence.parse_ops(OPS) == {
         "FLASH_ATTN_EXT(hsk=40,hsv=40,type_K=f32)": "OK",
         "FLASH_ATTN_EXT(hsk=40,hsv=40,type_K=f16)": "FAIL",
+        "FLASH_ATTN_EXT_STATE(kv=64)": "FAIL",
+        "FLASH_ATTN_EXT(kv=65)": "FAIL",
         "FLASH_ATTN_EXT(hsk=40,hsv=40,type_K=q4_1)": "not supported",
     }
 
@@ -61,6 +66,23 @@ def test_a_case_that_is_lost_or_fails_speaks_against_the_patches(
     assert note in section.notes
 
 
+@pytest.mark.parametrize(
+    ("ended", "passed"), [((0, 0), True), ((0, 1), False), ((1, 0), False), ((1, 1), False)]
+)
+def test_a_failure_that_no_case_shows_is_said(ended: tuple[int, int], passed: bool) -> None:
+    found = {"FLASH_ATTN_EXT(a)": "OK"}
+    section = evidence.ops_section(found, found, ended=ended)
+    assert section.passed is passed
+    said = [note for note in section.notes if "the program ends with status 1, and no" in note]
+    assert len(said) == sum(ended)
+
+
+def test_a_case_that_fails_as_before_explains_the_exit_status() -> None:
+    before = {"FLASH_ATTN_EXT(a)": "FAIL"}
+    section = evidence.ops_section(before, {"FLASH_ATTN_EXT(a)": "OK"}, ended=(1, 0))
+    assert not [note for note in section.notes if "status" in note]
+
+
 def test_the_speeds_of_llama_bench_are_read_out_of_what_it_prints() -> None:
     output = (
         "load_backend: loaded CPU\n"
@@ -68,6 +90,29 @@ def test_the_speeds_of_llama_bench_are_read_out_of_what_it_prints() -> None:
         ' {"n_prompt": 0, "n_gen": 32, "n_depth": 2048, "avg_ts": 46.6}\n]\nbye\n'
     )
     assert evidence.parse_bench(output) == {"pp512": 718.3, "tg32 @ d2048": 46.6}
+
+
+def bench_row(n_prompt: int, n_gen: int, **more: object) -> dict[str, object]:
+    return {"n_prompt": n_prompt, "n_gen": n_gen, "n_depth": 0, "samples_ns": [1], **more}
+
+
+def test_tests_of_llama_bench_that_do_the_same_are_told_apart_by_what_differs() -> None:
+    rows = [
+        bench_row(512, 0, type_k="f16", n_batch=64, avg_ts=100.0, test_time="a"),
+        bench_row(512, 0, type_k="q8_0", n_batch=64, avg_ts=50.0, test_time="b"),
+        bench_row(512, 128, type_k="f16", n_batch=64, avg_ts=80.0, test_time="c"),
+    ]
+    assert evidence.parse_bench(json.dumps(rows)) == {
+        "pp512, type_k=f16": 100.0,
+        "pp512, type_k=q8_0": 50.0,
+        "pp512+tg128": 80.0,
+    }
+
+
+def test_a_test_of_llama_bench_that_runs_twice_is_refused() -> None:
+    rows = [bench_row(512, 0, avg_ts=100.0), bench_row(512, 0, avg_ts=101.0)]
+    with pytest.raises(SetupError, match="the same test twice; ask for each once"):
+        evidence.parse_bench(json.dumps(rows))
 
 
 @pytest.mark.parametrize("output", ["", "error: failed", '[{"n_prompt": 1}]', "[1]"])
@@ -168,7 +213,15 @@ def test_the_proof_names_a_command_for_red_and_one_for_green() -> None:
     ],
 )
 def test_a_suite_must_pass(summary: dict[str, int], passed: bool) -> None:
-    assert evidence.suite_section({"summary": summary}, "default").passed is passed
+    document = {"summary": summary, "interrupted": False}
+    assert evidence.suite_section(document, "default").passed is passed
+
+
+def test_a_suite_that_was_ended_early_is_no_evidence() -> None:
+    document = {"summary": {"cases": 3, "pass": 3}, "interrupted": True}
+    section = evidence.suite_section(document, "default")
+    assert section.passed is False
+    assert section.notes == ("the run was ended before all cases had run",)
 
 
 def test_a_mutant_that_survives_is_named() -> None:

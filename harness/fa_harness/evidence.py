@@ -35,8 +35,10 @@ WITHIN = 0.03
 
 NO_CHANGE, BETTER, WORSE, UNKNOWN = "no change", "better", "worse", "cannot be told"
 
-_OP = re.compile(r"^\s*(FLASH_ATTN_EXT\w*)\((.*)\): (OK|FAIL|not supported.*)$")
-_TEST = {True: "pp", False: "tg"}
+# where a case fails, what is wrong goes before it in its line
+_OP = re.compile(r"(?:^|\s)(FLASH_ATTN_EXT\w*)\((.*)\): (OK|FAIL|not supported.*)$")
+_MEASURED = re.compile(r"(n_prompt|n_gen|n_depth|test_time|(avg|stddev|samples)_(ns|ts))")
+"""Fields of a result of `llama-bench` that its name has, or that differ from run to run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ def parse_ops(output: str) -> dict[str, str]:
     """
     found = {}
     for line in without_colours(output).splitlines():
-        match = _OP.match(line)
+        match = _OP.search(line)
         if match:
             found[f"{match[1]}({match[2]})"] = match[3].partition(" [")[0]
     if not found:
@@ -95,12 +97,19 @@ def parse_ops(output: str) -> dict[str, str]:
     return found
 
 
-def ops_section(before: Mapping[str, str], after: Mapping[str, str], **fields: Any) -> Section:
+def ops_section(
+    before: Mapping[str, str],
+    after: Mapping[str, str],
+    *,
+    ended: tuple[int, int] = (0, 0),
+    **fields: Any,
+) -> Section:
     """Return the section of `test-backend-ops`.
 
     Args:
         before: What `parse_ops` gave of upstream as it is.
         after: The same with the patches.
+        ended: The exit status of either.
         fields: Further ones of `Section`.
     """
     names = {case.partition("(")[0] for case in (*before, *after)}
@@ -121,13 +130,19 @@ def ops_section(before: Mapping[str, str], after: Mapping[str, str], **fields: A
     notes += [f"{before[case]} before, {after[case]} after: {case}" for case in lost]
     notes += [f"gone: {case}" for case in missing]
     notes += [f"fails: {case}" for case in failed if case not in lost]
+    unexplained = [
+        f"{label}, the program ends with status {status}, and no case of these fails"
+        for label, of, status in zip(("before", "after"), (before, after), ended, strict=True)
+        if status and "FAIL" not in of.values()
+    ]
+    notes += unexplained
     return Section(
         part="ops",
         title=PARTS["ops"],
         head=("op", "", "OK", "FAIL", "not supported"),
         rows=tuple(rows),
         notes=tuple(notes),
-        passed=not (lost or missing or failed),
+        passed=not (lost or missing or failed or unexplained),
         data={
             "before": dict(Counter(before.values())),
             "after": dict(Counter(after.values())),
@@ -141,21 +156,48 @@ def ops_section(before: Mapping[str, str], after: Mapping[str, str], **fields: A
 
 
 def parse_bench(output: str) -> dict[str, float]:
-    """Return tokens per second of each test of one `llama-bench -o json`: `pp512`, `tg32 @ d2048`.
+    """Return tokens per second of each test of one `llama-bench -o json`.
+
+    A test is called what it does, `pp512`, `tg32 @ d2048`, `pp512+tg128`; of several that do the
+    same, each has what else it was asked for, `pp512, type_k=q8_0`.
 
     Raises:
-        SetupError: It printed something else.
+        SetupError: It printed something else, or the same test twice.
     """
     text = output[output.find("[") : output.rfind("]") + 1]
     try:
-        found = {}
-        for row in json.loads(text):
-            n = row["n_prompt"] or row["n_gen"]
-            depth = f" @ d{row['n_depth']}" if row.get("n_depth") else ""
-            found[f"{_TEST[bool(row['n_prompt'])]}{n}{depth}"] = float(row["avg_ts"])
-    except (ValueError, KeyError, TypeError) as error:
+        rows = json.loads(text)
+        names = [_test(row) for row in rows]
+        fields = [
+            {key: value for key, value in row.items() if not _MEASURED.fullmatch(key)}
+            for row in rows
+        ]
+        alike = Counter(names)
+        found = {
+            name if alike[name] == 1 else ", ".join([name, *_differing(each, fields)]): float(
+                row["avg_ts"]
+            )
+            for name, each, row in zip(names, fields, rows, strict=True)
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SetupError(f"llama-bench printed no result that can be read: {error}") from error
+    if not found:
+        raise SetupError("llama-bench printed no result that can be read: there is none")
+    if len(found) < len(rows):
+        raise SetupError("llama-bench ran the same test twice; ask for each once with --bench")
     return found
+
+
+def _test(row: Mapping[str, Any]) -> str:
+    parts = [f"{what}{row[key]}" for what, key in (("pp", "n_prompt"), ("tg", "n_gen")) if row[key]]
+    return "+".join(parts) + (f" @ d{row['n_depth']}" if row.get("n_depth") else "")
+
+
+def _differing(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the fields in which rows differ, as `key=value`."""
+    return [
+        f"{key}={value}" for key, value in row.items() if any(r.get(key) != value for r in rows)
+    ]
 
 
 def judge_ratio(ratios: Sequence[float]) -> tuple[Interval, str]:
@@ -307,11 +349,11 @@ def suite_section(document: Mapping[str, Any], suite: str, **fields: Any) -> Sec
     """Return the section of a run of a suite on the patched library.
 
     Args:
-        document: What `fa-harness run --json` wrote.
+        document: What `fa-harness run --json` wrote; of a run that was ended early it says nothing.
         suite: The suite's name.
         fields: Further ones of `Section`.
     """
-    summary = document["summary"]
+    summary, interrupted = document["summary"], document["interrupted"]
     wrong = {k: n for k, n in summary.items() if n and k not in ("cases", "pass", "unsupported")}
     rows = [(suite, *(str(summary.get(key, 0)) for key in ("cases", "pass", "unsupported")))]
     rows[0] += (", ".join(f"{n} {key}" for key, n in wrong.items()) or "0",)
@@ -320,7 +362,8 @@ def suite_section(document: Mapping[str, Any], suite: str, **fields: Any) -> Sec
         title=PARTS["suite"],
         head=("suite", "cases", "pass", "unsupported", "other"),
         rows=tuple(rows),
-        passed=not wrong and summary["pass"] > 0,
+        notes=("the run was ended before all cases had run",) if interrupted else (),
+        passed=not wrong and summary["pass"] > 0 and not interrupted,
         data=summary,
         **fields,
     )

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,10 @@ PROGRAMS = {
         "int main(int argc, char ** argv) {\n"
         '    if (argc == 2) { printf("  -j <n>  threads\\n"); return 1; }\n'
         '    printf("  FLASH_ATTN_EXT(a=1): \\033[1;32mOK\\033[0m\\n");\n'
-        '    printf("  FLASH_ATTN_EXT(a=2): %s\\n", ggml_answer() == 13 ? "FAIL" : "OK");\n'
-        "    return ggml_answer() == 13;\n}\n"
+        "    int bad = ggml_answer() == 13;\n"
+        '    if (bad) { printf("[FLASH_ATTN_EXT] ERR = 1.0 > 0.5 "); }\n'
+        '    printf("  FLASH_ATTN_EXT(a=2): %s\\n", bad ? "FAIL" : "OK");\n'
+        "    return bad;\n}\n"
     ),
     "tools/llama-bench.c": (
         '#include <signal.h>\n#include <stdio.h>\n#include <string.h>\n#include "ggml.h"\n'
@@ -93,10 +95,15 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-def call(mine: Path, *arguments: str | Path, folder: str = "out") -> int:
+def call(
+    mine: Path,
+    *arguments: str | Path,
+    folder: str = "out",
+    skip: Sequence[str] = ("proof", "suite", "mutants"),
+) -> int:
     """Return the exit status; what the user would see as an error is raised."""
     words = ["evidence", "--onto", mine, "--branch", "state", "-o", mine.parent / folder]
-    skipped = [word for part in ("proof", "suite", "mutants") for word in ("--skip", part)]
+    skipped = [word for part in skip for word in ("--skip", part)]
     result = CliRunner().invoke(
         cli, [str(word) for word in (*words, *skipped, "--rounds", "8", *arguments)]
     )
@@ -194,6 +201,21 @@ def test_a_model_that_does_not_run_is_an_error_with_its_last_words(
     with pytest.raises(SetupError, match=r"does not run\n(.*\n)*unknown architecture"):
         call(mine, "--model", model)
     assert content(mine) == before
+
+
+def test_a_series_that_has_to_be_merged_is_refused_where_libraries_are_built_of_it(
+    mine: Path, add_patch: AddPatch
+) -> None:
+    add_patch("say 40", {OPS: [(ANSWER, "return 40;")]})
+    text = (mine / OPS).read_text()
+    (mine / OPS).write_text(text.replace("\nint ggml_answer", "\n#define N 3\nint ggml_answer"))
+    git(mine, "commit", "--quiet", "--all", "--message", "moved on")
+    before = content(mine)
+    with pytest.raises(SetupError, match="does not apply") as caught:
+        call(mine, skip=["proof", "mutants"])
+    assert f"series rebase --onto {mine} first, or leave them out" in str(caught.value)
+    assert content(mine) == before
+    assert call(mine, folder="others") == 0
 
 
 @pytest.mark.parametrize("answer", ["no C;", "return unknown;"])

@@ -35,7 +35,7 @@ from fa_harness.evidence import (
 )
 from fa_harness.machine import available_memory, cpu_model, usable_cores
 from fa_harness.proc import ProgramError
-from fa_harness.project import find_project, locked, writing
+from fa_harness.project import Project, find_project, locked, writing
 from fa_harness.report.evidence import Evidence, markdown, print_section, render
 from fa_harness.upstream.checkout import Checkout, Commits, make_branch, make_commits, open_checkout
 from fa_harness.upstream.llama import (
@@ -48,10 +48,16 @@ from fa_harness.upstream.llama import (
     is_trapped,
     no_repack,
 )
-from fa_harness.upstream.series import title
+from fa_harness.upstream.series import series_for, title
+from fa_harness.upstream.source import source_of
+from fa_harness.upstream.tree import prepare_tree
 
 _PROOF_SUITES = ("seed", "smoke")
 _LIBRARIES = ("ggml-base", "ggml-cpu")
+_BEFORE = "$DIR-before"
+"""The checkout's commit without the patches, in the document's commands."""
+_OF_LIBRARIES = {"proof", "suite", "mutants"}
+"""Parts that the harness measures on libraries that it builds itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +113,8 @@ def gather(request: Request, *, console: Console, verbose: bool = False) -> Evid
         builds = _build(request, work, commits, verbose=verbose)
     gatherer = _Gatherer(request, checkout, builds)
     gatherer.try_model()
+    if _OF_LIBRARIES & set(request.parts):
+        _try_series(project, builds["before"].src, request.onto, verbose=verbose)
     make_branch(checkout, commits, request.branch)
     progress.stage(f"{checkout.path} has the branch '{request.branch}'")
     sections: list[Section] = []
@@ -160,6 +168,24 @@ def _build(request: Request, work: Path, commits: Commits, *, verbose: bool) -> 
             ("after", commits.tip, "with the patches"),
         )
     }
+
+
+def _try_series(project: Project, src: Path, onto: Path, *, verbose: bool) -> None:
+    """Find out whether the series applies as libraries are built, to the line.
+
+    Raises:
+        SetupError: It needs to be merged, which commits are.
+    """
+    source = source_of(src)
+    try:
+        with locked(project):
+            prepare_tree(project, source, series_for(project, source), verbose=verbose)
+    except SetupError as error:
+        parts = ", ".join(part for part in PARTS if part in _OF_LIBRARIES)
+        raise SetupError(
+            f"{error}\nthe parts {parts} need that: fa-harness series rebase --onto {onto} first, "
+            f"or leave them out with --skip; nothing was changed in {onto}"
+        ) from error
 
 
 def _evidence(gatherer: _Gatherer, commits: Commits, sections: Sequence[Section]) -> Evidence:
@@ -256,7 +282,7 @@ class _Gatherer:
     # parts
 
     def _ops(self) -> Section:
-        outputs, commands = {}, []
+        found, ended, commands = {}, {}, []
         for name, op in (("before", "FLASH_ATTN_EXT"), ("after", "FLASH_ATTN_EXT.*")):
             program = self.builds[name].program(TEST_BACKEND_OPS)
             arguments = ["test", "-b", "CPU", "-o", op]
@@ -264,10 +290,15 @@ class _Gatherer:
                 arguments += ["-p", self.request.ops_filter]
             if self._ops_in_parallel(program):
                 arguments += ["-j", str(self.request.threads)]
-            outputs[name] = self._run(name, program, arguments, may_fail=True)
+            output, ended[name] = self._run_to_end(name, program, arguments)
+            found[name] = parse_ops(output)
             commands.append(self._shown(name, TEST_BACKEND_OPS, arguments))
-        before, after = (parse_ops(outputs[name]) for name in ("before", "after"))
-        return ops_section(before, after, commands=tuple(commands))
+        return ops_section(
+            found["before"],
+            found["after"],
+            ended=(ended["before"], ended["after"]),
+            commands=tuple(commands),
+        )
 
     def _ops_in_parallel(self, program: Path) -> bool:
         """Tell whether it knows -j; older ones print their usage for what they do not know."""
@@ -282,7 +313,7 @@ class _Gatherer:
             arguments = ["series", "status", "--suite", suite]
             documents[suite], command = self._harness(f"proof-{suite}.json", arguments)
             commands.append(command)
-        return proof_section(documents, "$DIR", commands=tuple(commands))
+        return proof_section(documents, _BEFORE, commands=tuple(commands))
 
     def _suite(self) -> Section:
         _, build = self._harness(None, ["build", "patched"])
@@ -359,23 +390,35 @@ class _Gatherer:
     def _no_repack(self, program_name: str) -> list[str]:
         return no_repack(program_name) if self.traps else []
 
-    def _run(
-        self, name: str, program: Path, arguments: Sequence[str], *, may_fail: bool = False
-    ) -> str:
+    def _run(self, name: str, program: Path, arguments: Sequence[str]) -> str:
         """Run a program of llama.cpp; returns what it printed."""
         log = self.request.folder / "raw" / f"{program.name}-{name}.txt"
+        return proc.run([program, *arguments], log=log)
+
+    def _run_to_end(self, name: str, program: Path, arguments: Sequence[str]) -> tuple[str, int]:
+        """Run a program whose exit status is a result; returns what it printed, and that.
+
+        Raises:
+            ProgramError: A signal ended it.
+        """
         try:
-            return proc.run([program, *arguments], log=log)
+            return self._run(name, program, arguments), 0
         except ProgramError as error:
-            if not may_fail or error.status < 0:
+            if error.status < 0:
                 raise
-            return error.output
+            return error.output, error.status
 
     def _harness(
         self, report: str | None, arguments: Sequence[str], *, may_fail: bool = False
     ) -> tuple[dict[str, object], str]:
-        """Run the harness on the checkout; returns its JSON report and the command."""
-        shown = f"UPSTREAM_DIR=$DIR fa-harness {shlex.join(arguments)}"
+        """Run the harness on the checkout's commit; returns its JSON report and the command.
+
+        Args:
+            report: File name of the report, for commands that write one.
+            arguments: Of the harness.
+            may_fail: Its finding that something is wrong, exit status 1, is a result.
+        """
+        shown = f"UPSTREAM_DIR={_BEFORE} fa-harness {shlex.join(arguments)}"
         words = [sys.executable, "-m", "fa_harness.cli", *arguments]
         if report is None:
             self._harness_run(words)
@@ -383,14 +426,15 @@ class _Gatherer:
         path = self.request.folder / "raw" / report
         try:
             self._harness_run([*words, "--json", str(path)])
-        except ProgramError:
-            if not may_fail or not path.is_file():
+        except ProgramError as error:
+            if not may_fail or error.status != 1 or not path.is_file():
                 raise
         return json.loads(path.read_text(encoding="utf-8")), shown
 
     def _harness_run(self, words: Sequence[str]) -> None:
         environment = {k: v for k, v in os.environ.items() if k != "UPSTREAM"}
-        environment["UPSTREAM_DIR"] = str(self.checkout.path)
+        # not the checkout: the developer may go on with it meanwhile
+        environment["UPSTREAM_DIR"] = str(self.builds["before"].src)
         proc.run(words, env=environment)
 
     def _shown(self, name: str, program: str, arguments: Sequence[str]) -> str:
