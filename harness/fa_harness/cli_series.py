@@ -329,7 +329,7 @@ def _end(*, go_on: bool, arguments: tuple[object, ...]) -> Changes | None:
     project, source = _here()
     if arguments:
         raise UsageError("--continue and --abort take nothing else: they are of what has begun")
-    source = next((each for each in _sources(project) if rework.begun(project, each)), source)
+    source = _begun(project, source)
     with locked(project):
         if not go_on:
             rework.abort(project, source)
@@ -339,11 +339,20 @@ def _end(*, go_on: bool, arguments: tuple[object, ...]) -> Changes | None:
     return changes
 
 
-def _sources(project: Project) -> list[Source]:
+def _begun(project: Project, source: Source) -> Source:
+    """Return the upstream whose change is meant: the one that was named, or the only one."""
+    from fa_harness.upstream import rework
     from fa_harness.upstream.pins import load_pins
-    from fa_harness.upstream.source import find_source
+    from fa_harness.upstream.source import chosen, find_source
 
-    return [find_source(project, name) for name in load_pins(project.pins_file).upstreams]
+    if rework.begun(project, source) or chosen():
+        return source
+    pins = [find_source(project, name) for name in load_pins(project.pins_file).upstreams]
+    found = [pin for pin in pins if rework.begun(project, pin)]
+    if len(found) > 1:
+        names = ", ".join(pin.name for pin in found)
+        raise UsageError(f"changes have begun on {names}; say which with UPSTREAM=NAME")
+    return found[0] if found else source
 
 
 def _here() -> tuple[Project, Source]:

@@ -1,20 +1,24 @@
 """Changes of the series on a small upstream: what happens to `patches/`, and what is never lost."""
 
+import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
+from fa_harness.cli import cli
 from fa_harness.errors import FaHarnessError, SetupError, UsageError
 from fa_harness.project import Project
 from fa_harness.upstream import rework
 from fa_harness.upstream.git import git
 from fa_harness.upstream.rework import ConflictError
 from fa_harness.upstream.series import load_series
-from fa_harness.upstream.source import Source, find_source
+from fa_harness.upstream.source import Source, find_source, source_of
 from fa_harness.upstream.status import status
 from fa_harness.upstream.tree import current_tree, prepare_tree
+from upstream.conftest import write_files
 
 OPS = "ggml/src/ggml-cpu/ops.c"
 OTHER = "ggml/src/ggml-backend.c"
@@ -282,3 +286,119 @@ def test_the_status_has_files_sizes_and_what_upstream_has(three: Project, source
 def test_errors_of_a_change_are_the_users_not_tracebacks() -> None:
     assert issubclass(ConflictError, FaHarnessError)
     assert ConflictError.exit_status == 1
+
+
+def test_a_conflict_whose_commit_the_user_makes_is_resolved(three: Project, source: Source) -> None:
+    place = rework.edit(three, source, "1")
+    replace(place / OPS, "return 42;", "return 50;")
+    commit(place, "--all", "--amend", "--no-edit")
+    with pytest.raises(ConflictError):
+        rework.refresh(three, source)
+    (place / OPS).write_text((place / OPS).read_text().split("<<<<<<<")[0] + "    return 51;\n}\n")
+    git(place, "add", OPS)
+    commit(place, "--no-edit")
+    rework.go_on(three, source)
+    assert load_series(three).names == (
+        "0001-ggml-first.patch",
+        "0002-ggml-second.patch",
+        "0003-third.patch",
+    )
+    assert "+    return 51;" in contents(three)["0002-ggml-second.patch"]
+    assert is_settled(three, source)
+
+
+def test_patches_that_came_while_a_change_had_begun_are_not_lost(
+    three: Project, source: Source, add_patch: AddPatch
+) -> None:
+    place = rework.edit(three, source, "1")
+    commit(place, "--amend", "--message", "ggml : better words")
+    names = three.series_file.read_text()
+    new = add_patch("fourth", {OTHER: [("return 1;", "return 2;")]})
+    before = contents(three)
+    for end in (rework.refresh, rework.go_on):
+        with pytest.raises(SetupError, match="patches/ was changed since 'series edit' has begun"):
+            end(three, source)
+        assert contents(three) == before
+    new.unlink()
+    three.series_file.write_text(names)
+    assert rework.go_on(three, source).written == ("0001-ggml-better-words.patch",)
+
+
+def test_patches_that_came_after_the_tree_was_made_are_not_lost(
+    three: Project, source: Source, add_patch: AddPatch
+) -> None:
+    tree = prepare_tree(three, source, load_series(three))
+    add_patch("fourth", {OTHER: [("return 1;", "return 2;")]})
+    before = contents(three)
+    with pytest.raises(SetupError, match="was made of other patches than patches/ has now"):
+        rework.refresh(three, source)
+    assert contents(three) == before
+    prepare_tree(three, source, load_series(three))
+    assert rework.refresh(three, source).written == ()
+    assert git(tree.path, "log", "-1", "--format=%s") == "ggml : fourth"
+
+
+def test_words_changed_on_the_trees_own_branch_are_not_lost_by_another_change(
+    three: Project, source: Source
+) -> None:
+    tree = prepare_tree(three, source, load_series(three))
+    commit(tree.path, "--amend", "--message", "ggml : better words")
+    with pytest.raises(SetupError, match="has commits that are not in patches/"):
+        rework.drop(three, source, ["1"])
+    assert git(tree.path, "log", "-1", "--format=%s") == "ggml : better words"
+    assert rework.refresh(three, source).written == ("0003-ggml-better-words.patch",)
+    commit(tree.path, "--amend", "--no-edit")  # of a later time only
+    rework.drop(three, source, ["3"])
+
+
+def test_a_change_is_kept_while_the_upstream_changes_under_it(
+    three: Project, files: Mapping[str, str], tmp_path: Path
+) -> None:
+    checkout = tmp_path / "checkout"
+    write_files(checkout, files)
+    place = rework.edit(three, source_of(checkout), "2")
+    commit(place, "--amend", "--message", "ggml : better words")
+    replace(checkout / OTHER, "return 0;", "return 0; // so far")
+    source = source_of(checkout)
+    with pytest.raises(SetupError, match="end that first, with --continue or --abort"):
+        prepare_tree(three, source, load_series(three))
+    assert git(place, "log", "-1", "--format=%s") == "ggml : better words"
+
+
+def test_a_folder_to_edit_in_that_nothing_is_known_of_is_not_deleted(
+    three: Project, source: Source
+) -> None:
+    place = rework.edit(three, source, "2")
+    shutil.rmtree(three.sources)
+    with pytest.raises(SetupError, match=r"vendor/edit/mini is there, though no change .* begun"):
+        rework.edit(three, source, "1")
+    assert (place / OPS).is_file()
+    shutil.rmtree(place)
+    rework.edit(three, source, "1")
+
+
+def test_the_change_that_is_ended_is_of_the_upstream_that_was_named(
+    three: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = three.pins_file.read_text()
+    three.pins_file.write_text(
+        text + text[text.index("[upstreams.mini]") :].replace("mini]", "two]")
+    )
+    monkeypatch.chdir(three.root)
+    places = {}
+    for name in ("mini", "two"):
+        monkeypatch.setenv("UPSTREAM", name)
+        places[name] = rework.edit(three, find_source(three), "1")
+
+    def abort() -> Result:
+        return CliRunner().invoke(cli, ["series", "edit", "--abort"])
+
+    monkeypatch.delenv("UPSTREAM")
+    assert abort().exit_code == 0  # of the default pin, on which one has begun
+    assert not places["mini"].exists()
+    assert places["two"].exists()
+    monkeypatch.setenv("UPSTREAM", "mini")
+    assert "no change of the series has begun on 'mini'" in str(abort().exception)
+    monkeypatch.delenv("UPSTREAM")
+    abort()
+    assert not places["two"].exists()

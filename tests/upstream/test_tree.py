@@ -186,14 +186,24 @@ def test_commits_on_the_series_are_not_thrown_away(two_patches: Project) -> None
         prepare(two_patches)
 
 
-def test_commits_that_were_exported_to_the_series_are_accepted(
-    two_patches: Project, add_patch: AddPatch
-) -> None:
+def test_a_message_that_was_changed_on_the_series_is_not_thrown_away(two_patches: Project) -> None:
+    tree = prepare(two_patches)
+    git(tree.path, "commit", "--amend", "--message", "ggml : a better subject")
+    two_patches.series_file.write_text("0001-answer.patch\n")
+    with pytest.raises(SetupError, match="commits on branch 'series'"):
+        prepare(two_patches)
+    assert log(tree)[0] == "ggml : a better subject"
+
+
+def test_commits_that_were_exported_to_the_series_are_accepted(two_patches: Project) -> None:
     tree = prepare(two_patches)
     text = (tree.path / OPS).read_text()
     (tree.path / OPS).write_text(text.replace("return 1;", "return 2;"))
-    git(tree.path, "commit", "--all", "--message", "mine")
-    add_patch("third", {OPS: [("return 1;", "return 2;")]})
+    git(tree.path, "commit", "--all", "--message", "ggml : third\n\nAnd why.")
+    mail = git(tree.path, "format-patch", "--stdout", "-1")
+    (two_patches.patches / "0003-third.patch").write_text(mail + "\n")
+    names = two_patches.series_file.read_text() + "0003-third.patch\n"
+    two_patches.series_file.write_text(names)
     assert log(prepare(two_patches))[0] == "ggml : third"
 
 

@@ -25,9 +25,15 @@ from fa_harness.upstream.git import git
 from fa_harness.upstream.pins import Pin, set_default
 from fa_harness.upstream.series import Series, load_series, series_for
 from fa_harness.upstream.source import Source
-from fa_harness.upstream.tree import BRANCH, UPSTREAM_REF, Tree, prepare_tree
-
-STATE = ".git/fa-harness-rework.json"
+from fa_harness.upstream.tree import (
+    BRANCH,
+    REWORK,
+    UPSTREAM_REF,
+    Tree,
+    are_same_patches,
+    made_of,
+    prepare_tree,
+)
 
 _OLD_UPSTREAM = "refs/fa-harness/old-upstream"
 _OLD_SERIES = "refs/fa-harness/old-series"
@@ -47,12 +53,17 @@ class Rework:
 
     Attributes:
         command: What the user called, as in `series edit`.
+        series: Digests of the patches that it is a change of.
         todo: Commits that are still to be picked, in order.
+        conflict_at: The commit that the first of those does not go on top of; empty while no pick
+            has stopped.
         dropped: Titles of patches that changed nothing where they were picked.
     """
 
     command: str
+    series: tuple[str, ...]
     todo: tuple[str, ...]
+    conflict_at: str = ""
     dropped: tuple[str, ...] = ()
 
 
@@ -117,20 +128,26 @@ def refresh(project: Project, source: Source) -> Changes:
     """Write the commits of the worktree, or else those of the tree's branch, to `patches/`.
 
     Raises:
-        UsageError: There is no tree yet.
+        UsageError: There is no tree yet, or the upstream has variants of patches.
         ConflictError: A later patch does not go on top of what was edited.
-        SetupError: Something is not committed.
+        SetupError: Something is not committed, or patches were changed meanwhile.
     """
     path = project.sources / source.folder
-    rework = _load(path)
-    if rework is not None:
-        _refuse_uncommitted(project, worktree(project, source))
-        return _go_on(project, source, path)
+    if begun(project, source) is not None:
+        return go_on(project, source)
     if not (path / ".git").exists():
         raise UsageError(f"there is no tree of '{source.label}' yet; fa-harness vendor makes it")
+    series = load_series(project)
+    _refuse_variants(project, source, series)
+    if made_of(project, source) != series.digests:
+        raise SetupError(
+            f"{project.relative(path)} was made of other patches than patches/ has now, and its "
+            "commits would undo what changed; fa-harness vendor brings it up to date, unless it "
+            "holds work of your own"
+        )
     _refuse_uncommitted(project, path)
     changes = _export(project, path, BRANCH)
-    prepare_tree(project, source, load_series(project))
+    prepare_tree(project, source, load_series(project), is_exported=True)
     return changes
 
 
@@ -233,9 +250,15 @@ def go_on(project: Project, source: Source) -> Changes:
     path = project.sources / source.folder
     rework = _load(path)
     if rework is None:
-        raise UsageError("nothing to go on with: no change of the series has begun")
+        raise UsageError(
+            f"nothing to go on with: no change of the series has begun on '{source.label}'"
+        )
     place = worktree(project, source)
-    if _picking(place):
+    if not _picking(place):
+        if rework.conflict_at not in ("", git(place, "rev-parse", "HEAD")):
+            # the user has made the commit
+            _save(path, replace(rework, todo=rework.todo[1:], conflict_at=""))
+    else:
         unmerged = git(place, "diff", "--name-only", "--diff-filter=U").split()
         if unmerged:
             raise ConflictError(_steps(project, source, rework, unmerged))
@@ -244,7 +267,7 @@ def go_on(project: Project, source: Source) -> Changes:
         else:  # what is left of it was there already
             rework = replace(rework, dropped=(*rework.dropped, _subject(place, "CHERRY_PICK_HEAD")))
             git(place, "cherry-pick", "--skip")
-        _save(path, replace(rework, todo=rework.todo[1:]))
+        _save(path, replace(rework, todo=rework.todo[1:], conflict_at=""))
     _refuse_uncommitted(project, place)
     return _go_on(project, source, path)
 
@@ -257,7 +280,9 @@ def abort(project: Project, source: Source) -> None:
     """
     path = project.sources / source.folder
     if _load(path) is None:
-        raise UsageError("nothing to give up: no change of the series has begun")
+        raise UsageError(
+            f"nothing to give up: no change of the series has begun on '{source.label}'"
+        )
     _end(project, source, path)
 
 
@@ -270,20 +295,24 @@ def begun(project: Project, source: Source) -> Rework | None:
 
 
 def _tree(project: Project, source: Source, series: Series) -> Tree:
-    if series_for(project, source).digests != series.digests:
-        raise UsageError(
-            f"upstream '{source.label}' has variants of the patches (patches/variants.toml): "
-            "change the series on the newest upstream, then the variants by hand"
-        )
+    _refuse_variants(project, source, series)
     tree = prepare_tree(project, source, series)
     _refuse_begun(project, source)
     _refuse_uncommitted(project, tree.path)
-    if git(tree.path, "rev-parse", f"{BRANCH}^{{tree}}") != tree.contents[-1]:
+    if not are_same_patches(tree.path, BRANCH, tree.commits[-1]):
         raise SetupError(
             f"{project.relative(tree.path)} has commits that are not in patches/; fa-harness "
             "series refresh writes them"
         )
     return tree
+
+
+def _refuse_variants(project: Project, source: Source, series: Series) -> None:
+    if series_for(project, source).digests != series.digests:
+        raise UsageError(
+            f"upstream '{source.label}' has variants of the patches (patches/variants.toml): "
+            "change the series on the newest upstream, then the variants by hand"
+        )
 
 
 def _refuse_begun(project: Project, source: Source) -> None:
@@ -306,13 +335,23 @@ def _of(
 def _begin(
     project: Project, source: Source, tree: Tree, command: str, n: int, todo: Sequence[str]
 ) -> Path:
-    """Make the worktree with the first `n` patches."""
+    """Make the worktree with the first `n` patches.
+
+    Raises:
+        SetupError: Its folder is there, of a change that nothing is known of.
+    """
     place = worktree(project, source)
-    _remove_worktree(tree.path, place)
+    if place.exists():
+        raise SetupError(
+            f"{project.relative(place)} is there, though no change of the series has begun on "
+            f"'{source.label}'; save what you need of it, delete the folder, and run again"
+        )
+    git(tree.path, "worktree", "prune")
     with writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
+    digests = load_series(project).digests
+    _save(tree.path, Rework(command=command, series=digests, todo=tuple(todo)))
     git(tree.path, "worktree", "add", "--quiet", "--detach", place, tree.commits[n])
-    _save(tree.path, Rework(command=command, todo=tuple(todo)))
     return place
 
 
@@ -330,6 +369,7 @@ def _pick_all(project: Project, source: Source, path: Path) -> None:
                 dropped = (*rework.dropped, _subject(path, commit))
                 _save(path, replace(rework, todo=rework.todo[1:], dropped=dropped))
                 continue
+            _save(path, replace(rework, conflict_at=git(place, "rev-parse", "HEAD")))
             raise ConflictError(_steps(project, source, rework, unmerged)) from error
         _save(path, replace(rework, todo=rework.todo[1:]))
 
@@ -338,11 +378,17 @@ def _go_on(project: Project, source: Source, path: Path) -> Changes:
     _pick_all(project, source, path)
     rework = _load(path)
     assert rework is not None
+    if load_series(project).digests != rework.series:
+        raise SetupError(
+            f"patches/ was changed since '{rework.command}' has begun, which would undo that; put "
+            "it back as it was (git stash, or git diff to save what is new), go on, and bring it "
+            "in again; or --abort"
+        )
     tip = git(worktree(project, source), "rev-parse", "HEAD")
     changes = _export(project, path, tip)
     git(path, "checkout", "--quiet", "-B", BRANCH, tip)
     _end(project, source, path)
-    prepare_tree(project, source, load_series(project))
+    prepare_tree(project, source, load_series(project), is_exported=True)
     changes = replace(changes, dropped=rework.dropped)
     if rework.command != "series rebase":
         return changes
@@ -407,7 +453,7 @@ def _content(mail: str) -> str:
 
 def _end(project: Project, source: Source, path: Path) -> None:
     _remove_worktree(path, worktree(project, source))
-    (path / STATE).unlink(missing_ok=True)
+    (path / REWORK).unlink(missing_ok=True)
 
 
 def _remove_worktree(repository: Path, path: Path) -> None:
@@ -455,14 +501,18 @@ def _steps(project: Project, source: Source, rework: Rework, unmerged: Sequence[
 
 def _load(path: Path) -> Rework | None:
     try:
-        record = json.loads((path / STATE).read_text(encoding="utf-8"))
+        record = json.loads((path / REWORK).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     return Rework(
-        command=record["command"], todo=tuple(record["todo"]), dropped=tuple(record["dropped"])
+        command=record["command"],
+        series=tuple(record["series"]),
+        todo=tuple(record["todo"]),
+        conflict_at=record["conflict_at"],
+        dropped=tuple(record["dropped"]),
     )
 
 
 def _save(path: Path, rework: Rework) -> None:
-    with writing(path / STATE):
-        replace_file(path / STATE, json.dumps(asdict(rework)) + "\n")
+    with writing(path / REWORK):
+        replace_file(path / REWORK, json.dumps(asdict(rework)) + "\n")

@@ -20,6 +20,8 @@ from fa_harness.upstream.source import Source, unpack
 UPSTREAM_REF = "refs/fa-harness/upstream"
 BRANCH = "series"
 STATE = ".git/fa-harness.json"
+REWORK = ".git/fa-harness-rework.json"
+"""There while a change of the series has begun, whose commits are in the repository."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +69,23 @@ def current_tree(project: Project, source: Source, series: Series) -> Tree | Non
 
 
 def prepare_tree(
-    project: Project, source: Source, series: Series, *, verbose: bool = False
+    project: Project,
+    source: Source,
+    series: Series,
+    *,
+    is_exported: bool = False,
+    verbose: bool = False,
 ) -> Tree:
     """Make the tree current: unpack the source, apply the series. The caller holds the lock.
 
     Interrupted at any point, it leaves either no tree or the one from before.
+
+    Args:
+        project: Where it goes.
+        source: The upstream.
+        series: What is applied.
+        is_exported: The commits of the tree's branch were just written to the series.
+        verbose: Print every command.
 
     Raises:
         SetupError: a patch does not apply (the message says which, and where), the tree holds
@@ -83,13 +97,19 @@ def prepare_tree(
     path = project.sources / source.folder
     state = _load_state(path)
     if state is None or state.source != source.digest:
+        if (path / REWORK).exists():
+            raise SetupError(
+                f"{source.label} has changed, and a change of the series has begun on it as it "
+                f"was, which is kept in {project.relative(path)}; end that first, with --continue "
+                "or --abort of its command"
+            )
         if state is not None:
-            _refuse_to_lose_work(project, path, state, state.contents[-1])
+            _refuse_to_lose_work(project, path, state, state.commits[-1], is_exported=is_exported)
         state = _make_repository(project, source, path, verbose=verbose)
     if series.patches:
         progress.stage(f"applying the patch series on {source.label}")
     applied = _apply(project, source, path, UPSTREAM_REF, series, verbose=verbose)
-    _refuse_to_lose_work(project, path, state, applied.contents[-1])
+    _refuse_to_lose_work(project, path, state, applied.commits[-1], is_exported=is_exported)
     git(path, "checkout", "--quiet", "-B", BRANCH, applied.commits[-1], verbose=verbose)
     _save_state(
         path,
@@ -127,6 +147,22 @@ def extend_tree(
         contents=tree.contents + applied.contents[1:],
         left_out=applied.left_out,
     )
+
+
+def made_of(project: Project, source: Source) -> tuple[str, ...]:
+    """Return the digests of the patches that the tree was made of, if there is one."""
+    state = _load_state(project.sources / source.folder)
+    return state.series if state is not None else ()
+
+
+def are_same_patches(repository: Path, tip: str, other: str) -> bool:
+    """Tell whether the commits up to two of them are the same patches by the same authors."""
+
+    def patches(last: str) -> str:
+        # of each commit its files, author and message
+        return git(repository, "log", "--format=%T %an <%ae>%n%B", f"{UPSTREAM_REF}..{last}")
+
+    return tip == other or patches(tip) == patches(other)
 
 
 def _load_state(path: Path) -> _State | None:
@@ -295,11 +331,15 @@ def _rejects(worktree: Path, patch: Path, am_output: str) -> list[str]:
     return found or [line for line in (output + "\n" + am_output).splitlines() if "error" in line]
 
 
-def _refuse_to_lose_work(project: Project, path: Path, state: _State, new_content: str) -> None:
+def _refuse_to_lose_work(
+    project: Project, path: Path, state: _State, new_tip: str, *, is_exported: bool
+) -> None:
     """A developer may edit and commit in the tree; a refresh must not throw that away."""
     changed = git(path, "status", "--porcelain", "--untracked-files=no")
-    content = git(path, "rev-parse", f"{BRANCH}^{{tree}}")
-    if changed or content not in (state.contents[-1], new_content):
+    tip = git(path, "rev-parse", BRANCH)
+    known = (state.commits[-1], new_tip)
+    is_known = is_exported or any(are_same_patches(path, tip, each) for each in known)
+    if changed or not is_known:
         what = ", ".join(changed.split("\n")) if changed else f"commits on branch '{BRANCH}'"
         raise SetupError(
             f"{project.relative(path)} holds work of your own, which a refresh would lose "
