@@ -233,6 +233,22 @@ def test_two_runs_at_once_do_not_take_each_others_results(
         assert [verdict.case for verdict in verdicts] == MANY[1:]
 
 
+def test_a_verdict_is_kept_where_the_next_case_cannot_even_start(
+    patched: Library, two_cores: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(worker: Worker) -> None:
+        if worker.digest:  # again
+            raise SetupError("a worker cannot be started")
+        first_start(worker)
+
+    first_start = Worker._start
+    monkeypatch.setattr(Worker, "_start", start)
+    verdicts: list[Verdict] = []
+    with Runner(patched.module_path) as runner, pytest.raises(SetupError, match="cannot be start"):
+        verdicts.extend(runner.run([SMALL, impossible(), SMALL]))
+    assert [verdict.status for verdict in verdicts] == ["pass", "crash"]
+
+
 def test_an_abort_beside_other_cases_is_a_crash_of_its_case_alone(
     patched: Library, several_at_once: None
 ) -> None:

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from fa_harness.cases import Case
+from fa_harness.errors import SetupError
 from fa_harness.expectations import Expectations
 from fa_harness.inputs import make_inputs
 from fa_harness.machine import usable_cores
@@ -125,7 +126,12 @@ class Runner:
         waiting: _Computing | None = None
         try:
             for case in cases:
-                computing = submit(self._worker, case)
+                try:
+                    computing = submit(self._worker, case)
+                except SetupError:
+                    if waiting is not None:
+                        yield waiting.verdict()  # what is known is kept
+                    raise
                 if waiting is not None:
                     yield waiting.verdict()
                     waiting = None  # it may be large

@@ -138,8 +138,8 @@ class Worker:
         self.mutant_reached = False
         assert self._mode is not None
         _set_mode(self._mode, "start")
-        self._send((case, modes, self._mutant))
         self.is_busy = True
+        self._send((case, modes, self._mutant))
 
     def result(self) -> Run | Lost:
         """Return what the submitted case gave.

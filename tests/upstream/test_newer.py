@@ -52,6 +52,26 @@ def test_a_newer_version_is_found_and_pinned_with_its_checksum(
     assert not newer.newest(project)[0].is_newer
 
 
+@pytest.mark.parametrize(
+    ("pinned", "version", "is_newer"),
+    [
+        ("0.9", "0.10", True),
+        ("0.20.2", "0.20.2.post1", True),
+        ("2.0", "1.9", False),  # the index lags behind, or it was taken back
+        ("2.0", "2.0.0", False),
+    ],
+)
+def test_a_version_is_newer_if_it_comes_later(pinned: str, version: str, is_newer: bool) -> None:
+    found = newer.Newest(package="mini-llama", pinned=pinned, version=version)
+    assert found.is_newer is is_newer
+
+
+def test_a_pinned_version_that_is_none_is_named() -> None:
+    found = newer.Newest(package="mini-llama", pinned="newest", version="1.0")
+    with pytest.raises(SetupError, match=r"upstreams\.toml: Invalid version: 'newest'"):
+        _ = found.is_newer
+
+
 def test_an_sdist_of_ggml_alone_is_named_after_ggml(
     project: Project, second: Callable[[dict[str, str]], Path]
 ) -> None:

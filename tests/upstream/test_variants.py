@@ -148,6 +148,32 @@ def test_a_variant_of_the_series_ends_it_after_some_patches(two_files: Project) 
     assert series_for(two_files, find_source(two_files)).names == ("0001-both.patch",)
 
 
+def test_a_variant_of_a_patch_that_is_not_there_is_refused(two_files: Project) -> None:
+    write(two_files, f'[["0003-both.patch"]]\nbelow = "0.1"\nwithout = ["{OPS}"]\n')
+    with pytest.raises(SetupError, match=r"no patch '0003-both.patch'; rename its table"):
+        series_for(two_files, find_source(two_files))
+
+
+def test_variants_go_with_a_patch_that_gets_another_number(
+    project: Project, add_patch: AddPatch
+) -> None:
+    for name, file in (("first", OTHER), ("both", OPS)):
+        add_patch(name, {file: [("return", "return 1 +")]})
+    table = '[["{}"]]\nbelow = "0.1"  # of "0002-both.patch"\nwithout = []\n'
+    write(project, table.format("0002-both.patch"))
+    rework.drop(project, find_source(project), ["1"])
+    assert (project.patches / "variants.toml").read_text() == table.format("0001-both.patch")
+    series_for(project, find_source(project))
+
+
+def test_a_refresh_does_not_write_the_patches_of_an_older_upstream(two_files: Project) -> None:
+    write(two_files, f'[["0001-both.patch"]]\nbelow = "0.2"\nwithout = ["{OPS}"]\n')
+    source = find_source(two_files)
+    prepare_tree(two_files, source, series_for(two_files, source))
+    with pytest.raises(UsageError, match="has variants of the patches"):
+        rework.refresh(two_files, source)
+
+
 def test_the_series_is_not_changed_on_an_upstream_with_variants(two_files: Project) -> None:
     write(two_files, f'[["0001-both.patch"]]\nbelow = "0.2"\nwithout = ["{OPS}"]\n')
     with pytest.raises(UsageError, match="has variants of the patches"):

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from packaging.version import InvalidVersion, Version
+
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.files import replace_file, sha256
 from fa_harness.project import Project, writing
@@ -31,7 +33,7 @@ class Newest:
     @property
     def is_newer(self) -> bool:
         """Whether it is newer than what is pinned."""
-        return self.version != self.pinned
+        return _version(self.version) > _version(self.pinned)
 
 
 def add(project: Project, spec: str, name: str | None = None) -> Pin:
@@ -92,7 +94,7 @@ def newest(project: Project) -> list[Newest]:
         packages.setdefault(pin.package, []).append(pin.version)
     packages.pop("", None)  # of commits, which no index has
     return [
-        Newest(package=package, pinned=max(versions, key=_numbers), version=newest_version(package))
+        Newest(package=package, pinned=max(versions, key=_version), version=newest_version(package))
         for package, versions in packages.items()
     ]
 
@@ -155,5 +157,8 @@ def look_into(archive: Path) -> tuple[str, str, bool]:
     return str(ggml.parent if is_llama else ggml), version, is_llama
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version))
+def _version(text: str) -> Version:
+    try:
+        return Version(text)
+    except InvalidVersion as error:
+        raise SetupError(f"vendor/upstreams.toml: {error}; correct it there") from error

@@ -21,6 +21,7 @@ from fa_harness.errors import FaHarnessError, SetupError, UsageError
 from fa_harness.files import replace_file
 from fa_harness.proc import ProgramError
 from fa_harness.project import Project, writing
+from fa_harness.upstream import variants
 from fa_harness.upstream.git import git
 from fa_harness.upstream.pins import Pin, set_default
 from fa_harness.upstream.series import Series, load_series, series_for
@@ -435,6 +436,10 @@ def _export(project: Project, repository: Path, tip: str) -> Changes:
         gone = [name for name in old if name not in new]
         for name in gone:
             (project.patches / name).unlink()
+    # the number alone may be another
+    by_title = {name.partition("-")[2]: name for name in new}
+    moved = {name: by_title.get(name.partition("-")[2], name) for name in gone}
+    variants.rename(project.patches, {**moved, **dict(renamed)})
     before = {name for name, _ in renamed}
     return Changes(
         written=tuple(written),

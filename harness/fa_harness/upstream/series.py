@@ -77,6 +77,12 @@ def series_for(project: Project, source: Source) -> Series:
     series = load_series(project)
     variants = load_variants(project.patches)
     version = parse_version(source.variants_as)
+    for variant in variants:
+        if variant.patch not in (SERIES, *series.names):
+            raise SetupError(
+                f"patches/variants.toml: the series has no patch '{variant.patch}'; rename its "
+                "table to what the patch is called now, or delete it"
+            )
     for whole in of_version(variants, SERIES, version):
         series = series.first(whole.first or 0)
     patches, digests = list(series.patches), list(series.digests)

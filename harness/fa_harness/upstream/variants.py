@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fa_harness.errors import SetupError
+from fa_harness.files import replace_file
+from fa_harness.project import writing
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -72,6 +74,22 @@ def load_variants(patches: Path) -> tuple[Variant, ...]:
     return tuple(
         _variant(path, patch, table) for patch, tables in data.items() for table in _list(tables)
     )
+
+
+def rename(patches: Path, names: Mapping[str, str]) -> None:
+    """Give the tables of patches in `variants.toml` their new names, as old -> new."""
+    path = patches / "variants.toml"
+    if path.exists():
+        text = path.read_text(encoding="utf-8")
+        new = re.sub(
+            r'^(\[\[?["\'])([^"\']+)(["\'])',
+            lambda found: found[1] + names.get(found[2], found[2]) + found[3],
+            text,
+            flags=re.MULTILINE,
+        )
+        if new != text:
+            with writing(path):
+                replace_file(path, new)
 
 
 def of_version(variants: Sequence[Variant], patch: str, version: Version) -> list[Variant]:
