@@ -5,7 +5,8 @@ import numpy.typing as npt
 import pytest
 
 from fa_harness import quants
-from fa_harness.ggml import Ggml
+from fa_harness.ggml import Ggml, Tensor
+from fa_harness.tensors import clear
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -129,3 +130,85 @@ def test_a_fresh_row_takes_nothing_from_the_s_and_vkq_that_it_holds(
 def test_the_result_is_the_numerators_over_s(library: Ggml) -> None:
     out, after, _ = continue_from(library, rows(0.5, 2.0, 1 / 3))
     np.testing.assert_allclose(out, after[..., 2:] / after[..., 1:2], rtol=2 * 2.0**-24)
+
+
+PATHS = {"vec": (3, 40, "f16"), "vec f32": (3, 40, "f32"), "tiled": (66, 64, "f16"),
+         "split-kv": (1, 600, "f16")}  # fmt: skip
+"""Rows of Q and keys of a call with which the op takes each path, and the type of K and V."""
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_rows_of_a_state_of_one_row_a_head_lie_one_behind_another(
+    library: Ggml, path: str
+) -> None:
+    """Of a dimension with one element the stride says nothing; a state is contiguous with any."""
+    n_kv, type_ = PATHS[path][1:]
+    rng = np.random.default_rng(1)
+    values = [rng.normal(size=(1, n, m, 32)).astype(np.float32) for n, m in ((3, 1), (3, n_kv))]
+    states = []
+    for is_permuted in (False, True):
+        with library.context() as ctx, library.backend(2) as backend:
+            q, k, v = (ctx.tensor(t, (32, n, 3, 1)) for t, n in (("f32", 1), *[(type_, n_kv)] * 2))
+            state = whole = ctx.tensor("f32", (34, 3, 1, 1) if is_permuted else (34, 1, 3, 1))
+            if is_permuted:
+                state = ctx.permute(whole, (0, 2, 1, 3))
+            out = ctx.flash_attn_ext(q, k, v, None, scale=0.2, state=state)
+            backend.allocate(ctx)
+            q.write(values[0])
+            for each in (k, v):
+                each.write(quants.encode(values[1], type_))
+            whole.write(np.full(whole.ne[::-1], -np.inf, np.float32))
+            backend.compute(ctx.graph([out]))
+            states.append(whole.read().tobytes())
+    assert states[0] == states[1]
+
+
+@pytest.mark.parametrize("then", ["the same keys", "other keys", "no keys", "masked keys"])
+@pytest.mark.parametrize("path", PATHS)
+def test_a_row_that_is_nan_is_so_where_one_call_has_it(library: Ggml, path: str, then: str) -> None:
+    """It must not be taken for a fresh row by the next call, or by a merge."""
+    n_batch, n_kv, type_ = PATHS[path]
+    rng = np.random.default_rng(1)
+    keys, values = (rng.normal(size=(1, 2, 2 * n_kv, 32)).astype(np.float32) for _ in range(2))
+    queries = rng.normal(size=(1, 2, n_batch, 32)).astype(np.float32)
+    if then == "other keys":
+        keys[0, 0, :n_kv, 0] = np.nan  # those of a head in the first call
+    else:
+        queries[0, 0, 0, 0] = np.nan
+    mask = np.zeros((1, 1, n_batch, 2 * n_kv), np.float16)
+    mask[..., n_kv:] = -np.inf if then == "masked keys" else 0
+    n_then = 0 if then == "no keys" else n_kv
+    with library.context() as ctx, library.backend(2) as backend:
+        q = ctx.tensor("f32", (32, n_batch, 2, 1))
+        k, v = (ctx.tensor(type_, (32, 2 * n_kv, 2, 1)) for _ in range(2))
+        masks = [ctx.tensor("f16", (n, n_batch, 1, 1)) for n in (n_kv + n_then, n_kv, n_then)]
+        state, fresh = (ctx.tensor("f32", (34, n_batch, 2, 1)) for _ in range(2))
+
+        def attend(start: int, stop: int, mask: Tensor, state: Tensor | None) -> Tensor:
+            k_part, v_part = (
+                ctx.view(each, (32, stop - start, 2, 1), offset=start * k.nb[1]) for each in (k, v)
+            )
+            return ctx.flash_attn_ext(q, k_part, v_part, mask, scale=0.2, state=state)
+
+        one = attend(0, n_kv + n_then, masks[0], None)
+        first = attend(0, n_kv, masks[1], state)
+        merged = ctx.from_state(ctx.merge_states(ctx.merge_states(fresh, state), fresh))
+        last = attend(n_kv, n_kv + n_then, masks[2], state)
+        backend.allocate(ctx)
+        q.write(queries)
+        k.write(quants.encode(keys, type_))
+        v.write(quants.encode(values, type_))
+        for tensor, start in zip(masks, (0, 0, n_kv), strict=True):
+            tensor.write(np.ascontiguousarray(mask[..., start : start + tensor.ne[0]]))
+        for each in (state, fresh):
+            each.write(np.full(each.ne[::-1], -np.inf, np.float32))
+        found = {}
+        for name, output in (("one", one), ("first", first), ("merged", merged), ("last", last)):
+            clear(output)
+            backend.compute(ctx.graph([output]))
+            found[name] = np.isnan(output.read().swapaxes(1, 2)[0])
+    if path != "tiled":  # upstream passes over a tile of keys whose scores are all NaN
+        assert found["one"][0, 0].all()
+    assert not found["one"][1].any()
+    np.testing.assert_array_equal(found["merged"], found["first"])
+    np.testing.assert_array_equal(found["last"], found["one"])

@@ -62,9 +62,16 @@ class CaseTensors:
         return self._keys(f"[{start}:{stop}]", self._case.of_segment(i), k_raw, v_raw)
 
     def state(self) -> Tensor:
-        """Return a state of the case, not filled."""
+        """Return a state of the case, not filled.
+
+        Of one row a head it is made from `[2 + hsv, n_head, 1, ne3]`: contiguous all the same, but
+        the stride of the dimension that has one element is not that of a row.
+        """
         case = self._case
-        return self.ctx.tensor("f32", (2 + case.hsv_padded, case.nb, case.n_head, case.ne3))
+        ne = (2 + case.hsv_padded, case.nb, case.n_head, case.ne3)
+        if case.nb > 1:
+            return self.ctx.tensor("f32", ne)
+        return self.ctx.permute(self.ctx.tensor("f32", (ne[0], ne[2], 1, ne[3])), (0, 2, 1, 3))
 
     def call(
         self,
