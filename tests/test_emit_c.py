@@ -67,8 +67,12 @@ def program_of(case: Case, library: Library, *modes: str) -> str:
         CASE.with_(hsk=64, v_is_view_of_k=True, mask=False, mask_kind="none", logit_softcap=5.0),
         CASE.with_(boundaries=(0, 3, 3), segments=4, mask_heads=2, threads=2, nh=3, max_bias=4.0),
         CASE.with_(mask_kind="sparse", n_kv_max=5, prec="def", type_K="bf16", type_V="q5_1"),
+        CASE.with_(nb=1, nh=2, permute=(0, 2, 1, 3)),
     ],
-    ids=["f16", "f32-sinks", "q8_0-permuted-alibi", "v-in-k-softcap", "empty-segments", "sparse"],
+    ids=[
+        *("f16", "f32-sinks", "q8_0-permuted-alibi", "v-in-k-softcap", "empty-segments", "sparse"),
+        "one-row",
+    ],
 )
 def test_the_program_is_red_on_the_bug_and_green_on_the_patched_library(
     bug: Library, patched: Library, compile_c: Build, case: Case

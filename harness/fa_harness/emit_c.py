@@ -49,11 +49,11 @@ _NEW_STATE = """\
 // a fresh state: M is -INFINITY, whatever the rest is
 static struct ggml_tensor * new_state(struct ggml_context * ctx) {
     struct ggml_tensor * state =
-        ggml_new_tensor_4d(ctx, GGML_TYPE_F32, 2 + HSV, N_BATCH, N_HEAD, NE3);
+        ggml_new_tensor_4d(ctx, GGML_TYPE_F32, 2 + HSV, $ne1, $ne2, NE3);
     for (int i = 0; i < N_ROWS*(2 + HSV); ++i) {
         ((float *) state->data)[i] = i % (2 + HSV) == 0 ? -INFINITY : NAN;
     }
-    return state;
+    return $state;
 }
 
 """
@@ -195,9 +195,16 @@ class _Source:
             call=self._call(),
             segment=self._segment(),
             from_segment="s" if self._mode == "merged" else "0",
-            new_state="" if self._mode == "standard" else _NEW_STATE,
+            new_state="" if self._mode == "standard" else self._new_state(),
             end=self._end(needs_bits=needs_bits),
         )  # fmt: skip
+
+    def _new_state(self) -> str:
+        """Return the function that makes a state, laid out as `CaseTensors.state` does."""
+        ne1, ne2, state = "N_BATCH", "N_HEAD", "state"
+        if self._case.nb == 1:
+            ne1, ne2, state = ne2, ne1, "ggml_permute(ctx, state, 0, 2, 1, 3)"
+        return Template(_NEW_STATE).substitute(ne1=ne1, ne2=ne2, state=state)
 
     def _own(self) -> list[Partial]:
         """Return the oracle's state of each call's keys alone, for Q as the call rounds it."""
