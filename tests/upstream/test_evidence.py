@@ -204,7 +204,7 @@ def test_a_model_that_does_not_run_is_an_error_with_its_last_words(
 
 
 def test_a_series_that_has_to_be_merged_is_refused_where_libraries_are_built_of_it(
-    mine: Path, add_patch: AddPatch
+    mine: Path, project: Project, add_patch: AddPatch
 ) -> None:
     add_patch("say 40", {OPS: [(ANSWER, "return 40;")]})
     text = (mine / OPS).read_text()
@@ -215,7 +215,9 @@ def test_a_series_that_has_to_be_merged_is_refused_where_libraries_are_built_of_
         call(mine, skip=["proof", "mutants"])
     assert f"series rebase --onto {mine} first, or leave them out" in str(caught.value)
     assert content(mine) == before
+    assert not list(project.build.glob("evidence/*/*/cmake")), "asked after the builds"
     assert call(mine, folder="others") == 0
+    assert list(project.build.glob("evidence/*/*/cmake"))
 
 
 @pytest.mark.parametrize("answer", ["no C;", "return unknown;"])

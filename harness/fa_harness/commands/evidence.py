@@ -38,6 +38,7 @@ from fa_harness.proc import ProgramError
 from fa_harness.project import Project, find_project, locked, writing
 from fa_harness.report.evidence import Evidence, markdown, print_section, render
 from fa_harness.upstream.checkout import Checkout, Commits, make_branch, make_commits, open_checkout
+from fa_harness.upstream.git import check_out
 from fa_harness.upstream.llama import (
     BENCH,
     PERPLEXITY,
@@ -110,11 +111,13 @@ def gather(request: Request, *, console: Console, verbose: bool = False) -> Evid
     work = project.build / "evidence" / checkout.folder
     commits = make_commits(project, checkout, work / "repository", verbose=verbose)
     with locked(project):
+        if _OF_LIBRARIES & set(request.parts):
+            before = work / "before" / "src"
+            check_out(commits.repository, commits.base, before, verbose=verbose)
+            _try_series(project, before, request.onto, verbose=verbose)
         builds = _build(request, work, commits, verbose=verbose)
     gatherer = _Gatherer(request, checkout, builds)
     gatherer.try_model()
-    if _OF_LIBRARIES & set(request.parts):
-        _try_series(project, builds["before"].src, request.onto, verbose=verbose)
     make_branch(checkout, commits, request.branch)
     progress.stage(f"{checkout.path} has the branch '{request.branch}'")
     sections: list[Section] = []
@@ -173,13 +176,14 @@ def _build(request: Request, work: Path, commits: Commits, *, verbose: bool) -> 
 def _try_series(project: Project, src: Path, onto: Path, *, verbose: bool) -> None:
     """Find out whether the series applies as libraries are built, to the line.
 
+    The caller holds the project's lock.
+
     Raises:
         SetupError: It needs to be merged, which commits are.
     """
     source = source_of(src)
     try:
-        with locked(project):
-            prepare_tree(project, source, series_for(project, source), verbose=verbose)
+        prepare_tree(project, source, series_for(project, source), verbose=verbose)
     except SetupError as error:
         parts = ", ".join(part for part in PARTS if part in _OF_LIBRARIES)
         raise SetupError(
