@@ -7,7 +7,7 @@ import math
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +38,21 @@ def timings(
     factors: Mapping[str, float] | None = None,
     noise: float = 0.0,
     rounds: int = ROUNDS,
+    parts: Collection[int] = (8,),
     **changes: Any,
 ) -> Timings:
     """Make timings in which all ways take as long as their models allow, but for the factors.
 
     The noise goes up and down by rounds, and for each way in another order.
     """
-    calls = ("baseline", "standard", "again", "full_state", "standard_vec", "parts_8")
+    calls = ("baseline", "standard", "again", "full_state", "standard_vec", "baseline_vec")
     empty = ("empty_vec", "empty_tiled", "empty_split-kv")
     seconds = {**dict.fromkeys(calls, 1e-3), **dict.fromkeys(empty, 1e-9), "byte": 1e-16}
     for n in SEGMENTS:
         padding = bench.tiles(case, n) / bench.tiles(case, 1)
         seconds[f"segmented_{n}"] = 1e-3 * (padding if path(case) == "tiled" else 1.0)
+        if n in parts:
+            seconds[f"parts_{n}"] = seconds[f"segmented_{n}"]
     for name, factor in (factors or {}).items():
         seconds[name] *= factor
     rng = np.random.default_rng(0)
@@ -219,6 +222,27 @@ def test_upstreams_calls_on_the_parts_limit_a_chain_that_no_cache_helps() -> Non
     assert judge(DECODE, timings(DECODE, factors={"segmented_8": 1.02})).status == "over"
 
 
+def test_parts_are_compared_with_one_call_of_their_own_library() -> None:
+    factors = {"parts_8": 1.1, "baseline": 1.1, "segmented_8": 1.02}  # ours is faster, by its place
+    row = judge(DECODE, timings(DECODE, factors=factors))
+    assert row.comparisons["long_decode"].limit == pytest.approx(1.0)
+    assert row.status == "over"
+
+
+@pytest.mark.parametrize("case", [DECODE, SHORT_DECODE, PREFILL], ids=str)
+@pytest.mark.parametrize(("of_upstream", "status"), [(1.0, "over"), (1.02, "over"), (1.05, "pass")])
+def test_what_upstreams_calls_on_the_parts_take_a_chain_may_take_too(
+    case: Case, of_upstream: float, status: str
+) -> None:
+    factors = {"segmented_2": 1.06, "parts_2": of_upstream}
+    row = judge(case, timings(case, factors=factors, parts=SEGMENTS))
+    assert row.comparisons["segmented_2"].status == row.status == status
+    model, more = row.comparisons["segmented_2"].model, of_upstream - 1
+    assert model is not None
+    assert model.ratio == pytest.approx((1 + model.padding) * of_upstream, rel=1e-3)
+    assert model.parts == pytest.approx(more * (1 + model.padding), abs=1e-3)
+
+
 @pytest.mark.parametrize(("full_state", "status"), [(1.0, "noisy"), (1.05, "noisy"), (1.5, "over")])
 def test_where_a_library_differs_from_itself_only_more_than_that_tells_something(
     full_state: float, status: str
@@ -314,15 +338,18 @@ def test_a_row_that_does_not_pass_is_measured_again_until_it_can_be_told(
     attempts: int,
 ) -> None:
     asked: list[int] = []
+    parts: list[Collection[int]] = []
 
-    def measured(*arguments: object, rounds: int, seed: int = 0) -> Timings:
+    def measured(*arguments: object, rounds: int, **more: Any) -> Timings:
         asked.append(rounds)
+        parts.append(more.get("parts", ()))
         return timings(DECODE, rounds=rounds, **{"noise": 0.001, **found[len(asked) - 1]})
 
     monkeypatch.setattr(bench, "measure", measured)
     [row] = bench.run(library, library, [DECODE], rounds=25)
     assert (row.status, row.attempts, row.rounds) == (status, attempts, asked[-1])
     assert asked[:2] == [25, 50][:attempts]
+    assert parts == [(), SEGMENTS, SEGMENTS][:attempts]
     assert all(100 <= rounds <= 200 for rounds in asked[2:])
 
 
@@ -331,7 +358,7 @@ def test_a_row_that_takes_too_long_to_be_told_stays_noisy(
 ) -> None:
     asked: list[int] = []
 
-    def measured(*arguments: object, rounds: int, seed: int = 0) -> Timings:
+    def measured(*arguments: object, rounds: int, **more: Any) -> Timings:
         asked.append(rounds)
         return timings(DECODE, rounds=rounds, noise=0.02)
 
@@ -348,11 +375,17 @@ def test_a_library_without_the_state_is_refused(library: Ggml, pristine: Library
         next(bench.run(other, library, [DECODE], rounds=8))
 
 
+@pytest.mark.parametrize("parts", [(), SEGMENTS], ids=str)
 @pytest.mark.parametrize("case", bench.suite((1,), TINY), ids=str)
-def test_a_row_is_measured_on_both_libraries(library: Ggml, pristine: Library, case: Case) -> None:
-    found = measure(library, ggml.load(pristine.module_path), case.with_(nh=1), rounds=8)
+def test_a_row_is_measured_on_both_libraries(
+    library: Ggml, pristine: Library, case: Case, parts: Collection[int]
+) -> None:
+    other = ggml.load(pristine.module_path)
+    found = measure(library, other, case.with_(nh=1), rounds=8, parts=parts)
     ways = {"baseline", "standard", "again", "standard_vec", "full_state"}
-    ways |= {f"segmented_{n}" for n in SEGMENTS}
+    ways |= {f"segmented_{n}" for n in SEGMENTS} | {f"parts_{n}" for n in parts}
+    if parts:
+        ways.add("baseline_vec")
     assert set(found.seconds) == {*ways, "empty_vec", "byte"}
     assert all(each.shape == (8,) and (each > 0).all() for each in found.seconds.values())
     assert set(found.work_size) == set(found.allocations) == ways
@@ -385,7 +418,7 @@ def test_a_limit_that_is_not_kept_ends_with_status_1(
     factor: float,
     status: int,
 ) -> None:
-    def measured(_library: Ggml, _baseline: Ggml, case: Case, **_more: int) -> Timings:
+    def measured(_library: Ggml, _baseline: Ggml, case: Case, **_more: Any) -> Timings:
         return timings(case, factors={"full_state": factor})
 
     monkeypatch.setattr(bench, "measure", measured)
@@ -438,11 +471,14 @@ def test_a_run_writes_its_report(pristine: Library, patched: Library, tmp_path: 
         "standard",
         "full_state",
         *map("segmented_{}".format, SEGMENTS),
+        *(map("parts_{}".format, SEGMENTS) if row["attempts"] > 1 else ()),
     }
     for ratio in row["ratios"].values():
         assert set(ratio) == {"of", "to", "median", "low", "high", "limit", "model", "status", "ok"}
         assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
-    assert set(row["ratios"]["segmented_8"]["model"]) == {"state", "nodes", "padding", "ratio"}
+    assert set(row["ratios"]["segmented_8"]["model"]) == {
+        *("state", "nodes", "padding", "parts", "ratio")
+    }
 
 
 def test_the_command_that_repeats_a_row_selects_that_row() -> None:

@@ -14,7 +14,7 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -58,7 +58,9 @@ class Timings:
     `standard_vec`  the same on the vec path, where a chain takes that and `standard` does not
     `full_state`    one call with a fresh state
     `segmented_N`   N calls with one state that is fresh at first, in one graph
-    `parts_8`       8 calls of the baseline library without a state, in one graph; long decodes only
+    `parts_N`       N calls of the baseline library without a state, in one graph; 8 of a long
+                    decode, others where they are asked for
+    `baseline_vec`  `standard_vec` of the baseline library, where parts take that path
     `empty_PATH`    a call of the baseline library, in a graph of many, with no key to see
     `byte`          reading or writing a byte of memory, with as many threads
     """
@@ -70,7 +72,15 @@ class Timings:
     """How often the library asks for memory while it computes a graph; empty if that is unknown."""
 
 
-def measure(library: Ggml, baseline: Ggml, case: Case, *, rounds: int, seed: int = 0) -> Timings:
+def measure(
+    library: Ggml,
+    baseline: Ggml,
+    case: Case,
+    *,
+    rounds: int,
+    seed: int = 0,
+    parts: Collection[int] = (),
+) -> Timings:
     """Time a case.
 
     Args:
@@ -79,7 +89,9 @@ def measure(library: Ggml, baseline: Ggml, case: Case, *, rounds: int, seed: int
         case: What to compute; its segments do not matter.
         rounds: How often each way is timed.
         seed: Draws the order in each round.
+        parts: Numbers of calls without a state, some of `SEGMENTS`, that are timed, too.
     """
+    parts = {*parts, 8} if is_long_decode(case) else {*parts}
     _allocate_work_at_pages()
     arrays = _Arrays(case, make_inputs(case))
     with ExitStack() as stack:
@@ -93,9 +105,10 @@ def measure(library: Ggml, baseline: Ggml, case: Case, *, rounds: int, seed: int
             "again": ours.standard(),
             "full_state": ours.chain(1),
             **{f"segmented_{n}": ours.chain(n) for n in SEGMENTS},
+            **{f"parts_{n}": theirs.parts(n) for n in parts},
         }
-        if is_long_decode(case):
-            ways["parts_8"] = theirs.parts(8)
+        if baseline.has_reference and any(chain_path(case, n) != path(case) for n in parts):
+            ways["baseline_vec"] = theirs.standard(reference=True)
         for each in {chain_path(case, n) for n in SEGMENTS}:
             if each == "split-kv":
                 ways["empty_split-kv"] = theirs.empty(SPLIT_KV)

@@ -162,5 +162,5 @@ def test_the_document_has_every_ratio_with_its_limit() -> None:
         "ok": True,
     }
     assert ratios["segmented_8"]["model"] == {
-        "state": 0.01, "nodes": 0.02, "padding": 0.0, "ratio": 1.03
+        "state": 0.01, "nodes": 0.02, "padding": 0.0, "parts": 0.0, "ratio": 1.03
     }  # fmt: skip
