@@ -243,6 +243,33 @@ def test_what_upstreams_calls_on_the_parts_take_a_chain_may_take_too(
     assert model.parts == pytest.approx(more * (1 + model.padding), abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("segmented", "status"), [(1.0, "pass"), (1.05, "noisy"), (1.1, "noisy"), (1.5, "over")]
+)
+@pytest.mark.parametrize("case", [DECODE, SHORT_DECODE, PREFILL], ids=str)
+def test_parts_that_are_not_told_do_not_decide(case: Case, segmented: float, status: str) -> None:
+    calm = timings(case, factors={f"segmented_{n}": segmented for n in SEGMENTS}, parts=SEGMENTS)
+    scatter = np.tile([0.98, 1.2], ROUNDS)[:ROUNDS] / segmented  # of upstream's, about one call
+    parts = {f"parts_{n}": calm.seconds[f"segmented_{n}"] * scatter for n in SEGMENTS}
+    row = judge(case, dataclasses.replace(calm, seconds={**calm.seconds, **parts}))
+    comparison = row.comparisons["segmented_2"]
+    assert comparison.ratio.width == 0
+    assert comparison.status == row.status == status
+    assert (row.noise > bench.NOISY) == (status == "noisy")
+    assert comparison.limit_high is not None
+    assert comparison.model is not None
+    assert comparison.limit == comparison.model.ratio * bench.CHAIN < comparison.limit_high
+
+
+def test_parts_that_are_told_decide_though_the_ratio_lies_between_their_ends() -> None:
+    calm = timings(DECODE, factors={"segmented_8": 1.025})
+    parts = 1e-3 * np.tile([1.01, 1.03], ROUNDS)[:ROUNDS]
+    row = judge(DECODE, dataclasses.replace(calm, seconds={**calm.seconds, "parts_8": parts}))
+    assert row.comparisons["long_decode"].limit == pytest.approx(1.01)
+    assert row.comparisons["long_decode"].limit_high == pytest.approx(1.03)
+    assert row.status == "pass"
+
+
 @pytest.mark.parametrize(("full_state", "status"), [(1.0, "noisy"), (1.05, "noisy"), (1.5, "over")])
 def test_where_a_library_differs_from_itself_only_more_than_that_tells_something(
     full_state: float, status: str
@@ -474,7 +501,10 @@ def test_a_run_writes_its_report(pristine: Library, patched: Library, tmp_path: 
         *(map("parts_{}".format, SEGMENTS) if row["attempts"] > 1 else ()),
     }
     for ratio in row["ratios"].values():
-        assert set(ratio) == {"of", "to", "median", "low", "high", "limit", "model", "status", "ok"}
+        assert set(ratio) == {
+            *("of", "to", "median", "low", "high"),
+            *("limit", "limit_high", "model", "status", "ok"),
+        }
         assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
     assert set(row["ratios"]["segmented_8"]["model"]) == {
         *("state", "nodes", "padding", "parts", "ratio")

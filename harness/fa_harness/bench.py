@@ -6,13 +6,15 @@ limit and is wider than `NOISY`, nothing is known: the row is measured again, an
 `noisy`: neither over nor a pass. A row that is over is measured again, too, in other places in
 memory, which alone make a call some per cent slower for as long as it keeps them; of some hundred
 ratios one or two would be over by chance as well. Then upstream's own calls on the segments are
-timed, too: on some CPUs the same keys take longer in two calls than in one, state or no state.
-Over is what is over in both. What is noisy even then is measured a third time where more rounds can
-be expected to tell.
+timed, too: on some CPUs the same keys take longer in two calls than in one, state or no state. Such
+a limit has an interval itself: over is what is above its upper end. Over is what is over in both
+measurements. What is noisy even then is measured a third time where more rounds can be expected to
+tell.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
@@ -209,8 +211,8 @@ class Model:
     padding: float
     """The further KV tiles of segments that do not fill theirs; tiled path only."""
     parts: float = 0.0
-    """What upstream's own calls on the segments take beyond nodes and padding, where that was
-    measured: on some CPUs the same keys take longer in two calls than in one."""
+    """What upstream's own calls on the segments take at least beyond nodes and padding, where that
+    was measured: on some CPUs the same keys take longer in two calls than in one."""
 
     @property
     def ratio(self) -> float:
@@ -282,6 +284,9 @@ class Comparison:
     ratio: Interval
     limit: float | None
     """At most; None where the ratio is a measure for others."""
+    limit_high: float | None = None
+    """Where another ratio makes the limit: what it is with the upper end of that ratio's interval,
+    as `limit` is with the lower end."""
     model: Model | None = None
 
     @property
@@ -291,11 +296,19 @@ class Comparison:
             return "pass"
         if self.is_over_by(1.0):
             return "over"
-        return "noisy" if self.ratio.width > NOISY else "pass"
+        return "noisy" if self.width > NOISY else "pass"
+
+    @property
+    def width(self) -> float:
+        """The width of the ratio's interval or of its limit's, whichever is wider."""
+        if self.limit is None or self.limit_high is None:
+            return self.ratio.width
+        return max(self.ratio.width, self.limit_high / self.limit - 1)
 
     def is_over_by(self, factor: float) -> bool:
         """Tell whether even the lower end is above so many times the limit."""
-        return self.limit is not None and self.ratio.low > self.limit * factor
+        highest = self.limit if self.limit_high is None else self.limit_high
+        return highest is not None and self.ratio.low > highest * factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,7 +352,7 @@ class Row:
         noisy = [each for each in self.comparisons.values() if each.status == "noisy"]
         if self.is_unsteady:
             noisy.append(self.comparisons["again"])
-        return max((each.ratio.width for each in noisy), default=0.0)
+        return max((each.width for each in noisy), default=0.0)
 
     @property
     def status(self) -> str:
@@ -365,9 +378,9 @@ def judge(case: Case, timings: Timings, *, attempts: int = 1) -> Row:
     seconds = timings.seconds
     medians = {name: float(np.median(each)) for name, each in seconds.items()}
 
-    def compare(of: str, to: str, limit: float | None, model: Model | None = None) -> Comparison:
+    def compare(of: str, to: str, limit: float | None, **more: Any) -> Comparison:
         ratio = median_interval(seconds[of] / seconds[to])
-        return Comparison(of=of, to=to, ratio=ratio, limit=limit, model=model)
+        return Comparison(of=of, to=to, ratio=ratio, limit=limit, **more)
 
     again = compare("again", "standard", None)
     # Code that is as fast as another cannot be told from it by more than from itself: the reach of
@@ -391,22 +404,29 @@ def judge(case: Case, timings: Timings, *, attempts: int = 1) -> Row:
                 "and the library cannot be told to take another (use_ref)"
             )
             continue
-        parts = 0.0
-        if {f"parts_{n}", of_theirs} <= seconds.keys():
-            comparisons[f"parts_{n}"] = compare(f"parts_{n}", of_theirs, None)
-            parts = comparisons[f"parts_{n}"].ratio.median
-        expected = model(
+        expected = functools.partial(
+            model,
             case,
             n,
             one_call=medians[to],
             empty_call=max(0.0, medians[f"empty_{path_}"]),
             byte_cost=medians["byte"],
-            parts=parts,
         )
-        comparisons[name] = compare(name, to, expected.ratio * CHAIN, expected)
+        most = lowest = expected()
+        if {f"parts_{n}", of_theirs} <= seconds.keys():
+            parts = comparisons[f"parts_{n}"] = compare(f"parts_{n}", of_theirs, None)
+            lowest, most = expected(parts=parts.ratio.low), expected(parts=parts.ratio.high)
+        comparisons[name] = compare(
+            name, to, lowest.ratio * CHAIN, limit_high=most.ratio * CHAIN, model=lowest
+        )
     if is_long_decode(case):
-        limit = max(LONG_DECODE, comparisons["parts_8"].ratio.high)
-        comparisons["long_decode"] = compare("segmented_8", "standard", limit)
+        of_parts = comparisons["parts_8"].ratio
+        comparisons["long_decode"] = compare(
+            "segmented_8",
+            "standard",
+            max(LONG_DECODE, of_parts.low),
+            limit_high=max(LONG_DECODE, of_parts.high),
+        )
     return Row(
         case=case,
         seconds=medians,

@@ -10,7 +10,7 @@ from rich.console import Console
 from fa_harness import bench
 from fa_harness.bench import Bench, Comparison, Interval, Model, Row
 from fa_harness.cases import Case
-from fa_harness.report.bench import Table, document, label, print_summary, render
+from fa_harness.report.bench import Table, document, explain, label, print_summary, render
 
 CASE = bench.SHAPES[2]
 MODEL = Model(state=0.01, nodes=0.02, padding=0.0)
@@ -145,6 +145,16 @@ def test_the_summary_counts(rows: list[Row], selected: int | None, text: str) ->
     assert not found.passed
 
 
+def test_a_limit_that_was_measured_says_how_far_it_may_be_off() -> None:
+    limit = MODEL.ratio * bench.CHAIN
+    told = dataclasses.replace(comparison(1.1, limit), model=MODEL, limit_high=limit)
+    assert "by its own interval" not in explain(told)
+    open_ = dataclasses.replace(told, limit_high=1.2)
+    assert explain(open_).endswith(
+        "(up to 1.200 by its own interval); too noisy: the interval is 13% wide"
+    )
+
+
 def test_the_document_has_every_ratio_with_its_limit() -> None:
     found = document(result([row()]))
     assert json.loads(render(result([row()]))) == found
@@ -157,6 +167,7 @@ def test_the_document_has_every_ratio_with_its_limit() -> None:
         "low": 0.999,
         "high": 1.001,
         "limit": 1.01,
+        "limit_high": None,
         "model": None,
         "status": "pass",
         "ok": True,

@@ -128,8 +128,10 @@ def explain(comparison: Comparison) -> str:
         terms = vars(comparison.model).items()
         sum_ = " + ".join(["1", *(f"{value:.3f} {name}" for name, value in terms)])
         text += f" = {bench.CHAIN} x ({sum_})"
+    if comparison.limit_high != comparison.limit and comparison.limit_high is not None:
+        text += f" (up to {comparison.limit_high:.3f} by its own interval)"
     if comparison.status == "noisy":
-        text += f"; too noisy: the interval is {comparison.ratio.width:.0%} wide"
+        text += f"; too noisy: the interval is {comparison.width:.0%} wide"
     return text
 
 
@@ -189,6 +191,7 @@ def _ratio(comparison: Comparison) -> dict[str, Any]:
         "to": comparison.to,
         **vars(comparison.ratio),
         "limit": comparison.limit,
+        "limit_high": comparison.limit_high,
         "model": terms,
         "status": comparison.status,
         "ok": comparison.status == "pass",
