@@ -1,10 +1,13 @@
 """What the harness itself may take: of several tries the fastest counts, since others use the
-machine, too."""
+machine, too. Where they use it all the time, or it is a slower one, its pace counts as well."""
 
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from fa_harness.cases import Case
@@ -16,7 +19,58 @@ from fa_harness.modes import run_case
 from fa_harness.runner import Runner
 
 TRIES = 100
+WORKERS = 10
+IN_A_ROW = 10
 SMALL = Case(hsk=64, hsv=64, nh=2, nb=3, kv=64, segments=2, regime="normal")
+LIMIT = 5e-3
+"""Seconds, on cores that nobody shares."""
+PACE = 2.3e-6
+"""Seconds that a step of `pace` takes there."""
+
+
+def pace(seconds: float = 0.1) -> float:
+    """Return what a step of what the harness does most takes: small arrays, Python's objects.
+
+    Another process computes meanwhile, as a worker does.
+    """
+    array, steps = np.ones((3, 64)), 0
+    busy = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
+    with subprocess.Popen(busy, stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout is not None
+            other.stdout.readline()
+            start = now = time.perf_counter()
+            while now - start < seconds:
+                for _ in range(100):
+                    str((array * 2.0).max(axis=1).size)
+                steps += 100
+                now = time.perf_counter()
+        finally:
+            other.kill()
+    return (now - start) / steps
+
+
+def assert_keeps_the_limit(patched: Library, attempt: Callable[[Runner], float]) -> None:
+    """Assert that the fastest of many attempts takes `LIMIT` at most.
+
+    Where none does, as many times that as the usual `pace` between them is of `PACE`: where others
+    have the other half of a core, each step takes up to 1.7 times as long, and an attempt needs two
+    cores that are free at once, which a step does not. The scheduler may keep a worker on the core
+    of its parent, hence several.
+    """
+    found, paces = [], []
+    for _ in range(WORKERS):
+        with Runner(patched.module_path) as runner:
+            for _ in range(TRIES // WORKERS):
+                found.append(attempt(runner))
+                if found[-1] <= LIMIT:
+                    return
+        paces.append(pace())
+    slower = max(1.0, statistics.median(paces) / PACE)
+    assert min(found) <= LIMIT * slower, (
+        f"{min(found) * 1e3:.1f} ms a case beside its computing, at most {LIMIT * 1e3} ms on a "
+        f"machine that is {slower:.2f} times slower"
+    )
 
 
 def test_help_takes_less_than_a_fifth_of_a_second() -> None:
@@ -43,15 +97,13 @@ def test_a_small_case_takes_at_most_5_ms_more_than_its_computing(
     computing = min(
         sum(run_case(library, SMALL, inputs, modes).seconds.values()) for _ in range(TRIES)
     )
-    seconds = []
-    with Runner(patched.module_path) as runner:
-        for _ in range(TRIES):
-            start = time.perf_counter()
-            list(runner.run([SMALL], modes=modes))
-            seconds.append(time.perf_counter() - start - computing)
-            if seconds[-1] <= 5e-3:
-                return
-    raise AssertionError(f"a small case takes {min(seconds) * 1e3:.1f} ms more than its computing")
+
+    def attempt(runner: Runner) -> float:
+        start = time.perf_counter()
+        list(runner.run([SMALL], modes=modes))
+        return time.perf_counter() - start - computing
+
+    assert_keeps_the_limit(patched, attempt)
 
 
 @pytest.mark.skipif(
@@ -70,17 +122,15 @@ def test_small_cases_in_a_row_take_at_most_5_ms_each_more_than_the_library(
         in_library += time.perf_counter() - start
 
     compute = Backend.compute
-    cases = [SMALL.with_(seed=seed) for seed in range(TRIES)]
+    cases = [SMALL.with_(seed=seed) for seed in range(IN_A_ROW)]
     with monkeypatch.context() as patch:
         patch.setattr(Backend, "compute", timed)
         for case in cases:
             run_case(library, case, make_inputs(case))
-    seconds = []
-    with Runner(patched.module_path) as runner:
-        for _ in range(TRIES):
-            start = time.perf_counter()
-            list(runner.run(cases))
-            seconds.append((time.perf_counter() - start - in_library) / len(cases))
-            if seconds[-1] <= 5e-3:
-                return
-    raise AssertionError(f"small cases take {min(seconds) * 1e3:.1f} ms more than the library")
+
+    def attempt(runner: Runner) -> float:
+        start = time.perf_counter()
+        list(runner.run(cases))
+        return (time.perf_counter() - start - in_library) / len(cases)
+
+    assert_keeps_the_limit(patched, attempt)
