@@ -1,5 +1,6 @@
 """The real libraries: built once, before the first test that needs one."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,12 @@ from fa_harness.ggml import Ggml
 from fa_harness.library import Library
 from fa_harness.project import find_project
 from fa_harness.upstream.build import build
+
+
+def pytest_configure() -> None:
+    """Take SIGINT: a shell's background job ignores it, and so would all that the tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _build(name: str) -> Library:
