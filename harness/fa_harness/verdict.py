@@ -12,7 +12,17 @@ import numpy.typing as npt
 from fa_harness import bounds, oracle, rolling, rolling_oracle, trails
 from fa_harness.bounds import Expected
 from fa_harness.cases import Case
-from fa_harness.comparison import Comparison, Region, exact, first_bad, why, within
+from fa_harness.comparison import (
+    Comparison,
+    Near,
+    Region,
+    all_within,
+    exact,
+    first_bad,
+    is_small,
+    why,
+    within,
+)
 from fa_harness.expectations import Expectations, chain_is_exact, may_go_on_in_f16
 from fa_harness.fifo import Rolled
 from fa_harness.inputs import Inputs
@@ -163,11 +173,13 @@ class _Judge:
         self._outputs = self._expect.outputs
         self._chain_regions: list[Region] = []
         """Where the last output of each chain must lie."""
-        self._compared: dict[tuple[int, int], tuple[F32, Comparison]] = {}
+        self._known: dict[tuple[int, int], tuple[F32, Near | Comparison]] = {}
+        self._asked: dict[str, list[Near | Comparison]] = {}
+        """What each comparison is made of, small ones not made yet: in the end all together."""
+        self._asked_by_segment: list[list[tuple[Near | Comparison, ...]]] = []
+        """Of each chain what was compared after each segment."""
         self._expected_steps: ExpectedSteps | None = None
-        self.comparisons: dict[str, Comparison] = {}
         self.steps: tuple[CacheStep, ...] = ()
-        self.by_segment: tuple[float, ...] = ()
 
         self._compare_standard()
         if run.full_state is not None and run.full_state_again is not None:
@@ -182,6 +194,9 @@ class _Judge:
             self._compare_mixed(run.mixed, run.mixed_again)
         if run.fifo is not None and run.fifo_again is not None:
             self._compare_fifo(run.fifo, run.fifo_again)
+        self.comparisons: dict[str, Comparison] = {}
+        self.by_segment: tuple[float, ...] = ()
+        self._settle()
 
     def status(self) -> tuple[str, str]:
         """Return the status and its reason."""
@@ -286,57 +301,49 @@ class _Judge:
 
     def _compare_standard(self) -> None:
         run = self._run
-        self.comparisons["standard_again"] = exact(run.standard_again, run.standard)
-        self.comparisons["standard_vs_oracle"] = self._within(
-            run.standard, self._outputs[-1], self._expect.region(self._expect.of_one)
-        )
+        self._ask("standard_again", exact(run.standard_again, run.standard))
+        region = self._expect.region(self._expect.of_one)
+        self._ask("standard_vs_oracle", self._output(run.standard, self._outputs[-1], region))
         if self._inputs.model_output is not None:
             # another CPU, other threads or the cells behind the last token may round otherwise
             found = exact(run.standard, self._inputs.model_output)
-            self.comparisons["standard_vs_model"] = replace(
-                found.without_rows(), required="none", ok=True
-            )
+            found = found.without_rows()._replace(required="none", ok=True)
+            self._ask("standard_vs_model", found)
 
     def _compare_full_state(self, step: Step, again: Step) -> None:
-        self.comparisons["full_state_again"] = first_bad(_exact_step(again, step))
-        self.comparisons["full_state_vs_standard"] = exact(step.output, self._run.standard)
+        self._ask("full_state_again", *_exact_step(again, step))
+        self._ask("full_state_vs_standard", exact(step.output, self._run.standard))
         region = self._expect.not_far_worse(
             self._expect.region(self._expect.of_one), [self._run.standard]
         )
-        self.comparisons["full_state_vs_oracle"] = self._within(
-            step.output, self._outputs[-1], region
-        )
-        self.comparisons["full_state_state_vs_oracle"] = self._compare_state(
-            step.state, self._expect.of_one
-        )
+        self._ask("full_state_vs_oracle", self._output(step.output, self._outputs[-1], region))
+        self._ask("full_state_state_vs_oracle", self._state(step.state, self._expect.of_one))
 
     def _compare_segmented(self, chain: Chain) -> None:
         last, full = chain.steps[-1], self._run.full_state
         expected = self._expect.chain(chain.steps, own_types=False)
-        self.comparisons["segmented_vs_standard"] = self._compare_with_one_call(
-            last.output, self._run.standard, expected[-1]
-        )
+        of_one = self._run.standard
+        self._ask("segmented_vs_standard", self._like_one_call(last.output, of_one, expected[-1]))
         if full is not None:
-            self.comparisons["segmented_vs_full_state"] = self._compare_with_one_call(
-                last.output, full.output, expected[-1]
+            of_one = full.output
+            self._ask(
+                "segmented_vs_full_state", self._like_one_call(last.output, of_one, expected[-1])
             )
             if self._expect.chain_is_exact:
-                self.comparisons["state_vs_full_state"] = exact(last.state, full.state)
+                self._ask("state_vs_full_state", exact(last.state, full.state))
         region = self._expect.not_far_worse(
             self._expect.region(expected[-1]), self._standard_runs()
         )
         self._compare_chain_with_oracle("segmented", "", chain.steps, expected, region)
-        self.comparisons["one_graph_vs_segmented"] = _compare_one_graph(chain)
+        self._ask("one_graph_vs_segmented", *_exact_one_graph(chain))
 
     def _compare_mixed(self, chain: Chain, again: Chain) -> None:
         expected = self._expect.chain(chain.steps, own_types=True)
         self._compare_chain_with_oracle(
             "mixed", "mixed_", chain.steps, expected, self._expect.region(expected[-1])
         )
-        self.comparisons["mixed_again"] = _exact_steps(again.steps, chain.steps)
-        self.comparisons["one_graph_vs_mixed"] = first_bad(
-            [_compare_one_graph(chain), _compare_one_graph(again)]
-        )
+        self._ask("mixed_again", *_exact_steps(again.steps, chain.steps))
+        self._ask("one_graph_vs_mixed", *_exact_one_graph(chain), *_exact_one_graph(again))
 
     def _compare_resumed(self, steps: tuple[Step, ...]) -> None:
         """Compare with the chain that was not cut; where that was not computed, with the oracle."""
@@ -344,7 +351,7 @@ class _Judge:
         uncut = self._run.mixed if own_types else self._run.segmented
         if uncut is not None:
             name = "resumed_vs_mixed" if own_types else "resumed_vs_segmented"
-            self.comparisons[name] = _exact_steps(steps, uncut.steps)
+            self._ask(name, *_exact_steps(steps, uncut.steps))
             return
         expected = self._expect.chain(steps, own_types=own_types)
         self._compare_chain_with_oracle(
@@ -355,58 +362,53 @@ class _Judge:
         case, parts = self._case, merged.parts
         uncut = self._run.mixed if case.segment_types else self._run.segmented
         if uncut is not None:
-            self.comparisons["part_vs_chain"] = first_bad(_exact_step(parts[0], uncut.steps[0]))
+            self._ask("part_vs_chain", *_exact_step(parts[0], uncut.steps[0]))
         expected_parts = self._expect.parts()
-        self.comparisons["part_vs_oracle"] = first_bad(
-            self._within(part.output, alone, self._expect.region(expected))
-            for part, alone, expected in zip(
-                parts, self._expect.outputs_alone, expected_parts, strict=True
-            )
+        outputs = zip(parts, self._expect.outputs_alone, expected_parts, strict=True)
+        states = zip(parts, expected_parts, strict=True)
+        self._ask(
+            "part_vs_oracle",
+            *(self._output(part.output, y, self._expect.region(e)) for part, y, e in outputs),
         )
-        self.comparisons["part_state_vs_oracle"] = first_bad(
-            self._compare_state(part.state, expected)
-            for part, expected in zip(parts, expected_parts, strict=True)
-        )
+        self._ask("part_state_vs_oracle", *(self._state(part.state, e) for part, e in states))
         # often the same bits, of two parts nearly always
         reductions = _distinct(merged.in_turn, merged.swapped, merged.pairwise, merged.shuffled)
         expected = self._expect.merged
         region = self._expect.region(expected)
         if not case.segment_types:
             region = self._expect.not_far_worse(region, self._standard_runs())
-        self.comparisons["merged_vs_oracle"] = first_bad(
-            within(step.output, self._outputs[-1], region) for step in reductions
+        self._ask(
+            "merged_vs_oracle",
+            *(_near(step.output, self._outputs[-1], region) for step in reductions),
         )
-        self.comparisons["merged_state_vs_oracle"] = first_bad(
-            _compare_state(step.state, expected) for step in reductions
+        self._ask(
+            "merged_state_vs_oracle", *(_near_state(step.state, expected) for step in reductions)
         )
         # The parts' own errors are in all reductions alike: between them, and against the exact
         # merge of the parts as they are, only the roundings of the merges remain.
-        states = [part.state for part in parts]
-        rows, rounded = bounds.merged_rows(states)
-        self.comparisons["merged_vs_parts"] = first_bad(
-            within(step.state, rows, Region(rows, rounded)) for step in reductions
-        )
+        of_parts = [part.state for part in parts]
+        rows, rounded = bounds.merged_rows(of_parts)
+        region = Region(rows, rounded)
+        self._ask("merged_vs_parts", *(_near(step.state, rows, region) for step in reductions))
         in_turn = merged.in_turn.state
         centre = in_turn.astype(np.float64)
-        self.comparisons["merged_in_any_order"] = first_bad(
-            within(step.state, in_turn, Region(centre, 2 * rounded))
-            for step in _distinct(merged.pairwise, merged.shuffled)
+        region = Region(centre, 2 * rounded)
+        self._ask(
+            "merged_in_any_order",
+            *(
+                _near(step.state, centre, region)
+                for step in _distinct(merged.pairwise, merged.shuffled)
+            ),
         )
-        self.comparisons["merged_swapped"] = within(
-            merged.swapped.state, in_turn, Region(centre, bounds.swap_bound(states))
-        )
-        self.comparisons["merged_result_vs_state"] = first_bad(
-            _compare_result(step) for step in reductions
-        )
-        self.comparisons["merged_again"] = first_bad(
-            _exact_step(merged.in_turn_again, merged.in_turn)
-        )
-        self.comparisons["merged_with_fresh"] = first_bad(
-            exact(state, in_turn) for state in merged.with_fresh
-        )
-        self.comparisons["fresh_merged"] = first_bad(_exact_step(merged.fresh, _fresh_step(case)))
-        self.comparisons["parts_after_merge"] = first_bad(
-            exact(after, part.state) for after, part in zip(merged.parts_after, parts, strict=True)
+        region = Region(centre, bounds.swap_bound(of_parts))
+        self._ask("merged_swapped", _near(merged.swapped.state, centre, region))
+        self._ask("merged_result_vs_state", *(_near_result(step) for step in reductions))
+        self._ask("merged_again", *_exact_step(merged.in_turn_again, merged.in_turn))
+        self._ask("merged_with_fresh", *(exact(state, in_turn) for state in merged.with_fresh))
+        self._ask("fresh_merged", *_exact_step(merged.fresh, _fresh_step(case)))
+        self._ask(
+            "parts_after_merge",
+            *(exact(a, b) for a, b in zip(merged.parts_after, of_parts, strict=True)),
         )
 
     def _compare_fifo(self, rolled: Rolled, again: Rolled) -> None:
@@ -417,21 +419,30 @@ class _Judge:
         exact_output = oracle.finalise(expected.exact)
         region = self._expect.region(expected.after_both)
         self._expected_steps = expected
-        self.comparisons["fifo_again"] = first_bad(
-            [exact(again.output, rolled.output), exact(again.state, rolled.state)]
+        self._ask(
+            "fifo_again", exact(again.output, rolled.output), exact(again.state, rolled.state)
         )
-        self.comparisons["fifo_vs_oracle"] = within(rolled.output, exact_output, region)
-        self.comparisons["fifo_state_vs_oracle"] = first_bad(
+        self._ask("fifo_vs_oracle", _near(rolled.output, exact_output, region))
+        self._ask(
+            "fifo_state_vs_oracle",
+            _near_state(rolled.cold_state, expected.after_cold),
+            _near_state(rolled.state, expected.after_both),
+        )
+        rows = [np.s_[:, :, step : step + 1] for step in range(len(rolled.held))]
+        of_rows = all_within(
             [
-                _compare_state(rolled.cold_state, expected.after_cold),
-                _compare_state(rolled.state, expected.after_both),
+                Near(
+                    rolled.output[row],
+                    exact_output[row],
+                    Region(region.centre[row], region.bound[row]),
+                )
+                for row in rows
             ]
         )
         steps = []
-        for step, held in enumerate(rolled.held):
-            row = np.s_[:, :, step : step + 1]
-            of_row = Region(region.centre[row], region.bound[row])
-            comparison = within(rolled.output[row], exact_output[row], of_row)
+        for step, (row, held, comparison) in enumerate(
+            zip(rows, rolled.held, of_rows, strict=True)
+        ):
             unquantised = np.abs(rolled.output[row] - self._outputs[-1][row]).max()
             steps.append(
                 CacheStep(
@@ -465,49 +476,68 @@ class _Judge:
             last: Where the last output must lie.
         """
         self._chain_regions.append(last)
-        self.comparisons[f"{mode}_vs_oracle"] = self._within(
-            steps[-1].output, self._outputs[-1], last
-        )
+        of_last = self._output(steps[-1].output, self._outputs[-1], last)
         outputs = [
-            self._within(step.output, self._outputs[i], self._expect.region(expected[i]))
+            self._output(step.output, self._outputs[i], self._expect.region(expected[i]))
             for i, step in enumerate(steps)
         ]
-        states = [self._compare_state(step.state, expected[i]) for i, step in enumerate(steps)]
-        self.comparisons[f"{prefix}prefix_vs_oracle"] = first_bad(outputs)
-        self.comparisons[f"{prefix}state_vs_oracle"] = first_bad(states)
-        shares = [max(a.of_bound, b.of_bound) for a, b in zip(outputs, states, strict=True)]
-        known = self.by_segment or (0.0,) * len(shares)
-        self.by_segment = tuple(map(max, known, shares))
+        states = [self._state(step.state, expected[i]) for i, step in enumerate(steps)]
+        self._ask(f"{mode}_vs_oracle", of_last)
+        self._ask(f"{prefix}prefix_vs_oracle", *outputs)
+        self._ask(f"{prefix}state_vs_oracle", *states)
+        self._asked_by_segment.append(list(zip(outputs, states, strict=True)))
 
-    def _compare_with_one_call(self, output: F32, of_one: F32, expected: Expected) -> Comparison:
+    def _like_one_call(self, output: F32, of_one: F32, expected: Expected) -> Near | Comparison:
         """Compare the chain's last output with that of one call."""
         if self._expect.chain_is_exact:
             return exact(output, of_one)
-        return within(output, of_one, self._expect.near_one_call(of_one, expected))
+        return _near(output, of_one, self._expect.near_one_call(of_one, expected))
 
-    def _within(self, output: F32, expected: F64, region: Region) -> Comparison:
+    def _output(self, output: F32, expected: F64, region: Region) -> Near | Comparison:
         """Compare an output with one of the oracle's, the same bits but once."""
         key = id(expected), id(region)
-        return self._once(key, output, lambda: within(output, expected, region))
+        return self._once(key, output, lambda: _near(output, expected, region))
 
-    def _compare_state(self, state: F32, expected: Expected) -> Comparison:
+    def _state(self, state: F32, expected: Expected) -> Near | Comparison:
+        """Compare state rows with the oracle's, the same bits but once."""
         key = id(expected), id(expected)
-        return self._once(key, state, lambda: _compare_state(state, expected))
+        return self._once(key, state, lambda: _near_state(state, expected))
 
     def _once(
-        self, key: tuple[int, int], got: F32, compare: Callable[[], Comparison]
-    ) -> Comparison:
-        """Return what the same bits gave before under this key, else compare.
+        self, key: tuple[int, int], got: F32, compare: Callable[[], Near | Comparison]
+    ) -> Near | Comparison:
+        """Return what was asked of the same bits before under this key, else compare.
 
         Keys are identities of what lives as long as the judge.
         """
-        if key in self._compared:
-            before, comparison = self._compared[key]
+        if key in self._known:
+            before, asked = self._known[key]
             if got is before or got.tobytes() == before.tobytes():
-                return comparison
-        comparison = compare()
-        self._compared[key] = got, comparison
-        return comparison
+                return asked
+        asked = compare()
+        self._known[key] = got, asked
+        return asked
+
+    def _ask(self, name: str, *asked: Near | Comparison) -> None:
+        """Ask for a comparison that holds where all these do."""
+        self._asked[name] = list(asked)
+
+    def _settle(self) -> None:
+        """Make the comparisons that were asked for, those of small arrays together."""
+        near = {
+            id(one): one for asked in self._asked.values() for one in asked if isinstance(one, Near)
+        }
+        made = dict(zip(near, all_within(list(near.values())), strict=True))
+
+        def comparison(one: Near | Comparison) -> Comparison:
+            return made[id(one)] if isinstance(one, Near) else one
+
+        for name, asked in self._asked.items():
+            self.comparisons[name] = first_bad(map(comparison, asked))
+        for segments in self._asked_by_segment:
+            shares = [max(comparison(one).of_bound for one in asked) for asked in segments]
+            known = self.by_segment or (0.0,) * len(shares)
+            self.by_segment = tuple(map(max, known, shares))
 
     def _trail_of_chain(self, steps: tuple[Step, ...], *, own_types: bool) -> Iterator[Check]:
         expected = self._expect.chain(steps, own_types=own_types)
@@ -596,16 +626,21 @@ class _Judge:
         return lost and bool(self._expect.prefixes[-1].peak.max() > F16_MAX)
 
 
-def _compare_state(state: F32, expected: Expected) -> Comparison:
+def _near(output: F32, expected: F32 | F64, region: Region) -> Near | Comparison:
+    """Compare large arrays now, so that their region need not be kept, and small ones later."""
+    return Near(output, expected, region) if is_small(output) else within(output, expected, region)
+
+
+def _near_state(state: F32, expected: Expected) -> Near | Comparison:
     """Compare state rows with the oracle's, brought to the rows' own maximum."""
     region = trails.state_region(state, expected)
-    return within(state, region.centre, region)
+    return _near(state, region.centre, region)
 
 
-def _compare_result(step: Step) -> Comparison:
+def _near_result(step: Step) -> Near | Comparison:
     """Compare a result with VKQ / S of its state."""
     region = trails.result_region(step)
-    return within(step.output, region.centre, region)
+    return _near(step.output, region.centre, region)
 
 
 def _distinct(*steps: Step) -> list[Step]:
@@ -616,15 +651,15 @@ def _distinct(*steps: Step) -> list[Step]:
     return list(found.values())
 
 
-def _compare_one_graph(chain: Chain) -> Comparison:
+def _exact_one_graph(chain: Chain) -> list[Comparison]:
     outputs, state = chain.one_graph
     pairs = [(output, step.output) for output, step in zip(outputs, chain.steps, strict=True)]
-    return first_bad(exact(a, b) for a, b in [*pairs, (state, chain.steps[-1].state)])
+    return [exact(a, b) for a, b in [*pairs, (state, chain.steps[-1].state)]]
 
 
-def _exact_steps(got: tuple[Step, ...], expected: tuple[Step, ...]) -> Comparison:
+def _exact_steps(got: tuple[Step, ...], expected: tuple[Step, ...]) -> list[Comparison]:
     pairs = zip(got, expected, strict=True)
-    return first_bad(comparison for a, b in pairs for comparison in _exact_step(a, b))
+    return [comparison for a, b in pairs for comparison in _exact_step(a, b)]
 
 
 def _exact_step(got: Step, expected: Step) -> list[Comparison]:

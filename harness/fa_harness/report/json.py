@@ -100,7 +100,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "max_rel_row": _numbers(comparison.max_rel_row),
         "nmse": _numbers(comparison.nmse),
         "bitwise": comparison.bitwise,
-        "worst": {name: _numbers(n) for name, n in vars(worst).items()} if worst else None,
+        "worst": {name: _numbers(n) for name, n in worst._asdict().items()} if worst else None,
         "bound": _numbers(comparison.bound),
         "of_bound": _numbers(comparison.of_bound),
         "required": comparison.required,
