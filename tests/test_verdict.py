@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import itertools
 import types
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -568,6 +569,25 @@ def test_states_that_are_merged_wrongly_fail(compute: Compute, fault: Callable[[
     assert verdict.status == "fail"
     assert not verdict.comparisons["merged_vs_parts"].ok
     assert not verdict.comparisons["merged_state_vs_oracle"].ok
+
+
+@pytest.mark.parametrize("m", [np.inf, -np.inf, np.nan, 3e38, -3e38])
+def test_an_m_that_no_kernel_should_leave_fails_as_any_other(compute: Compute, m: float) -> None:
+    """And warns of nothing, whatever is reckoned with it."""
+    merged = merged_of(compute(MERGE))
+    *others, last = merged.parts
+    state = last.state.copy()
+    seen = np.argwhere(np.isfinite(state[..., 0]))[-1]
+    state[tuple(seen)][0] = m
+    parts = (*others, dataclasses.replace(last, state=state))
+    run = dataclasses.replace(compute(MERGE), merged=dataclasses.replace(merged, parts=parts))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        verdict = judged(MERGE, run)
+    assert verdict.status == "fail"
+    assert not verdict.comparisons["part_state_vs_oracle"].ok
+    if m > -1e38 or np.isnan(m):  # what is far below the largest weighs nothing
+        assert not verdict.comparisons["merged_vs_parts"].ok
 
 
 def one_s_off(state: F32, factor: float) -> F32:

@@ -43,7 +43,7 @@ import numpy.typing as npt
 from fa_harness import oracle
 from fa_harness.cases import Case
 from fa_harness.inputs import Inputs
-from fa_harness.oracle import Partial, finalise
+from fa_harness.oracle import Partial
 from fa_harness.quants import decode, encode
 
 F32 = npt.NDArray[np.float32]
@@ -64,6 +64,7 @@ _Q_TYPE = {  # the type that Q is converted to for K's dot product on the vec pa
     "f32": "f32", "f16": "f16", "bf16": "bf16", "q8_0": "q8_0", "q4_0": "q8_0", "q5_0": "q8_0",
     "iq4_nl": "q8_0", "q2_0": "q8_0", "q1_0": "q8_0", "q4_1": "q8_1", "q5_1": "q8_1",
 }  # fmt: skip
+_Q8 = ("q8_0", "q8_1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,7 @@ def rounded_q(q: F32, q_type: str) -> tuple[F32, F64]:
         tie that another order of operations rounds it the other way, else 0.
     """
     doubt = np.zeros(q.shape)
-    if q_type not in ("q8_0", "q8_1"):
+    if q_type not in _Q8:
         return decode(encode(q, q_type), q_type), doubt
     steps, step = _q8_steps(q)
     near_tie = np.abs(np.abs(steps - np.trunc(steps)) - 0.5) < 127 * 8 * U32
@@ -130,14 +131,25 @@ def rounded_q(q: F32, q_type: str) -> tuple[F32, F64]:
     return rounded.astype(np.float32).reshape(q.shape), doubt
 
 
-class Query:
-    """A case's Q, and what its rows cost in dot products."""
+class Shared:
+    """What all expectations of a case share, each computed once.
+
+    It is what the rows of Q cost in dot products, and the oracle's states, merged.
+    """
 
     def __init__(self, case: Case, q: F32) -> None:
         """Take the Q `[ne3, n_head, n_batch, hsk]` of a case."""
         self.case = case
         self._q = q
         self._dot_errors: dict[Arithmetic, F64] = {}
+        self._merged: dict[tuple[int, int], tuple[Partial, Partial, Partial]] = {}
+
+    def merge(self, a: Partial, b: Partial) -> Partial:
+        """Return the oracle's state of a's keys followed by b's."""
+        key = id(a), id(b)
+        if key not in self._merged:
+            self._merged[key] = a, b, oracle.merge(a, b)  # kept alive, an id stays theirs
+        return self._merged[key][2]
 
     @functools.cached_property
     def norm(self) -> F64:
@@ -150,7 +162,7 @@ class Query:
         if how not in self._dot_errors:
             n = self.case.hsk_padded
             u_dot = (n / 32 + 8) * U16 if how.f16_dot else (n + 8) * U32
-            doubt = _q_doubt(self._q, how.q_type)
+            doubt = _q_doubt(self._q, how.q_type) if how.q_type in _Q8 else 0.0
             self._dot_errors[how] = self.case.scale * (self.norm * u_dot + doubt)
         return self._dot_errors[how]
 
@@ -166,7 +178,7 @@ class Expected:
 
     is_nothing: bool = False
     """No call was made: all rows are fresh."""
-    query: Query
+    shared: Shared
     v_max: float
     """Largest |V|."""
     truth: Partial
@@ -198,15 +210,17 @@ class Expected:
                 that continues numerators which are no F16 numbers goes on in F32.
         """
         before = self.truth
-        # merged with a fresh state, a state is what it was
-        truth = own if self.is_nothing else oracle.merge(before, own)
-        wa, wb = oracle.weight(before.m, truth.m), oracle.weight(own.m, truth.m)
+        if self.is_nothing:  # merged with a fresh state, a state is what it was
+            truth, (wa, wb) = own, np.array([[0.0], [1.0]])
+        else:
+            truth = self.shared.merge(before, own)
+            wa, wb = oracle.weight(before.m, truth.m), oracle.weight(own.m, truth.m)
         va, vb = wa[..., None], wb[..., None]
-        rows = np.full(truth.m.shape, how.f16_numerators)
+        rows = np.array(how.f16_numerators)
         if in_f16 is not None:
-            rows &= in_f16
+            rows = rows & in_f16
         u = np.where(rows, U16, U32)
-        alpha = self.query.dot_error(how)
+        alpha = self.shared.dot_error(how)
 
         n = own.n_roundings[..., None]
         walk, walk_norm = own.walk * vb, own.walk_norm * vb
@@ -214,7 +228,7 @@ class Expected:
             # a part's partial sums are differences of two of the whole's: at most twice as large
             twice = 2 if how.n_partials > 1 else 1
             walk, walk_norm = twice * walk, twice * walk_norm
-        else:  # the call's keys are added to the state's sums
+        elif not self.is_nothing:  # the call's keys are added to the state's sums
             size = np.abs(before.vkq) * va
             walk, walk_norm = walk + n * size, np.hypot(walk_norm, np.sqrt(n) * size)
         n_additions = 2 * U32 * max(how.n_partials, 1)
@@ -223,13 +237,13 @@ class Expected:
         by_factors = 1.01 * (2 * n * self.v_max + before.abs_vkq)
         other_vkq = self.other_vkq * va + n_additions * truth.abs_vkq
         floor = _F32_SPACING * (n + 2 * n_merges + 2 * by_factors)
-        other_vkq = other_vkq + np.where(n > 0, floor, 0.0)
+        other_vkq = other_vkq + floor * (n > 0)
         of_f16 = _F16_SPACING / 2 * n
         if how.f16_factors:
             of_f16 = of_f16 + U16 * own.abs_vkq * vb + _F16_SPACING * by_factors
         other_vkq = other_vkq + rows[..., None] * of_f16
         return Expected(
-            query=self.query,
+            shared=self.shared,
             v_max=self.v_max,
             truth=truth,
             dot_m=np.maximum(self.dot_m, alpha * own.k_max),
@@ -242,13 +256,19 @@ class Expected:
             other_vkq=other_vkq,
         )
 
+    @functools.cached_property
+    def output(self) -> F64:
+        """The oracle's result, `[ne3, n_head, n_batch, hsv]`."""
+        return oracle.finalise(self.truth)
+
     def output_bound(self) -> F64:
-        """Return how far an output may be from `finalise(truth)`: `[ne3, n_head, n_batch, hsv]`."""
-        out = np.abs(finalise(self.truth))
+        """Return how far an output may be from `output`: `[ne3, n_head, n_batch, hsv]`."""
+        out = np.abs(self.output)
         _, ds, dvkq = self._sums_bound
         s = self.truth.s[..., None]
-        dout = np.divide(dvkq + out * ds[..., None], s, out=np.zeros_like(dvkq), where=s != 0)
-        bound: F64 = dout + 4 * U32 * out + np.where(s != 0, _F32_SPACING, 0.0)
+        seen = s != 0
+        dout = np.divide(dvkq + out * ds[..., None], s, out=np.zeros(dvkq.shape), where=seen)
+        bound: F64 = dout + 4 * U32 * out + _F32_SPACING * seen
         return bound
 
     def state_bound(self) -> F64:
@@ -260,8 +280,8 @@ class Expected:
     @functools.cached_property
     def _sums_bound(self) -> tuple[F64, F64, F64]:
         """Return the bounds on M, on S and on VKQ."""
-        case, truth = self.query.case, self.truth
-        largest = case.scale * self.query.norm * truth.k_max
+        case, truth = self.shared.case, self.truth
+        largest = case.scale * self.shared.norm * truth.k_max
         if case.logit_softcap:
             largest = largest + 16 * case.logit_softcap
         beta = 2 * U32 * ((case.n_head + 8) * truth.bias_max + 4 * largest + 4)
@@ -279,9 +299,9 @@ class Expected:
 def nothing(case: Case, inputs: Inputs) -> Expected:
     """Return what is expected before the first call: fresh rows."""
     truth = oracle.fresh(case)
-    zero, zeros = np.zeros_like(truth.s), np.zeros_like(truth.vkq)
+    zero, zeros = truth.s, truth.vkq
     return Expected(
-        is_nothing=True, query=Query(case, inputs.q), v_max=float(np.abs(inputs.v).max()),
+        is_nothing=True, shared=Shared(case, inputs.q), v_max=float(np.abs(inputs.v).max()),
         truth=truth, dot_m=zero, dot_s=zero, dot_vkq=zeros, walk=zeros, walk_norm=zeros, n_u=zero,
         other_s=zero, other_vkq=zeros,
     )  # fmt: skip
@@ -314,17 +334,17 @@ def merged_rows(states: Sequence[F32]) -> tuple[F64, F64]:
     Returns:
         Twice float64 `[ne3, n_head, n_batch, 2 + hsv]`. M is exact.
     """
-    m = functools.reduce(np.maximum, [state[..., 0].astype(np.float64) for state in states])
-    sums, bound = np.zeros((2, *m.shape, states[0].shape[-1] - 1))
-    sizes = np.zeros_like(sums)
-    for state in states:
-        part_m, part = state[..., 0].astype(np.float64), state[..., 1:].astype(np.float64)
+    m, of_parts = _maxima(states)
+    sums, bound, sizes = np.zeros((3, *m.shape, states[0].shape[-1] - 1))
+    for part_m, state in zip(of_parts, states, strict=True):
+        part = state[..., 1:].astype(np.float64)
         sums += oracle.weight(part_m, m)[..., None] * part
         bound += _merge_cost(part_m, m, len(states))[..., None] * np.abs(part)
         sizes += np.abs(part)
     bound += _merge_floor(sizes, len(states))
-    rows = np.concatenate([m[..., None], sums], axis=-1)
-    return rows, np.concatenate([np.zeros_like(rows[..., :1]), bound], axis=-1)
+    right_m = functools.reduce(np.maximum, [state[..., :1] for state in states])
+    rows = np.concatenate([right_m, sums], axis=-1)
+    return rows, np.concatenate([np.zeros(right_m.shape), bound], axis=-1)
 
 
 def swap_bound(states: Sequence[F32]) -> F64:
@@ -339,17 +359,25 @@ def swap_bound(states: Sequence[F32]) -> F64:
     Returns:
         float64 `[ne3, n_head, n_batch, 2 + hsv]`.
     """
-    m = functools.reduce(np.maximum, [state[..., 0].astype(np.float64) for state in states])
+    m, of_parts = _maxima(states)
     bound = np.zeros(states[0].shape)
-    for state in states:
-        weight = oracle.weight(state[..., 0].astype(np.float64), m)[..., None]
+    for part_m, state in zip(of_parts, states, strict=True):
+        weight = oracle.weight(part_m, m)[..., None]
         bound[..., 1:] += 4 * U32 * (len(states) - 1) * weight * np.abs(state[..., 1:])
     bound[..., 1:] += 3 * _F32_SPACING * (len(states) - 1)  # products and the sum; equal factors
     return bound
 
 
+def _maxima(states: Sequence[F32]) -> tuple[F64, list[F64]]:
+    """Return the largest M of states, and that of each; inf, a fault, is taken for no key seen."""
+    each = [state[..., 0].astype(np.float64) for state in states]
+    for m in each:
+        m[np.isinf(m)] = -np.inf
+    return functools.reduce(np.maximum, each), each
+
+
 def _beside(a: Expected, b: Expected) -> Expected:
-    truth = oracle.merge(a.truth, b.truth)
+    truth = a.shared.merge(a.truth, b.truth)
     wa, wb = oracle.weight(a.truth.m, truth.m), oracle.weight(b.truth.m, truth.m)
     va, vb = wa[..., None], wb[..., None]
     return replace(

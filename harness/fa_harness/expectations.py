@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fa_harness import bounds, oracle
-from fa_harness.bounds import Arithmetic, Expected
+from fa_harness.bounds import Arithmetic, Expected, Shared
 from fa_harness.cases import Case
 from fa_harness.comparison import Region
 from fa_harness.inputs import Inputs
@@ -34,10 +34,13 @@ _KV_TILE = 64
 class _Truth:
     """The oracle's states of a case, for Q itself or rounded to a type, each computed once."""
 
-    def __init__(self, case: Case, inputs: Inputs, *, calls: list[Arithmetic]) -> None:
+    def __init__(
+        self, case: Case, inputs: Inputs, shared: Shared, *, calls: list[Arithmetic]
+    ) -> None:
         """Prepare for bounds around the oracle's states for Q as the calls round it."""
         self._case = case
         self._inputs = inputs
+        self._shared = shared
         self._bounded = {how.q_type for how in calls}
         self._rescale_roundings = max(how.rescale_roundings for how in calls)
         self._segments = list(itertools.pairwise(case.segment_bounds()))
@@ -65,7 +68,7 @@ class _Truth:
 
     def prefixes(self, q_type: str = "f32") -> list[Partial]:
         """Return the state after each segment."""
-        return list(itertools.accumulate(self.segments(q_type), oracle.merge))
+        return list(itertools.accumulate(self.segments(q_type), self._shared.merge))
 
     def _rounded_inputs(self, q_type: str) -> Inputs:
         if q_type not in self._rounded:
@@ -100,12 +103,12 @@ class Expectations:
         self.how = bounds.arithmetic(case, path(case), features)
         self._hows = {own: self._how_of_calls(own_types=own) for own in (False, True)}
         calls = [self.how, *self._hows[False], *self._hows[True]]
-        self._truth = _Truth(case, inputs, calls=calls)
+        self._nothing = bounds.nothing(case, inputs)
+        self._truth = _Truth(case, inputs, self._nothing.shared, calls=calls)
         self.prefixes = self._truth.prefixes()
         self.outputs = [oracle.finalise(prefix) for prefix in self.prefixes]
         others = map(oracle.finalise, self.segments()[1:])
         self.outputs_alone = [self.outputs[0], *others]  # the first prefix is the first segment
-        self._nothing = bounds.nothing(case, inputs)
         self._alone: dict[tuple[int, Arithmetic], Expected] = {}
         self.of_one = self._nothing.then(self._truth.prefixes(self.how.q_type)[-1], self.how)
         self.chain_is_exact = chain_is_exact(case)
@@ -184,7 +187,7 @@ class Expectations:
     def region(self, expected: Expected) -> Region:
         """Return where a correct output lies: around the oracle's for the rounded Q."""
         if id(expected) not in self._regions:
-            region = Region(oracle.finalise(expected.truth), expected.output_bound())
+            region = Region(expected.output, expected.output_bound())
             self._regions[id(expected)] = expected, region
         return self._regions[id(expected)][1]
 
@@ -235,7 +238,8 @@ class Expectations:
         if not all(np.isfinite(run).all() for run in runs):
             return None
         partial, exact_output = self.prefixes[-1], self.outputs[-1]
-        error = np.max([np.abs(run - exact_output).max(axis=-1) for run in runs], axis=0)
+        errors = [np.abs(run - exact_output).max(axis=-1) for run in runs]
+        error = functools.reduce(np.maximum, errors)
         s = np.where(partial.s == 0, 1.0, partial.s)
         size = partial.abs_vkq.max(axis=-1) / s  # the row's scale: sum of p |v|
         relative = np.divide(error, size, out=np.zeros_like(error), where=size != 0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from fa_harness import bounds, oracle, rolling
 from fa_harness.cases import Case
@@ -52,7 +51,7 @@ def _why_chains_are(
 ) -> str | None:
     segments, whole = expectations.segments(), expectations.prefixes[-1]
     weights = [oracle.weight(segment.m, whole.m) * segment.s for segment in segments]
-    if max(sum(weight > 0 for weight in rows) for rows in _rows_of(weights)) < 2:
+    if np.max(sum(weight > 0 for weight in weights)) < 2:
         return f"{case.segments} segments were asked for, and no row has keys in two"
     # of merges a lost part shows: S is compared with that of the parts to a few roundings
     last = segments[-1]
@@ -94,8 +93,3 @@ def _reset_numerators(last: Partial, whole: Partial) -> F64:
     """Return the results of numerators that start anew with the last keys, under the whole sum."""
     share = oracle.weight(last.m, whole.m)[..., None]
     return share * last.vkq / np.where(whole.s, whole.s, 1)[..., None]
-
-
-def _rows_of(weights: list[F64]) -> npt.NDArray[np.float64]:
-    """Return weights by segment as `[rows, segments]`."""
-    return np.stack([weight.reshape(-1) for weight in weights], axis=-1)

@@ -30,6 +30,7 @@ from fa_harness.inputs import Inputs
 
 F64 = npt.NDArray[np.float64]
 
+_LOWEST = np.finfo(np.float64).min
 _SCORES = 1 << 18
 """Scores that are held at once: their arrays stay in the cache."""
 _STEPS = 128
@@ -168,7 +169,7 @@ def add_sinks(partial: Partial, sinks: npt.NDArray[np.float32]) -> Partial:
 def finalise(partial: Partial) -> F64:
     """Return the attention `[ne3, n_head, n_batch, hsv]`: VKQ / S, and 0 where S is 0."""
     s = partial.s[..., None]
-    return np.divide(partial.vkq, s, out=np.zeros_like(partial.vkq), where=s != 0)
+    return np.divide(partial.vkq, s, out=np.zeros(partial.vkq.shape), where=s != 0)
 
 
 def slopes(case: Case) -> F64:
@@ -245,7 +246,9 @@ def _attend_rows(
     s = weights.sum(axis=-1)
 
     if not for_bounds:
-        vkq, abs_vkq = np.split(weights @ keys.v, 2, axis=-1)
+        sums = weights @ keys.v
+        hsv = sums.shape[-1] // 2
+        vkq, abs_vkq = sums[..., :hsv], sums[..., hsv:]
         none, nones = np.full(m.shape, np.nan), np.full(vkq.shape, np.nan)
         return {
             **dict.fromkeys(("n_roundings", "k_s", "s_walk", "k_max", "bias_max"), none),
@@ -373,5 +376,5 @@ def _without_v(*, m: F64, s: F64, n_roundings: F64, zeros: F64) -> Partial:
 
 def weight(m: F64, m_new: F64) -> F64:
     """Return exp(m - m_new), 0 for a state that has seen nothing."""
-    factor: F64 = np.where(np.isinf(m), 0.0, np.exp(m - np.where(np.isinf(m_new), 0.0, m_new)))
+    factor: F64 = np.exp(m - np.maximum(m_new, _LOWEST))
     return factor

@@ -30,13 +30,12 @@ IN_TURN = "merges in turn"
 
 def state_region(state: F32, expected: Expected) -> Region:
     """Return where correct state rows lie that have the maxima of these."""
-    truth, bound = expected.truth, expected.state_bound()
+    truth, scale = expected.truth, np.ones(state.shape)
+    rows = np.concatenate([truth.m[..., None], truth.s[..., None], truth.vkq], axis=-1)
     with np.errstate(invalid="ignore", over="ignore"):
-        m = state[..., 0].astype(np.float64)
-        rescale = np.where(np.isinf(truth.m), 1.0, np.exp(truth.m - m))[..., None]
-        sums = np.concatenate([truth.s[..., None], truth.vkq], axis=-1) * rescale
-        bound[..., 1:] *= rescale
-    return Region(np.concatenate([truth.m[..., None], sums], axis=-1), bound)
+        rescale = np.exp(truth.m - state[..., 0])
+        scale[..., 1:] = np.where(np.isinf(truth.m), 1.0, rescale)[..., None]
+        return Region(rows * scale, expected.state_bound() * scale)
 
 
 def result_region(step: Step) -> Region:
