@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -136,12 +137,12 @@ class Case:
         """Number of KV heads."""
         return self.nh
 
-    @property
+    @functools.cached_property
     def hsk_padded(self) -> int:
         """Elements in a row of Q and K: `hsk` up to a whole number of blocks, as upstream pads."""
         return _pad(self.hsk, self.type_K)
 
-    @property
+    @functools.cached_property
     def hsv_padded(self) -> int:
         """Elements in a row of V and of the output."""
         return _pad(self.hsv, self.type_V)
@@ -161,13 +162,17 @@ class Case:
         """Number of sequences."""
         return self.nr23[1]
 
-    @property
+    @functools.cached_property
     def scale(self) -> float:
         """`kq_scale`, or 1/sqrt(hsk), rounded to float32 as upstream's test computes it."""
         return self.kq_scale or float(np.float32(1) / np.sqrt(np.float32(self.hsk)))
 
     def segment_bounds(self) -> tuple[int, ...]:
         """The segments' limits, `segments + 1` of them: `(0, b1, ..., n_kv)`."""
+        return self._segment_bounds
+
+    @functools.cached_property
+    def _segment_bounds(self) -> tuple[int, ...]:
         if isinstance(self.boundaries, tuple):
             inner = self.boundaries
         elif self.boundaries == "random":
