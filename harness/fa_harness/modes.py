@@ -24,7 +24,7 @@ from fa_harness.cases import Case
 from fa_harness.fifo import Rolled, roll
 from fa_harness.ggml import Backend, Context, Ggml, Graph, Tensor
 from fa_harness.inputs import Inputs
-from fa_harness.tensors import CaseTensors, Keys, clear, make_fresh, rows_of
+from fa_harness.tensors import CaseTensors, Keys, Layout, clear, make_fresh, rows_of
 
 Array = npt.NDArray[np.float32]
 T = TypeVar("T")
@@ -265,6 +265,7 @@ class _Computation:
         self._inputs = inputs
         self._backend = backend
         self._segments = list(itertools.pairwise(case.segment_bounds()))
+        self._layouts: dict[str, Layout] = {}
         self.inputs_written: dict[str, None] = {}
         self.work_size: dict[str, int] = {}
 
@@ -383,7 +384,7 @@ class _Computation:
     def _tensors(self) -> Iterator[CaseTensors]:
         """Give the case's tensors in a new context, and note in the end which inputs changed."""
         with self._ggml.context() as ctx:
-            tensors = CaseTensors(ctx, self._case, self._inputs)
+            tensors = CaseTensors(ctx, self._case, self._inputs, self._layouts)
             yield tensors
             self.inputs_written |= dict.fromkeys(tensors.inputs_written())
 

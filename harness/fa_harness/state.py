@@ -6,7 +6,9 @@ row means does not depend on the types of the segments before it, so nothing els
 
 from __future__ import annotations
 
+import functools
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +30,11 @@ def save(path: Path, rows: F32) -> None:
     Raises:
         SetupError: It cannot be written.
     """
-    data = io.BytesIO()  # of a file itself, `save` does not tell why it was not written
-    np.save(data, rows, allow_pickle=False)
     try:
-        path.write_bytes(data.getbuffer())
+        with path.open("ab") as file:
+            if file.tell():  # to cut an empty file costs more than to write one
+                file.truncate(0)
+            file.write(_header(rows.shape) + rows.tobytes())
     except OSError as error:
         raise SetupError(
             f"state {path}: cannot be written ({error.strerror}); make room there, or name another "
@@ -52,19 +55,33 @@ def load(path: Path, case: Case) -> F32:
     Raises:
         UsageError: The file cannot be read, holds no state, or that of a case of another shape.
     """
+    expected = (case.ne3, case.n_head, case.nb, 2 + case.hsv_padded)
+    header = _header(expected)
     try:
-        rows = np.load(path, allow_pickle=False)
+        data = path.read_bytes()
+        if data.startswith(header) and len(data) == len(header) + 4 * math.prod(expected):
+            state: F32 = np.frombuffer(data, np.float32, offset=len(header)).copy()
+            return state.reshape(expected)
+        rows = np.load(io.BytesIO(data), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UsageError(
             f"state {path}: cannot be read ({error}); save it again with the call before"
         ) from error
-    expected = (case.ne3, case.n_head, case.nb, 2 + case.hsv_padded)
     if not isinstance(rows, np.ndarray) or rows.dtype != np.float32 or rows.shape != expected:
         raise UsageError(
             f"state {path}: holds {_kind(rows)}, not float32 {list(expected)} "
             "([ne3, n_head, n_batch, 2 + hsv]); take the state of a chain of this case"
         )
     return rows
+
+
+@functools.lru_cache
+def _header(shape: tuple[int, ...]) -> bytes:
+    """Return what a file begins with that holds float32 of this shape."""
+    header = io.BytesIO()
+    kind = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, kind)
+    return header.getvalue()
 
 
 def _kind(rows: object) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +15,10 @@ from fa_harness.inputs import Inputs
 
 Array = npt.NDArray[np.float32]
 
-_UNUSED = 0xFF  # bytes of a cache outside the view: NaN as F32, F16 or the scale of a block
+_NAN = 0xFF  # bytes that are NaN as F32, F16 or the scale of a block
+_UNUSED = _NAN  # of a cache outside the view
 _UNUSED_COLUMNS = 8  # of a mask, which may be wider than the keys of a call
+_KEPT_BYTES = 1 << 20  # of an input that is kept as it lies in memory: laid out anew, it costs more
 
 
 class Keys(NamedTuple):
@@ -25,14 +28,42 @@ class Keys(NamedTuple):
     v: Tensor
 
 
+class Layout(NamedTuple):
+    """An input as it lies in memory."""
+
+    ne: tuple[int, ...]
+    """Its shape there."""
+    data: npt.NDArray[np.uint8]
+    seen: tuple[int, ...]
+    """The shape of the part of it that is seen."""
+    dim_of: tuple[int, ...]
+    """Which of the input's dimensions each of these is."""
+
+
 class CaseTensors:
     """The tensors of a case in one context. `allocate` comes after the last of them and fills them.
 
     Segments are pairs `(start, stop)` of keys.
     """
 
-    def __init__(self, ctx: Context, case: Case, inputs: Inputs) -> None:
+    def __init__(
+        self,
+        ctx: Context,
+        case: Case,
+        inputs: Inputs,
+        layouts: dict[str, Layout] | None = None,
+    ) -> None:
+        """Place Q and the sinks.
+
+        Args:
+            ctx: The context.
+            case: The case.
+            inputs: Its inputs.
+            layouts: What was laid out for other contexts of the case, by the inputs' names, and is
+                for this one.
+        """
         self.ctx = ctx
+        self._layouts = {} if layouts is None else layouts
         self._case = case
         self._source = inputs
         self._inputs: dict[str, tuple[Tensor, npt.NDArray[np.uint8]]] = {}
@@ -113,9 +144,7 @@ class CaseTensors:
     def inputs_written(self) -> tuple[str, ...]:
         """Return the names of the inputs that are no longer what they were."""
         return tuple(
-            name
-            for name, (tensor, data) in self._inputs.items()
-            if not np.array_equal(tensor.read_bytes(), data.reshape(-1))
+            name for name, (tensor, data) in self._inputs.items() if not tensor.holds(data)
         )
 
     def _keys(
@@ -147,17 +176,17 @@ class CaseTensors:
         if name in self._inputs:
             return self._inputs[name][0]
         columns = self._source.mask[..., start:stop]
-        if self._case.kv_view:
-            width = columns.shape[-1] + _UNUSED_COLUMNS
-            wide = np.full((*columns.shape[:-1], width), np.nan, np.float16)
-            wide[..., : stop - start] = columns
-            columns = wide
-        unused_rows = -columns.shape[-2] % self.ctx.ggml.mask_pad
-        if unused_rows:
-            columns = np.pad(
-                columns, ((0, 0), (0, 0), (0, unused_rows), (0, 0)), constant_values=np.nan
-            )
-        return self._input(name, "f16", columns.shape[::-1], as_bytes(columns))
+
+        def lay_out() -> Layout:
+            n_unused = _UNUSED_COLUMNS if self._case.kv_view else 0
+            unused_rows = -columns.shape[-2] % self.ctx.ggml.mask_pad
+            *planes, rows, width = columns.shape
+            whole = np.full((*planes, rows + unused_rows, width + n_unused), np.nan, np.float16)
+            whole[..., :rows, :width] = columns
+            return Layout(whole.shape[::-1], as_bytes(whole), whole.shape[::-1], (0, 1, 2, 3))
+
+        layout = self._laid_out(name, lay_out)
+        return self._input(name, "f16", layout.ne, layout.data)
 
     def _place(
         self,
@@ -179,23 +208,36 @@ class CaseTensors:
                 upstream's tests make their KV caches.
         """
         permute = self._case.permute
-        dim_of = [permute.index(i) for i in range(4)]  # which of rows' dimensions is i in memory
-        ne = (ne0, *rows.shape[2::-1])
-        base_ne = [ne[dim] for dim in dim_of]
-        data = rows.transpose([3 - dim for dim in reversed(dim_of)])
-        if cache:
+
+        def lay_out() -> Layout:
+            dim_of = tuple(permute.index(i) for i in range(4))  # which of rows' is i in memory
+            ne = (ne0, *rows.shape[2::-1])
+            seen = tuple(ne[dim] for dim in dim_of)
+            data = rows.transpose([3 - dim for dim in reversed(dim_of)])
+            if not cache:
+                return Layout(seen, np.ascontiguousarray(data), seen, dim_of)
             shape = list(data.shape)
             shape[2] *= 2
             whole = np.full(shape, _UNUSED, np.uint8)
             whole[:, :, : data.shape[2]] = data
-            data = whole
-        whole_ne = [base_ne[0], base_ne[1] * (2 if cache else 1), *base_ne[2:]]
-        tensor = self._input(name, type_, whole_ne, data)
+            return Layout((seen[0], 2 * seen[1], *seen[2:]), whole, seen, dim_of)
+
+        layout = self._laid_out(name, lay_out)
+        tensor = self._input(name, type_, layout.ne, layout.data)
         if cache:
-            tensor = self.ctx.view(tensor, base_ne)
+            tensor = self.ctx.view(tensor, layout.seen)
         if permute != (0, 1, 2, 3):
-            tensor = self.ctx.permute(tensor, dim_of)
+            tensor = self.ctx.permute(tensor, layout.dim_of)
         return tensor
+
+    def _laid_out(self, name: str, lay_out: Callable[[], Layout]) -> Layout:
+        """Return an input as it lies in memory, a small one laid out once for all contexts."""
+        if name in self._layouts:
+            return self._layouts[name]
+        layout = lay_out()
+        if layout.data.nbytes <= _KEPT_BYTES:
+            self._layouts[name] = layout
+        return layout
 
     def _input(
         self, name: str, type_: str, ne: Sequence[int], data: npt.NDArray[np.uint8]
@@ -207,14 +249,19 @@ class CaseTensors:
 
 def make_fresh(state: Tensor) -> None:
     """Mark every row of a state as fresh. What S and VKQ hold must not matter: they hold NaN."""
-    rows = np.full(state.ne[::-1], np.nan, np.float32)
+    state.write(_fresh_rows(state.ne))
+
+
+@functools.lru_cache(maxsize=1)
+def _fresh_rows(ne: tuple[int, ...]) -> Array:
+    rows = np.full(ne[::-1], np.nan, np.float32)
     rows[..., 0] = -np.inf
-    state.write(rows)
+    return rows
 
 
 def clear(out: Tensor) -> None:
     """Fill an output with NaN, so that a row that is not computed shows."""
-    out.write(np.full(out.ne[::-1], np.nan, np.float32))
+    out.fill(_NAN)
 
 
 def rows_of(out: Tensor) -> Array:

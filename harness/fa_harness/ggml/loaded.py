@@ -6,7 +6,7 @@ import importlib.util
 import mmap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,8 @@ import numpy.typing as npt
 from fa_harness import quants
 from fa_harness.errors import SetupError
 from fa_harness.ggml import allocations
+
+S = TypeVar("S", bound=np.generic)
 
 _CONTEXT_BYTES = 32 << 20
 """For headers of tensors and graphs only. They lie in a mapping of their own, whose pages are not
@@ -61,6 +63,8 @@ class Ggml:
         self._ffi = ffi
         self._lib = lib
         self._folder = folder
+        self._spare: list[mmap.mmap] = []
+        """Mappings that contexts have left: in a new one each page is a fault anew."""
 
     @property
     def has_state(self) -> bool:
@@ -217,6 +221,15 @@ class Ggml:
         """
         return Backend(self, n_threads, reference=reference, poll=poll)
 
+    def _mapping(self) -> mmap.mmap:
+        """Return memory for a context."""
+        if self._spare:
+            return self._spare.pop()
+        try:
+            return mmap.mmap(-1, _CONTEXT_BYTES, flags=mmap.MAP_PRIVATE)
+        except OSError as error:
+            raise MemoryError(f"no memory for a context of {_CONTEXT_BYTES} bytes") from error
+
     def _type(self, name: str) -> int:
         return quants.TYPES[name].ggml_type
 
@@ -231,12 +244,10 @@ class Tensor:
         self._ggml = ggml
         self._p = pointer
         self.type = type_
-
-    @property
-    def ne(self) -> tuple[int, int, int, int]:
+        n0, n1, n2, n3 = pointer.ne
+        self.ne: tuple[int, int, int, int] = (n0, n1, n2, n3)
         """The shape, in elements."""
-        n0, n1, n2, n3 = self._p.ne
-        return n0, n1, n2, n3
+        self._nbytes: int | None = None
 
     @property
     def nb(self) -> tuple[int, int, int, int]:
@@ -247,7 +258,9 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """The bytes from the first element to the end of the last."""
-        return int(self._ggml._lib.ggml_nbytes(self._p))
+        if self._nbytes is None:
+            self._nbytes = int(self._ggml._lib.ggml_nbytes(self._p))
+        return self._nbytes
 
     def write(self, array: npt.NDArray[Any]) -> None:
         """Fill the whole of a contiguous tensor with the array's bytes.
@@ -255,24 +268,24 @@ class Tensor:
         Raises:
             ValueError: The array has not as many bytes as the tensor.
         """
-        array = np.ascontiguousarray(array)
-        if array.nbytes != self.nbytes:
-            raise ValueError(
-                f"tensor {self.ne} {self.type}: {self.nbytes} bytes, not {array.nbytes}"
-            )
-        if array.nbytes:
-            self._ggml._lib.ggml_backend_tensor_set(
-                self._p, self._ggml._pointer(array), 0, array.nbytes
-            )
+        array, nbytes = np.ascontiguousarray(array), self.nbytes
+        if array.nbytes != nbytes:
+            raise ValueError(f"tensor {self.ne} {self.type}: {nbytes} bytes, not {array.nbytes}")
+        if nbytes:
+            self._ggml._lib.ggml_backend_tensor_set(self._p, self._ggml._pointer(array), 0, nbytes)
+
+    def fill(self, byte: int) -> None:
+        """Fill the whole of a contiguous tensor with a byte."""
+        self._ggml._lib.ggml_backend_tensor_memset(self._p, byte, 0, self.nbytes)
 
     def read_bytes(self) -> npt.NDArray[np.uint8]:
         """Return the bytes of a contiguous tensor."""
-        out = np.empty(self.nbytes, np.uint8)
-        if out.size:
-            self._ggml._lib.ggml_backend_tensor_get(
-                self._p, self._ggml._pointer(out), 0, out.nbytes
-            )
-        return out
+        return self._into(np.empty(self.nbytes, np.uint8))
+
+    def holds(self, data: npt.NDArray[np.uint8]) -> bool:
+        """Tell whether a contiguous tensor in the CPU's memory has the bytes of such an array."""
+        nbytes = self.nbytes
+        return nbytes == 0 or bool(self._ggml._ffi.buffer(self._p.data, nbytes) == data)
 
     def write_rows(self, start: int, rows: npt.NDArray[np.uint8]) -> None:
         """Write rows at index `start` of dimension 1, whatever the strides.
@@ -324,7 +337,14 @@ class Tensor:
         """Return a contiguous F32 tensor as an array of shape `ne[::-1]`."""
         if self.type != "f32":
             raise ValueError(f"tensor {self.ne} {self.type}: only an f32 tensor is read as numbers")
-        return self.read_bytes().view(np.float32).reshape(self.ne[::-1])
+        return self._into(np.empty(self.ne[::-1], np.float32))
+
+    def _into(self, out: npt.NDArray[S]) -> npt.NDArray[S]:
+        """Return a contiguous array of as many bytes with the bytes of a contiguous tensor."""
+        if out.size:
+            pointer = self._ggml._pointer(out)
+            self._ggml._lib.ggml_backend_tensor_get(self._p, pointer, 0, out.nbytes)
+        return out
 
 
 class Graph:
@@ -352,10 +372,7 @@ class Context:
 
     def __enter__(self) -> Context:
         ffi, lib = self._ggml._ffi, self._ggml._lib
-        try:
-            self._memory = mmap.mmap(-1, _CONTEXT_BYTES, flags=mmap.MAP_PRIVATE)
-        except OSError as error:
-            raise MemoryError(f"no memory for a context of {_CONTEXT_BYTES} bytes") from error
+        self._memory = self._ggml._mapping()
         params = {
             "mem_size": _CONTEXT_BYTES,
             "mem_buffer": ffi.from_buffer(self._memory),
@@ -373,6 +390,8 @@ class Context:
         for buffer in self._buffers:
             self._ggml._lib.ggml_backend_buffer_free(buffer)
         self._ggml._lib.ggml_free(self._p)
+        if self._memory is not None:
+            self._ggml._spare.append(self._memory)
         self._buffers, self._arrays, self._p, self._memory = [], [], None, None
 
     def tensor(self, type_: str, ne: Sequence[int]) -> Tensor:
