@@ -101,6 +101,7 @@ def arithmetic(case: Case, path: str, features: tuple[str, ...]) -> Arithmetic:
     )
 
 
+@functools.cache
 def _f16_step(features: tuple[str, ...]) -> float:
     """Return from how many elements on FP16 multiplies and adds; what is left over is done in F32.
 

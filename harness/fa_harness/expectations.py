@@ -101,7 +101,9 @@ class Expectations:
         self._inputs = inputs
         self._features = features
         self.how = bounds.arithmetic(case, path(case), features)
-        self._hows = {own: self._how_of_calls(own_types=own) for own in (False, True)}
+        hows = self._how_of_calls(own_types=False)
+        of_own = self._how_of_calls(own_types=True) if case.segment_types else hows
+        self._hows = {False: hows, True: of_own}
         calls = [self.how, *self._hows[False], *self._hows[True]]
         self._nothing = bounds.nothing(case, inputs)
         self._truth = _Truth(case, inputs, self._nothing.shared, calls=calls)
