@@ -6,6 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from fa_harness import comparison
 from fa_harness.comparison import Near, Region, all_within, exact, is_small, within
 
 SHAPE = (2, 2, 3, 5)
@@ -77,8 +78,12 @@ def test_of_each_element_its_share_of_the_bound_counts(seed: int, odd: int) -> N
         assert found.worst.error == max(errors[p] for p in PLACES if excess[p] == most)
 
 
+@pytest.mark.parametrize("n_together", [1, 2, 7, 1000])
 @pytest.mark.parametrize("odd", [0, 1, 4])
-def test_together_they_are_what_each_is_alone(odd: int) -> None:
+def test_together_they_are_what_each_is_alone(
+    odd: int, n_together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "_TOGETHER", n_together * math.prod(SHAPE))
     several = [drawn(seed, odd=odd if seed % 3 == 0 else 0) for seed in range(30)]
     equal = drawn(99)
     exactly = equal.got.astype(np.float64)
