@@ -41,6 +41,14 @@ def test_a_tensor_gives_back_the_bytes_that_were_written(library: Ggml, type_: s
         assert tensor.type == type_
         assert tensor.nbytes == raw.nbytes
         np.testing.assert_array_equal(tensor.read_bytes(), raw.reshape(-1))
+        assert tensor.holds(raw)
+        for at in (0, raw.size // 2, raw.size - 1):
+            changed = raw.copy()
+            changed.reshape(-1)[at] ^= 1
+            assert not tensor.holds(changed)
+        assert not tensor.holds(raw[:1])
+        tensor.fill(0xA5)
+        assert tensor.holds(np.full_like(raw, 0xA5))
 
 
 @pytest.mark.parametrize("type_", TYPES)
