@@ -47,7 +47,8 @@ def timings(
     """
     calls = ("baseline", "standard", "again", "full_state", "standard_vec", "baseline_vec")
     empty = ("empty_vec", "empty_tiled", "empty_split-kv")
-    seconds = {**dict.fromkeys(calls, 1e-3), **dict.fromkeys(empty, 1e-9), "byte": 1e-16}
+    seconds = {**dict.fromkeys(calls, 1e-3), **dict.fromkeys(empty, 1e-9)}
+    seconds |= {"byte": 1e-16, "stored_byte": 1e-16}
     for n in SEGMENTS:
         padding = bench.tiles(case, n) / bench.tiles(case, 1)
         seconds[f"segmented_{n}"] = 1e-3 * (padding if path(case) == "tiled" else 1.0)
@@ -56,7 +57,7 @@ def timings(
     for name, factor in (factors or {}).items():
         seconds[name] *= factor
     rng = np.random.default_rng(0)
-    names = [name for name in seconds if not name.startswith(("empty", "byte"))]
+    names = [name for name in seconds if not name.startswith("empty") and not name.endswith("byte")]
     values = {
         "seconds": {
             name: each * np.exp(noise * rng.standard_normal(rounds))
@@ -200,6 +201,15 @@ def test_the_lower_end_is_judged_so_that_noise_does_not_decide() -> None:
     ratio = row.comparisons["full_state"].ratio
     assert ratio.low <= bench.FULL_STATE < ratio.median
     assert row.comparisons["full_state"].status == "pass"
+
+
+def test_full_state_may_take_what_writing_the_states_bytes_takes_beside() -> None:
+    byte = 0.02 * 1e-3 / bench.state_bytes(PREFILL)  # all of them: 2 % of a call
+    for factor, status in ((1.029, "pass"), (1.031, "over")):
+        found = timings(PREFILL, factors={"full_state": factor, "stored_byte": byte / 1e-16})
+        comparison = judge(PREFILL, found).comparisons["full_state"]
+        assert comparison.limit == pytest.approx(1.03)
+        assert comparison.status == status
 
 
 def test_an_interval_too_wide_to_tell_is_noisy_and_no_pass() -> None:
@@ -413,8 +423,10 @@ def test_a_row_is_measured_on_both_libraries(
     ways |= {f"segmented_{n}" for n in SEGMENTS} | {f"parts_{n}" for n in parts}
     if parts:
         ways.add("baseline_vec")
-    assert set(found.seconds) == {*ways, "empty_vec", "byte"}
+    assert set(found.seconds) == {*ways, "empty_vec", "byte", "stored_byte"}
     assert all(each.shape == (8,) and (each > 0).all() for each in found.seconds.values())
+    # A byte is stored in no more time than it is copied in, which is reading one and writing one.
+    assert np.median(found.seconds["stored_byte"] / found.seconds["byte"]) < 2 * 1.2
     assert set(found.work_size) == set(found.allocations) == ways
     assert len(set(found.work_size.values())) == len(set(found.allocations.values())) == 1
 

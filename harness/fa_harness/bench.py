@@ -386,7 +386,7 @@ def judge(case: Case, timings: Timings, *, attempts: int = 1) -> Row:
     # Code that is as fast as another cannot be told from it by more than from itself: the reach of
     # the interval in which the same library was compared with itself, in the same rounds.
     noise = reach(again.ratio)
-    written = state_bytes(case) * medians["byte"] / medians["standard"]
+    written = state_bytes(case) * medians["stored_byte"] / medians["standard"]
     comparisons = {
         "again": again,
         "standard": compare("standard", "baseline", noise),

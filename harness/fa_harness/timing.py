@@ -43,6 +43,7 @@ _MOST = 0.1  # seconds after which nothing is repeated: a busy core costs a tick
 _POLL = 50  # upstream's own default; from one computation to the next no thread sleeps
 _MMAP_BYTES = 64 << 10  # less than the work memory of any case
 _COPIED_BYTES = 64 << 20  # more than caches hold
+_CACHED_BYTES = 32 << 10  # as many as the rows of a tile, which the kernel stores from a cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,8 @@ class Timings:
     `baseline_vec`  `standard_vec` of the baseline library, where parts take that path
     `empty_PATH`    a call of the baseline library, in a graph of many, with no key to see
     `byte`          reading or writing a byte of memory, with as many threads
+    `stored_byte`   writing a byte of memory from a cache, with as many threads: a line of memory
+                    is read to be written, which half a copy does not count
     """
     repetitions: int
     """Computations that one timing is the median of."""
@@ -122,12 +125,15 @@ def measure(
 
         once = ways["standard"].time(1)
         repetitions = max(1, math.ceil(_TIMED / once))
-        copy = stack.enter_context(_Copy(case.threads))
+        copies = {
+            "byte": stack.enter_context(_Copy(case.threads)),
+            "stored_byte": stack.enter_context(_Copy(case.threads, cached=True)),
+        }
         calls = {name: way for name, way in ways.items() if not name.startswith("empty")}
         return Timings(
             seconds=_units(
                 _rounds(
-                    {**ways, "byte": copy},
+                    {**ways, **copies},
                     rounds,
                     random.Random(seed),
                     repetitions=repetitions,
@@ -230,16 +236,20 @@ def _units(seconds: Mapping[str, Seconds]) -> dict[str, Seconds]:
         found["empty_split-kv"] = 2 * found["empty_split-kv"] - found.pop("empty_split-kv_twice")
     parts = {"empty_vec": _EMPTY_CALLS, "empty_tiled": _EMPTY_CALLS, "empty_split-kv": _EMPTY_CALLS}
     parts["byte"] = 2 * _COPIED_BYTES  # one is read, one is written
+    parts["stored_byte"] = _COPIED_BYTES
     return {name: each / parts.get(name, 1) for name, each in found.items()}
 
 
 class _Copy:
-    """A copy of more memory than caches hold, by as many threads as compute."""
+    """A copy to more memory than caches hold, by as many threads as compute."""
 
-    def __init__(self, n_threads: int) -> None:
+    def __init__(self, n_threads: int, *, cached: bool = False) -> None:
+        """Copy from as much memory, or one block that stays in a cache again and again."""
+        blocks = (_COPIED_BYTES // _CACHED_BYTES, _CACHED_BYTES)
+        source = np.ones(blocks[1:] if cached else blocks, np.uint8)
         self._pool = ThreadPoolExecutor(n_threads)
-        self._target = np.array_split(np.zeros(_COPIED_BYTES, np.uint8), n_threads)
-        self._source = np.array_split(np.ones(_COPIED_BYTES, np.uint8), n_threads)
+        self._target = np.array_split(np.zeros(blocks, np.uint8), n_threads)
+        self._source = np.array_split(np.broadcast_to(source, blocks), n_threads)
 
     def __enter__(self) -> _Copy:
         return self
