@@ -305,6 +305,12 @@ def test_more_memory_than_upstream_takes_is_a_fault(field: str, found: int, faul
     assert row.status == "over"
 
 
+def test_allocations_of_a_baseline_that_are_unknown_are_no_fault() -> None:
+    calm = timings(DECODE)
+    known = {name: 3 for name in calm.allocations if name != "baseline"}
+    assert judge(DECODE, dataclasses.replace(calm, allocations=known)).faults == ()
+
+
 def test_a_chain_that_leaves_split_kv_is_compared_with_a_call_on_its_own_path() -> None:
     row = judge(SHORT_DECODE, timings(SHORT_DECODE))
     assert (path(SHORT_DECODE), chain_path(SHORT_DECODE, 2)) == ("split-kv", "vec")

@@ -39,13 +39,14 @@ class Running:
         self,
         report: Path,
         *options: object,
+        command: str = "run",
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
         self.report = report
         self.workers_seen: set[int] = set()
         self.process = subprocess.Popen(
-            [*COMMAND, "run", "--json", report, *map(str, options)],
+            [*COMMAND, command, "--json", report, *map(str, options)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -352,6 +353,35 @@ def test_a_library_that_is_replaced_while_it_runs_is_not_mixed_in(
     assert set(statuses) == {"pass", "crash"}
     assert running.has_left() == []
     assert {path.name for path in library.parent.iterdir()} == {"patched", "before"}
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "options", "status"),
+    [
+        ("fuzz", "bug", ("--library", "0001", "--seed", "1", "--max-cases", "60"), 1),
+        ("mutants", "mutated", ("-k", "^row-index-"), 0),
+    ],
+)
+def test_a_library_that_goes_away_is_there_for_later_workers(
+    start: Start,
+    checkout: Path,
+    request: pytest.FixtureRequest,
+    command: str,
+    name: str,
+    options: tuple[str, ...],
+    status: int,
+) -> None:
+    library: Library = request.getfixturevalue(name)
+    path = in_checkout(checkout, library)
+    shutil.copytree(library.path, path, symlinks=True)
+    running = start(*options, command=command, cwd=checkout)
+    running.until_lines(3)  # a failure of the first cases; the first mutant
+    path.rename(path.with_name("before"))
+    if command == "fuzz":  # else each mutant has a worker of its own
+        os.kill(running.workers()[0], signal.SIGKILL)
+    ended, _, errors = running.ended()
+    assert (ended, errors) == (status, "")
+    assert not json.loads(running.report.read_text())["interrupted"]
 
 
 # poor surroundings

@@ -444,10 +444,11 @@ def judge(case: Case, timings: Timings, *, attempts: int = 1) -> Row:
 
 def _differences(found: Mapping[str, int], text: str) -> list[str]:
     """Return a text for each way in which another number was found than for the baseline."""
+    of_baseline = found.get("baseline")
     return [
-        f"{name}: {text.format(n, found['baseline'])}"
+        f"{name}: {text.format(n, of_baseline)}"
         for name, n in found.items()
-        if n != found["baseline"]
+        if of_baseline is not None and n != of_baseline
     ]
 
 

@@ -1,5 +1,7 @@
 import itertools
+import json
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -314,6 +316,43 @@ def test_allocations_of_a_graph_are_counted_those_of_its_work_memory_too(library
     assert second is not None
     assert first > second  # the work memory
     assert second == third == of_three  # what upstream takes for a graph, whatever is in it
+
+
+def test_allocations_of_a_library_whose_files_went_away_are_counted(
+    patched: Library, tmp_path: Path
+) -> None:
+    program = """
+import pathlib, shutil, sys
+from fa_harness import ggml
+
+module = pathlib.Path(sys.argv[1])
+library = ggml.load(module)
+with library.context() as ctx, library.backend(1) as backend:
+    q, k, v = (ctx.tensor(type_, (64, 5, 2, 1)) for type_ in ("f32", "f16", "f16"))
+    graph = ctx.graph([ctx.flash_attn_ext(q, k, v, None, scale=1.0)])
+    backend.allocate(ctx)
+    backend.compute(graph)
+    counts = [backend.count_allocations(graph)]
+    module.parent.rename(module.parent.with_name("elsewhere"))
+    counts.append(backend.count_allocations(graph))
+    shutil.copytree(module.parent.with_name("elsewhere"), module.parent)  # as a build puts it there
+    counts.append(backend.count_allocations(graph))
+    shutil.rmtree(module.parent)
+    counts.append(backend.count_allocations(graph))
+    library._folder = library._folder.with_name("never")
+    counts.append(backend.count_allocations(graph))
+print(counts)
+"""
+    copy = tmp_path / "library"
+    shutil.copytree(patched.path, copy, symlinks=True)
+    module = copy / patched.module_path.relative_to(patched.path)
+    done = subprocess.run(
+        [sys.executable, "-c", program, module], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout.replace("None", "null"))
+    assert counts[0] > 0
+    assert counts == [counts[0]] * 4 + [None]  # what is not found is unknown, not 0
 
 
 # two libraries in one process

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -12,7 +13,7 @@ from fa_harness.bisect import Bisected, Prefix, run_on
 from fa_harness.cases import Case
 from fa_harness.errors import SetupError
 from fa_harness.libraries import current_library
-from fa_harness.library import Library
+from fa_harness.library import Library, held
 from fa_harness.project import find_project
 from fa_harness.report.bisect import print_headings, print_row, print_turns
 from fa_harness.runner import Runner
@@ -46,15 +47,17 @@ def bisect_case(
     started, start = datetime.now(timezone.utc), time.perf_counter()
     rows = []
     print_headings(console)
-    for prefix, library in zip(wanted, libraries, strict=True):
-        with Runner(library.module_path) as runner:
+    with contextlib.ExitStack() as stack:
+        as_built = [stack.enter_context(held(library)) for library in libraries]
+        for prefix, library in zip(wanted, as_built, strict=True):
+            with Runner(library.module_path) as runner:
 
-            def run_modes(modes: tuple[str, ...] | None, runner: Runner = runner) -> Verdict:
-                [verdict] = runner.run([case], modes=modes)
-                return verdict
+                def run_modes(modes: tuple[str, ...] | None, runner: Runner = runner) -> Verdict:
+                    [verdict] = runner.run([case], modes=modes)
+                    return verdict
 
-            rows.append(run_on(prefix, run_modes))
-        print_row(console, rows[-1])
+                rows.append(run_on(prefix, run_modes))
+            print_row(console, rows[-1])
     bisected = Bisected(
         case=case,
         upstream=libraries[-1].upstream,

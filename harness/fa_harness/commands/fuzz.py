@@ -13,7 +13,7 @@ from rich.console import Console
 from fa_harness import __version__
 from fa_harness.case_file import add_case, read_cases
 from fa_harness.fuzz import Found, Fuzz, Fuzzer
-from fa_harness.libraries import current_library
+from fa_harness.libraries import held_library
 from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.project import find_project, locked
 from fa_harness.report import repro
@@ -53,13 +53,16 @@ def find_failures(
     from fa_harness.strategies import draw_cases  # hypothesis takes its time to load
 
     project = find_project()
-    found = current_library(library, options)
     if failures is None:
         failures = project.build / "fuzz" / "failures.txt"
     kept_in = project.relative(failures.resolve())
     started, start = datetime.now(timezone.utc), time.perf_counter()
     stored = read_cases(failures) if failures.exists() else []
-    with Runner(found.module_path) as runner, Ticker(console) as ticker:
+    with (
+        held_library(library, options) as found,
+        Runner(found.module_path) as runner,
+        Ticker(console) as ticker,
+    ):
 
         def keep(failure: Found) -> None:
             verdict = failure.verdict

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from fa_harness import __version__, mutants
 from fa_harness.errors import UsageError
-from fa_harness.libraries import current_library
+from fa_harness.libraries import held_library
 from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.mutants import Mutant, Outcome
 from fa_harness.project import find_project
@@ -59,10 +59,12 @@ def try_mutants(
         SetupError: The library `mutants` is not built, not current, or does not load.
     """
     cases = {suite: cases_of_suite(suite) for suite in suites}
-    found = current_library(MUTANTS, {})
     started, start = datetime.now(timezone.utc), time.perf_counter()
     outcomes: dict[str, Outcome] = {}
-    with Table(console, total=len(selected), verbose=verbose) as table:
+    with (
+        held_library(MUTANTS, {}) as found,
+        Table(console, total=len(selected), verbose=verbose) as table,
+    ):
         try:
             for outcome in mutants.run(found, selected, cases):
                 outcomes[outcome.mutant.id] = outcome

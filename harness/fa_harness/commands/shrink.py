@@ -11,7 +11,7 @@ from rich.console import Console
 from fa_harness import emit_c
 from fa_harness.cases import Case
 from fa_harness.errors import UsageError
-from fa_harness.libraries import current_library
+from fa_harness.libraries import held_library
 from fa_harness.library import Library
 from fa_harness.modes import missing_option
 from fa_harness.report import repro
@@ -63,8 +63,7 @@ def shrink_case(
         UsageError: The case does not fail, or there is no library of that name.
         SetupError: It is not built, not current, or does not load.
     """
-    found = current_library(library, options)
-    with Runner(found.module_path) as runner:
+    with held_library(library, options) as found, Runner(found.module_path) as runner:
         [verdict] = runner.run([case], modes=modes)
         verdicts = {case: verdict}
         end = time.monotonic() + seconds

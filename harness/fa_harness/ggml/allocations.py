@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import platform
 import struct
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,13 @@ _ALLOCATORS = {
     *("_ZnwmRKSt9nothrow_t", "_ZnamRKSt9nothrow_t", "_ZnwmSt11align_val_t", "_ZnamSt11align_val_t"),
 }
 _SLOTS = {"x86_64": (6, 7), "aarch64": (1025, 1026)}  # relocations: GLOB_DAT, JUMP_SLOT
-_DT_STRTAB, _DT_SYMTAB, _DT_RELA, _DT_RELASZ, _DT_JMPREL, _DT_PLTRELSZ = 5, 6, 7, 8, 23, 2
-_PT_LOAD, _PT_DYNAMIC = 1, 2
+_DT_NULL, _DT_STRTAB, _DT_SYMTAB = 0, 5, 6
+_DT_RELA, _DT_RELASZ, _DT_JMPREL, _DT_PLTRELSZ = 7, 8, 23, 2
+_PT_DYNAMIC = 2
+_HEADER = struct.Struct("<IIQQQQQQ")  # Elf64_Phdr
+_DYNAMIC = struct.Struct("<qQ")  # Elf64_Dyn
+_RELOCATION = struct.Struct("<QQq")  # Elf64_Rela
+_SYMBOL_SIZE = 24  # Elf64_Sym, which begins with the place of its name
 
 # Whatever the function takes, it is passed in at most six registers, and so is what it returns.
 _FUNCTION = ctypes.CFUNCTYPE(ctypes.c_void_p, *[ctypes.c_void_p] * 6)
@@ -37,24 +44,27 @@ def can_count() -> bool:
 
 
 @contextmanager
-def counted(folder: Path) -> Iterator[Callable[[], int]]:
+def counted(folder: Path) -> Iterator[Callable[[], int | None]]:
     """Count the calls of allocating functions by the loaded shared objects of a folder.
 
+    They need not lie there any more: what is read is what the process holds.
+
     Yields:
-        A function that returns the calls so far, of all threads.
+        A function that returns the calls so far, of all threads; None if no object of the folder
+        calls such a function, for one that is not found would look like one that asks for nothing.
     """
     calls: list[str] = []
     kept: list[tuple[ctypes.c_void_p, int | None, Any]] = []  # a counter must live while it is used
-    for path, base in _loaded(folder):
-        library = ctypes.CDLL(str(path))
-        for name, offset in _imports(path.read_bytes()):
+    for loaded in _loaded(folder):
+        library = ctypes.CDLL(loaded.name, os.RTLD_NOLOAD | os.RTLD_LAZY)
+        for name, address in _imports(loaded):
             counter = _counter(name, _FUNCTION((name, library)), calls)
-            pointer = ctypes.c_void_p.from_address(base + offset)
-            _make_writable(base + offset)
+            pointer = ctypes.c_void_p.from_address(address)
+            _make_writable(address)
             kept.append((pointer, pointer.value, counter))
             pointer.value = ctypes.cast(counter, ctypes.c_void_p).value
     try:
-        yield lambda: len(calls)
+        yield lambda: len(calls) if kept else None
     finally:
         for pointer, value, _ in kept:
             pointer.value = value
@@ -68,42 +78,79 @@ def _counter(name: str, function: Callable[..., int | None], calls: list[str]) -
     return _FUNCTION(count)
 
 
-def _loaded(folder: Path) -> list[tuple[Path, int]]:
-    """Return the shared objects of a folder in this process, and where each begins."""
-    begins: dict[Path, int] = {}
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        fields = line.split(maxsplit=5)
-        path = Path(fields[5]) if len(fields) == 6 else Path()
+class _Info(ctypes.Structure):
+    """The beginning of `struct dl_phdr_info`: what the dynamic linker knows of an object."""
+
+    _fields_ = (
+        ("base", ctypes.c_uint64),
+        ("name", ctypes.c_char_p),
+        ("headers", ctypes.c_void_p),
+        ("n_headers", ctypes.c_uint16),
+    )
+
+
+_VISITOR = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_Info), ctypes.c_size_t, ctypes.c_void_p)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A shared object in this process.
+
+    Attributes:
+        name: As the dynamic linker has it, which finds the object by it wherever its file is now.
+        base: Where it begins; its addresses count from there.
+        dynamic: Where its table of tables is.
+    """
+
+    name: str
+    base: int
+    dynamic: int
+
+
+def _loaded(folder: Path) -> list[_Loaded]:
+    """Return the shared objects of a library that was loaded from a folder."""
+    found = []
+
+    def add(info: Any, size: int, data: int | None) -> int:
+        object_ = info.contents
+        name = os.fsdecode(object_.name)
+        path = Path(os.path.realpath(name))
         if path.parent == folder and path.name.startswith("libggml"):
-            begins.setdefault(path, int(fields[0].partition("-")[0], 16))
-    return list(begins.items())
+            headers = ctypes.string_at(object_.headers, _HEADER.size * object_.n_headers)
+            [dynamic] = [
+                at for kind, _, _, at, *_ in _HEADER.iter_unpack(headers) if kind == _PT_DYNAMIC
+            ]
+            found.append(_Loaded(name, object_.base, object_.base + dynamic))
+        return 0
+
+    ctypes.CDLL(None).dl_iterate_phdr(_VISITOR(add), None)
+    return found
 
 
-def _imports(elf: bytes) -> Iterator[tuple[str, int]]:
-    """Yield the allocating functions that a shared object calls: name, offset of the pointer."""
-    segments_at, _, _, _, size, count = struct.unpack_from("<QQIHHH", elf, 32)
-    segments = [struct.unpack_from("<IIQQQQ", elf, segments_at + i * size) for i in range(count)]
-    loads = [
-        (address, at, length) for kind, _, at, address, _, length in segments if kind == _PT_LOAD
-    ]
+def _imports(loaded: _Loaded) -> Iterator[tuple[str, int]]:
+    """Yield the allocating functions that a shared object calls: name, address of the pointer."""
+    tables: dict[int, int] = {}
+    at = loaded.dynamic
+    while (entry := _DYNAMIC.unpack(ctypes.string_at(at, _DYNAMIC.size)))[0] != _DT_NULL:
+        tables.setdefault(*entry)
+        at += _DYNAMIC.size
 
-    def in_file(address: int) -> int:
-        [(start, at)] = [(start, at) for start, at, n in loads if start <= address < start + n]
-        return int(at + address - start)
+    def address(of: int) -> int:
+        """Where a table is: some linkers have added the base already, some have not."""
+        return tables[of] if tables[of] >= loaded.base else loaded.base + tables[of]
 
-    [(start, length)] = [(s[2], s[5]) for s in segments if s[0] == _PT_DYNAMIC]
-    dynamic = dict(struct.iter_unpack("<qQ", elf[start : start + length]))
-    symbols, strings = in_file(dynamic[_DT_SYMTAB]), in_file(dynamic[_DT_STRTAB])
+    symbols, strings = address(_DT_SYMTAB), address(_DT_STRTAB)
     for table, table_size in ((_DT_RELA, _DT_RELASZ), (_DT_JMPREL, _DT_PLTRELSZ)):
-        if table not in dynamic:
+        if table not in tables:
             continue
-        start = in_file(dynamic[table])
-        for offset, info, _ in struct.iter_unpack("<QQq", elf[start : start + dynamic[table_size]]):
+        relocations = ctypes.string_at(address(table), tables[table_size])
+        for offset, info, _ in _RELOCATION.iter_unpack(relocations):
             if info & 0xFFFFFFFF in _SLOTS[platform.machine()]:
-                (name_at,) = struct.unpack_from("<I", elf, symbols + 24 * (info >> 32))
-                name = elf[strings + name_at : elf.index(b"\0", strings + name_at)].decode()
+                symbol = ctypes.string_at(symbols + _SYMBOL_SIZE * (info >> 32), 4)
+                name_at = int.from_bytes(symbol, sys.byteorder)
+                name = ctypes.string_at(strings + name_at).decode()
                 if name in _ALLOCATORS:
-                    yield name, offset
+                    yield name, loaded.base + offset
 
 
 def _make_writable(address: int) -> None:
