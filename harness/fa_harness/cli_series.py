@@ -29,7 +29,8 @@ def series() -> None:
     """Change the patch series: patches are commits while you work on them.
 
     A change that conflicts stops, says what to do, and loses nothing; --continue goes on with it
-    and --abort gives it up. A patch whose content did not change keeps every byte.
+    and --abort gives it up. A patch whose content did not change keeps every byte, line numbers
+    among them, until `refresh --line-numbers`.
     """
 
 
@@ -91,13 +92,19 @@ def edit(*, patch: str | None, go_on: bool, abort: bool) -> None:
 
 
 @series.command()
+@click.option("--line-numbers", is_flag=True, help="Write patches of which only these moved, too.")
 @_go_on
 @_abort
-def refresh(*, go_on: bool, abort: bool) -> None:
+def refresh(*, line_numbers: bool, go_on: bool, abort: bool) -> None:
     """Write commits to patches/: of an edit, or else of the branch `series` in the tree."""
     from fa_harness.upstream import rework
 
-    _change(rework.refresh, go_on=go_on, abort=abort)
+    _change(
+        lambda project, source: rework.refresh(project, source, line_numbers=line_numbers),
+        arguments=("--line-numbers",) if line_numbers else None,
+        go_on=go_on,
+        abort=abort,
+    )
 
 
 @series.command()

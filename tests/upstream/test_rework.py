@@ -12,6 +12,7 @@ from fa_harness.cli import cli
 from fa_harness.errors import FaHarnessError, SetupError, UsageError
 from fa_harness.project import Project
 from fa_harness.upstream import rework
+from fa_harness.upstream.drift import drift
 from fa_harness.upstream.git import git
 from fa_harness.upstream.rework import ConflictError
 from fa_harness.upstream.series import load_series
@@ -87,6 +88,25 @@ def test_an_edited_patch_is_written_and_the_others_keep_every_byte(
     assert [after[name] == before[name] for name in sorted(before)[:2]] == [True, True]
     [written] = changes.written
     assert "+int ggml_backend(void) { return 7; }" in after[written]
+    assert is_settled(three, source)
+
+
+def test_line_numbers_that_an_edit_moved_are_written_when_they_are_wanted(
+    three: Project, source: Source
+) -> None:
+    place = rework.edit(three, source, "1")
+    (place / OPS).write_text("// a line more\n" + (place / OPS).read_text())
+    commit(place, "--all", "--amend", "--no-edit")
+    with pytest.raises(UsageError, match="'series edit' has begun: fa-harness series refresh ends"):
+        rework.refresh(three, source, line_numbers=True)
+    assert len(rework.refresh(three, source).written) == 1
+    off_by_one = contents(three)
+    assert drift(prepare_tree(three, source, load_series(three)), load_series(three)) == [0, 1, 0]
+    changes = rework.refresh(three, source, line_numbers=True)
+    assert changes == rework.Changes(written=("0002-second.patch",), renamed=(), removed=())
+    assert drift(prepare_tree(three, source, load_series(three)), load_series(three)) == [0, 0, 0]
+    after = contents(three)
+    assert [name for name in after if after[name] != off_by_one[name]] == ["0002-second.patch"]
     assert is_settled(three, source)
 
 

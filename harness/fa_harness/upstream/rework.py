@@ -42,6 +42,7 @@ _OLD_SERIES = "refs/fa-harness/old-series"
 _FORMAT = (
     "format-patch", "--quiet", "--zero-commit", "--no-signature", "--no-numbered", "--full-index"
 )  # fmt: skip
+_HUNK = re.compile(r"^@@ .* @@.*$", re.MULTILINE)
 
 
 class ConflictError(FaHarnessError):
@@ -125,16 +126,27 @@ def edit(project: Project, source: Source, patch: str) -> Path:
     return _begin(project, source, tree, "series edit", at, tree.commits[at + 1 :])
 
 
-def refresh(project: Project, source: Source) -> Changes:
+def refresh(project: Project, source: Source, *, line_numbers: bool = False) -> Changes:
     """Write the commits of the worktree, or else those of the tree's branch, to `patches/`.
 
+    Args:
+        project: The project.
+        source: The upstream that the patches are for.
+        line_numbers: Write patches, too, of which only line numbers changed.
+
     Raises:
-        UsageError: There is no tree yet, or the upstream has variants of patches.
+        UsageError: There is no tree yet, the upstream has variants of patches, or line numbers
+            are wanted while a change has begun.
         ConflictError: A later patch does not go on top of what was edited.
         SetupError: Something is not committed, or patches were changed meanwhile.
     """
     path = project.sources / source.folder
-    if begun(project, source) is not None:
+    if (rework := begun(project, source)) is not None:
+        if line_numbers:
+            raise UsageError(
+                f"'{rework.command}' has begun: fa-harness series refresh ends it, "
+                "and the same with --line-numbers does the rest"
+            )
         return go_on(project, source)
     if not (path / ".git").exists():
         raise UsageError(f"there is no tree of '{source.label}' yet; fa-harness vendor makes it")
@@ -147,7 +159,7 @@ def refresh(project: Project, source: Source) -> Changes:
             "holds work of your own"
         )
     _refuse_uncommitted(project, path)
-    changes = _export(project, path, BRANCH)
+    changes = _export(project, path, BRANCH, line_numbers=line_numbers)
     prepare_tree(project, source, load_series(project), is_exported=True)
     return changes
 
@@ -400,11 +412,12 @@ def _go_on(project: Project, source: Source, path: Path) -> Changes:
     return replace(changes, onto=source.name, range_diff=range_diff)
 
 
-def _export(project: Project, repository: Path, tip: str) -> Changes:
+def _export(project: Project, repository: Path, tip: str, *, line_numbers: bool = False) -> Changes:
     """Write the commits from upstream to `tip` to `patches/`.
 
     A patch whose content did not change keeps every byte: where other patches move, so do line
-    numbers and the ids of files, which a reader of a diff should not have to look at.
+    numbers and the ids of files, which a reader of a diff should not have to look at. Where line
+    numbers are wanted, one whose hunks lie elsewhere now is written with what they are.
     """
     series = load_series(project)
     old = dict(
@@ -423,7 +436,11 @@ def _export(project: Project, repository: Path, tip: str) -> Changes:
             written.append(name)
             continue
         kept = f"{name[:4]}-{known.partition('-')[2]}"
-        new[kept] = old[known]
+        if line_numbers and _HUNK.findall(text) != _HUNK.findall(old[known]):
+            new[kept] = text
+            written.append(kept)
+        else:
+            new[kept] = old[known]
         if kept != known:
             renamed.append((known, kept))
     with writing(project.patches):
@@ -453,7 +470,7 @@ def _content(mail: str) -> str:
     mail = re.sub(r"^From [0-9a-f]{40} .*\n", "", mail)
     mail = re.sub(r"^Subject: \[PATCH[^]]*\] ", "Subject: ", mail, flags=re.MULTILINE)
     mail = re.sub(r"^index [0-9a-f]+\.\.[0-9a-f]+", "index", mail, flags=re.MULTILINE)
-    return re.sub(r"^@@ .* @@.*$", "@@", mail, flags=re.MULTILINE).rstrip()
+    return _HUNK.sub("@@", mail).rstrip()
 
 
 def _end(project: Project, source: Source, path: Path) -> None:
