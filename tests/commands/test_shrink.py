@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import io
 from collections.abc import Callable, Iterator
@@ -23,7 +24,9 @@ def test_a_case_on_which_the_library_crashes_shrinks_to_what_crashes_it(
         "name == 'ggml_flash_attn_ext_add_sinks' and n > 1 and os.kill(os.getpid(), signal.SIGSEGV)"
     )
     library = dataclasses.replace(patched, path=module.parent, module=module.name)
-    monkeypatch.setattr(shrink, "current_library", lambda name, options: library)
+    monkeypatch.setattr(
+        shrink, "held_library", lambda name, options: contextlib.nullcontext(library)
+    )
     case = Case(hsk=64, hsv=64, nh=2, kv=40, nb=3, segments=4, sinks=True, threads=2)
     smallest = shrink.shrink_case(
         case,
