@@ -14,10 +14,11 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ _MOST = 0.1  # seconds after which nothing is repeated: a busy core costs a tick
 _POLL = 50  # upstream's own default; from one computation to the next no thread sleeps
 _MMAP_BYTES = 64 << 10  # less than the work memory of any case
 _COPIED_BYTES = 64 << 20  # more than caches hold
-_CACHED_BYTES = 32 << 10  # as many as the rows of a tile, which the kernel stores from a cache
+_TILE_ROWS = 64  # which the kernel has in a cache when it stores them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +65,9 @@ class Timings:
     `baseline_vec`  `standard_vec` of the baseline library, where parts take that path
     `empty_PATH`    a call of the baseline library, in a graph of many, with no key to see
     `byte`          reading or writing a byte of memory, with as many threads
-    `stored_byte`   writing a byte of memory from a cache, with as many threads: a line of memory
-                    is read to be written, which half a copy does not count
+    `stored_byte`   writing a byte of the state's rows from a cache to memory, one row at a time,
+                    with as many threads: each line of memory is read to be written, which half a
+                    copy does not count, and which the C library avoids where it copies many rows
     """
     repetitions: int
     """Computations that one timing is the median of."""
@@ -126,8 +128,8 @@ def measure(
         once = ways["standard"].time(1)
         repetitions = max(1, math.ceil(_TIMED / once))
         copies = {
-            "byte": stack.enter_context(_Copy(case.threads)),
-            "stored_byte": stack.enter_context(_Copy(case.threads, cached=True)),
+            "byte": stack.enter_context(_copy(case.threads)),
+            "stored_byte": stack.enter_context(_store_rows(case.threads, 2 + case.hsv)),
         }
         calls = {name: way for name, way in ways.items() if not name.startswith("empty")}
         return Timings(
@@ -206,7 +208,7 @@ def _allocate_work_at_pages() -> None:
 
 
 def _rounds(
-    ways: Mapping[str, _Way | _Copy],
+    ways: Mapping[str, _Way | _Parts],
     rounds: int,
     order: random.Random,
     *,
@@ -240,28 +242,44 @@ def _units(seconds: Mapping[str, Seconds]) -> dict[str, Seconds]:
     return {name: each / parts.get(name, 1) for name, each in found.items()}
 
 
-class _Copy:
-    """A copy to more memory than caches hold, by as many threads as compute."""
+class _Parts:
+    """Something to do in as many parts as there are threads."""
 
-    def __init__(self, n_threads: int, *, cached: bool = False) -> None:
-        """Copy from as much memory, or one block that stays in a cache again and again."""
-        blocks = (_COPIED_BYTES // _CACHED_BYTES, _CACHED_BYTES)
-        source = np.ones(blocks[1:] if cached else blocks, np.uint8)
-        self._pool = ThreadPoolExecutor(n_threads)
-        self._target = np.array_split(np.zeros(blocks, np.uint8), n_threads)
-        self._source = np.array_split(np.broadcast_to(source, blocks), n_threads)
+    def __init__(self, parts: Sequence[Callable[[], object]]) -> None:
+        self._pool = ThreadPoolExecutor(len(parts))
+        self._parts = parts
 
-    def __enter__(self) -> _Copy:
+    def __enter__(self) -> _Parts:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._pool.shutdown()
 
     def time(self, repetitions: int, *, warm_up: bool = True) -> float:
-        """Return the seconds of one copy."""
+        """Return the seconds of doing it once."""
         start = time.perf_counter_ns()
-        list(self._pool.map(np.copyto, self._target, self._source))
+        list(self._pool.map(lambda part: part(), self._parts))
         return (time.perf_counter_ns() - start) * 1e-9
+
+
+def _copy(n_threads: int) -> _Parts:
+    """Copy more memory than caches hold."""
+    source, target = (
+        np.array_split(np.full(_COPIED_BYTES, value, np.uint8), n_threads) for value in (1, 0)
+    )
+    return _Parts([partial(np.copyto, *each) for each in zip(target, source, strict=True)])
+
+
+def _store_rows(n_threads: int, size: int) -> _Parts:
+    """Store more rows of `size` floats than caches hold, one by one, from a tile that they hold."""
+    tile = np.ones((_TILE_ROWS, size), np.float32)
+    rows = np.zeros((_COPIED_BYTES // tile[0].nbytes, size), np.float32)
+    return _Parts(
+        [
+            partial(np.take, tile, np.arange(len(part)) % _TILE_ROWS, 0, part, mode="clip")
+            for part in np.array_split(rows, n_threads)
+        ]
+    )
 
 
 class _Way:
