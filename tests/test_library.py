@@ -1,11 +1,14 @@
 import dataclasses
+import errno
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from fa_harness.errors import SetupError
-from fa_harness.library import RECORD, Library, load, save
+from fa_harness.library import RECORD, Library, held, load, save
 
 
 @pytest.fixture
@@ -60,3 +63,17 @@ def test_a_damaged_record_is_refused_with_the_way_out(tmp_path: Path, text: str)
 def test_a_folder_without_a_record_holds_no_library(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         load(tmp_path)
+
+
+def test_a_disk_that_is_full_is_named_where_a_library_is_copied(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(number: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    save(library)
+    monkeypatch.setattr(os, "link", lambda *_: refuse(errno.EPERM))
+    monkeypatch.setattr(shutil, "copy2", lambda *_: refuse(errno.ENOSPC))
+    said = r"cannot be held in .*No space left on device.*make room"
+    with pytest.raises(SetupError, match=said), held(library):
+        pass

@@ -145,9 +145,16 @@ def _linked(library: Library, target: Path) -> Library:
         try:
             shutil.copytree(library.path, target, symlinks=True, copy_function=_link)
             return load(target)
-        except (shutil.Error, FileNotFoundError):
+        except (shutil.Error, FileNotFoundError) as error:
+            failure = error
             shutil.rmtree(target, ignore_errors=True)
             time.sleep(_BETWEEN_ATTEMPTS)
+    if library.path.exists() and isinstance(failure, shutil.Error):
+        *_, (_, _, reason) = failure.args[0]
+        raise SetupError(
+            f"library {library.name!r}: cannot be held in {target.parent} ({reason}); make room "
+            "there, or build it again"
+        ) from failure
     raise SetupError(f"library {library.name!r} went away from {library.path}; build it again")
 
 
