@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fa_harness import captures
-from fa_harness.captures import Arrays, Capture, Entry
-from fa_harness.cases import Case
-from fa_harness.inputs import Inputs
-from fa_harness.oracle import add_sinks, attend, finalise
-from fa_harness.quants import decode, encode
+from fa_harness.case import captures
+from fa_harness.case.captures import Arrays, Capture, Entry
+from fa_harness.case.case import Case
+from fa_harness.case.inputs import Inputs
+from fa_harness.case.quants import decode, encode
+from fa_harness.judge.oracle import add_sinks, attend, finalise
 
 SCALE = 0.15
 N_SWA = 24

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from fa_harness import ggml
-from fa_harness.ggml import Ggml
-from fa_harness.library import Library
+from fa_harness.build.builder import build
+from fa_harness.build.library import Library
+from fa_harness.engine import ggml
+from fa_harness.engine.ggml import Ggml
 from fa_harness.project import find_project
-from fa_harness.upstream.build import build
+
+pytest_plugins = ["tiny_upstream"]
 
 
 def pytest_configure() -> None:

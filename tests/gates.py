@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from fa_harness import gate
-from fa_harness.baseline import Baseline, Speed
-from fa_harness.cases import Case
-from fa_harness.comparison import Comparison, Worst
-from fa_harness.gate import Gate, Ratio
-from fa_harness.report import Results
-from fa_harness.verdict import Verdict
+from fa_harness.case.case import Case
+from fa_harness.judge.compare import Comparison, Worst
+from fa_harness.judge.verdict import Verdict
+from fa_harness.report.results import Results
+from fa_harness.speed import gate
+from fa_harness.speed.baseline import Baseline, Speed
+from fa_harness.speed.gate import Gate, Ratio
 
 CASE = Case(kv=64, segments=3, regime="normal")
 OTHER = Case(kv=65, segments=3, regime="normal")

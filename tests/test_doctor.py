@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from fa_harness import doctor
+from fa_harness.build import builder as build
+from fa_harness.build.library import Library
 from fa_harness.doctor import Finding, Report, check
-from fa_harness.library import Library
 from fa_harness.project import Project
-from fa_harness.upstream import build
 
 
 @pytest.fixture

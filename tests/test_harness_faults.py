@@ -14,17 +14,20 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fa_harness import bounds, fifo, inputs, modes, oracle, rolling, state, verdict
-from fa_harness.cases import Case
-from fa_harness.fifo import roll
-from fa_harness.ggml import Backend, Context, Ggml, Tensor
-from fa_harness.inputs import Inputs, make_inputs
-from fa_harness.modes import run_case
-from fa_harness.oracle import Partial
-from fa_harness.quants import encode, row_bytes
-from fa_harness.suites import suite
-from fa_harness.tensors import CaseTensors, Keys
-from fa_harness.verdict import Verdict, judge
+from fa_harness.case import inputs, rolling
+from fa_harness.case.case import Case
+from fa_harness.case.inputs import Inputs, make_inputs
+from fa_harness.case.quants import encode, row_bytes
+from fa_harness.case.suites import suite
+from fa_harness.engine import fifo, modes
+from fa_harness.engine import state_file as state
+from fa_harness.engine.fifo import roll
+from fa_harness.engine.ggml import Backend, Context, Ggml, Tensor
+from fa_harness.engine.layout import CaseTensors, Keys
+from fa_harness.engine.modes import run_case
+from fa_harness.judge import bounds, oracle, verdict
+from fa_harness.judge.oracle import Partial
+from fa_harness.judge.verdict import Verdict, judge
 
 F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]

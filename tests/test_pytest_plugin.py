@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import captured
-from fa_harness.library import Library
+from fa_harness.build.library import Library
+from fa_harness.case.strategies import draw_cases
+from fa_harness.case.suites import SUITES, suite
 from fa_harness.pytest_plugin import case_id
-from fa_harness.strategies import draw_cases
-from fa_harness.suites import SUITES, suite
 
 pytest_plugins = ["pytester"]
 

@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from fa_harness.build import builder as build
+from fa_harness.build import toolchain
+from fa_harness.build.library import Library
 from fa_harness.errors import FaHarnessError
-from fa_harness.library import Library
 from fa_harness.machine import cpu_features, cpu_model, usable_cores
 from fa_harness.project import Project
-from fa_harness.upstream import build, fetch, series, source, toolchain, tree
+from fa_harness.series import series, tree
+from fa_harness.upstream import fetch, source
 from fa_harness.upstream.pins import Pin
 
 Status = Literal["ok", "note", "problem"]

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from fa_harness.cases import Case
-    from fa_harness.library import Library
-    from fa_harness.runner import Runner
+    from fa_harness.build.library import Library
+    from fa_harness.case.case import Case
+    from fa_harness.engine.runner import Runner
 
 _MARKER = (
     "fa_cases(suite=, case_file=, segments=[...], ...): run the test, which uses the fixture "
-    "fa_case, for each of these cases. The arguments are those of fa_harness.selection.select; a "
-    "case file or a capture lies beside the test."
+    "fa_case, for each of these cases. The arguments are those of fa_harness.case.selection.select; "
+    "a case file or a capture lies beside the test."
 )
 
 
@@ -55,8 +55,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _select(metafunc: pytest.Metafunc, mark: pytest.Mark) -> list[Case]:
+    from fa_harness.case.selection import select
     from fa_harness.errors import UsageError
-    from fa_harness.selection import select
 
     arguments = dict(mark.kwargs)
     for name in ("case_file", "captured"):
@@ -101,7 +101,7 @@ class CaseUnderTest:
 
         What the library or the harness cannot compute is skipped, and says why.
         """
-        from fa_harness.report import explain, repro
+        from fa_harness.report.results import explain, repro
         from fa_harness.upstream.source import chosen
 
         [verdict] = self.runner.run([self.case])
@@ -123,8 +123,8 @@ class CaseUnderTest:
 @pytest.fixture(scope="session")
 def ggml_library(request: pytest.FixtureRequest) -> Library:
     """The built library that `--fa-library` names, else the setting `fa_library`."""
+    from fa_harness.build.named import current_library
     from fa_harness.errors import FaHarnessError
-    from fa_harness.libraries import current_library
 
     config = request.config
     name = config.getoption("--fa-library") or config.getini("fa_library")
@@ -137,8 +137,8 @@ def ggml_library(request: pytest.FixtureRequest) -> Library:
 @pytest.fixture(scope="session")
 def _fa_runner(ggml_library: Library) -> Iterator[Runner]:
     """Keep the library's processes from test to test."""
+    from fa_harness.engine.runner import Runner
     from fa_harness.errors import SetupError
-    from fa_harness.runner import Runner
 
     with contextlib.ExitStack() as stack:
         try:

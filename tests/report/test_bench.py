@@ -7,10 +7,10 @@ from datetime import datetime, timezone
 import pytest
 from rich.console import Console
 
-from fa_harness import bench
-from fa_harness.bench import Bench, Comparison, Interval, Model, Row
-from fa_harness.cases import Case
+from fa_harness.case.case import Case
 from fa_harness.report.bench import Table, document, explain, label, print_summary, render
+from fa_harness.speed import bench
+from fa_harness.speed.bench import Bench, Comparison, Interval, Model, Row
 
 CASE = bench.SHAPES[2]
 MODEL = Model(state=0.01, nodes=0.02, padding=0.0)

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 import pytest
 from rich.console import Console
 
-from fa_harness.cases import Case
-from fa_harness.comparison import Comparison
+from fa_harness.case.case import Case
+from fa_harness.case.suites import suite
+from fa_harness.judge.compare import Comparison
+from fa_harness.judge.verdict import Verdict
 from fa_harness.report.console import Table, label
-from fa_harness.suites import suite
-from fa_harness.verdict import Verdict
 
 
 def comparison(max_abs: float, *, of_bound: float = 0.5) -> Comparison:

@@ -4,7 +4,7 @@ import re
 import pytest
 from rich.console import Console
 
-from fa_harness.fuzz import Tally
+from fa_harness.hunt.fuzz import Tally
 from fa_harness.report import fuzz
 from fa_harness.report.fuzz import Ticker
 

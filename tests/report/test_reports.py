@@ -8,11 +8,12 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
-from fa_harness.bench import Interval
-from fa_harness.gate import Gate, Ratio
-from fa_harness.report import Results, html, junit, markdown
+from fa_harness.judge.shares import Shares
+from fa_harness.report import html, junit, markdown
 from fa_harness.report.annotations import render as annotate
-from fa_harness.shares import Shares
+from fa_harness.report.results import Results
+from fa_harness.speed.bench import Interval
+from fa_harness.speed.gate import Gate, Ratio
 from gates import CASE, OTHER, baseline_of, comparison, failing, judged, results, verdict
 
 NASTY = "<script>alert('&')</script> ]]> | `x` \x00\x1b[31m\ud800 % , : \r\n::error::second line"

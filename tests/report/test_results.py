@@ -8,11 +8,11 @@ from datetime import datetime, timezone
 import numpy as np
 import pytest
 
-from fa_harness.cases import Case
-from fa_harness.comparison import Comparison, Worst
-from fa_harness.report import Results
+from fa_harness.case.case import Case
+from fa_harness.judge.compare import Comparison, Worst
+from fa_harness.judge.verdict import STATUSES, Verdict
 from fa_harness.report.json import render
-from fa_harness.verdict import STATUSES, Verdict
+from fa_harness.report.results import Results
 
 CASE = Case(kv=64, segments=3, regime="spiky", boundaries=(1, 9))
 

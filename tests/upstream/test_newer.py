@@ -8,11 +8,11 @@ import pytest
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.files import sha256
 from fa_harness.project import Project
+from fa_harness.series.series import load_series
+from fa_harness.series.tree import prepare_tree
 from fa_harness.upstream import newer
 from fa_harness.upstream.pins import load_pins
-from fa_harness.upstream.series import load_series
 from fa_harness.upstream.source import find_source
-from fa_harness.upstream.tree import prepare_tree
 
 MakeSdist = Callable[..., Path]
 

@@ -11,14 +11,14 @@ import pytest
 
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.project import Project
+from fa_harness.series.series import load_series
+from fa_harness.series.tree import prepare_tree
 from fa_harness.upstream import newer
 from fa_harness.upstream.fetch import fetch
 from fa_harness.upstream.git import git
 from fa_harness.upstream.pins import Pin, load_pins
 from fa_harness.upstream.repository import contents_sha256
-from fa_harness.upstream.series import load_series
 from fa_harness.upstream.source import Source, find_source, source_of
-from fa_harness.upstream.tree import prepare_tree
 
 ATTRIBUTES = "LICENSE export-ignore\n*.c export-subst eol=crlf text\n"
 MORE = {"ggml/src/version.c": "// $Format:%H$\n"}

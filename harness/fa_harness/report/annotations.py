@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fa_harness.gate import Gate
-from fa_harness.report import Results
+from fa_harness.report.results import Results
 from fa_harness.report.troubles import headline, passed, troubles
+from fa_harness.speed.gate import Gate
 
 MOST = 10
 """GitHub shows no more errors of a step."""

@@ -11,12 +11,12 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from fa_harness import bench
-from fa_harness.bench import Bench, Comparison, Interval, Row
-from fa_harness.cases import Case
-from fa_harness.modes import path
+from fa_harness.case.case import Case
+from fa_harness.engine.modes import path
 from fa_harness.progress import counter
-from fa_harness.timing import SEGMENTS
+from fa_harness.speed import bench
+from fa_harness.speed.bench import Bench, Comparison, Interval, Row
+from fa_harness.speed.timing import SEGMENTS
 
 SCHEMA = "fa-harness.bench/1"
 

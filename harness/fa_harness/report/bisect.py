@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from fa_harness.bisect import Bisected, Prefix, Row, Turn
-from fa_harness.report import explain
+from fa_harness.hunt.bisect import Bisected, Prefix, Row, Turn
 from fa_harness.report.console import STATUS_STYLE
+from fa_harness.report.results import explain
 
 SCHEMA = "fa-harness.bisect/1"
 

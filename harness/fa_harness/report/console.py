@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from fa_harness.cases import CAPTURED, Case
-from fa_harness.gate import KINDS, Gate
-from fa_harness.modes import MODES
+from fa_harness.case.case import CAPTURED, Case
+from fa_harness.case.rolling import CacheStep
+from fa_harness.engine.modes import MODES
+from fa_harness.judge.verdict import STATUSES, Verdict
 from fa_harness.progress import counter
-from fa_harness.report import Results, explain
-from fa_harness.rolling import CacheStep
-from fa_harness.verdict import STATUSES, Verdict
+from fa_harness.report.results import Results, explain
+from fa_harness.speed.gate import KINDS, Gate
 
 STATUS_STYLE = {
     "pass": "green",

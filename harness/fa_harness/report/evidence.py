@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
-from fa_harness.evidence import Section
+from fa_harness.model.evidence import Section
 
 SCHEMA = "fa-harness.evidence/1"
 

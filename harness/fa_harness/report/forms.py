@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from fa_harness.gate import Gate
-from fa_harness.report import Results, html, json, junit, markdown
+from fa_harness.report import html, json, junit, markdown
+from fa_harness.report.results import Results
+from fa_harness.speed.gate import Gate
 
 _FORMS: Mapping[str, Callable[[Results, Gate | None], str]] = {
     "json": json.render,

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from fa_harness.fuzz import Found, Fuzz, Tally
-from fa_harness.report import explain, repro
+from fa_harness.hunt.fuzz import Found, Fuzz, Tally
+from fa_harness.judge.verdict import STATUSES
 from fa_harness.report.console import label
-from fa_harness.verdict import STATUSES
+from fa_harness.report.results import explain, repro
 
 SCHEMA = "fa-harness.fuzz/1"
 

@@ -11,15 +11,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from itertools import groupby
 
-from fa_harness.bench import Interval
-from fa_harness.cases import Case
-from fa_harness.gate import Gate, Ratio
-from fa_harness.report import Results
+from fa_harness.case.case import Case
+from fa_harness.judge.shares import F32, Shares
+from fa_harness.judge.verdict import Verdict
 from fa_harness.report.bench import label as row_label
 from fa_harness.report.console import label
+from fa_harness.report.results import Results
 from fa_harness.report.troubles import Trouble, headline, in_short, origin, passed, troubles
-from fa_harness.shares import F32, Shares
-from fa_harness.verdict import Verdict
+from fa_harness.speed.bench import Interval
+from fa_harness.speed.gate import Gate, Ratio
 
 _LEVELS = (0.1, 0.5, 1.0, 10.0, 1000.0, math.inf)
 """Upper limits of the shares that a colour stands for; what is above the last is not finite."""
@@ -62,7 +62,7 @@ def _document(results: Results, gate: Gate | None) -> Iterator[str]:
 
 
 def _css() -> str:
-    return files("fa_harness.report").joinpath("report.css").read_text(encoding="utf-8")
+    return files("fa_harness.report.results").joinpath("report.css").read_text(encoding="utf-8")
 
 
 def _checks(gate: Gate) -> Iterator[str]:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from fa_harness.comparison import Comparison
-from fa_harness.gate import Gate
-from fa_harness.localise import Localisation
-from fa_harness.report import Results
-from fa_harness.verdict import STATUSES, Verdict
+from fa_harness.judge.compare import Comparison
+from fa_harness.judge.localise import Localisation
+from fa_harness.judge.verdict import STATUSES, Verdict
+from fa_harness.report.results import Results
+from fa_harness.speed.gate import Gate
 
 SCHEMA = "fa-harness.run/1"
 SCHEMA_OF_GATE = "fa-harness.gate/1"

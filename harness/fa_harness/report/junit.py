@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 from xml.etree import ElementTree as ET
 
-from fa_harness.gate import ALL, Gate, Ratio
-from fa_harness.report import Results
+from fa_harness.judge.verdict import Verdict
 from fa_harness.report.console import label
+from fa_harness.report.results import Results
 from fa_harness.report.troubles import Trouble, troubles
-from fa_harness.verdict import Verdict
+from fa_harness.speed.gate import ALL, Gate, Ratio
 
 _NO_CHARACTER = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 cannot hold, escaped or not."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from fa_harness.cases import Case
-from fa_harness.gate import Gate, Ratio
-from fa_harness.report import Results
+from fa_harness.case.case import Case
 from fa_harness.report.console import label
+from fa_harness.report.results import Results
 from fa_harness.report.troubles import Trouble, headline, in_short, origin, passed, troubles
+from fa_harness.speed.gate import Gate, Ratio
 
 _MOST = 30
 """Troubles with details; a summary may have 1 MiB."""

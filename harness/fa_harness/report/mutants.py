@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from fa_harness.mutants import STATUSES, Mutant, Outcome
+from fa_harness.hunt.mutants import STATUSES, Mutant, Outcome
 from fa_harness.progress import counter
 from fa_harness.report.console import label
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from rich.console import Console
 from rich.text import Text
 
-from fa_harness.perplexity import CacheRun, Judgement, Perplexity, Setting
+from fa_harness.model.perplexity import CacheRun, Judgement, Perplexity, Setting
 
 SCHEMA = "fa-harness.perplexity/1"
 

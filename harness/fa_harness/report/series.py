@@ -10,10 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from fa_harness.report import command
-from fa_harness.upstream.lint import Finding
-from fa_harness.upstream.rework import Changes
-from fa_harness.upstream.status import Status
+from fa_harness.report.results import command
+from fa_harness.series.lint import Finding
+from fa_harness.series.rework import Changes
+from fa_harness.series.status import Status
 
 SCHEMA = "fa-harness.series/1"
 LINT_SCHEMA = "fa-harness.lint/1"

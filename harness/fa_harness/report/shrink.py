@@ -5,9 +5,9 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from fa_harness.report import explain
-from fa_harness.shrink import Shrunk, Step
-from fa_harness.verdict import Verdict
+from fa_harness.hunt.shrink import Shrunk, Step
+from fa_harness.judge.verdict import Verdict
+from fa_harness.report.results import explain
 
 
 def print_shrink_step(console: Console, step: Step) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from fa_harness.cases import Case
-from fa_harness.gate import KINDS, Gate
-from fa_harness.report import Results, explain
+from fa_harness.case.case import Case
+from fa_harness.judge.verdict import Verdict
 from fa_harness.report.console import label
-from fa_harness.verdict import Verdict
+from fa_harness.report.results import Results, explain
+from fa_harness.speed.gate import KINDS, Gate
 
 _WORST_FIRST = ("crash", "timeout", "fail", "mistrusted")
 

@@ -1,1 +1,1 @@
-"""The left half: upstream sources, the patch series, and the libraries built from them."""
+"""Upstream sources: pinned, fetched, verified."""

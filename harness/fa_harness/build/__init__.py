@@ -1,0 +1,1 @@
+"""Libraries: built from a tree of sources, recorded, and found by name."""

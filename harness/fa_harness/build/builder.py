@@ -1,0 +1,444 @@
+"""From a tree to libraries: check out a state of the series, compile what it changes, keep it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import sysconfig
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import fa_harness
+from fa_harness import proc, progress
+from fa_harness.build import toolchain
+from fa_harness.build.library import Library, load, save
+from fa_harness.build.sanitizers import SANITIZERS
+from fa_harness.engine.ggml import bindings
+from fa_harness.errors import SetupError, UsageError
+from fa_harness.machine import cpu_features
+from fa_harness.project import Project, locked, writing
+from fa_harness.series.series import MUTANTS, Series, load_mutants, patches_of, series_for
+from fa_harness.series.tree import Tree, extend_tree, prepare_tree
+from fa_harness.upstream.git import check_out, git
+from fa_harness.upstream.source import Source, find_source
+
+NATIVE = Path(fa_harness.__file__).parent / "native"
+
+OPTIONS: Mapping[str, str] = {
+    "BUILD_SHARED_LIBS": "ON",
+    "CMAKE_BUILD_TYPE": "Release",
+    "GGML_ACCELERATE": "OFF",
+    "GGML_BLAS": "OFF",
+    "GGML_BUILD_EXAMPLES": "OFF",
+    "GGML_BUILD_TESTS": "OFF",
+    "GGML_METAL": "OFF",
+    "GGML_NATIVE": "ON",  # given, since SOURCE_DATE_EPOCH turns ggml's default off
+    "GGML_OPENMP": "OFF",
+    "GGML_RPC": "ON",
+    "GGML_RPC_RDMA": "OFF",  # else on wherever libibverbs is, with its headers or without
+}
+"""CMake options of every build; `build(..., options=...)` adds to them and overrides them."""
+
+TEST_BACKEND_OPS = "test-backend-ops"
+"""Upstream's own test of its operators, which the series extends."""
+
+FLAG_VARIABLES = ("CFLAGS", "CXXFLAGS", "LDFLAGS")
+"""Environment variables that CMake takes compiler and linker flags from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """All that fixes a build except the library's name."""
+
+    project: Project
+    source: Source
+    series: Series
+    asked: Mapping[str, str]
+    """CMake options that were asked for."""
+    options: dict[str, str]
+    """All of them."""
+
+    def of(self, name: str) -> _Plan:
+        """The plan with the options that the library `name` has of its own."""
+        own = SANITIZERS[name].options if name in SANITIZERS else {}
+        return dataclasses.replace(self, options={**OPTIONS, **own, **self.asked})
+
+    @property
+    def folder(self) -> Path:
+        """Where it is built: one folder per upstream, Python ABI and set of options."""
+        key = str(sysconfig.get_config_var("SOABI"))
+        if self.options != OPTIONS:
+            key += f"-{_digest(json.dumps(self.options, sort_keys=True))[:8]}"
+        return self.project.build / self.source.folder / key
+
+    def tag(self, work: Path) -> str:
+        """What ends the names of the shared libraries of one build folder, and of no other."""
+        return f"{work.name}-{_digest(str(self.folder.relative_to(self.project.build)))[:8]}"
+
+    def library_path(self, name: str) -> Path:
+        return self.folder / "lib" / name
+
+    def log_path(self, step: str) -> Path:
+        path = self.folder / "log" / f"{step}.log"
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def patches(self, name: str) -> Series:
+        """The patches that the library has."""
+        return patches_of(self.project, self.series, name)
+
+    def inputs(self, name: str) -> dict[str, str]:
+        """All that the library depends on, by what people call it."""
+        return {
+            "upstream": f"{self.source.digest} {self.source.commit}",
+            "patches": _digest("\n".join(self.patches(name).digests)),
+            "CMake options": json.dumps(self.options, sort_keys=True),
+            "compilers": _compilers(),
+            "compiler flags": json.dumps(_flags(), sort_keys=True),
+            "CPU": f"{platform.machine()} {_digest(' '.join(cpu_features()))}",
+            "Python": f"{sysconfig.get_config_var('SOABI')} {platform.python_version()}",
+            "bindings": bindings.source_digest(),
+            "native/CMakeLists.txt": _digest((NATIVE / "CMakeLists.txt").read_text("utf-8")),
+        }
+
+
+def _plan(project: Project, upstream: str | None, options: Mapping[str, str]) -> _Plan:
+    source = find_source(project, upstream)
+    return _Plan(
+        project=project,
+        source=source,
+        series=series_for(project, source),
+        asked=options,
+        options={**OPTIONS, **options},
+    )
+
+
+def vendor(project: Project, *, upstream: str | None = None, verbose: bool = False) -> Tree:
+    """Fetch the upstream and apply the series, as far as that is not done yet.
+
+    Raises:
+        UsageError: no pin is called `upstream`.
+        SetupError: the upstream cannot be had, or a patch does not apply.
+    """
+    source = find_source(project, upstream)
+    with locked(project):
+        return prepare_tree(project, source, series_for(project, source), verbose=verbose)
+
+
+def build(
+    project: Project,
+    names: Iterable[str],
+    *,
+    upstream: str | None = None,
+    options: Mapping[str, str] = {},
+    verbose: bool = False,
+) -> list[Library]:
+    """Make the libraries `names` current and return them, in the order asked for.
+
+    A current library costs no program. Others recompile only what their patches change against
+    the library with the same headers that was built before them.
+
+    Args:
+        project: where the patches are and the libraries go.
+        names: of libraries, see `library_names`.
+        upstream: name of a pin; None is what `find_source` takes then.
+        options: CMake options on top of `OPTIONS`.
+        verbose: print every program that is run.
+
+    Raises:
+        UsageError: a library or the upstream is unknown.
+        SetupError: something that the build needs is missing, a patch does not apply, or the
+            compiler refuses the sources.
+    """
+    names = list(names)
+    plan = _plan(project, upstream, options)
+    libraries = {name: _current(plan, name) for name in names}
+    if None in libraries.values():
+        with locked(project):
+            # Whoever held the lock may have built them meanwhile.
+            libraries = {name: _current(plan, name) for name in names}
+            missing = [name for name, library in libraries.items() if library is None]
+            for together in _by_options(plan, missing):
+                own_plan = plan.of(together[0])
+                libraries.update(_build_missing(own_plan, together, verbose=verbose))
+    return [library for name in names if (library := libraries[name])]
+
+
+def build_test_backend_ops(
+    project: Project,
+    name: str,
+    *,
+    upstream: str | None = None,
+    options: Mapping[str, str] = {},
+    verbose: bool = False,
+) -> Path:
+    """Make the library `name` current, and upstream's `test-backend-ops` of the same sources.
+
+    Returns:
+        The program, which finds the library's shared objects beside itself.
+
+    Raises:
+        UsageError: the library or the upstream is unknown, or the upstream has no such test.
+        SetupError: as for `build`.
+    """
+    [library] = build(project, [name], upstream=upstream, options=options, verbose=verbose)
+    program = library.path / TEST_BACKEND_OPS
+    if not program.exists():
+        with locked(project):
+            plan = _plan(project, upstream, options).of(name)
+            bench = _Workbench(plan, verbose=verbose)
+            work = bench.prepare(name)
+            if not (work.src / "tests" / f"{TEST_BACKEND_OPS}.cpp").is_file():
+                raise UsageError(f"upstream '{plan.source.label}' has no {TEST_BACKEND_OPS}")
+            what = f"{TEST_BACKEND_OPS} of library '{name}'"
+            bench.ninja(work, TEST_BACKEND_OPS, log=TEST_BACKEND_OPS, what=what)
+            new = program.with_name(f".{TEST_BACKEND_OPS}.new")
+            with writing(program):
+                shutil.copy2(work.cmake / "bin" / TEST_BACKEND_OPS, new)
+                new.replace(program)
+    return program
+
+
+def find(
+    project: Project,
+    name: str,
+    *,
+    upstream: str | None = None,
+    options: Mapping[str, str] = {},
+) -> Library:
+    """The library `name` as it was built, current or not.
+
+    Raises:
+        UsageError: there is no such library.
+        SetupError: it is not built.
+    """
+    plan = _plan(project, upstream, options).of(name)
+    plan.patches(name)
+    try:
+        return load(plan.library_path(name))
+    except FileNotFoundError:
+        asked = "".join(f" -D {key}={value}" for key, value in options.items())
+        raise SetupError(f"library '{name}' is not built: fa-harness build {name}{asked}") from None
+
+
+def is_stale(
+    project: Project,
+    library: Library,
+    *,
+    upstream: str | None = None,
+    options: Mapping[str, str] = {},
+) -> str | None:
+    """Why `library` is not what a build would make now (`patches changed`); None if it is."""
+    return _stale(_plan(project, upstream, options), library)
+
+
+def _stale(plan: _Plan, library: Library) -> str | None:
+    wanted = plan.of(library.name).inputs(library.name)
+    changed = [key for key, value in wanted.items() if library.inputs.get(key) != value]
+    if not _compilers() and "compilers" in changed:
+        # Without a compiler there is nothing better to be had.
+        changed.remove("compilers")
+    return f"{', '.join(changed)} changed" if changed else None
+
+
+def _current(plan: _Plan, name: str) -> Library | None:
+    plan.patches(name)
+    try:
+        library = load(plan.of(name).library_path(name))
+    except (FileNotFoundError, SetupError):
+        return None  # a damaged record, or another version's, is built anew
+    return None if _stale(plan, library) else library
+
+
+def _by_options(plan: _Plan, names: Iterable[str]) -> list[list[str]]:
+    """The names, those of the same CMake options together: they share a workbench."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(json.dumps(plan.of(name).options, sort_keys=True), []).append(name)
+    return list(groups.values())
+
+
+def _build_missing(plan: _Plan, names: list[str], *, verbose: bool) -> dict[str, Library]:
+    """Build `names`, whose plan it is; the caller holds the lock."""
+    preload = {name: _preload(name) for name in names}
+    bench = _Workbench(plan, verbose=verbose)
+    libraries: dict[str, Library] = {}
+    for name in sorted(names, key=lambda name: len(plan.patches(name).patches)):
+        work = bench.prepare(name)
+        compiled = bench.ninja(work, "all", log=name, what=f"library '{name}'")
+        library = Library(
+            name=name,
+            path=plan.library_path(name),
+            module=f"_ggml.{sysconfig.get_config_var('SOABI')}.so",
+            upstream=plan.source.label,
+            upstream_commit=plan.source.commit,
+            ggml_version=bench.tree.ggml_version,
+            series=work.series,
+            build=bench.setup,
+            inputs=plan.inputs(name),
+            compiled=compiled,
+            preload=preload[name],
+        )
+        _install(library, products=work.cmake / "lib", headers=work.headers)
+        libraries[name] = library
+    return libraries
+
+
+class _Workbench:
+    """Build folders of a plan, and the tools that fill them; for the holder of the lock."""
+
+    def __init__(self, plan: _Plan, *, verbose: bool) -> None:
+        self._plan = plan
+        self._verbose = verbose
+        self._configured: set[Path] = set()
+        self.tools = {
+            "c_compiler": toolchain.find_c_compiler(),
+            "cxx_compiler": toolchain.find_cxx_compiler(),
+            "cmake": toolchain.find_cmake(),
+            "ninja": toolchain.find_ninja(),
+        }
+        toolchain.find_python_headers()
+        self.tree = prepare_tree(plan.project, plan.source, plan.series, verbose=verbose)
+        self.setup = {
+            **{key: tool.version for key, tool in self.tools.items()},
+            "flags": _flags(),
+            "launcher": toolchain.find_launcher(),
+            "options": plan.options,
+            "python": platform.python_version(),
+        }
+
+    def prepare(self, name: str) -> _Work:
+        """Check out the patches of a library and configure; return where Ninja runs."""
+        count, tree = len(self._plan.patches(name).patches), self._tree_of(name)
+        folder = self._plan.folder / "work" / f"{_last_header_patch(tree, count):04}"
+        names = [each for each in self._plan.patches(name).names if each not in tree.left_out]
+        work = _Work(src=folder / "src", cmake=folder / "cmake", series=tuple(names))
+        check_out(tree.path, tree.contents[count], work.src, verbose=self._verbose)
+        toolchain.prepare_cmake_dir(work.cmake, self.setup)
+        with writing(work.cmake):
+            bindings.emit_c(work.headers, work.cmake / "_ggml.c")
+        if folder not in self._configured:
+            _configure(
+                self._plan, work.src, work.cmake, self.setup, self.tools, verbose=self._verbose
+            )
+            self._configured.add(folder)
+        return work
+
+    def _tree_of(self, name: str) -> Tree:
+        if name != MUTANTS:
+            return self.tree
+        plan, mutants = self._plan, load_mutants(self._plan.project)
+        return extend_tree(plan.project, plan.source, self.tree, mutants, verbose=self._verbose)
+
+    def ninja(self, work: _Work, target: str, *, log: str, what: str) -> tuple[str, ...]:
+        """Run Ninja; the source files that it compiled."""
+        return toolchain.run_ninja(
+            work.cmake,
+            [target],
+            what=f"{what} of upstream '{self._plan.source.label}'",
+            log=self._plan.log_path(log),
+            verbose=self._verbose,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """One build folder: sources as they are checked out, and CMake's."""
+
+    src: Path
+    cmake: Path
+    series: tuple[str, ...]
+    """The patches that the sources have."""
+
+    @property
+    def headers(self) -> Path:
+        return self.src / "ggml" / "include"
+
+
+def _last_header_patch(tree: Tree, count: int) -> int:
+    """The last of the first `count` patches that changes a header or a CMake file; 0 if none does.
+
+    States that differ in neither share a build folder, where going from one to the other
+    recompiles a few files. Others would recompile nearly all of them, again and again.
+    """
+    for number in range(count, 0, -1):
+        before, after = tree.contents[number - 1 : number + 1]
+        names = git(tree.path, "diff-tree", "-r", "--name-only", before, after).splitlines()
+        if any(name.endswith((".h", ".hpp", ".cmake", "CMakeLists.txt")) for name in names):
+            return number
+    return 0
+
+
+def _configure(
+    plan: _Plan,
+    src: Path,
+    cmake_dir: Path,
+    setup: Mapping[str, object],
+    tools: Mapping[str, toolchain.Tool],
+    *,
+    verbose: bool,
+) -> None:
+    progress.stage(f"configuring {plan.source.label} with {setup['cxx_compiler']}")
+    definitions = {
+        **plan.options,
+        "CMAKE_MAKE_PROGRAM": tools["ninja"].command[0],
+        "FA_HARNESS_BINDINGS": str(cmake_dir / "_ggml.c"),
+        "FA_HARNESS_COMMIT": plan.source.commit or "unknown",
+        "FA_HARNESS_GGML": str(src / "ggml"),
+        "FA_HARNESS_TAG": plan.tag(src.parent),
+        # The interpreter behind the virtual environment, which may be gone tomorrow.
+        "Python_EXECUTABLE": os.path.realpath(sys.executable),
+    }
+    flags = [f"-D{key}={value}" for key, value in definitions.items()]
+    where = ["-S", str(NATIVE), "-B", str(cmake_dir), "-G", "Ninja"]
+    proc.run(
+        [*tools["cmake"].command, *where, *flags],
+        log=plan.log_path("configure"),
+        verbose=verbose,
+    )
+
+
+def _install(library: Library, *, products: Path, headers: Path) -> None:
+    """Copy a finished build to `library.path`, which changes in one step."""
+    new = library.path.with_name(f".{library.name}.new")
+    old = library.path.with_name(f".{library.name}.old")
+    for left_over in (new, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    with writing(library.path):
+        shutil.copytree(products, new, symlinks=True)
+        shutil.copytree(headers, new / "include")
+        save(dataclasses.replace(library, path=new))
+        if library.path.exists():
+            library.path.rename(old)
+        new.rename(library.path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _preload(name: str) -> tuple[str, ...]:
+    """Paths of what must be loaded before the library `name`."""
+    needed = SANITIZERS[name].preload if name in SANITIZERS else ()
+    return tuple(str(toolchain.find_runtime(runtime)) for runtime in needed)
+
+
+def _compilers() -> str:
+    """Both compilers' versions; empty if one is missing."""
+    try:
+        tools = toolchain.find_c_compiler(), toolchain.find_cxx_compiler()
+    except SetupError:
+        return ""
+    return "; ".join(f"{' '.join(tool.command)}: {tool.version}" for tool in tools)
+
+
+def _flags() -> dict[str, str]:
+    return {name: os.environ[name] for name in FLAG_VARIABLES if os.environ.get(name)}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

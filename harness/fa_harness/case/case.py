@@ -1,0 +1,619 @@
+"""Case: everything that fixes one computation, printed and parsed in upstream's form."""
+
+import dataclasses
+import difflib
+import functools
+import math
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+
+from fa_harness.case import captures
+from fa_harness.case.quants import OTHER_TYPES, TYPES
+from fa_harness.errors import UsageError
+
+REGIMES = (
+    "uniform",
+    "normal",
+    "spiky",
+    "rising",
+    "falling",
+    "ties",
+    "offset",
+    "outlier",
+    "huge",
+    "constructed",
+    "few",
+    "seed",
+)
+MASK_KINDS = ("none", "random", "causal", "leading", "zeros", "sparse", "masked_segment")
+CAPTURED = "captured"
+"""Regime and kind of mask of a case whose inputs are not drawn, but those of a model."""
+MAX_THREADS = 512
+"""`GGML_MAX_N_THREADS`."""
+
+OP = "FLASH_ATTN_EXT"
+"""The name that begins a case string."""
+_DERIVED = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One computation. The fields up to `n_kv_max` are those of upstream's `test-backend-ops`.
+
+    A case that cannot be raises `UsageError` when it is made, also by `with_`.
+    """
+
+    hsk: int = 128
+    """Head size of Q and K; the tensors have `hsk_padded`."""
+    hsv: int = 128
+    """Head size of V and of the output; the tensors have `hsv_padded`."""
+    nh: int = 32
+    """Number of KV heads."""
+    nr23: tuple[int, int] = (1, 1)
+    """Query heads per KV head, and ne3 of every tensor."""
+    kv: int = 96
+    """Number of keys."""
+    nb: int = 8
+    """Number of query rows."""
+    mask: bool = True
+    sinks: bool = False
+    max_bias: float = 0.0
+    """ALiBi; 0 is off. At most six decimals, as it is printed."""
+    logit_softcap: float = 0.0
+    """0 is off. At most six decimals, as it is printed."""
+    prec: str = "f32"
+    """`f32` or `def`."""
+    type_K: str = "f16"  # noqa: N815 (upstream's name)
+    type_V: str = "f16"  # noqa: N815
+    permute: tuple[int, int, int, int] = (0, 1, 2, 3)
+    """Where each dimension of Q, K and V lies in memory."""
+    kv_view: bool = True
+    """K and V are views of a larger cache."""
+    v_is_view_of_k: bool = False
+    """V is the first `hsv` elements of K's rows."""
+    n_kv_max: int = 0
+    """An upper bound of the finite entries in a mask row; 0 is none."""
+
+    mask_kind: str = _DERIVED
+    """One of `MASK_KINDS`. Default: `none` without a mask, `zeros` in the regime `seed`,
+    `sparse` with `n_kv_max`, else `random`."""
+    mask_heads: int = 1
+    """ne2 of the mask."""
+    segments: int = 1
+    """Number of KV segments. Explicit boundaries set it."""
+    boundaries: tuple[int, ...] | Literal["random"] | None = None
+    """The first key of every segment but the first; `None` splits equally. Explicit boundaries
+    may make empty segments, random ones (drawn from the seed) do not."""
+    segment_types: tuple[str, ...] = ()
+    """Mode `mixed`: the types of each segment's K and V, `q8_0`, or `q8_0/f16` where they differ;
+    the last goes on for the segments that are left. The values of `type_K` and `type_V`, F32, are
+    then those of the segments, dequantised."""
+    hot_window: int = 0
+    """Mode `fifo`: the most tokens in the hot window of a rolling cache, which has the types
+    `type_K` and `type_V`; 0 is no rolling cache. A step for each token, so `nb` is `kv`."""
+    group: int = 1
+    """Tokens that leave the hot window together, the oldest."""
+    cold_type: str = "q8_0"
+    """Type in which they are stored then."""
+    regime: str = "uniform"
+    """One of `REGIMES`, or `captured`."""
+    seed: int = 0
+    threads: int = 1
+    captured: str = ""
+    """`FILE#ENTRY`: the inputs are those of an entry of a capture, encoded in the case's types
+    where they had others. A case may take the first of its keys, rows, heads and sequences, and
+    leave its mask, sinks, ALiBi and soft-cap out."""
+    kq_scale: float = 0.0
+    """What the scores are multiplied with, a float32; 0 is 1/sqrt(hsk)."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_bias", "logit_softcap"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        object.__setattr__(self, "kq_scale", float(np.float32(self.kq_scale)))
+        if self.mask_kind == _DERIVED:
+            object.__setattr__(self, "mask_kind", self._default_mask_kind())
+        if isinstance(self.boundaries, tuple) and self.segments == 1:
+            object.__setattr__(self, "segments", len(self.boundaries) + 1)
+        self._check_shape()
+        self._check_types()
+        self._check_options()
+        self._check_mask()
+        self._check_segments()
+        self._check_segment_types()
+        self._check_regime()
+        self._check_captured()
+        self._check_rolling_cache()
+
+    @property
+    def n_head(self) -> int:
+        """Number of query heads."""
+        return self.nh * self.nr23[0]
+
+    @property
+    def n_head_kv(self) -> int:
+        """Number of KV heads."""
+        return self.nh
+
+    @functools.cached_property
+    def hsk_padded(self) -> int:
+        """Elements in a row of Q and K: `hsk` up to a whole number of blocks, as upstream pads."""
+        return _pad(self.hsk, self.type_K)
+
+    @functools.cached_property
+    def hsv_padded(self) -> int:
+        """Elements in a row of V and of the output."""
+        return _pad(self.hsv, self.type_V)
+
+    @property
+    def n_batch(self) -> int:
+        """Number of query rows."""
+        return self.nb
+
+    @property
+    def n_kv(self) -> int:
+        """Number of keys."""
+        return self.kv
+
+    @property
+    def ne3(self) -> int:
+        """Number of sequences."""
+        return self.nr23[1]
+
+    @functools.cached_property
+    def scale(self) -> float:
+        """`kq_scale`, or 1/sqrt(hsk), rounded to float32 as upstream's test computes it."""
+        return self.kq_scale or float(np.float32(1) / np.sqrt(np.float32(self.hsk)))
+
+    def segment_bounds(self) -> tuple[int, ...]:
+        """The segments' limits, `segments + 1` of them: `(0, b1, ..., n_kv)`."""
+        return self._segment_bounds
+
+    @functools.cached_property
+    def _segment_bounds(self) -> tuple[int, ...]:
+        if isinstance(self.boundaries, tuple):
+            inner = self.boundaries
+        elif self.boundaries == "random":
+            rank = np.random.Philox(key=self.seed).random_raw(self.n_kv - 1)
+            chosen = np.argsort(rank, kind="stable")[: self.segments - 1]
+            inner = tuple(sorted(int(i) + 1 for i in chosen))
+        else:
+            inner = tuple(i * self.n_kv // self.segments for i in range(1, self.segments))
+        return (0, *inner, self.n_kv)
+
+    def types_of_segment(self, i: int) -> tuple[str, str]:
+        """The types of K and V in segment `i`."""
+        if not self.segment_types:
+            return self.type_K, self.type_V
+        type_k, _, type_v = self.segment_types[min(i, len(self.segment_types) - 1)].partition("/")
+        return type_k, type_v or type_k
+
+    def of_segment(self, i: int) -> "Case":
+        """The case with the whole cache in the types of segment `i`."""
+        if not self.segment_types:
+            return self
+        type_k, type_v = self.types_of_segment(i)
+        return self.with_(segment_types=(), type_K=type_k, type_V=type_v)
+
+    def with_(self, **changes: Any) -> "Case":
+        """A copy with some fields changed, checked again.
+
+        `mask_kind` and `segments` stay what they are unless they are given too.
+        """
+        return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def parse(cls, text: str) -> "Case":
+        """Read a case string, also out of a line that `test-backend-ops` prints.
+
+        Fields left out take their defaults. `n_head`, `n_head_kv`, `n_kv` and `n_batch` may be
+        given instead of `nr23`, `nh`, `kv` and `nb`.
+
+        Raises:
+            UsageError: The text holds no case, a field is unknown, given twice or not readable,
+                or the case cannot be.
+        """
+        found = re.findall(rf"\b{OP}\(([^()]*)\)", without_colours(text))
+        if len(found) != 1:
+            raise UsageError(
+                f"{text.strip()!r} is {'not a case' if not found else 'more than one case'}; "
+                f"one looks like {OP}(hsk=64,hsv=64,nh=8,...)"
+            )
+        fields: dict[str, Any] = {}
+        for item in filter(None, re.split(r",(?![^\[]*\])", found[0])):
+            name, _, value = (part.strip() for part in item.partition("="))
+            field = _ALIASES.get(name, name)
+            if field not in _READERS:
+                raise UsageError(f"case field {name!r} is unknown; {_nearest(name)}")
+            if field in fields:
+                raise UsageError(f"{name}={value}: {field} is given twice; leave one out")
+            try:
+                fields[field] = _READERS[field](value)
+            except ValueError as error:
+                raise UsageError(f"{name}={value}: {error}") from None
+        return cls(**_with_nr23(fields))
+
+    def __str__(self) -> str:
+        left_out: dict[str, Any] = {
+            "mask_kind": self._default_mask_kind(),
+            "mask_heads": 1,
+            "boundaries": None,
+            "segment_types": (),
+            "hot_window": 0,
+            "captured": "",
+            "kq_scale": 0.0,
+        }
+        if self.hot_window == 0:
+            left_out |= {"group": self.group, "cold_type": self.cold_type}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        items = (
+            f"{name}={_format_field(name, value)}"
+            for name, value in values.items()
+            if name not in left_out or value != left_out[name]
+        )
+        return f"{OP}({','.join(items)})"
+
+    def _default_mask_kind(self) -> str:
+        if not self.mask:
+            return "none"
+        if self.regime == CAPTURED:
+            return CAPTURED
+        if self.regime == "seed":
+            return "zeros"
+        return "sparse" if self.n_kv_max > 0 else "random"
+
+    def _check_shape(self) -> None:
+        for name in ("hsk", "hsv", "nh", "kv", "nb"):
+            self._require(getattr(self, name) >= 1, name, "must be at least 1")
+        self._require(
+            len(self.nr23) == 2 and min(self.nr23) >= 1, "nr23", "must be two numbers of at least 1"
+        )
+        self._require(
+            sorted(self.permute) == [0, 1, 2, 3] and self.permute[0] == 0,
+            "permute",
+            "must order 0,1,2,3 and begin with 0, since rows stay contiguous",
+        )
+
+    def _check_types(self) -> None:
+        for type_field in ("type_K", "type_V"):
+            type_name = getattr(self, type_field)
+            self._require(
+                type_name in TYPES or type_name in OTHER_TYPES,
+                type_field,
+                f"unknown type; known are {', '.join(TYPES)}",
+            )
+        if self.v_is_view_of_k:
+            self._require(
+                self.type_K == self.type_V and self.hsv_padded <= self.hsk_padded,
+                "v_is_view_of_k",
+                f"needs type_V = type_K (they are {self.type_V}, {self.type_K}) "
+                f"and hsv <= hsk (they are {self.hsv}, {self.hsk})",
+            )
+
+    def _check_options(self) -> None:
+        for name in ("max_bias", "logit_softcap"):
+            value = getattr(self, name)
+            self._require(
+                math.isfinite(value) and value >= 0, name, "must be a number of at least 0"
+            )
+            self._require(
+                float(_format(value)) == value,
+                name,
+                "has more than the six decimals that a case string keeps",
+            )
+        self._require(
+            math.isfinite(self.kq_scale) and self.kq_scale >= 0,
+            "kq_scale",
+            "must be a number of at least 0",
+        )
+        self._require(self.prec in ("f32", "def"), "prec", "must be f32 or def")
+        self._require(
+            1 <= self.threads <= MAX_THREADS, "threads", f"must be from 1 to {MAX_THREADS}"
+        )
+
+    def _check_mask(self) -> None:
+        self._require(
+            self.mask_kind in MASK_KINDS or (self.mask_kind == CAPTURED and bool(self.captured)),
+            "mask_kind",
+            f"unknown; known are {', '.join(MASK_KINDS)}",
+        )
+        self._require(
+            (self.mask_kind == "none") == (not self.mask),
+            "mask_kind",
+            f"contradicts mask={_format(self.mask)}; none goes with mask=0, the others with mask=1",
+        )
+        self._require(
+            self.mask_heads >= 1 and self.n_head % self.mask_heads == 0,
+            "mask_heads",
+            f"must divide the {self.n_head} query heads",
+        )
+        self._require(self.mask or self.mask_heads == 1, "mask_heads", "needs mask=1")
+        self._require(self.mask or self.max_bias == 0, "max_bias", "ALiBi needs mask=1")
+        self._require(
+            0 <= self.n_kv_max <= self.n_kv, "n_kv_max", f"must be from 0 to kv={self.n_kv}"
+        )
+        self._require(
+            (self.n_kv_max > 0) == (self.mask_kind == "sparse"),
+            "n_kv_max",
+            f"contradicts mask_kind={self.mask_kind}; n_kv_max above 0 goes with sparse alone",
+        )
+
+    def _check_segments(self) -> None:
+        self._require(self.segments >= 1, "segments", "must be at least 1")
+        if isinstance(self.boundaries, tuple):
+            self._require(
+                self.segments == len(self.boundaries) + 1,
+                "segments",
+                f"boundaries={_format(self.boundaries)} make {len(self.boundaries) + 1}",
+            )
+            self._require(
+                list(self.boundaries) == sorted(self.boundaries), "boundaries", "out of order"
+            )
+            self._require(
+                all(0 <= bound <= self.n_kv for bound in self.boundaries),
+                "boundaries",
+                f"must lie from 0 to kv={self.n_kv}",
+            )
+        else:
+            self._require(
+                self.boundaries in (None, "random"), "boundaries", "must be a list or random"
+            )
+            self._require(
+                self.segments <= self.n_kv,
+                "segments",
+                f"more than the kv={self.n_kv} keys; explicit boundaries may make empty segments",
+            )
+
+    def _check_segment_types(self) -> None:
+        if not self.segment_types:
+            return
+        for i in range(len(self.segment_types)):
+            for type_name, size_field in zip(self.types_of_segment(i), ("hsk", "hsv"), strict=True):
+                self._check_stored_type("segment_types", type_name, size_field)
+        self._require(
+            len(self.segment_types) <= self.segments,
+            "segment_types",
+            f"more than the segments={self.segments}",
+        )
+        self._require(
+            (self.type_K, self.type_V) == ("f32", "f32") and not self.v_is_view_of_k,
+            "segment_types",
+            "needs type_K=f32,type_V=f32,v_is_view_of_k=0: the whole cache has the values of all "
+            "segments, dequantised",
+        )
+
+    def _check_rolling_cache(self) -> None:
+        self._require(self.hot_window >= 0, "hot_window", "must be at least 0")
+        if self.hot_window == 0:
+            return
+        self._require(
+            1 <= self.group <= self.hot_window,
+            "group",
+            f"must be from 1 to hot_window={self.hot_window}",
+        )
+        for size_field in ("hsk", "hsv"):
+            self._check_stored_type("cold_type", self.cold_type, size_field)
+        self._require(
+            self.nb == self.kv
+            and self.mask_kind in ("causal", CAPTURED)
+            and not self.v_is_view_of_k,
+            "hot_window",
+            "needs a step for each token: nb = kv, mask_kind=causal, v_is_view_of_k=0",
+        )
+        if self.mask_kind == CAPTURED:
+            n_causal = captures.entry_of(self.captured).n_causal
+            self._require(
+                self.kv <= n_causal,
+                "hot_window",
+                f"needs a causal mask; that of {self.captured} is one for the first {n_causal} "
+                f"tokens, and kv is {self.kv}",
+            )
+        self._require(not self.segment_types, "hot_window", "excludes segment_types")
+
+    def _check_stored_type(self, field: str, type_name: str, size_field: str) -> None:
+        self._require(type_name in TYPES, field, f"unknown type; known are {', '.join(TYPES)}")
+        block_size = TYPES[type_name].block_size
+        size = getattr(self, size_field)
+        self._require(
+            size % block_size == 0,
+            field,
+            f"{size_field}={size} is not a multiple of the {block_size} elements in a block of "
+            f"{type_name}",
+        )
+
+    def _check_captured(self) -> None:
+        if not self.captured:
+            return
+        entry = captures.entry_of(self.captured)
+        self._require(
+            self.mask_kind in ("none", CAPTURED) and self.n_kv_max == 0,
+            "mask_kind",
+            f"captured={self.captured} has a mask of its own; take captured or none",
+        )
+        for name, found in (("hsk", entry.hsk), ("hsv", entry.hsv)):
+            self._require(getattr(self, name) == found, name, f"{self.captured} has {found}")
+        for name, found in (
+            ("nh", entry.n_head_kv),
+            ("kv", entry.n_kv),
+            ("nb", entry.n_batch),
+            ("mask_heads", max(1, entry.mask_heads)),
+        ):
+            self._require(
+                getattr(self, name) <= found, name, f"{self.captured} has no more than {found}"
+            )
+        group = entry.n_head // entry.n_head_kv
+        self._require(
+            self.nr23[0] <= group and self.nr23[1] <= entry.ne3,
+            "nr23",
+            f"{self.captured} has no more than [{group},{entry.ne3}]",
+        )
+        for name, is_there in (
+            ("mask", entry.mask_heads > 0),
+            ("sinks", entry.has_sinks),
+            ("v_is_view_of_k", entry.v_is_view_of_k),
+        ):
+            self._require(is_there or not getattr(self, name), name, f"{self.captured} has it not")
+        for name, value in (("max_bias", entry.max_bias), ("logit_softcap", entry.logit_softcap)):
+            self._require(
+                getattr(self, name) in (0.0, value), name, f"{self.captured} has {value:g}"
+            )
+        self._require(
+            self.scale == entry.scale,
+            "kq_scale",
+            f"{self.captured} has {_format_field('kq_scale', entry.scale)}",
+        )
+
+    def _check_regime(self) -> None:
+        self._require(
+            self.regime in REGIMES or (self.regime == CAPTURED and bool(self.captured)),
+            "regime",
+            "needs captured=FILE#ENTRY"
+            if self.regime == CAPTURED
+            else f"unknown; known are {', '.join(REGIMES)}",
+        )
+        self._require(
+            self.regime == CAPTURED or not self.captured,
+            "regime",
+            f"captured={self.captured} needs regime=captured",
+        )
+        self._require(0 <= self.seed < 2**64, "seed", "must be from 0 to 2^64 - 1")
+        if self.regime == "seed":
+            shape = (self.hsk, self.hsv, self.nh, self.nr23, self.kv, self.nb)
+            self._require(
+                shape == (4, 4, 1, (1, 1), 2, 1) and not self.v_is_view_of_k,
+                "regime",
+                "has one shape: hsk=4,hsv=4,nh=1,nr23=[1,1],kv=2,nb=1,v_is_view_of_k=0",
+            )
+            self._require(
+                (self.hsk_padded, self.hsv_padded) == (4, 4),
+                "regime",
+                f"needs types without blocks (they are {self.type_K}, {self.type_V})",
+            )
+            self._require(
+                self.mask_kind in ("none", "zeros"),
+                "mask_kind",
+                "regime=seed has no mask or one of zeros",
+            )
+
+    def _require(self, condition: bool, name: str, reason: str) -> None:
+        if not condition:
+            raise UsageError(f"{name}={_format_field(name, getattr(self, name))}: {reason}")
+
+
+def without_colours(text: str) -> str:
+    """Return a line that a terminal would show in colours as plain text."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def _pad(n: int, type_name: str) -> int:
+    block_size = TYPES[type_name].block_size if type_name in TYPES else OTHER_TYPES[type_name]
+    return -(-n // block_size) * block_size
+
+
+def _format_field(name: str, value: object) -> str:
+    """Return a field's value as it is printed; a scale keeps all that a float32 has."""
+    return str(np.float32(value)) if name == "kq_scale" else _format(value)  # type: ignore[arg-type]
+
+
+def _format(value: object) -> str:
+    match value:
+        case bool():
+            return str(int(value))
+        case float():
+            return f"{value:.6f}"
+        case tuple():
+            return f"[{','.join(map(str, value))}]"
+        case _:
+            return str(value)
+
+
+def _read_int(value: str) -> int:
+    if not re.fullmatch(r"-?[0-9]+", value):
+        raise ValueError("must be a whole number")
+    return int(value)
+
+
+def _read_float(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError("must be a number") from None
+
+
+def _read_bool(value: str) -> bool:
+    if value not in ("0", "1"):
+        raise ValueError("must be 0 or 1")
+    return value == "1"
+
+
+def _read_word(value: str) -> str:
+    if not re.fullmatch(r"\w+", value):
+        raise ValueError("must be a word")
+    return value
+
+
+def _read_pair(value: str) -> tuple[int, ...]:
+    pair = _read_ints(value)
+    if len(pair) != 2:
+        raise ValueError("must be two whole numbers such as [4,1]")
+    return pair
+
+
+def _read_ints(value: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\[([0-9]+(,[0-9]+)*)?\]", value):
+        raise ValueError("must be a list of whole numbers such as [1,2]")
+    return tuple(int(item) for item in value[1:-1].split(",") if item)
+
+
+def _read_types(value: str) -> tuple[str, ...]:
+    if not re.fullmatch(r"\[[\w/]+(,[\w/]+)*\]", value):
+        raise ValueError("must be a list of types such as [q4_0,q8_0/f16]")
+    return tuple(value[1:-1].split(","))
+
+
+def _read_boundaries(value: str) -> tuple[int, ...] | str:
+    return value if value == "random" else _read_ints(value)
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("hsk", "hsv", "nh", "kv", "nb", "n_kv_max"), _read_int),
+    **dict.fromkeys(("mask_heads", "segments", "seed", "threads", "n_head"), _read_int),
+    **dict.fromkeys(("hot_window", "group"), _read_int),
+    **dict.fromkeys(("mask", "sinks", "kv_view", "v_is_view_of_k"), _read_bool),
+    **dict.fromkeys(("max_bias", "logit_softcap"), _read_float),
+    **dict.fromkeys(("prec", "type_K", "type_V", "mask_kind", "regime"), _read_word),
+    "cold_type": _read_word,
+    "captured": str,
+    "kq_scale": _read_float,
+    "segment_types": _read_types,
+    "nr23": _read_pair,
+    "permute": _read_ints,
+    "boundaries": _read_boundaries,
+}
+_ALIASES = {"n_head_kv": "nh", "n_kv": "kv", "n_batch": "nb"}
+
+
+def _nearest(name: str) -> str:
+    known = {field.lower(): field for field in (*_READERS, *_ALIASES)}
+    near = difflib.get_close_matches(name.lower(), known, n=1)
+    return f"the nearest is {known[near[0]]}" if near else f"known are {', '.join(known.values())}"
+
+
+def _with_nr23(fields: dict[str, Any]) -> dict[str, Any]:
+    """Replace `n_head` by the `nh` and `nr23` that it stands for."""
+    if "n_head" not in fields:
+        return fields
+    n_head = fields["n_head"]
+    n_group, ne3 = fields.get("nr23", (1, 1))
+    n_head_kv = fields.get("nh", n_head // max(n_group, 1))
+    if "nr23" in fields and n_head != n_head_kv * n_group:
+        raise UsageError(
+            f"n_head={n_head}: contradicts nh={n_head_kv} and nr23=[{n_group},{ne3}]; "
+            "leave n_head or nr23 out"
+        )
+    if n_head_kv < 1 or n_head % n_head_kv:
+        raise UsageError(f"n_head={n_head}: must be a multiple of n_head_kv={n_head_kv}")
+    rest = {name: value for name, value in fields.items() if name != "n_head"}
+    return {**rest, "nh": n_head_kv, "nr23": (n_head // n_head_kv, ne3)}

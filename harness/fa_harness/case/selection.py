@@ -1,0 +1,281 @@
+"""Which cases and modes a call asks for: its options, read and applied to the cases' own."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fa_harness.case import captures
+from fa_harness.case.captures import Entry
+from fa_harness.case.case import CAPTURED, Case
+from fa_harness.case.case_file import read_cases
+from fa_harness.case.quants import TYPES
+from fa_harness.case.suites import suite as cases_of_suite
+from fa_harness.engine.modes import MODES, missing_option
+from fa_harness.errors import UsageError
+
+_CAPTURED_SEGMENTS = 4
+_CAPTURED_TYPES = ("q4_0", "q8_0", "f16")
+_MOST_STEPS = 96
+"""Tokens of a capture that go through a rolling cache."""
+
+
+def select(
+    *,
+    suite: str | None = None,
+    case_string: str | None = None,
+    case_file: Path | None = None,
+    captured: Path | None = None,
+    modes: Sequence[str] = (),
+    segments: Sequence[int] = (),
+    boundaries: str | None = None,
+    regimes: Sequence[str] = (),
+    threads: Sequence[int] = (),
+    seed: int | None = None,
+    segment_types: Sequence[str] = (),
+    hot_window: int | None = None,
+    group: int | None = None,
+    cold_type: str | None = None,
+    pattern: str | None = None,
+) -> list[Case]:
+    """Return the cases that a call asks for, each once.
+
+    Args:
+        suite: Name of a suite; `default` where no other source of cases is given.
+        case_string: One case.
+        case_file: A file with a case a line, also as `test-backend-ops` prints it. Empty lines, `#`
+            comments and what that tool prints about other things are passed over.
+        captured: A capture: of each entry a case in several segments, one whose segments have types
+            and, where its mask is causal, one with a rolling cache.
+        modes: Of a capture, only the cases that all of these apply to.
+        segments: Every case once with each of these.
+        boundaries: Comma list of keys, or `random`, which goes with `segments`, too. A case that
+            lists boundaries of its own keeps them, whatever is asked for.
+        regimes: Every case once with each of these.
+        threads: Every case once with each of these.
+        seed: Instead of the cases' own.
+        segment_types: Instead of the cases' own types.
+        hot_window: Instead of the cases' own.
+        group: Instead of the cases' own.
+        cold_type: Instead of the cases' own.
+        pattern: Regular expression that a case's string must match.
+
+    Raises:
+        UsageError: A name or a number is not one that can be, or nothing is selected.
+    """
+    sources = (suite, case_string, case_file, captured)
+    if sum(source is not None for source in sources) > 1:
+        raise UsageError("--suite, --case, --case-file and --captured exclude each other; give one")
+    if boundaries not in (None, "random") and segments:
+        raise UsageError("--segments and a list of --boundaries exclude each other; give one")
+    if captured is not None:
+        if regimes:
+            raise UsageError("--regime: the inputs of --captured are a model's; leave one out")
+        cases = [
+            case
+            for case in _cases_of_capture(
+                captured, segments, segment_types, hot_window, group, cold_type
+            )
+            if not any(missing_option(case, mode) for mode in modes)
+            and (not case.hot_window or not modes or "fifo" in modes)
+        ]
+        segments, segment_types, hot_window, group, cold_type = (), (), None, None, None
+    elif case_string is not None:
+        cases = [Case.parse(case_string)]
+    elif case_file is not None:
+        cases = read_cases(case_file)
+    else:
+        cases = cases_of_suite(suite or "default")
+
+    given_once = {
+        "seed": seed,
+        "hot_window": hot_window,
+        "group": group,
+        "cold_type": cold_type,
+    }
+    changes: list[list[dict[str, Any]]] = [
+        [{"regime": regime} for regime in regimes] or [{}],
+        [{"threads": n} for n in threads] or [{}],
+        [{key: value for key, value in given_once.items() if value is not None}],
+    ]
+    variants = [
+        case.with_(**{key: value for change in combination for key, value in change.items()})
+        for case in cases
+        for combination in itertools.product(*changes)
+    ]
+    keys = _read_boundaries(boundaries)
+    wanted = regex(pattern).search
+    selected: dict[Case, None] = {}
+    for case, n in itertools.product(variants, segments or (None,)):
+        try:
+            is_rolling = captured is not None and case.hot_window > 0
+            cut = case if is_rolling else _cut(case, n, keys)
+            if segment_types:  # the whole cache is then F32
+                types = {"segment_types": tuple(segment_types), "type_K": "f32", "type_V": "f32"}
+                cut = cut.with_(**types)
+        except UsageError as error:
+            if wanted(str(case)):
+                raise UsageError(f"{case}: {error}") from error
+            continue
+        if wanted(str(cut)):
+            selected[cut] = None
+    if not selected:
+        of_modes = f" that --mode {','.join(modes)} applies to" if captured and modes else ""
+        raise UsageError(
+            f"no case is left of {len(variants)}: none matches -k {pattern!r}; --list shows them"
+            if pattern
+            else f"{captured or case_file or 'the suite'} holds no case{of_modes}"
+        )
+    return list(selected)
+
+
+def _cases_of_capture(
+    path: Path,
+    segments: Sequence[int],
+    segment_types: Sequence[str],
+    hot_window: int | None,
+    group: int | None,
+    cold_type: str | None,
+) -> list[Case]:
+    """Return the cases of all entries, whose arrays can be read."""
+    cases = []
+    for entry in captures.load(path).entries:
+        reference = f"{path}#{entry.name}"
+        captures.arrays_of(reference)
+        cases += _cases_of_entry(
+            reference,
+            entry,
+            segments=segments or (_CAPTURED_SEGMENTS,),
+            segment_types=segment_types,
+            hot_window=hot_window,
+            group=group,
+            cold_type=cold_type,
+        )
+    return cases
+
+
+def _cases_of_entry(
+    reference: str,
+    entry: Entry,
+    *,
+    segments: Sequence[int],
+    segment_types: Sequence[str],
+    hot_window: int | None,
+    group: int | None,
+    cold_type: str | None,
+) -> list[Case]:
+    """Return the cases of an entry; cells behind the last that a row sees are left out."""
+    plain = case_of(reference, entry, n_kv=max(1, entry.n_kv_seen))
+    cut = [plain.with_(segments=min(n, plain.kv)) for n in segments]
+    usual = [name for name in _CAPTURED_TYPES if _fits(name, entry)]
+    mixed = [
+        case.with_(
+            segment_types=tuple(segment_types or usual[: case.segments]),
+            type_K="f32", type_V="f32", v_is_view_of_k=False,
+        )
+        for case in cut
+        if case.segments > 1
+    ]  # fmt: skip
+    n = min(entry.n_causal, _MOST_STEPS if hot_window is None else max(_MOST_STEPS, 3 * hot_window))
+    window = max(1, n // 3) if hot_window is None else hot_window
+    if n <= window:  # no token would ever get cold
+        return [*cut, *mixed]
+    rolling = plain.with_(
+        kv=n,
+        nb=n,
+        v_is_view_of_k=False,
+        hot_window=window,
+        group=max(1, window // 4) if group is None else group,
+        cold_type=cold_type or ("q8_0" if _fits("q8_0", entry) else "f16"),
+    )
+    return [*cut, *mixed, rolling]
+
+
+def case_of(reference: str, entry: Entry, *, n_kv: int) -> Case:
+    """Return the case that is an entry of a capture as it is, with its first `n_kv` keys.
+
+    Args:
+        reference: `FILE#ENTRY`.
+        entry: What that names.
+        n_kv: From 1 to the entry's.
+    """
+    is_usual = entry.scale == Case(hsk=entry.hsk).scale
+    return Case(
+        hsk=entry.hsk,
+        hsv=entry.hsv,
+        nh=entry.n_head_kv,
+        nr23=(entry.n_head // entry.n_head_kv, entry.ne3),
+        kv=n_kv,
+        nb=entry.n_batch,
+        mask=entry.mask_heads > 0,
+        mask_heads=max(1, entry.mask_heads),
+        sinks=entry.has_sinks,
+        max_bias=entry.max_bias,
+        logit_softcap=entry.logit_softcap,
+        prec=entry.prec,
+        type_K=entry.type_K,
+        type_V=entry.type_V,
+        permute=(0, 2, 1, 3),  # as llama.cpp lays them out
+        v_is_view_of_k=entry.v_is_view_of_k,
+        regime=CAPTURED,
+        captured=reference,
+        kq_scale=0.0 if is_usual else entry.scale,
+    )
+
+
+def _fits(type_name: str, entry: Entry) -> bool:
+    """Tell whether heads are made of whole blocks of a type."""
+    return entry.hsk % TYPES[type_name].block_size == entry.hsv % TYPES[type_name].block_size == 0
+
+
+def check_modes(names: Sequence[str], cases: Sequence[Case]) -> tuple[str, ...] | None:
+    """Return the modes to compute, in their usual order; None where none is named.
+
+    Raises:
+        UsageError: There is no mode of that name, or it does not apply to a case.
+    """
+    for name in names:
+        if name not in MODES:
+            raise UsageError(f"mode {name!r} is unknown; there are {', '.join(MODES)}")
+        for case in cases:
+            option = missing_option(case, name)
+            if option is not None:
+                raise UsageError(f"--mode {name}: needs {option}, which {case} has not; give it")
+    return tuple(mode for mode in MODES if mode in names) or None
+
+
+def _cut(case: Case, segments: int | None, boundaries: tuple[int, ...] | str | None) -> Case:
+    if isinstance(case.boundaries, tuple):
+        return case
+    if isinstance(boundaries, tuple):
+        return case.with_(boundaries=boundaries, segments=len(boundaries) + 1)
+    return case.with_(
+        segments=case.segments if segments is None else segments,
+        boundaries=case.boundaries if boundaries is None else "random",
+    )
+
+
+def _read_boundaries(text: str | None) -> tuple[int, ...] | str | None:
+    if text in (None, "random"):
+        return text
+    try:
+        return tuple(int(key) for key in str(text).split(","))
+    except ValueError:
+        raise UsageError(
+            f"--boundaries {text!r} is neither a comma list of keys nor 'random'"
+        ) from None
+
+
+def regex(pattern: str | None) -> re.Pattern[str]:
+    """Return what `-k` asks for; without it, what is found in every text.
+
+    Raises:
+        UsageError: It is no regular expression.
+    """
+    try:
+        return re.compile(pattern or "")
+    except re.error as error:
+        raise UsageError(f"-k {pattern!r} is not a regular expression: {error}") from error

@@ -1,0 +1,143 @@
+"""`capture`: run a model through llama.cpp and store what its attention gets and gives."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fa_harness import __version__, proc, progress
+from fa_harness.case import captures
+from fa_harness.case.captures import Capture, Entry
+from fa_harness.case.quants import TYPES
+from fa_harness.errors import UsageError
+from fa_harness.files import sha256
+from fa_harness.model.llama import CAPTURE, KILLED, TRAP, build_llama
+from fa_harness.project import Project, writing
+
+_WRONG_CALL = 2
+"""Exit status of the program where it was asked for what cannot be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be captured."""
+
+    model: Path
+    text: Path
+    layers: tuple[int, ...]
+    """None for the first of each kind of mask."""
+    tokens: int
+    ubatch: int
+    decode: int
+    """Steps after the prompt."""
+    types: tuple[str, str]
+    """Of K's and V's cache."""
+    threads: int
+    repack: bool
+    """Let llama.cpp rearrange weights for the CPU."""
+
+
+def capture_model(
+    project: Project, request: Request, out: Path, *, console: Console, verbose: bool
+) -> Capture:
+    """Run a model and write a capture of its attention.
+
+    Args:
+        project: Where llama.cpp is built.
+        request: What to run and what to keep.
+        out: The file that gets it.
+        console: Where the entries are printed.
+        verbose: Print every command.
+
+    Raises:
+        UsageError: There is no such layer, the text is too short, or K or V have a type that the
+            harness does not know.
+        SetupError: llama.cpp does not build, the model does not run, or a disk is full.
+    """
+    for type_name in request.types:
+        if type_name not in TYPES:
+            raise UsageError(f"type {type_name!r} is unknown; known are {', '.join(TYPES)}")
+    built = build_llama(project, (), capture=True, verbose=verbose)
+    with tempfile.TemporaryDirectory(prefix="fa-harness-") as folder:
+        stream = Path(folder, "stream")
+        progress.stage(f"running {request.model.name}")
+        with writing(stream):
+            _run(built.program(CAPTURE), request, stream, verbose=verbose)
+            with stream.open("rb") as file:
+                entries = captures.read_stream(file)
+    capture = captures.save(
+        out,
+        entries,
+        model=request.model.name,
+        sha256=sha256(request.model),
+        upstream=built.label,
+        tool_version=__version__,
+    )
+    _print(console, capture)
+    size = out.stat().st_size / 1e6
+    line = f"{out}: {len(capture.entries)} calls of {capture.model}, {size:.1f} MB"
+    console.print(Text(line, style="bold"), soft_wrap=True)
+    return capture
+
+
+def _run(program: Path, request: Request, stream: Path, *, verbose: bool) -> None:
+    options = {
+        "--tokens": request.tokens,
+        "--ubatch": request.ubatch,
+        "--decode": request.decode,
+        "--type-k": request.types[0],
+        "--type-v": request.types[1],
+        "--threads": request.threads,
+    }
+    if request.layers:
+        options["--layers"] = ",".join(map(str, request.layers))
+    command: list[str | Path] = [program, request.model, request.text, stream]
+    command += [str(word) for option in options.items() for word in option]
+    try:
+        if not request.repack:
+            proc.run([*command, "--no-repack"], verbose=verbose)
+            return
+        try:
+            proc.run(command, verbose=verbose)
+        except proc.ProgramError as error:
+            if error.status not in KILLED:
+                raise
+            progress.stage(TRAP)
+            proc.run([*command, "--no-repack"], verbose=verbose)
+    except proc.ProgramError as error:
+        if error.status == _WRONG_CALL:
+            raise UsageError(error.output.splitlines()[-1]) from error
+        raise
+
+
+def _print(console: Console, capture: Capture) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("call", "head", "heads", "rows", "keys", "seen", "types", "window", "options"):
+        table.add_column(name, no_wrap=True)
+    for entry in capture.entries:
+        table.add_row(
+            entry.name,
+            str(entry.hsk) if entry.hsk == entry.hsv else f"{entry.hsk}/{entry.hsv}",
+            f"{entry.n_head}/{entry.n_head_kv}",
+            str(entry.n_batch),
+            str(entry.n_kv),
+            str(entry.n_kv_seen),
+            f"{entry.type_K}/{entry.type_V}",
+            str(entry.sliding_window or "-"),
+            _options(entry),
+        )
+    console.print(table)
+
+
+def _options(entry: Entry) -> str:
+    words = [f"scale {entry.scale:g}"]
+    words += ["sinks"] if entry.has_sinks else []
+    words += [f"alibi {entry.max_bias:g}"] if entry.max_bias else []
+    words += [f"soft-cap {entry.logit_softcap:g}"] if entry.logit_softcap else []
+    words += ["V in K"] if entry.v_is_view_of_k else []
+    return ", ".join(words)

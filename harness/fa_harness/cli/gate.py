@@ -1,0 +1,218 @@
+"""`gate`: a run and speed rows against a baseline, and a new baseline."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from fa_harness import __version__, progress
+from fa_harness.build.library import Library
+from fa_harness.build.named import held_library
+from fa_harness.case.case import Case
+from fa_harness.case.selection import select
+from fa_harness.cli.run import run_with
+from fa_harness.engine.runner import Runner
+from fa_harness.errors import UsageError
+from fa_harness.files import replace_file
+from fa_harness.machine import cpu_model, usable_cores
+from fa_harness.project import Project, find_project, locked, writing
+from fa_harness.report.console import print_changes, print_gate
+from fa_harness.report.results import Results
+from fa_harness.series.series import series_for
+from fa_harness.speed import baseline, gate
+from fa_harness.speed import rows as speed
+from fa_harness.speed.baseline import Baseline
+from fa_harness.speed.gate import Gate, Ratio
+from fa_harness.speed.rows import Row
+from fa_harness.upstream.source import find_source
+
+
+def run_gate(
+    *,
+    library: str,
+    options: Mapping[str, str] = {},
+    baseline_file: Path | None,
+    update: bool,
+    seed: int | None,
+    threads: int | None,
+    with_speed: bool,
+    console: Console,
+    verbose: bool,
+) -> tuple[Results, Gate, tuple[Path, Baseline] | None]:
+    """Run the gate's cases and speed rows, and compare them with a baseline.
+
+    Args:
+        library: Name of the library.
+        options: CMake options that it was built with.
+        baseline_file: Instead of the one of the upstream and the machine class.
+        update: Make this run the baseline, if all of its cases pass.
+        seed: Of all cases, instead of their own.
+        threads: Of all cases, instead of their own.
+        with_speed: Measure speed, too.
+        console: What is printed on.
+        verbose: Print repro lines of the cases that pass, too.
+
+    Returns:
+        The run, what the gate found in it, and with `update` the baseline to write and where, if
+        all is well. Ctrl-C ends the run, not the report.
+
+    Raises:
+        UsageError: There is no library or baseline of that name, or it would become the usual
+            baseline with unusual cases.
+        SetupError: The library is not built, not current, or does not load; the baseline is broken
+            or of a newer fa-harness.
+    """
+    if update and baseline_file is None and (seed is not None or threads is not None):
+        raise UsageError(
+            "--update-baseline: later runs without --seed and --threads compare with it; leave "
+            "them out, or name another file with --baseline"
+        )
+    if baseline_file is not None and not update and not baseline_file.is_file():
+        raise UsageError(
+            f"--baseline {baseline_file}: there is no such file; --update-baseline makes it"
+        )
+    project = find_project()
+    cases = select(suite="gate", seed=seed, threads=() if threads is None else (threads,))
+    with held_library(library, options) as found, Runner(found.module_path) as runner:
+        class_ = baseline.machine_class(platform.machine(), runner.features)
+        file = baseline_file or project.baselines / baseline.file_name(found.upstream, class_)
+        before = _baseline(project, file)
+        results = run_with(
+            runner,
+            found,
+            cases,
+            options=options,
+            modes=None,
+            timeout=None,
+            console=console,
+            verbose=verbose,
+        )
+        made_with = _made_with(project, found, results, class_)
+        measured: list[Row] = []
+        ratios: list[Ratio] | str = "left out (--no-speed)"
+        try:
+            if not results.passed:
+                ratios = "not measured, since not all cases pass"
+            elif with_speed and update:
+                measured = _measure_speed(found, speed.ROWS, processes=2 * speed.PROCESSES)
+                ratios = "becomes the baseline"
+            elif with_speed:
+                ratios = _compare_speed(found, before)
+        except KeyboardInterrupt:
+            results = dataclasses.replace(results, interrupted=True)
+            ratios = "interrupted"
+    judged = gate.judge(
+        results,
+        made_with=made_with,
+        seed=seed,
+        threads=threads,
+        baseline="becomes the baseline" if update else before,
+        file=project.relative(file.resolve()),
+        ratios=ratios,
+    )
+    print_gate(console, judged)
+    new = None
+    if update and judged.passed:
+        cpu = results.machine["cpu"]
+        new_speed = gate.speed_of(measured, cpu=cpu) if measured else None
+        new = (
+            file,
+            gate.new_baseline(
+                results, made_with=made_with, seed=seed, threads=threads, speed=new_speed
+            ),
+        )
+    elif update:
+        text = f"baseline {file}: is left as it was; mend what is wrong first"
+        console.print(Text(text, style="bold red"), soft_wrap=True)
+    return results, judged, new
+
+
+def write_baseline(file: Path, new: Baseline, console: Console) -> None:
+    """Replace a baseline and print what changed; without new speed the old one's stays.
+
+    Raises:
+        SetupError: It cannot be written; an older one is left as it was.
+    """
+    project = find_project()
+    with locked(project):  # what changed is told against what is replaced, not what was read before
+        old = _baseline(project, file)
+        found = None if isinstance(old, str) else old
+        if new.speed is None and found is not None:
+            new = dataclasses.replace(new, speed=found.speed)
+        with writing(file):
+            file.parent.mkdir(exist_ok=True)
+            replace_file(file.resolve(), baseline.render(new))
+    print_changes(console, project.relative(file.resolve()), gate.changes(found, new))
+
+
+def _baseline(project: Project, file: Path) -> Baseline | str:
+    """Return a baseline, or why there is none."""
+    try:
+        return baseline.load(file)
+    except FileNotFoundError:
+        return (
+            f"there is no baseline {project.relative(file.resolve())}; "
+            "fa-harness gate --update-baseline makes it"
+        )
+
+
+def _made_with(project: Project, library: Library, results: Results, class_: str) -> dict[str, Any]:
+    """Return what a run was made with, as a baseline holds it."""
+    series = series_for(project, find_source(project))
+    digests = dict(zip(series.names, series.digests, strict=True))
+    return {
+        "tool": __version__,
+        "library": library.name,
+        "upstream": library.upstream,
+        "ggml_version": library.ggml_version,
+        "class": class_,
+        "features": list(results.features),
+        "cpu": results.machine["cpu"],
+        "cores": results.machine["threads"],
+        "series": {name: digests[name][:16] for name in library.series},
+        "build": {
+            **{key: library.build[key] for key in ("c_compiler", "cxx_compiler")},
+            **library.build["flags"],
+            **library.build["options"],
+        },
+    }
+
+
+def _measure_speed(
+    library: Library, cases: Sequence[Case], *, processes: int = speed.PROCESSES, seed: int = 0
+) -> list[Row]:
+    with progress.bar("measuring speed") as advance:
+        return speed.measure(
+            library.module_path, cases, processes=processes, seed=seed, advance=advance
+        )
+
+
+def _compare_speed(library: Library, before: Baseline | str) -> list[Ratio] | str:
+    """Measure the speed rows and compare them; those that look slower twice."""
+    why_not = gate.speed_incomparable(before, cpu_model())
+    if why_not is not None:
+        return why_not
+    assert isinstance(before, Baseline)
+    assert before.speed is not None
+    history = before.speed.rows
+
+    def compare(row: Row) -> list[Ratio]:
+        return gate.compare_speed(row, history.get(str(row.case), {}), cores=usable_cores())
+
+    compared = {row.case: compare(row) for row in _measure_speed(library, speed.ROWS)}
+    slower = [
+        case
+        for case, ratios in compared.items()
+        if any(ratio.status == "regressed" for ratio in ratios)
+    ]
+    if slower:
+        more = {"processes": 2 * speed.PROCESSES, "seed": speed.PROCESSES}
+        for row in _measure_speed(library, slower, **more):
+            compared[row.case] = gate.confirmed(compared[row.case], compare(row))
+    return [ratio for ratios in compared.values() for ratio in ratios]

@@ -1,0 +1,262 @@
+"""Mode `fifo`: a rolling cache in real tensors, token by token, on a loaded library.
+
+The hot window is a ring of `hot_window` slots. A step attends over the whole ring, and a mask hides
+the slots that hold no token, as llama.cpp does with the cells of its cache: the call has the same
+shape at every step, and the order of the keys does not matter to attention. The other way, a view
+on either side of the place where the ring closes, makes two calls of it.
+
+The cold store has room for every token and is seen through a view of its used part, with the
+strides of the whole. Room is made before a token is written, so the ring needs no spare slot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fa_harness.case import rolling
+from fa_harness.case.case import Case
+from fa_harness.case.inputs import Inputs
+from fa_harness.case.quants import decode, encode
+from fa_harness.case.rolling import Held
+from fa_harness.engine.ggml import Backend, Context, Ggml, Tensor
+from fa_harness.engine.layout import clear, make_fresh, rows_of
+
+Array = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+
+_UNUSED = 0xFF  # bytes of slots that no token was written to: NaN as F32, F16 or a block's scale
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rolled:
+    """A simulation of a rolling cache. In the arrays, row t of `n_batch` is step t."""
+
+    output: Array
+    """`[ne3, n_head, n_batch, hsv]`."""
+    cold_state: Array
+    """The state after the call over the cold tokens, `[ne3, n_head, n_batch, 2 + hsv]`."""
+    state: Array
+    """The state after the call over the hot tokens, too."""
+    held: tuple[Held, ...]
+    """What each step's calls were given."""
+    can_be_told_apart: bool
+    """Each token's bytes are its own, so that `held` names the right ones."""
+
+
+def roll(
+    ggml: Ggml, case: Case, inputs: Inputs, backend: Backend, *, one_graph: bool = False
+) -> Rolled:
+    """Simulate the rolling cache of a case.
+
+    Args:
+        ggml: A library with a state.
+        case: A case with a `hot_window`.
+        inputs: Its inputs.
+        backend: What computes.
+        one_graph: Compute both calls of a step in one graph; the state after the first is not seen
+            then, and `cold_state` is NaN.
+    """
+    assert inputs.mask is not None
+    tokens = rolling.Tokens(case, inputs)
+    rows = (case.ne3, case.n_head, case.nb)
+    output = np.empty((*rows, case.hsv_padded), np.float32)
+    cold_state, last_state = (
+        np.full((*rows, 2 + case.hsv_padded), np.nan, np.float32) for _ in range(2)
+    )
+    held = []
+    with ggml.context() as ctx:
+        cache = _Cache(ctx, case)
+        state = ctx.tensor("f32", (2 + case.hsv_padded, 1, case.n_head, case.ne3))
+        sinks = None if inputs.sinks is None else ctx.tensor("f32", (case.n_head, 1, 1, 1))
+        backend.allocate(ctx)
+        cache.clear()
+        if sinks is not None and inputs.sinks is not None:
+            sinks.write(inputs.sinks)
+        for t in range(case.kv):
+            row = np.s_[:, :, t : t + 1]
+            cache.push(inputs.k_raw[row], inputs.v_raw[row])
+            # views, inputs and graphs of a step, as a program makes them anew for each token
+            with ggml.context() as step:
+                q = step.tensor("f32", (case.hsk_padded, 1, case.n_head, case.ne3))
+                cold = _call(step, case, q, cache.cold, cache.n_cold, state)
+                is_linked = one_graph and ggml.has_state_after
+                carried = step.state_after(cold.out) if is_linked else state
+                hot = _call(step, case, q, cache.hot, case.hot_window, carried, sinks)
+                backend.allocate(step)
+                q.write(inputs.q[row])
+                cold.mask.write(cache.cold_columns(inputs.mask[row]))
+                hot.mask.write(cache.hot_columns(inputs.mask[row]))
+                make_fresh(state)
+                for call in (cold, hot):
+                    clear(call.out)
+                if one_graph:
+                    backend.compute(step.graph([hot.out] if is_linked else [cold.out, hot.out]))
+                else:
+                    backend.compute(step.graph([cold.out]))
+                    cold_state[row] = state.read()
+                    backend.compute(step.graph([hot.out]))
+                # read back afterwards, so that a call that writes to the cache shows, too
+                held.append(_held(tokens, t, cache, cold, hot))
+                output[row] = rows_of(hot.out)
+            last_state[row] = state.read()
+    return Rolled(
+        output=output,
+        cold_state=cold_state,
+        state=last_state,
+        held=tuple(held),
+        can_be_told_apart=tokens.can_be_told_apart,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Call:
+    """A call over the slots of a store, and what it attends over."""
+
+    k: Tensor
+    v: Tensor
+    mask: Tensor
+    out: Tensor
+
+
+def _call(
+    ctx: Context,
+    case: Case,
+    q: Tensor,
+    store: _Store,
+    n_slots: int,
+    state: Tensor,
+    sinks: Tensor | None = None,
+) -> _Call:
+    """Return the call over the first `n_slots` slots of a store, be it none."""
+    k, v = store.views(ctx, n_slots)
+    mask = ctx.tensor("f16", (n_slots, 1, case.mask_heads, case.ne3))
+    out = ctx.flash_attn_ext(
+        q,
+        k,
+        v,
+        mask,
+        scale=case.scale,
+        max_bias=case.max_bias,
+        logit_softcap=case.logit_softcap,
+        state=state,
+        sinks=sinks,
+        prec=case.prec,
+    )
+    return _Call(k=k, v=v, mask=mask, out=out)
+
+
+def _held(tokens: rolling.Tokens, step: int, cache: _Cache, cold: _Call, hot: _Call) -> Held:
+    """Read back what the calls of a step attend over, through the arguments that they have."""
+    in_cold, in_hot = (
+        tokens.identify(
+            store,
+            step,
+            call.k.read_rows(),
+            call.v.read_rows(),
+            call.mask.read_rows()[:, :, 0].view(np.float16),
+        )
+        for store, call in (("cold", cold), ("hot", hot))
+    )
+    n_cold, n_hot = (int((slots != rolling.HIDDEN).sum()) for slots in (in_cold, in_hot))
+    bytes_ = n_cold * cache.cold.bytes_of_slot + n_hot * cache.hot.bytes_of_slot
+    return Held(cold=in_cold, hot=in_hot, cache_bytes=bytes_)
+
+
+class _Store:
+    """K and V of some tokens in slots."""
+
+    def __init__(self, ctx: Context, case: Case, types: tuple[str, str], n_slots: int) -> None:
+        self._n_slots = n_slots
+        self._whole: list[Tensor] = []
+        """K and V with all of their memory, to be cleared."""
+        self.k, self.v = (
+            self._place(ctx, case, type_, size)
+            for type_, size in zip(types, (case.hsk_padded, case.hsv_padded), strict=True)
+        )
+
+    @property
+    def bytes_of_slot(self) -> int:
+        """Bytes of a slot's rows of K and V, as ggml counts them."""
+        return sum(
+            whole.nbytes // (whole.ne[1] * whole.ne[2] * whole.ne[3]) * tensor.ne[2] * tensor.ne[3]
+            for whole, tensor in zip(self._whole, (self.k, self.v), strict=True)
+        )
+
+    def clear(self) -> None:
+        for whole in self._whole:
+            whole.write(np.full(whole.nbytes, _UNUSED, np.uint8))
+
+    def read(self, slot: int) -> tuple[U8, U8]:
+        return self.k.read_rows(slot, 1), self.v.read_rows(slot, 1)
+
+    def write(self, slot: int, k: U8, v: U8) -> None:
+        self.k.write_rows(slot, k)
+        self.v.write_rows(slot, v)
+
+    def views(self, ctx: Context, n_used: int) -> tuple[Tensor, Tensor]:
+        """Return the first `n_used` slots of K and V, with the strides of all."""
+        k, v = (ctx.view(x, (x.ne[0], n_used, *x.ne[2:])) for x in (self.k, self.v))
+        return k, v
+
+    def _place(self, ctx: Context, case: Case, type_: str, ne0: int) -> Tensor:
+        """Return K or V as the case lays it out in memory (`permute`, `kv_view`)."""
+        ne = (ne0, self._n_slots, case.n_head_kv, case.ne3)
+        dim_of = [case.permute.index(i) for i in range(4)]  # which of ne is dimension i in memory
+        base_ne = [ne[dim] for dim in dim_of]
+        whole = ctx.tensor(type_, [base_ne[0], base_ne[1] * (1 + case.kv_view), *base_ne[2:]])
+        self._whole.append(whole)
+        return ctx.permute(ctx.view(whole, base_ne), dim_of)
+
+
+class _Cache:
+    """The hot window and the cold store, and which tokens they hold.
+
+    `oldest_hot` and `n_token` count tokens from the first, `n_cold` slots of the cold store.
+    """
+
+    def __init__(self, ctx: Context, case: Case) -> None:
+        self._case = case
+        self.hot = _Store(ctx, case, (case.type_K, case.type_V), case.hot_window)
+        self.cold = _Store(ctx, case, (case.cold_type, case.cold_type), case.kv)
+        self.n_token = self.oldest_hot = self.n_cold = 0
+
+    def clear(self) -> None:
+        self.hot.clear()
+        self.cold.clear()
+
+    def push(self, k: U8, v: U8) -> None:
+        """Take in the next token's rows, `[ne3, n_head_kv, 1, row_bytes]`."""
+        if self.n_token - self.oldest_hot == self._case.hot_window:
+            self._evict()
+        self.hot.write(self.slot(self.n_token), k, v)
+        self.n_token += 1
+
+    def slot(self, token: int) -> int:
+        """Return a hot token's slot."""
+        return token % self._case.hot_window
+
+    def cold_columns(self, mask: npt.NDArray[np.float16]) -> npt.NDArray[np.float16]:
+        """Return the columns of the cold slots, `[..., n_cold]`, of a mask `[..., kv]`."""
+        return mask[..., : self.n_cold]
+
+    def hot_columns(self, mask: npt.NDArray[np.float16]) -> npt.NDArray[np.float16]:
+        """Return the columns of the hot slots, `[..., hot_window]`; those without a token hide."""
+        columns = np.full((*mask.shape[:-1], self._case.hot_window), -np.inf, np.float16)
+        slots = [self.slot(token) for token in range(self.oldest_hot, self.n_token)]
+        columns[..., slots] = mask[..., self.oldest_hot : self.n_token]
+        return columns
+
+    def _evict(self) -> None:
+        """Move the oldest group to the cold store."""
+        for token in range(self.oldest_hot, self.oldest_hot + self._case.group):
+            k, v = self.hot.read(self.slot(token))
+            self.cold.write(
+                self.n_cold,
+                encode(decode(k, self._case.type_K), self._case.cold_type),
+                encode(decode(v, self._case.type_V), self._case.cold_type),
+            )
+            self.n_cold += 1
+        self.oldest_hot += self._case.group

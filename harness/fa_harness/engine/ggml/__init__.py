@@ -1,0 +1,17 @@
+"""The only place that touches C: a loaded library, its contexts, tensors, graphs and backends.
+
+    with library.context() as ctx, library.backend(n_threads=2) as backend:
+        q = ctx.tensor("f32", (head_dim, n_batch, n_head, 1))
+        ...
+        out = ctx.flash_attn_ext(q, k, v, mask, scale=0.125)
+        backend.allocate(ctx)
+        q.write(q_array)
+        backend.compute(ctx.graph([out]))
+        result = out.read()
+
+Shapes are in ggml's order, `ne[0]` first. Arrays are in NumPy's: the last axis is `ne[0]`.
+"""
+
+from fa_harness.engine.ggml.loaded import Backend, Context, Ggml, Graph, Tensor, load
+
+__all__ = ["Backend", "Context", "Ggml", "Graph", "Tensor", "load"]

@@ -1,0 +1,275 @@
+"""A case's inputs as tensors of a context, and the calls that use them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fa_harness.case.case import Case
+from fa_harness.case.inputs import Inputs
+from fa_harness.engine.ggml import Backend, Context, Tensor
+
+Array = npt.NDArray[np.float32]
+
+_NAN = 0xFF  # bytes that are NaN as F32, F16 or the scale of a block
+_UNUSED = _NAN  # of a cache outside the view
+_UNUSED_COLUMNS = 8  # of a mask, which may be wider than the keys of a call
+_KEPT_BYTES = 1 << 20  # of an input that is kept as it lies in memory: laid out anew, it costs more
+
+
+class Keys(NamedTuple):
+    """The K and the V that a call attends over, `[hsk or hsv, keys, n_head_kv, ne3]`."""
+
+    k: Tensor
+    v: Tensor
+
+
+class Layout(NamedTuple):
+    """An input as it lies in memory."""
+
+    ne: tuple[int, ...]
+    """Its shape there."""
+    data: npt.NDArray[np.uint8]
+    seen: tuple[int, ...]
+    """The shape of the part of it that is seen."""
+    dim_of: tuple[int, ...]
+    """Which of the input's dimensions each of these is."""
+
+
+class CaseTensors:
+    """The tensors of a case in one context. `allocate` comes after the last of them and fills them.
+
+    Segments are pairs `(start, stop)` of keys.
+    """
+
+    def __init__(
+        self,
+        ctx: Context,
+        case: Case,
+        inputs: Inputs,
+        layouts: dict[str, Layout] | None = None,
+    ) -> None:
+        """Place Q and the sinks.
+
+        Args:
+            ctx: The context.
+            case: The case.
+            inputs: Its inputs.
+            layouts: What was laid out for other contexts of the case, by the inputs' names, and is
+                for this one.
+        """
+        self.ctx = ctx
+        self._layouts = {} if layouts is None else layouts
+        self._case = case
+        self._source = inputs
+        self._inputs: dict[str, tuple[Tensor, npt.NDArray[np.uint8]]] = {}
+        self._q = self._place("q", "f32", case.hsk_padded, as_bytes(inputs.q), cache=False)
+        self._sinks = None
+        if inputs.sinks is not None:
+            ne = (case.n_head, 1, 1, 1)
+            self._sinks = self._input("sinks", "f32", ne, as_bytes(inputs.sinks))
+
+    def cache(self) -> Keys:
+        """Return the whole cache."""
+        return self._keys("", self._case, self._source.k_raw, self._source.v_raw)
+
+    def segment_of(self, cache: Keys, segment: tuple[int, int]) -> Keys:
+        """Return a segment of the whole cache as views with the cache's strides."""
+        return Keys(self._view(cache.k, segment), self._view(cache.v, segment))
+
+    def own_segment(self, i: int) -> Keys:
+        """Return segment `i` as a cache of its own, in its own types."""
+        start, stop = self._case.segment_bounds()[i : i + 2]
+        if self._source.segments:
+            k_raw, v_raw = self._source.segments[i]
+        else:
+            k_raw, v_raw = (
+                raw[:, :, start:stop] for raw in (self._source.k_raw, self._source.v_raw)
+            )
+        return self._keys(f"[{start}:{stop}]", self._case.of_segment(i), k_raw, v_raw)
+
+    def state(self) -> Tensor:
+        """Return a state of the case, not filled.
+
+        Of one row a head it is made from `[2 + hsv, n_head, 1, ne3]`: contiguous all the same, but
+        the stride of the dimension that has one element is not that of a row.
+        """
+        case = self._case
+        ne = (2 + case.hsv_padded, case.nb, case.n_head, case.ne3)
+        if case.nb > 1:
+            return self.ctx.tensor("f32", ne)
+        return self.ctx.permute(self.ctx.tensor("f32", (ne[0], ne[2], 1, ne[3])), (0, 2, 1, 3))
+
+    def call(
+        self,
+        keys: Keys,
+        segment: tuple[int, int],
+        *,
+        sinks: bool,
+        state: Tensor | None = None,
+    ) -> Tensor:
+        """Return the attention over the keys of a segment.
+
+        Args:
+            keys: The segment's K and V.
+            segment: Which columns of the mask go with them.
+            sinks: Add the case's sinks, if it has any.
+            state: Continue from and into it.
+        """
+        case = self._case
+        return self.ctx.flash_attn_ext(
+            self._q,
+            keys.k,
+            keys.v,
+            self._mask_columns(segment),
+            scale=case.scale,
+            max_bias=case.max_bias,
+            logit_softcap=case.logit_softcap,
+            state=state,
+            sinks=self._sinks if sinks else None,
+            prec=case.prec,
+            n_kv_max=case.n_kv_max,
+        )
+
+    def allocate(self, backend: Backend) -> None:
+        """Give memory to the tensors and fill the inputs."""
+        backend.allocate(self.ctx)
+        for tensor, data in self._inputs.values():
+            tensor.write(data)
+
+    def inputs_written(self) -> tuple[str, ...]:
+        """Return the names of the inputs that are no longer what they were."""
+        return tuple(
+            name for name, (tensor, data) in self._inputs.items() if not tensor.holds(data)
+        )
+
+    def _keys(
+        self, part: str, case: Case, k_raw: npt.NDArray[np.uint8], v_raw: npt.NDArray[np.uint8]
+    ) -> Keys:
+        k = self._place(f"k{part}", case.type_K, case.hsk_padded, k_raw, cache=case.kv_view)
+        if case.v_is_view_of_k:
+            return Keys(k, self.ctx.view(k, (case.hsv_padded, *k.ne[1:])))
+        return Keys(
+            k, self._place(f"v{part}", case.type_V, case.hsv_padded, v_raw, cache=case.kv_view)
+        )
+
+    def _view(self, cache: Tensor, segment: tuple[int, int]) -> Tensor:
+        start, stop = segment
+        if segment == (0, self._case.kv):
+            return cache
+        ne0, _, ne2, ne3 = cache.ne
+        return self.ctx.view(cache, (ne0, stop - start, ne2, ne3), offset=start * cache.nb[1])
+
+    def _mask_columns(self, segment: tuple[int, int]) -> Tensor | None:
+        """Return a segment's columns of the mask: a copy, since the op wants it contiguous.
+
+        With a cache that is a view it is wider than the segment.
+        """
+        if self._source.mask is None:
+            return None
+        start, stop = segment
+        name = f"mask[{start}:{stop}]"
+        if name in self._inputs:
+            return self._inputs[name][0]
+        columns = self._source.mask[..., start:stop]
+
+        def lay_out() -> Layout:
+            n_unused = _UNUSED_COLUMNS if self._case.kv_view else 0
+            unused_rows = -columns.shape[-2] % self.ctx.ggml.mask_pad
+            *planes, rows, width = columns.shape
+            whole = np.full((*planes, rows + unused_rows, width + n_unused), np.nan, np.float16)
+            whole[..., :rows, :width] = columns
+            return Layout(whole.shape[::-1], as_bytes(whole), whole.shape[::-1], (0, 1, 2, 3))
+
+        layout = self._laid_out(name, lay_out)
+        return self._input(name, "f16", layout.ne, layout.data)
+
+    def _place(
+        self,
+        name: str,
+        type_: str,
+        ne0: int,
+        rows: npt.NDArray[np.uint8],
+        *,
+        cache: bool,
+    ) -> Tensor:
+        """Return Q, K or V as the case lays it out in memory.
+
+        Args:
+            name: For reports.
+            type_: The tensor's type.
+            ne0: Elements in a row.
+            rows: `[ne3, ne2, ne1, row_bytes]`.
+            cache: A view of the first half of a tensor that is twice as large in dimension 1, as
+                upstream's tests make their KV caches.
+        """
+        permute = self._case.permute
+
+        def lay_out() -> Layout:
+            dim_of = tuple(permute.index(i) for i in range(4))  # which of rows' is i in memory
+            ne = (ne0, *rows.shape[2::-1])
+            seen = tuple(ne[dim] for dim in dim_of)
+            data = rows.transpose([3 - dim for dim in reversed(dim_of)])
+            if not cache:
+                return Layout(seen, np.ascontiguousarray(data), seen, dim_of)
+            shape = list(data.shape)
+            shape[2] *= 2
+            whole = np.full(shape, _UNUSED, np.uint8)
+            whole[:, :, : data.shape[2]] = data
+            return Layout((seen[0], 2 * seen[1], *seen[2:]), whole, seen, dim_of)
+
+        layout = self._laid_out(name, lay_out)
+        tensor = self._input(name, type_, layout.ne, layout.data)
+        if cache:
+            tensor = self.ctx.view(tensor, layout.seen)
+        if permute != (0, 1, 2, 3):
+            tensor = self.ctx.permute(tensor, layout.dim_of)
+        return tensor
+
+    def _laid_out(self, name: str, lay_out: Callable[[], Layout]) -> Layout:
+        """Return an input as it lies in memory, a small one laid out once for all contexts."""
+        if name in self._layouts:
+            return self._layouts[name]
+        layout = lay_out()
+        if layout.data.nbytes <= _KEPT_BYTES:
+            self._layouts[name] = layout
+        return layout
+
+    def _input(
+        self, name: str, type_: str, ne: Sequence[int], data: npt.NDArray[np.uint8]
+    ) -> Tensor:
+        tensor = self.ctx.tensor(type_, ne)
+        self._inputs[name] = (tensor, np.ascontiguousarray(data))
+        return tensor
+
+
+def make_fresh(state: Tensor) -> None:
+    """Mark every row of a state as fresh. What S and VKQ hold must not matter: they hold NaN."""
+    state.write(_fresh_rows(state.ne))
+
+
+@functools.lru_cache(maxsize=1)
+def _fresh_rows(ne: tuple[int, ...]) -> Array:
+    rows = np.full(ne[::-1], np.nan, np.float32)
+    rows[..., 0] = -np.inf
+    return rows
+
+
+def clear(out: Tensor) -> None:
+    """Fill an output with NaN, so that a row that is not computed shows."""
+    out.fill(_NAN)
+
+
+def rows_of(out: Tensor) -> Array:
+    """Return an output `[hsv, n_head, n_batch, ne3]` as `[ne3, n_head, n_batch, hsv]`."""
+    return np.ascontiguousarray(out.read().swapaxes(1, 2))
+
+
+def as_bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Return `[..., n]` of any type as bytes, `[..., n * itemsize]`."""
+    array = np.ascontiguousarray(array)
+    return array.view(np.uint8).reshape(*array.shape[:-1], array.shape[-1] * array.itemsize)

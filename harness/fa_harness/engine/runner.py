@@ -1,0 +1,330 @@
+"""Cases x modes on a library -> verdicts, in order, as many cases at once as there are cores."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from fa_harness.case.case import Case
+from fa_harness.case.inputs import make_inputs
+from fa_harness.case.quants import TYPES
+from fa_harness.engine.modes import modes_of, path
+from fa_harness.engine.worker import Lost, Worker
+from fa_harness.errors import SetupError
+from fa_harness.judge.expectations import Expectations
+from fa_harness.judge.verdict import Verdict, judge
+from fa_harness.machine import usable_cores
+
+_WORTH_A_WORKER = 16
+"""Cases for each worker at least: to start one takes the time of some."""
+_WORTH_A_THREAD = 2 << 20
+"""Products in a case, times workers, at least: threads that work in the interpreter at once hinder
+each other, which the oracle of small cases does nearly always."""
+_AHEAD = 32
+"""Verdicts for each worker that may wait for one before them."""
+
+
+class Runner:
+    """A library under test, in workers of its own; use it in a `with` block.
+
+    Args:
+        module_path: The library's module.
+        mutant: Which of the library's mutants it computes with.
+    """
+
+    def __init__(self, module_path: Path, *, mutant: str | None = None) -> None:
+        self._module_path = module_path
+        self._mutant = mutant
+        self._worker = Worker(module_path, mutant=mutant)
+        self._others: list[Worker] = []
+
+    def __enter__(self) -> Runner:
+        self._worker.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for worker in (self._worker, *self._others):
+            worker.__exit__(*exception)
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The CPU features that the library uses."""
+        return self._worker.features
+
+    @property
+    def mutants(self) -> tuple[str, ...]:
+        """The mutants that the library has."""
+        return self._worker.mutants
+
+    @property
+    def mutant_reached(self) -> bool:
+        """Whether a worker's last result was computed with the mutant, once a run has ended."""
+        return any(worker.mutant_reached for worker in (self._worker, *self._others))
+
+    def run(
+        self,
+        cases: Sequence[Case],
+        *,
+        modes: tuple[str, ...] | None = None,
+        timeout: float | None = None,
+        with_outputs: bool = False,
+    ) -> Iterator[Verdict]:
+        """Yield the verdict of each case, in order.
+
+        Large cases of one thread run side by side, one on each core; so do cases of more, with a
+        core for each thread and one for the verdict, since ggml's barrier spins while a thread
+        waits for a core. Of others the next is computed while the last is judged, where a core is
+        free for it.
+
+        Args:
+            cases: What to run.
+            modes: Some of `modes.MODES` that apply to the cases; `standard` is always computed.
+                None for each case's own, less those that need what the library lacks beside the
+                state itself.
+            timeout: Seconds for a case; None for an estimate with much room.
+            with_outputs: Keep the numbers of large outputs, too.
+
+        Raises:
+            SetupError: The environment does not let it go on: the library was replaced, a disk is
+                full.
+        """
+        submit = functools.partial(
+            self._submit, modes=modes, timeout=timeout, with_outputs=with_outputs
+        )
+        for n_threads, group in itertools.groupby(cases, key=lambda case: case.threads):
+            some = list(group)
+            n_core = n_threads + (n_threads > 1)
+            n_worker = min(usable_cores() // n_core, len(some) // _WORTH_A_WORKER)
+            mean = sum(map(_products, some)) / len(some)
+            if n_worker > 1 and mean * n_worker >= _WORTH_A_THREAD:
+                yield from self._side_by_side(some, n_worker, submit)
+            else:
+                yield from self._in_turn(some, submit, is_ahead=n_threads < usable_cores())
+
+    def _in_turn(
+        self,
+        cases: Sequence[Case],
+        submit: Callable[[Worker, Case], _Computing],
+        *,
+        is_ahead: bool,
+    ) -> Iterator[Verdict]:
+        """Yield the verdicts of cases that one worker computes.
+
+        Args:
+            cases: What to run.
+            submit: Lets a worker compute a case.
+            is_ahead: Judge a case while the next is computed, and do the oracle's share meanwhile.
+        """
+        computing: _Computing | None = None
+        waiting: _Computing | None = None
+        try:
+            for case in cases:
+                try:
+                    computing = submit(self._worker, case)
+                except SetupError:
+                    if waiting is not None:
+                        yield waiting.verdict()  # what is known is kept
+                    raise
+                if waiting is not None:
+                    yield waiting.verdict()
+                    waiting = None  # it may be large
+                computing.prepare(with_oracle=is_ahead)
+                computing.wait()
+                waiting, computing = computing, None
+                if not is_ahead:
+                    yield waiting.verdict()
+                    waiting = None
+            if waiting is not None:
+                yield waiting.verdict()
+        finally:
+            if computing is not None:  # no more is wanted, or it failed
+                self._worker.__exit__()  # it starts anew with the next case
+
+    def _side_by_side(
+        self,
+        cases: Sequence[Case],
+        n_worker: int,
+        submit: Callable[[Worker, Case], _Computing],
+    ) -> Iterator[Verdict]:
+        """Yield the verdicts of cases that run in `n_worker` workers at once, in order."""
+        while len(self._others) < n_worker - 1:
+            # it starts with its first case
+            self._others.append(
+                Worker(self._module_path, digest=self._worker.digest, mutant=self._mutant)
+            )
+        workers = [self._worker, *self._others][:n_worker]
+        idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        for worker in workers:
+            idle.put(worker)
+
+        def run_in_idle(case: Case) -> Verdict:
+            worker = idle.get()
+            try:
+                computing = submit(worker, case)
+                computing.prepare(with_oracle=False)
+                computing.wait()
+                return computing.verdict()
+            finally:
+                idle.put(worker)
+
+        waiting: deque[Future[Verdict]] = deque()
+        pool = ThreadPoolExecutor(n_worker)
+        try:
+            for case in cases:
+                waiting.append(pool.submit(run_in_idle, case))
+                while waiting and (waiting[0].done() or len(waiting) > _AHEAD * n_worker):
+                    yield waiting[0].result()
+                    waiting.popleft()
+            while waiting:
+                yield waiting[0].result()
+                waiting.popleft()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if waiting:  # no more is wanted, or it failed
+                for worker in workers:
+                    worker.interrupt()
+            pool.shutdown()
+            if waiting:
+                for worker in workers:
+                    worker.__exit__()  # it starts anew with the next case
+
+    def _submit(
+        self,
+        worker: Worker,
+        case: Case,
+        *,
+        modes: tuple[str, ...] | None,
+        timeout: float | None,
+        with_outputs: bool,
+    ) -> _Computing:
+        asked = self._asked(case) if modes is None else modes
+        return _Computing(
+            worker,
+            case,
+            asked,
+            timeout or _ample_seconds(case),
+            unsupported=self._unsupported(case, asked),
+            features=self.features,
+            with_outputs=with_outputs,
+        )
+
+    def _asked(self, case: Case) -> tuple[str, ...]:
+        """Return a case's own modes, less those that need more than a state."""
+        lacks = self._worker.lacks
+        if "full_state" in lacks:
+            return modes_of(case)
+        return tuple(mode for mode in modes_of(case) if mode not in lacks)
+
+    def _unsupported(self, case: Case, modes: tuple[str, ...]) -> str | None:
+        """Return why the harness or the library cannot compute a case, or None."""
+        for field, type_name in (("type_K", case.type_K), ("type_V", case.type_V)):
+            if type_name not in TYPES:
+                known = ", ".join(TYPES)
+                return f"{field}={type_name}: the harness cannot encode it; it can {known}"
+            if type_name not in self._worker.types:
+                return f"{field}={type_name}: the library's ggml does not have it"
+        lacks = self._worker.lacks
+        if case.sinks and "sinks" in lacks:
+            return f"the library has no {lacks['sinks']}; take a case without sinks"
+        impossible = next((mode for mode in modes if mode in lacks), None)
+        if impossible is None:
+            return None
+        no_state = "full_state" in lacks
+        instead = "use --mode standard" if no_state else f"leave mode {impossible} out"
+        return f"the library has no {lacks[impossible]}; {instead}"
+
+
+class _Computing:
+    """A case that a worker computes, up to its verdict; its time is what is spent in here."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        case: Case,
+        modes: tuple[str, ...],
+        timeout: float,
+        *,
+        unsupported: str | None,
+        features: tuple[str, ...],
+        with_outputs: bool,
+    ) -> None:
+        """Let the worker start, unless a reason is given why the case is `unsupported`."""
+        self._worker = worker
+        self._case = case
+        self._modes = modes
+        self._unsupported = unsupported
+        self._features = features
+        self._with_outputs = with_outputs
+        self._expected: Expectations | None = None
+        self._seconds = 0.0
+        if unsupported is None:
+            with self._timed():
+                worker.submit(case, modes, timeout)
+
+    def prepare(self, *, with_oracle: bool) -> None:
+        """Compute what needs no result, while the worker computes that."""
+        if self._unsupported is None:
+            with self._timed():
+                self._inputs = make_inputs(self._case)
+                if with_oracle:
+                    self._expected = Expectations(self._case, self._inputs, self._features)
+                    self._expected.prepare(self._modes)
+
+    def wait(self) -> None:
+        """Wait for the worker, which is free for another case then."""
+        if self._unsupported is None:
+            with self._timed():
+                self._run = self._worker.result()
+
+    def verdict(self) -> Verdict:
+        """Judge what the worker gave."""
+        if self._unsupported is not None:
+            return self._without_comparisons("unsupported", self._unsupported)
+        if isinstance(self._run, Lost):
+            return self._without_comparisons(self._run.status, self._run.reason)
+        with self._timed():
+            verdict = judge(
+                self._case,
+                self._inputs,
+                self._run,
+                features=self._features,
+                modes=self._modes,
+                expected=self._expected,
+                with_outputs=self._with_outputs,
+            )
+        return verdict.took(self._seconds)
+
+    def _without_comparisons(self, status: str, reason: str) -> Verdict:
+        return Verdict(
+            case=self._case,
+            status=status,
+            path=path(self._case),
+            modes=(),
+            reason=reason,
+            comparisons={},
+            outputs={},
+            seconds=self._seconds,
+        )
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._seconds += time.perf_counter() - start
+
+
+def _products(case: Case) -> int:
+    """Return the products of numbers that one call computes."""
+    return case.n_head * case.nb * case.ne3 * case.kv * (case.hsk_padded + case.hsv_padded)
+
+
+def _ample_seconds(case: Case) -> float:
+    """Return a time that a case cannot need: a minute, and a thousandth of the usual speed."""
+    return 60 + _products(case) * (9 + case.segments) / 1e7

@@ -1,0 +1,417 @@
+"""A library in a child process: a crash or a hang there becomes a status, and the run goes on.
+
+The child is started once and computes case after case. Frames go over its standard input and
+output: eight bytes of length, then a pickle. Which mode it computes stands in memory that both
+share, and what the library prints in a file, whose last lines explain an abort.
+
+The child ends with its parent, whatever ends that. One that is started again must have loaded the
+same library: a run does not mix two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import mmap
+import os
+import pickle
+import select
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from fa_harness.build import sanitizers
+from fa_harness.build.library import load
+from fa_harness.case.case import Case
+from fa_harness.engine.modes import Run
+from fa_harness.errors import SetupError
+
+_HEADER = struct.Struct("<Q")
+_STDERR_LINES = 6
+_MODE_BYTES = 16
+"""The longest name of a mode fits in."""
+_START_SECONDS = 60.0
+_REPLY_SECONDS = 60.0
+"""For a reply whose first bytes have come."""
+_END_SECONDS = 60.0
+"""A child that has closed its output is ended then; one that dies may first dump its memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lost:
+    """A case that the child did not finish."""
+
+    status: str
+    """`crash` or `timeout`."""
+    reason: str
+    """The mode, how it ended, and the last lines that the library printed."""
+
+
+class Worker:
+    """A child process that holds a library."""
+
+    def __init__(self, module_path: Path, *, digest: str = "", mutant: str | None = None) -> None:
+        """Prepare a child that is started with its block or its first case.
+
+        Args:
+            module_path: The library's cffi module.
+            digest: What the library has to be: `digest` of another worker. Without one it is what
+                it is at the first start.
+            mutant: Which of the library's mutants it computes with, in each process anew.
+        """
+        self._module_path = module_path
+        self._mutant = mutant
+        self._lost_at_start: Lost | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stderr: IO[bytes] | None = None
+        self._mode: mmap.mmap | None = None
+        """The mode that the child computes, written by it: a frame for each would cost more."""
+        self._files: tempfile.TemporaryDirectory[str] | None = None
+        self._is_interrupted = False
+        self.is_busy = False
+        """Whether a case was submitted whose result nobody took."""
+        self.digest = digest
+        """Of the library's files, known once it is entered."""
+        self.features: tuple[str, ...] = ()
+        """The library's CPU features, known once it is entered."""
+        self.types: tuple[str, ...] = ()
+        """The types of K and V that the library has."""
+        self.lacks: dict[str, str] = {}
+        """The modes, and `sinks`, that it cannot compute, each with the function that it lacks."""
+        self.mutants: tuple[str, ...] = ()
+        """The mutants that it has."""
+        self.mutant_reached = False
+        """Whether the last result was computed with the mutant; of a lost case it is not known."""
+
+    def __enter__(self) -> Worker:
+        try:
+            self._start()
+        except (EOFError, TimeoutError) as error:
+            lost = self._lost("start", error)
+            raise SetupError(
+                f"{self._module_path}: the library cannot be loaded: {lost.reason}; "
+                "`fa-harness doctor` tells more, `fa-harness build` makes it anew"
+            ) from None
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop()
+        self._is_interrupted = False
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        if self._process is None:
+            raise RuntimeError("the worker is not running; use it in a `with` block")
+        return self._process.pid
+
+    def submit(self, case: Case, modes: tuple[str, ...], timeout: float) -> None:
+        """Start computing a case; `result` waits for it.
+
+        Args:
+            case: The case.
+            modes: Some of `modes.MODES`.
+            timeout: Seconds that it may take.
+
+        Raises:
+            SetupError: The child had to be started again and cannot be, or loads another library.
+        """
+        if self.is_busy:
+            raise RuntimeError("the worker computes another case; take its result first")
+        self._lost_at_start = None
+        try:
+            if self._process is None:
+                self._start()
+        except (EOFError, TimeoutError) as error:
+            self._lost_at_start = self._lost("start", error)
+            return
+        self._deadline = time.monotonic() + timeout
+        self._timeout = timeout
+        self.mutant_reached = False
+        assert self._mode is not None
+        _set_mode(self._mode, "start")
+        self.is_busy = True
+        self._send((case, modes, self._mutant))
+
+    def result(self) -> Run | Lost:
+        """Return what the submitted case gave.
+
+        Raises:
+            SetupError: It needs what this machine does not give, such as room for a file.
+        """
+        if self._lost_at_start is not None:
+            return self._lost_at_start
+        assert self._mode is not None
+        try:
+            kind, value = self._receive(self._deadline)
+        except (EOFError, TimeoutError) as error:
+            return self._lost(_mode_in(self._mode), error)
+        self.is_busy = False
+        if kind == "setup":
+            raise SetupError(f"mode {_mode_in(self._mode)}: {value}")
+        if kind == "error":
+            return Lost(status="crash", reason=f"{_mode_in(self._mode)}: {value}")
+        run, self.mutant_reached = value
+        assert isinstance(run, Run)
+        return run
+
+    def interrupt(self) -> None:
+        """Kill the child, from whatever thread, also one that is just being started.
+
+        A `result` that waits for it gives a crash. The worker is of use again after its block.
+        """
+        self._is_interrupted = True
+        process = self._process
+        if process is not None:
+            process.kill()
+
+    def _lost(self, mode: str, error: EOFError | TimeoutError) -> Lost:
+        """Return how a child was lost that has closed its output or did not answer, and end it."""
+        if isinstance(error, EOFError):
+            status, how = "crash", self._end()
+        else:
+            status, how = "timeout", f"no result after {self._timeout:g} s"
+        lost = Lost(status=status, reason=f"{mode}: {how}{self._last_lines()}")
+        self._stop()
+        return lost
+
+    def _start(self) -> None:
+        """Start the child and wait until it has loaded the library.
+
+        Raises:
+            EOFError: It ended on the way.
+            TimeoutError: It does not answer.
+            SetupError: It cannot be started, or does not load the library, or another one.
+        """
+        prefix, settings = _started_with(self._module_path)
+        try:
+            self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `_stop`)
+            # of a child that is killed, nobody else would delete the files
+            self._files = tempfile.TemporaryDirectory(
+                prefix="fa-harness-", ignore_cleanup_errors=True
+            )
+            mode = Path(self._files.name, "mode")
+            mode.write_bytes(bytes(_MODE_BYTES))  # of a hole, a full disk makes a signal
+            self._mode = _shared(mode)
+            self._process = subprocess.Popen(
+                [
+                    *prefix,
+                    sys.executable,
+                    "-m",
+                    "fa_harness.engine.worker",
+                    self._module_path,
+                    mode,
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                # ggml starts a debugger on an abort where it finds one: seconds for lines nobody
+                # reads
+                env={
+                    **os.environ,
+                    "GGML_NO_BACKTRACE": "1",
+                    "TMPDIR": self._files.name,
+                    **settings,
+                },
+            )
+        except OSError as error:
+            self._stop()
+            raise SetupError(
+                f"a worker cannot be started ({error}); make room for processes and temporary files"
+            ) from error
+        if self._is_interrupted:
+            self._process.kill()
+        self._timeout = _START_SECONDS
+        kind, value = self._receive(time.monotonic() + _START_SECONDS)
+        if kind == "ready":
+            digest, self.features, self.types, self.lacks, self.mutants = value
+            self.digest = self.digest or digest
+            if digest != self.digest:
+                kind, value = "error", f"{self._module_path}: was replaced while it ran; run again"
+        if kind == "error":
+            self._stop()
+            raise SetupError(str(value))
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._kill()
+        if self._mode is not None:
+            self._mode.close()
+        if self._stderr is not None:
+            self._stderr.close()
+        if self._files is not None:
+            self._files.cleanup()
+        self._process = self._mode = self._stderr = self._files = None
+        self.is_busy = False
+
+    def _kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):  # what is left to write has no reader
+                    pipe.close()
+
+    def _end(self) -> str:
+        assert self._process is not None
+        try:
+            code = self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "closed its output and did not end"
+        return signal.Signals(-code).name if code < 0 else f"exit status {code}"
+
+    def _last_lines(self) -> str:
+        assert self._stderr is not None
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
+        shown = sanitizers.finding(lines) or lines[-_STDERR_LINES:]
+        return "".join(f"\n  {line}" for line in shown)
+
+    def _send(self, message: Any) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        # had it died after its last reply, `result` meets the end of its output and says how
+        with contextlib.suppress(BrokenPipeError):
+            _write(self._process.stdin, message)
+
+    def _receive(self, deadline: float) -> tuple[str, Any]:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        fd = self._process.stdout.fileno()
+        header = _read(fd, _HEADER.size, deadline)
+        # it is done, and waits for room in the pipe
+        deadline = max(deadline, time.monotonic() + _REPLY_SECONDS)
+        kind, value = pickle.loads(_read(fd, _HEADER.unpack(header)[0], deadline))
+        return kind, value
+
+
+def _shared(path: Path) -> mmap.mmap:
+    """Return memory that all share who open the file, `_MODE_BYTES`."""
+    with path.open("r+b") as file:
+        return mmap.mmap(file.fileno(), _MODE_BYTES)
+
+
+def _set_mode(shared: mmap.mmap, mode: str) -> None:
+    shared[:] = mode.encode().ljust(_MODE_BYTES, b"\0")
+
+
+def _mode_in(shared: mmap.mmap) -> str:
+    return shared[:].rstrip(b"\0").decode()
+
+
+def _started_with(module_path: Path) -> tuple[list[str], dict[str, str]]:
+    """Return what goes before the command that loads a module, and into its environment."""
+    try:
+        library = load(module_path.parent)
+    except FileNotFoundError:
+        return [], {}  # a module that no build has made
+    return sanitizers.started_with(library.name, library.preload)
+
+
+def _read(fd: int, size: int, deadline: float) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        # what came in time counts, however late it is looked at
+        left = max(deadline - time.monotonic(), 0)
+        if not select.select([fd], [], [], left)[0]:
+            raise TimeoutError
+        chunk = os.read(fd, size - len(data))
+        if not chunk:
+            raise EOFError
+        data += chunk
+    return bytes(data)
+
+
+def _write(stream: IO[bytes], message: Any) -> None:
+    data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    stream.write(_HEADER.pack(len(data)) + data)
+    stream.flush()
+
+
+def _poison_new_memory() -> None:
+    """Let `malloc` hand out memory full of NaN, whatever the float type, where it is glibc's."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_perturb, complement_of_0xff = -6, 0x100  # its lowest byte counts; 0 would mean off
+        mallopt(m_perturb, complement_of_0xff)
+
+
+def _serve(module_path: Path, mode_path: Path) -> None:
+    """Compute cases until standard input ends."""
+    from fa_harness.case.inputs import make_inputs
+    from fa_harness.engine import ggml
+    from fa_harness.engine.modes import lacking, run_case
+
+    _poison_new_memory()  # what reads work memory before it is written to shows
+    for number in (signal.SIGINT, signal.SIGTERM):  # a group gets them: the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    requests = os.fdopen(os.dup(0), "rb")
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what the library prints must not get among the replies
+    threading.Thread(target=_end_with_the_parent, args=(requests.fileno(),), daemon=True).start()
+
+    try:
+        digest = _digest(module_path)
+        library = ggml.load(module_path)
+        if _digest(module_path) != digest:
+            raise SetupError(f"{module_path}: was replaced while it was loaded; run again")
+    except SetupError as error:
+        _write(replies, ("error", str(error)))
+        return
+    known = (digest, library.features(), library.types(), lacking(library), library.mutants)
+    _write(replies, ("ready", known))
+    shared = _shared(mode_path)
+    while True:
+        header = requests.read(_HEADER.size)
+        if not header:
+            return
+        case, modes, mutant = pickle.loads(requests.read(_HEADER.unpack(header)[0]))
+        try:
+            inputs = make_inputs(case)
+            library.set_mutant(mutant)
+            run = run_case(
+                library, case, inputs, modes, on_mode=lambda mode: _set_mode(shared, mode)
+            )
+            reply: tuple[str, Any] = ("run", (run, library.mutant_reached))
+        except SetupError as error:
+            reply = ("setup", str(error))
+        except OSError as error:
+            reply = ("setup", f"temporary files cannot be used ({error}); make room for them")
+        except (MemoryError, RuntimeError) as error:
+            reply = ("error", f"{type(error).__name__}: {error}")
+        _write(replies, reply)
+
+
+def _end_with_the_parent(requests: int) -> None:
+    """End this process, be it in the middle of a case, once nobody can send a request any more."""
+    pipe = select.poll()
+    pipe.register(requests, 0)  # a hang-up is told unasked
+    pipe.poll()
+    os._exit(1)
+
+
+def _digest(module_path: Path) -> str:
+    """Return a digest of the files of a library that are loaded: the module and ggml's own."""
+    digest = hashlib.sha256()
+    try:
+        for path in [module_path, *sorted(module_path.parent.glob("libggml*"))]:
+            if not path.is_symlink():
+                digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    except OSError as error:
+        raise SetupError(
+            f"{module_path}: cannot be read ({error.strerror}); run `fa-harness build`"
+        ) from error
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,1 @@
+"""From a failure to its cause, and to failures nobody asked about."""

@@ -1,0 +1,91 @@
+"""A case on the library of each prefix of the series: which patch turned it red, or green."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from fa_harness.case.case import Case
+from fa_harness.judge.verdict import Verdict
+
+_RED = ("fail", "crash", "timeout", "mistrusted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """The library of the first patches of a series."""
+
+    library: str
+    patch: str
+    """File name of the last patch in it; empty for upstream as it is."""
+    title: str
+    """What that patch says that it does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A case on one of the libraries."""
+
+    prefix: Prefix
+    verdict: Verdict
+    lacks: str = ""
+    """Why some modes of the case were not computed; empty where all were."""
+
+    @property
+    def is_red(self) -> bool | None:
+        """Whether the case fails; None where the library cannot compute it."""
+        status = self.verdict.status
+        return None if status == "unsupported" else status in _RED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """A library on which a case changes its colour against the one before that can compute it."""
+
+    row: Row
+    to_red: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bisected:
+    """A case on all libraries of a series, in its order."""
+
+    case: Case
+    upstream: str
+    started: datetime
+    seconds: float
+    rows: tuple[Row, ...]
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """Where the case turns red or green; red on the first library is a turn, too."""
+        turns = []
+        was_red = False
+        for row in self.rows:
+            if row.is_red is not None and row.is_red != was_red:
+                turns.append(Turn(row=row, to_red=row.is_red))
+                was_red = row.is_red
+        return tuple(turns)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the case does not fail on the last library."""
+        return not self.rows[-1].is_red
+
+
+def run_on(prefix: Prefix, run: Callable[[tuple[str, ...] | None], Verdict]) -> Row:
+    """Return a case's row on a library, in all modes that this one has.
+
+    Args:
+        prefix: The library.
+        run: Runs the case on it in some modes, or in its own.
+    """
+    verdict = run(None)
+    if verdict.status != "unsupported":
+        return Row(prefix=prefix, verdict=verdict)
+    # a library without a state has the one mode that needs none
+    standard = run(("standard",))
+    if standard.status == "unsupported":
+        return Row(prefix=prefix, verdict=verdict)
+    return Row(prefix=prefix, verdict=standard, lacks=verdict.reason)

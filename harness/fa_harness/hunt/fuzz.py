@@ -1,0 +1,187 @@
+"""Cases that somebody draws, on a library, until the time is up: counts, and what fails, smallest.
+
+Nothing here knows how cases are drawn (`strategies`) or where failures are kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from fa_harness.case.case import Case
+from fa_harness.engine.runner import Runner
+from fa_harness.hunt.shrink import Failure, shrink
+from fa_harness.judge.verdict import Verdict
+
+_BATCH = 64
+"""Cases that are sorted by threads, since those of equal numbers run side by side."""
+_SHRINK_SECONDS = 20.0
+"""A failure is shrunk for so long at most, also where the time of the run is up."""
+_SIMPLER_SECONDS = 10.0
+"""What is simpler than a case that fails may take so long; it then hangs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A failure."""
+
+    drawn: Case
+    """The case that failed first."""
+    verdict: Verdict
+    """Of the smallest case that fails like it; of itself where it was stored."""
+    count: int = 1
+    """Cases that failed in this way."""
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What ran, counted."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    paths: Counter[str] = field(default_factory=Counter)
+    types: Counter[str] = field(default_factory=Counter)
+    """By the type of K, and of V where it is another; of segments and cold stores, too."""
+    regimes: Counter[str] = field(default_factory=Counter)
+    modes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def cases(self) -> int:
+        """How many cases ran."""
+        return self.statuses.total()
+
+    def add(self, verdict: Verdict) -> None:
+        """Count a case."""
+        case = verdict.case
+        self.statuses[verdict.status] += 1
+        self.paths[verdict.path] += 1
+        of_segments = (type_ for types in case.segment_types for type_ in types.split("/"))
+        cold = (case.cold_type,) if case.hot_window else ()
+        whole = () if case.segment_types else (case.type_K, case.type_V)
+        self.types.update({*whole, *of_segments, *cold})
+        self.regimes[case.regime] += 1
+        self.modes.update(verdict.modes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fuzz:
+    """All that a run of the fuzzer found, and what it ran on."""
+
+    tool_version: str
+    library: Mapping[str, Any]
+    """What the library is, as its record says."""
+    machine: Mapping[str, Any]
+    """`cpu`, `threads` (usable cores)."""
+    seed: int
+    """What the cases were drawn from."""
+    started: datetime
+    seconds: float
+    tally: Tally
+    found: tuple[Found, ...]
+    failures_file: str
+    """The case file in which they are kept."""
+    interrupted: bool
+    options: Mapping[str, str]
+    """CMake options that the library was asked for with."""
+    environment: Mapping[str, str]
+    """The variables of the environment that chose the upstream, as `chosen` returns them."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed, and not because nothing ran."""
+        return not self.found and self.tally.statuses["pass"] > 0
+
+
+class Fuzzer:
+    """A run of the fuzzer; what it has found is there at any time, also after Ctrl-C."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        seconds: float,
+        on_verdict: Callable[[Verdict], None],
+        on_found: Callable[[Found], None],
+    ) -> None:
+        """Prepare a run, whose time starts now.
+
+        Args:
+            runner: The library.
+            seconds: When to stop.
+            on_verdict: Told of each verdict of a case that is stored or drawn.
+            on_found: Told of each failure that is not like one before, once it is shrunk.
+        """
+        self._runner = runner
+        self._end = time.monotonic() + seconds
+        self._on_verdict = on_verdict
+        self._on_found = on_found
+        self._failed: deque[Verdict] = deque()
+        self._by_kind: dict[tuple[str, str, str], Found] = {}
+        self.tally = Tally()
+        self.interrupted = False
+
+    @property
+    def found(self) -> tuple[Found, ...]:
+        """The failures, one of each kind: status, what shows it, and path of the kernel."""
+        return tuple(self._by_kind.values())
+
+    def run(self, stored: Sequence[Case], drawn: Iterable[Case]) -> None:
+        """Run the stored cases, then drawn ones until none is left or the time is up.
+
+        Ctrl-C ends it; what failed until then is found, if not in its smallest form.
+        """
+        try:
+            self._run(stored)
+            self._note_failed(lambda verdict: verdict)
+            cases = iter(drawn)
+            while not self._is_over() and (batch := list(itertools.islice(cases, _BATCH))):
+                self._run(sorted(batch, key=lambda case: case.threads))
+                self._note_failed(self._smallest)
+        except KeyboardInterrupt:
+            self.interrupted = True
+            self._note_failed(lambda verdict: verdict)
+
+    def _run(self, cases: Sequence[Case]) -> None:
+        for verdict in self._runner.run(cases):
+            self.tally.add(verdict)
+            if Failure.of(verdict):
+                self._failed.append(verdict)
+            self._on_verdict(verdict)
+            if self._is_over():
+                return
+
+    def _is_over(self) -> bool:
+        return time.monotonic() > self._end
+
+    def _note_failed(self, smallest: Callable[[Verdict], Verdict]) -> None:
+        while self._failed:
+            verdict = self._failed[0]  # there until it is noted, for the one who interrupts
+            failure = Failure.of(verdict)
+            assert failure is not None
+            kind = (failure.status, failure.name, verdict.path)
+            known = self._by_kind.get(kind)
+            if known is not None:
+                self._by_kind[kind] = replace(known, count=known.count + 1)
+            else:
+                found = Found(drawn=verdict.case, verdict=smallest(verdict))
+                self._by_kind[kind] = found
+                self._on_found(found)
+            self._failed.popleft()
+
+    def _smallest(self, verdict: Verdict) -> Verdict:
+        """Return the verdict of the smallest case that fails as a case does."""
+        verdicts = {verdict.case: verdict}
+        end = time.monotonic() + _SHRINK_SECONDS
+
+        def fails(case: Case) -> Failure | None:
+            if case not in verdicts:
+                [verdicts[case]] = self._runner.run([case], timeout=_SIMPLER_SECONDS)
+            return Failure.of(verdicts[case])
+
+        shrunk = shrink(verdict.case, fails, out_of_time=lambda: time.monotonic() > end)
+        assert shrunk is not None, "the case itself fails"
+        return verdicts[shrunk.case]

@@ -1,0 +1,249 @@
+"""Whether the cases would notice a fault: each mutant of the kernel runs until one of them fails.
+
+The library `mutants` is the patched one with deliberate faults compiled in, of which a process
+computes with one. `patches/mutants/mutants.toml` says what each of them is. Impostors are mutants
+that answer without computing; those have to fail in every single case.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fa_harness.build.library import Library
+from fa_harness.case.case import Case
+from fa_harness.engine.runner import Runner
+from fa_harness.errors import SetupError
+from fa_harness.judge.verdict import Verdict
+from fa_harness.machine import usable_cores
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
+
+SUITES = ("smoke", "gate")
+"""The suites whose cases are tried, one after the other."""
+KINDS = ("kernel", "api", "impostor")
+STATUSES = ("killed", "survived", "invalid", "equivalent")
+
+_KILLING = ("fail", "crash", "timeout")
+_KEYS = {  # of the file, and what the fields are called
+    "class": "class_",
+    **{key: key for key in ("kind", "patch", "does", "shown_by", "equivalent")},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """One deliberate fault."""
+
+    id: str
+    """What the library calls it."""
+    class_: str
+    """Which fault it is; several places of the code have one of the same class."""
+    kind: str
+    """One of `KINDS`."""
+    patch: str
+    """The patch that it is in."""
+    does: str
+    shown_by: str
+    """Which inputs show it."""
+    equivalent: str = ""
+    """Why it cannot show."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a mutant."""
+
+    mutant: Mutant
+    status: str
+    """One of `STATUSES`."""
+    reason: str
+    """What the killing verdict said, or why the mutant was not killed."""
+    case: Case | None = None
+    """The case that killed it, of an impostor the first; the case that an impostor survived."""
+    suite: str = ""
+    """The killing case's suite."""
+    comparison: str = ""
+    """The first comparison that was not ok; empty where it was something else that failed."""
+    n_case: int = 0
+    """Cases that ran."""
+    seconds: float = 0.0
+
+
+def load(path: Path) -> tuple[Mutant, ...]:
+    """Read `mutants.toml`: a table for each mutant.
+
+    Raises:
+        SetupError: The file is missing, or says something that cannot be.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SetupError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SetupError(f"{path} is not valid TOML: {error}") from error
+    return tuple(_mutant(f"{path}: mutant '{id_}'", id_, table) for id_, table in tables.items())
+
+
+def run(
+    library: Library, mutants: Sequence[Mutant], suites: Mapping[str, Sequence[Case]]
+) -> Iterator[Outcome]:
+    """Yield what becomes of each mutant, as soon as it is known.
+
+    One at a time: most cases compute with two threads, and ggml's barrier spins while a thread
+    waits for a core.
+
+    A case kills a mutant if its verdict is `fail`, `crash` or `timeout`, and `pass` without the
+    mutant. An impostor has to be killed by every case that passes without it.
+
+    Args:
+        library: The library `mutants`.
+        mutants: Which of its mutants.
+        suites: The cases to try, by the name of their suite. Within a suite those come first that
+            killed a mutant of the same patch before; a later suite is only tried if no case of an
+            earlier one kills.
+    """
+    with _Control(library.module_path) as control:
+        for neighbours in _neighbours(mutants):
+            trials = _Trials(library, suites, control)
+            for mutant in neighbours:
+                yield trials.outcome(mutant)
+
+
+class _Control:
+    """The library without a mutant. A case that does not pass there tells nothing."""
+
+    def __init__(self, module_path: Path) -> None:
+        self._runner = Runner(module_path)
+        self._passes: dict[Case, bool] = {}
+
+    def __enter__(self) -> _Control:
+        self._runner.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._runner.__exit__(*exception)
+
+    @property
+    def mutants(self) -> tuple[str, ...]:
+        """The mutants that the library has."""
+        return self._runner.mutants
+
+    def passes(self, case: Case) -> bool:
+        """Tell whether a case passes without a mutant."""
+        if case not in self._passes:
+            [verdict] = self._runner.run([case])
+            self._passes[case] = verdict.status == "pass"
+        return self._passes[case]
+
+
+class _Trials:
+    """Mutants one after another, each in a process of its own, whose memory it may spoil."""
+
+    def __init__(
+        self, library: Library, suites: Mapping[str, Sequence[Case]], control: _Control
+    ) -> None:
+        self._library = library
+        self._suites = {suite: list(cases) for suite, cases in suites.items()}
+        self._control = control
+
+    def outcome(self, mutant: Mutant) -> Outcome:
+        """Return what becomes of a mutant."""
+        start = time.perf_counter()
+        if mutant.equivalent:
+            return Outcome(mutant=mutant, status="equivalent", reason=mutant.equivalent)
+        if mutant.id not in self._control.mutants:
+            why = f"{mutant.patch} does not apply, bring it up to date"
+            if mutant.patch in self._library.series:
+                why = f"correct mutants.toml or {mutant.patch}"
+            reason = f"the library does not have it; {why}"
+            return Outcome(mutant=mutant, status="invalid", reason=reason)
+        with Runner(self._library.module_path, mutant=mutant.id) as runner:
+            find = self._unmask if mutant.kind == "impostor" else self._kill
+            outcome = find(mutant, runner)
+        return replace(outcome, seconds=time.perf_counter() - start)
+
+    def _kill(self, mutant: Mutant, runner: Runner) -> Outcome:
+        """Run cases until one kills the mutant."""
+        n_case, reached = 0, False
+        for suite, cases in self._suites.items():
+            for case in list(cases):
+                [verdict] = runner.run([case])
+                n_case += 1
+                # a process that is lost cannot tell
+                did_reach = runner.mutant_reached or verdict.status in ("crash", "timeout")
+                reached |= did_reach
+                if did_reach and verdict.status in _KILLING and self._control.passes(case):
+                    if case.threads <= usable_cores():  # with more it takes long
+                        cases.remove(case)
+                        cases.insert(0, case)
+                    return _killed(mutant, suite, verdict, n_case)
+        status = "survived" if reached else "invalid"
+        reason = f"none of {n_case} cases {'fails with' if reached else 'reaches'} it"
+        return Outcome(mutant=mutant, status=status, reason=reason, n_case=n_case)
+
+    def _unmask(self, mutant: Mutant, runner: Runner) -> Outcome:
+        """Run all cases; none may pass the impostor."""
+        first: Outcome | None = None
+        n_case = 0
+        for suite, cases in self._suites.items():
+            for verdict in runner.run(cases):
+                n_case += 1
+                if verdict.status in _KILLING:
+                    first = first or _killed(mutant, suite, verdict, 1)
+                elif self._control.passes(verdict.case):
+                    return Outcome(
+                        mutant=mutant,
+                        status="survived",
+                        reason=f"a case is not red: {verdict.status}",
+                        case=verdict.case,
+                        n_case=n_case,
+                    )
+        if first is None:
+            return Outcome(mutant=mutant, status="survived", reason="no case tells", n_case=n_case)
+        return replace(first, n_case=n_case)
+
+
+def _killed(mutant: Mutant, suite: str, verdict: Verdict, n_case: int) -> Outcome:
+    bad = (name for name, comparison in verdict.comparisons.items() if not comparison.ok)
+    return Outcome(
+        mutant=mutant,
+        status="killed",
+        reason=verdict.reason,
+        suite=suite,
+        case=verdict.case,
+        comparison=next(bad, ""),
+        n_case=n_case,
+    )
+
+
+def _neighbours(mutants: Sequence[Mutant]) -> list[list[Mutant]]:
+    """Return the mutants of each patch, whose killers are often the same; each impostor alone."""
+    groups: dict[str, list[Mutant]] = {}
+    for mutant in mutants:
+        key = mutant.id if mutant.kind == "impostor" else mutant.patch
+        groups.setdefault(key, []).append(mutant)
+    return list(groups.values())
+
+
+def _mutant(where: str, id_: str, table: Any) -> Mutant:
+    if not isinstance(table, dict):
+        raise SetupError(f"{where}: must be a table [{id_}]")
+    for key, value in table.items():
+        if key not in _KEYS:
+            raise SetupError(f"{where}: unknown key '{key}'; known: {', '.join(_KEYS)}")
+        if not isinstance(value, str):
+            raise SetupError(f"{where}: {key} must be a string, not {value!r}")
+    for key in _KEYS:
+        if key != "equivalent" and not table.get(key):
+            raise SetupError(f"{where}: {key} is missing")
+    if table["kind"] not in KINDS:
+        raise SetupError(f"{where}: kind is '{table['kind']}'; there are {', '.join(KINDS)}")
+    return Mutant(id=id_, **{_KEYS[key]: value for key, value in table.items()})

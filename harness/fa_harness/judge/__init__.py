@@ -1,0 +1,1 @@
+"""What is right: the oracle, bounds, the contract, and verdicts. No C."""

@@ -1,0 +1,64 @@
+"""How near to its bound a case is in each of its places: what a picture of it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fa_harness.judge.compare import Comparison
+
+F32 = npt.NDArray[np.float32]
+
+_PICTURE = 64
+"""Heads and rows of a picture at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """Where in a case a comparison is how near to its bound: what a picture of it shows."""
+
+    comparison: str
+    """One with a bound rather than of bits: the first that is not ok, else the nearest to it."""
+    by_row: F32
+    """The largest share of the bound, `[ne3 * n_head, n_batch]`, at most `_PICTURE` of each: larger
+    ones are the largest of several."""
+    by_segment: tuple[float, ...]
+    """The largest share that an output or a state after each segment takes, of all chains."""
+
+
+def shares_of(
+    comparisons: Mapping[str, Comparison], by_segment: tuple[float, ...]
+) -> Shares | None:
+    """Return what a picture shows of the comparison that tells most.
+
+    Args:
+        comparisons: All of a case, with their rows.
+        by_segment: The largest share after each segment.
+    """
+    pictured = {name: c for name, c in comparisons.items() if c.by_row is not None}
+    if not pictured:
+        return None
+    bad = sorted(
+        (name for name, c in pictured.items() if not c.ok),
+        key=lambda name: pictured[name].required != "bound",
+    )
+    name = bad[0] if bad else max(pictured, key=lambda name: pictured[name].of_bound)
+    rows = pictured[name].by_row
+    assert rows is not None
+    return Shares(
+        comparison=name,
+        by_row=_pooled(rows.reshape(-1, rows.shape[-1])),
+        by_segment=by_segment,
+    )
+
+
+def _pooled(array: F32) -> F32:
+    """Return an array with at most `_PICTURE` rows and columns, each the largest of neighbours."""
+    for axis, size in enumerate(array.shape):
+        if size > _PICTURE:
+            starts = np.arange(_PICTURE) * size // _PICTURE
+            array = np.maximum.reduceat(array, starts, axis=axis)
+    return array

@@ -1,0 +1,242 @@
+"""The series as commits on a developer's own checkout of llama.cpp, which is left as it is.
+
+The commits are made in a repository of our own that has fetched the checkout's HEAD. The checkout
+gets them at the end, as one new branch; what is checked out there, its index and its other branches
+are not touched.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from fa_harness import proc, progress
+from fa_harness.errors import SetupError, UsageError
+from fa_harness.proc import ProgramError
+from fa_harness.project import Project, locked, writing
+from fa_harness.series.series import Series, load_series, series_for
+from fa_harness.series.tree import prepare_tree
+from fa_harness.upstream.git import git
+from fa_harness.upstream.pins import load_pins
+from fa_harness.upstream.source import find_source, source_of
+
+_REFUSED = "; nothing was changed there"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Author:
+    """Whose commits they are."""
+
+    name: str
+    email: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkout:
+    """A developer's checkout of llama.cpp that can take a branch.
+
+    Attributes:
+        path: Its top folder.
+        branch: What is checked out.
+        head: That commit.
+        author: As the developer's own git says it.
+        series: The patches for its version of ggml.
+        folder: Name of the folder for what is made from it.
+    """
+
+    path: Path
+    branch: str
+    head: str
+    author: Author
+    series: Series
+    folder: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commits:
+    """The series as commits, in a repository of our own.
+
+    Attributes:
+        repository: That repository.
+        base: The checkout's HEAD.
+        tip: The last patch.
+    """
+
+    repository: Path
+    base: str
+    tip: str
+
+
+def open_checkout(project: Project, path: Path, new_branch: str) -> Checkout:
+    """Look at a developer's checkout without changing it.
+
+    Args:
+        project: Where `patches/` is.
+        path: Its folder.
+        new_branch: The branch that it is to get.
+
+    Raises:
+        UsageError: It has the branch already, or no branch can be called so.
+        SetupError: It is no git checkout of llama.cpp, holds changes that are not committed, has no
+            branch checked out, or its git knows no author.
+    """
+    path = path.expanduser().resolve()
+    source = source_of(path)
+    if not (path / "include" / "llama.h").is_file():
+        raise SetupError(f"{path} is ggml without llama.cpp, whose programs give the evidence")
+    try:
+        top = Path(_ask(path, "rev-parse", "--show-toplevel"))
+    except ProgramError:
+        raise SetupError(
+            f"{path} is no git repository; clone llama.cpp with git, and name that folder"
+        ) from None
+    if top.resolve() != path:
+        raise SetupError(f"{path} lies inside the repository {top}; name a checkout of its own")
+    changed = _ask(path, "status", "--porcelain", "--untracked-files=no").splitlines()
+    if changed:
+        files = ", ".join(line.strip().split(maxsplit=1)[-1] for line in changed[:3])
+        raise SetupError(
+            f"{path} holds changes that are not committed ({files}); commit or stash them, since "
+            f"the evidence is of commits{_REFUSED}"
+        )
+    try:
+        branch = _ask(path, "symbolic-ref", "--quiet", "--short", "HEAD")
+    except ProgramError:
+        raise SetupError(
+            f"{path} has a detached HEAD; check out the branch that the patches go on "
+            f"(git switch master){_REFUSED}"
+        ) from None
+    try:
+        _ask(path, "check-ref-format", "--branch", new_branch)
+    except ProgramError:
+        raise UsageError(f"--branch '{new_branch}': no branch can be called so") from None
+    if _ask(path, "for-each-ref", "--format=%(refname)", f"refs/heads/{new_branch}"):
+        raise UsageError(
+            f"{path} has a branch '{new_branch}' already; name another with --branch, or delete it"
+        )
+    return Checkout(
+        path=path,
+        branch=branch,
+        head=_ask(path, "rev-parse", "HEAD"),
+        author=_author(path),
+        series=series_for(project, source),
+        folder=source.folder,
+    )
+
+
+def make_commits(
+    project: Project, checkout: Checkout, repository: Path, *, verbose: bool = False
+) -> Commits:
+    """Apply the series on the checkout's HEAD, in a new repository of our own.
+
+    Args:
+        project: Where `patches/` is.
+        checkout: The developer's.
+        repository: A folder; what is there is replaced.
+        verbose: Print every command.
+
+    Raises:
+        SetupError: A patch does not apply.
+    """
+    progress.stage(f"applying the patch series on {checkout.path} ({checkout.head[:9]})")
+    shutil.rmtree(repository, ignore_errors=True)
+    with writing(repository):
+        repository.mkdir(parents=True)
+    git(repository, "init", "--quiet", verbose=verbose)
+    (repository / ".git" / "info").mkdir(exist_ok=True)
+    # Upstream's own attributes must not change a byte of its files.
+    (repository / ".git" / "info" / "attributes").write_text("* -text -ident -filter\n")
+    # not its history: a clone of the whole takes a minute
+    fetch = ("fetch", "--quiet", "--no-tags", "--depth=1")
+    git(repository, *fetch, checkout.path.as_uri(), "HEAD", verbose=verbose)
+    git(repository, "checkout", "--quiet", "-B", "series", "FETCH_HEAD", verbose=verbose)
+    base = git(repository, "rev-parse", "HEAD")
+    if base != checkout.head:
+        raise SetupError(f"{checkout.path} was changed meanwhile; run again")
+    who = checkout.author
+    settings = ("-c", f"user.name={who.name}", "-c", f"user.email={who.email}")
+    for number, patch in enumerate(checkout.series.patches):
+        mail = repository / ".git" / patch.name
+        with writing(mail):
+            mail.write_text(_signed(patch.read_text("utf-8"), who), encoding="utf-8")
+        apply = (*settings, "am", "--quiet", "--3way", mail)
+        try:
+            try:
+                git(repository, *apply, dated=False, verbose=verbose)
+            except ProgramError as error:
+                if "could not build fake ancestor" not in error.output:
+                    raise
+                git(repository, "am", "--abort", verbose=verbose)
+                _fetch_blobs(project, repository, verbose=verbose)
+                git(repository, *apply, dated=False, verbose=verbose)
+        except ProgramError as error:
+            files = git(repository, "diff", "--name-only", "--diff-filter=U").split()
+            where = f"it conflicts in {', '.join(files)}" if files else error.output
+            raise SetupError(
+                f"patch '{patch.name}' does not apply on {checkout.path} after {number} patches: "
+                f"{where}; bring the series up to date with "
+                f"fa-harness series rebase --onto {checkout.path}{_REFUSED}"
+            ) from error
+    return Commits(repository=repository, base=base, tip=git(repository, "rev-parse", "HEAD"))
+
+
+def _fetch_blobs(project: Project, repository: Path, *, verbose: bool) -> None:
+    """Get the files that the patches were made for, without which git cannot merge three-way."""
+    pin = load_pins(project.pins_file).get()
+    source = find_source(project, pin.name)
+    with locked(project):
+        tree = prepare_tree(project, source, load_series(project), verbose=verbose)
+    fetch = ("fetch", "--quiet", "--no-tags")
+    git(repository, *fetch, tree.path, f"+{tree.commits[-1]}:refs/fa-harness/pin", verbose=verbose)
+
+
+def make_branch(checkout: Checkout, commits: Commits, branch: str) -> None:
+    """Give the commits to the checkout as a new branch.
+
+    Raises:
+        SetupError: The checkout does not take them.
+    """
+    fetch = ("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance")
+    try:
+        _ask(
+            checkout.path, *fetch, commits.repository.as_uri(), f"series:refs/heads/{branch}",
+            writes=True,
+        )  # fmt: skip
+    except ProgramError as error:
+        raise SetupError(f"{checkout.path} does not take the branch '{branch}'\n{error}") from error
+
+
+def _signed(mail: str, author: Author) -> str:
+    """Return a patch as one of the author's, made now."""
+    head, blank, rest = mail.partition("\n\n")
+    sender = email.utils.formataddr((author.name, author.email), charset="utf-8")
+    # a function, since a name may hold a backslash
+    head = re.sub(r"^From: .*(?:\n[ \t].*)*", lambda _: f"From: {sender}", head, flags=re.M)
+    head = re.sub(r"^Date: .*", f"Date: {email.utils.formatdate(localtime=True)}", head, flags=re.M)
+    return head + blank + rest
+
+
+def _author(path: Path) -> Author:
+    """Return whom the developer's own git would put down."""
+    try:
+        found = _ask(path, "var", "GIT_AUTHOR_IDENT")
+    except ProgramError:
+        found = ""
+    match = re.match(r"(.*) <(.*)> \d+ [+-]\d+", found)
+    if not match or not match[1] or not match[2]:
+        raise SetupError(
+            f"git knows no author in {path}: git config user.name and user.email set one; the "
+            f"commits are to be yours{_REFUSED}"
+        )
+    return Author(name=match[1], email=match[2])
+
+
+def _ask(path: Path, *arguments: str, writes: bool = False) -> str:
+    """Run the developer's git, with their configuration; without locks where it only looks."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    env |= {"LC_ALL": "C"} if writes else {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
+    return proc.run(["git", "-C", path, *arguments], env=env)

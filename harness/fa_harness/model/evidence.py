@@ -1,0 +1,414 @@
+"""What a patch's evidence is made of, and what its numbers say. Pure functions, no I/O.
+
+**Speed.** Each process of `llama-bench` gives one number a test, before and after in turn, in an
+order drawn anew each round: what the machine does meanwhile falls on both. The ratio of a round is
+free of it; the median of the rounds' ratios and its interval of coverage 99 % are shown. A process
+keeps its places in memory, which moves one build against itself by some per mille; so a verdict
+needs more than `SAME`: *worse* and *better* where the whole interval lies beyond it. *No change*
+needs the whole interval within `WITHIN`. Else nothing can be told, and the evidence says that.
+
+**Perplexity.** The same text gives the same bits on the same machine, before and after a patch that
+does not touch what it computes. Equal digits are no change; a difference is weighed against
+`RELATIVE_TOLERANCE`, far below the interval that the program prints: that is of the text, not of
+the patch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fa_harness.case.case import without_colours
+from fa_harness.errors import SetupError
+from fa_harness.model.perplexity import RELATIVE_TOLERANCE, Perplexity
+from fa_harness.speed.bench import Interval, median_interval
+
+SAME = 0.01
+WITHIN = 0.03
+
+NO_CHANGE, BETTER, WORSE, UNKNOWN = "no change", "better", "worse", "cannot be told"
+
+# where a case fails, what is wrong goes before it in its line
+_OP = re.compile(r"(?:^|\s)(FLASH_ATTN_EXT\w*)\((.*)\): (OK|FAIL|not supported.*)$")
+_MEASURED = re.compile(r"(n_prompt|n_gen|n_depth|test_time|(avg|stddev|samples)_(ns|ts))")
+"""Fields of a result of `llama-bench` that its name has, or that differ from run to run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the evidence: a table, and the commands that give its numbers again.
+
+    Attributes:
+        part: Its name among `PARTS`.
+        title: Heading.
+        commands: What was run, to be pasted into a shell.
+        head: Of the table.
+        rows: Of the table, cells as text.
+        notes: Lines below it.
+        passed: Whether it speaks for the patch; None where it was not measured.
+        data: The numbers, for the JSON document.
+    """
+
+    part: str
+    title: str
+    commands: tuple[str, ...] = ()
+    head: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    notes: tuple[str, ...] = ()
+    passed: bool | None = True
+    data: Any = field(default=None, compare=False)
+
+
+PARTS: Mapping[str, str] = {
+    "ops": "test-backend-ops, before and after",
+    "proof": "What each patch turns from red to green",
+    "suite": "fa-harness run",
+    "mutants": "Faults put into the kernel",
+    "bench": "llama-bench, before and after",
+    "perplexity": "llama-perplexity, before and after",
+    "size": "Binary size",
+}
+"""Parts of the evidence in their order, and their headings."""
+
+
+# test-backend-ops
+
+
+def parse_ops(output: str) -> dict[str, str]:
+    """Return the status of each flash-attention case: `OK`, `FAIL` or `not supported`.
+
+    Raises:
+        SetupError: `test-backend-ops` tested none.
+    """
+    found = {}
+    for line in without_colours(output).splitlines():
+        match = _OP.search(line)
+        if match:
+            found[f"{match[1]}({match[2]})"] = match[3].partition(" [")[0]
+    if not found:
+        raise SetupError("test-backend-ops printed no case of FLASH_ATTN_EXT; see its output")
+    return found
+
+
+def ops_section(
+    before: Mapping[str, str],
+    after: Mapping[str, str],
+    *,
+    ended: tuple[int, int] = (0, 0),
+    **fields: Any,
+) -> Section:
+    """Return the section of `test-backend-ops`.
+
+    Args:
+        before: What `parse_ops` gave of upstream as it is.
+        after: The same with the patches.
+        ended: The exit status of either.
+        fields: Further ones of `Section`.
+    """
+    names = {case.partition("(")[0] for case in (*before, *after)}
+    rows = []
+    for op in sorted(names):
+        counts = [
+            Counter(status for case, status in of.items() if case.startswith(f"{op}("))
+            for of in (before, after)
+        ]
+        for label, count in zip(("before", "after"), counts, strict=True):
+            if count:
+                cells = [str(count[status]) for status in ("OK", "FAIL", "not supported")]
+                rows.append((op, label, *cells))
+    lost = sorted(case for case, status in before.items() if after.get(case, status) != status)
+    missing = sorted(set(before) - set(after))
+    failed = sorted(case for case, status in after.items() if status == "FAIL")
+    notes = [f"{len(set(after) - set(before))} cases are new"]
+    notes += [f"{before[case]} before, {after[case]} after: {case}" for case in lost]
+    notes += [f"gone: {case}" for case in missing]
+    notes += [f"fails: {case}" for case in failed if case not in lost]
+    unexplained = [
+        f"{label}, the program ends with status {status}, and no case of these fails"
+        for label, of, status in zip(("before", "after"), (before, after), ended, strict=True)
+        if status and "FAIL" not in of.values()
+    ]
+    notes += unexplained
+    return Section(
+        part="ops",
+        title=PARTS["ops"],
+        head=("op", "", "OK", "FAIL", "not supported"),
+        rows=tuple(rows),
+        notes=tuple(notes),
+        passed=not (lost or missing or failed or unexplained),
+        data={
+            "before": dict(Counter(before.values())),
+            "after": dict(Counter(after.values())),
+            "lost": lost,
+        },
+        **fields,
+    )
+
+
+# llama-bench
+
+
+def parse_bench(output: str) -> dict[str, float]:
+    """Return tokens per second of each test of one `llama-bench -o json`.
+
+    A test is called what it does, `pp512`, `tg32 @ d2048`, `pp512+tg128`; of several that do the
+    same, each has what else it was asked for, `pp512, type_k=q8_0`.
+
+    Raises:
+        SetupError: It printed something else, or the same test twice.
+    """
+    text = output[output.find("[") : output.rfind("]") + 1]
+    try:
+        rows = json.loads(text)
+        names = [_test(row) for row in rows]
+        fields = [
+            {key: value for key, value in row.items() if not _MEASURED.fullmatch(key)}
+            for row in rows
+        ]
+        alike = Counter(names)
+        found = {
+            name if alike[name] == 1 else ", ".join([name, *_differing(each, fields)]): float(
+                row["avg_ts"]
+            )
+            for name, each, row in zip(names, fields, rows, strict=True)
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SetupError(f"llama-bench printed no result that can be read: {error}") from error
+    if not found:
+        raise SetupError("llama-bench printed no result that can be read: there is none")
+    if len(found) < len(rows):
+        raise SetupError("llama-bench ran the same test twice; ask for each once with --bench")
+    return found
+
+
+def _test(row: Mapping[str, Any]) -> str:
+    parts = [f"{what}{row[key]}" for what, key in (("pp", "n_prompt"), ("tg", "n_gen")) if row[key]]
+    return "+".join(parts) + (f" @ d{row['n_depth']}" if row.get("n_depth") else "")
+
+
+def _differing(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the fields in which rows differ, as `key=value`."""
+    return [
+        f"{key}={value}" for key, value in row.items() if any(r.get(key) != value for r in rows)
+    ]
+
+
+def judge_ratio(ratios: Sequence[float]) -> tuple[Interval, str]:
+    """Return the interval of the speed after relative to before, and the verdict.
+
+    Args:
+        ratios: Of each round; above 1 is faster. At least `bench.MIN_ROUNDS`.
+    """
+    interval = median_interval(np.asarray(ratios, dtype=np.float64))
+    if interval.low > 1 + SAME:
+        return interval, BETTER
+    if interval.high < 1 - SAME:
+        return interval, WORSE
+    if interval.low >= 1 - WITHIN and interval.high <= 1 + WITHIN:
+        return interval, NO_CHANGE
+    return interval, UNKNOWN
+
+
+def bench_section(
+    before: Sequence[Mapping[str, float]],
+    after: Sequence[Mapping[str, float]],
+    notes: Sequence[str] = (),
+    **fields: Any,
+) -> Section:
+    """Return the section of `llama-bench`.
+
+    Args:
+        before: What `parse_bench` gave of upstream as it is, a round each.
+        after: The same with the patches.
+        notes: Lines below the table.
+        fields: Further ones of `Section`.
+    """
+    rows, data = [], {}
+    for test in before[0]:
+        pairs = [(b[test], a[test]) for b, a in zip(before, after, strict=True)]
+        interval, verdict = judge_ratio([a / b for b, a in pairs])
+        speeds = [float(np.median(column)) for column in zip(*pairs, strict=True)]
+        cells = [f"{speed:.2f}" for speed in speeds]
+        ratio = f"{interval.median:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+        rows.append((test, *cells, ratio, verdict))
+        data[test] = {"samples": pairs, "ratio": vars(interval), "verdict": verdict}
+    if any(row[-1] == UNKNOWN for row in rows):
+        notes = [*notes, f"an interval half as wide takes --rounds {4 * len(before)}"]
+    return Section(
+        part="bench",
+        title=PARTS["bench"],
+        head=("test", "before, t/s", "after, t/s", "after / before", "verdict"),
+        rows=tuple(rows),
+        notes=tuple(notes),
+        passed=not any(row[-1] == WORSE for row in rows),
+        data=data,
+        **fields,
+    )
+
+
+# llama-perplexity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One run of `llama-perplexity`."""
+
+    perplexity: Perplexity
+    seconds: float
+    """Of the whole process."""
+
+
+def judge_perplexity(before: float, after: float) -> str:
+    """Return the verdict on two perplexities."""
+    if abs(after / before - 1) <= RELATIVE_TOLERANCE:
+        return NO_CHANGE
+    return WORSE if after > before else BETTER
+
+
+def perplexity_section(before: Sequence[Pass], after: Sequence[Pass], **fields: Any) -> Section:
+    """Return the section of `llama-perplexity`.
+
+    Args:
+        before: Of upstream as it is, a round each.
+        after: The same with the patches.
+        fields: Further ones of `Section`.
+    """
+    rows = []
+    for label, passes in (("before", before), ("after", after)):
+        values = " or ".join(f"{v:.4f}" for v in sorted({p.perplexity.estimate for p in passes}))
+        seconds = float(np.median([p.seconds for p in passes]))
+        rows.append((label, values, f"+/- {passes[0].perplexity.error:.5f}", f"{seconds:.1f} s"))
+    verdict = judge_perplexity(before[0].perplexity.estimate, after[0].perplexity.estimate)
+    same = {p.perplexity for p in (*before, *after)}
+    equal = "all digits equal" if len(same) == 1 else "not all digits equal"
+    notes = [f"{verdict}; {len(before[0].perplexity.chunks)} running estimates, {equal}"]
+    unsteady = any(len({p.perplexity for p in passes}) > 1 for passes in (before, after))
+    if unsteady:
+        notes.append("the same build gave different values in different rounds")
+    return Section(
+        part="perplexity",
+        title=PARTS["perplexity"],
+        head=("", "perplexity", "of the text", "time"),
+        rows=tuple(rows),
+        notes=tuple(notes),
+        passed=verdict != WORSE and not unsteady,
+        data={
+            "before": [dataclasses.asdict(each) for each in before],
+            "after": [dataclasses.asdict(each) for each in after],
+            "verdict": verdict,
+        },
+        **fields,
+    )
+
+
+# the harness's own
+
+
+def proof_section(documents: Mapping[str, Mapping[str, Any]], onto: str, **fields: Any) -> Section:
+    """Return the section of what each patch turns from red to green.
+
+    Args:
+        documents: Of each suite, what `fa-harness series status --suite` wrote.
+        onto: The checkout, for commands.
+        fields: Further ones of `Section`.
+    """
+    rows, notes, worse = [], [], False
+    for suite, document in documents.items():
+        for number, patch in enumerate(document["patches"], start=1):
+            green, red = patch["turned_green"], patch["turned_red"]
+            worse = worse or bool(red)
+            rows.append((patch["title"], suite, str(len(green)), str(len(red))))
+            if green:
+                case = min(green, key=len)
+                libraries = ["pristine" if number == 1 else f"{number - 1:04}", f"{number:04}"]
+                for word, library in zip(("red", "green"), libraries, strict=True):
+                    notes.append(
+                        f"patch {number}, {word}: UPSTREAM_DIR={onto} fa-harness run --library "
+                        f"{library} --case '{case}'"
+                    )
+    return Section(
+        part="proof",
+        title=PARTS["proof"],
+        head=("patch", "suite", "red to green", "green to red"),
+        rows=tuple(rows),
+        notes=tuple(notes),
+        passed=not worse,
+        data=dict(documents),
+        **fields,
+    )
+
+
+def suite_section(document: Mapping[str, Any], suite: str, **fields: Any) -> Section:
+    """Return the section of a run of a suite on the patched library.
+
+    Args:
+        document: What `fa-harness run --json` wrote; of a run that was ended early it says nothing.
+        suite: The suite's name.
+        fields: Further ones of `Section`.
+    """
+    summary, interrupted = document["summary"], document["interrupted"]
+    wrong = {k: n for k, n in summary.items() if n and k not in ("cases", "pass", "unsupported")}
+    rows = [(suite, *(str(summary.get(key, 0)) for key in ("cases", "pass", "unsupported")))]
+    rows[0] += (", ".join(f"{n} {key}" for key, n in wrong.items()) or "0",)
+    return Section(
+        part="suite",
+        title=PARTS["suite"],
+        head=("suite", "cases", "pass", "unsupported", "other"),
+        rows=tuple(rows),
+        notes=("the run was ended before all cases had run",) if interrupted else (),
+        passed=not wrong and summary["pass"] > 0 and not interrupted,
+        data=summary,
+        **fields,
+    )
+
+
+def mutants_section(document: Mapping[str, Any], **fields: Any) -> Section:
+    """Return the section of the mutants.
+
+    Args:
+        document: What `fa-harness mutants --json` wrote.
+        fields: Further ones of `Section`.
+    """
+    results = document["results"]
+    counts = Counter(each["status"] for each in results)
+    rows = tuple((status, str(n)) for status, n in sorted(counts.items()))
+    survivors = [m["mutant"] for m in results if m["status"] not in ("killed", "equivalent")]
+    return Section(
+        part="mutants",
+        title=PARTS["mutants"],
+        head=("mutants", ""),
+        rows=rows,
+        notes=tuple(f"not killed: {name}" for name in survivors),
+        passed=not survivors and not document["interrupted"],
+        data=dict(counts),
+        **fields,
+    )
+
+
+def size_section(before: Mapping[str, int], after: Mapping[str, int], **fields: Any) -> Section:
+    """Return the section of the libraries' sizes, in bytes."""
+    rows = [
+        (name, str(size), str(after[name]), f"{after[name] - size:+}")
+        for name, size in before.items()
+        if name in after
+    ]
+    return Section(
+        part="size",
+        title=PARTS["size"],
+        head=("library", "before, bytes", "after, bytes", "difference"),
+        rows=tuple(rows),
+        data={"before": dict(before), "after": dict(after)},
+        **fields,
+    )
+
+
+def skipped_section(part: str, why: str) -> Section:
+    """Return a section that was not measured."""
+    return Section(part=part, title=PARTS[part], notes=(f"not measured: {why}",), passed=None)

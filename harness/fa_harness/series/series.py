@@ -1,0 +1,164 @@
+"""The patch series: its order, its contents, and the libraries made from it.
+
+The mutants are a second series on top of the first, read only where their library is asked for.
+"""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import functools
+import hashlib
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fa_harness.build.sanitizers import SANITIZERS
+from fa_harness.errors import SetupError, UsageError
+from fa_harness.files import replace_file
+from fa_harness.project import Project, writing
+from fa_harness.series.variants import SERIES, compose, load_variants, of_version, parse_version
+from fa_harness.upstream.source import Source
+
+WHOLE = ("patched", *SANITIZERS)
+"""Libraries that have every patch."""
+
+MUTANTS = "mutants"
+"""The library that has the whole series and a switch for deliberate faults."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """Patches in the order of a file `series` beside them.
+
+    Attributes:
+        file: that file.
+        patches: their files.
+        digests: sha256 of each, in the same order.
+    """
+
+    file: Path
+    patches: tuple[Path, ...]
+    digests: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The patches' file names."""
+        return tuple(patch.name for patch in self.patches)
+
+    def first(self, count: int) -> Series:
+        """The first `count` patches."""
+        return replace(self, patches=self.patches[:count], digests=self.digests[:count])
+
+    def then(self, other: Series) -> Series:
+        """These patches and those of another series after them."""
+        return replace(
+            self, patches=self.patches + other.patches, digests=self.digests + other.digests
+        )
+
+
+def load_series(project: Project) -> Series:
+    """Read `patches/series`: one file name a line; blank lines and `#` comments are skipped.
+
+    Raises:
+        SetupError: the file, or a patch that it names, cannot be read, or is named twice.
+    """
+    return _load(project.series_file)
+
+
+def series_for(project: Project, source: Source) -> Series:
+    """The series as it is for an upstream: where a variant holds, with that.
+
+    Patches with another content are written below `vendor/src`.
+
+    Raises:
+        SetupError: as for `load_series`; or the variants say something that cannot be.
+    """
+    series = load_series(project)
+    variants = load_variants(project.patches)
+    version = parse_version(source.variants_as)
+    for variant in variants:
+        if variant.patch not in (SERIES, *series.names):
+            raise SetupError(
+                f"patches/variants.toml: the series has no patch '{variant.patch}'; rename its "
+                "table to what the patch is called now, or delete it"
+            )
+    for whole in of_version(variants, SERIES, version):
+        series = series.first(whole.first or 0)
+    patches, digests = list(series.patches), list(series.digests)
+    for i, patch in enumerate(series.patches):
+        holding = of_version(variants, patch.name, version)
+        if holding:
+            text = functools.reduce(compose, holding, patch.read_text(encoding="utf-8"))
+            patches[i] = project.sources / ".variants" / source.folder / patch.name
+            digests[i] = hashlib.sha256(text.encode()).hexdigest()
+            _write(patches[i], text)
+    return replace(series, patches=tuple(patches), digests=tuple(digests))
+
+
+def _write(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, text)
+
+
+def load_mutants(project: Project) -> Series:
+    """Read `patches/mutants/series`, of the same form.
+
+    Raises:
+        SetupError: as for `load_series`.
+    """
+    return _load(project.mutants / "series")
+
+
+def load_experiments(project: Project) -> Series:
+    """Read `patches/experimental/series`: patches of llama.cpp on top, not meant for upstream.
+
+    Raises:
+        SetupError: as for `load_series`.
+    """
+    return _load(project.patches / "experimental" / "series")
+
+
+def _load(path: Path) -> Series:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise SetupError(f"cannot read the patch series {path}: {error.strerror}") from error
+    names = [name for line in lines if (name := line.partition("#")[0].strip())]
+    for name in names:
+        if names.count(name) > 1:
+            raise SetupError(f"{path}: '{name}' is listed twice")
+        if not (path.parent / name).is_file():
+            raise SetupError(f"{path}: there is no patch '{name}' in {path.parent}")
+    patches = tuple(path.parent / name for name in names)
+    digests = tuple(hashlib.sha256(patch.read_bytes()).hexdigest() for patch in patches)
+    return Series(file=path, patches=patches, digests=digests)
+
+
+def title(patch: Path) -> str:
+    """Return the first line of a patch's message."""
+    subject = email.message_from_bytes(patch.read_bytes(), policy=email.policy.default)["Subject"]
+    return re.sub(r"^\[PATCH[^]]*\]\s*", "", str(subject or patch.name))
+
+
+def library_names(series: Series) -> tuple[str, ...]:
+    """All libraries that can be built: `pristine`, `0001`, ..., those of `WHOLE`, `mutants`."""
+    numbers = (f"{number:04}" for number in range(1, len(series.patches) + 1))
+    return ("pristine", *numbers, *WHOLE, MUTANTS)
+
+
+def patches_of(project: Project, series: Series, name: str) -> Series:
+    """The patches that the library `name` has.
+
+    Raises:
+        UsageError: there is no such library.
+        SetupError: its mutants cannot be read.
+    """
+    names = library_names(series)
+    if name not in names:
+        raise UsageError(f"unknown library '{name}': the libraries are {', '.join(names)}")
+    if name == MUTANTS:
+        return series.then(load_mutants(project))
+    return series if name in WHOLE else series.first(names.index(name))

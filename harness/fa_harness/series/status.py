@@ -1,0 +1,81 @@
+"""What the series is: each patch, what it touches, and whether upstream has it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from fa_harness.proc import ProgramError
+from fa_harness.project import Project
+from fa_harness.series.series import series_for, title
+from fa_harness.series.tree import UPSTREAM_REF, prepare_tree
+from fa_harness.upstream.git import git
+from fa_harness.upstream.source import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Touched:
+    """A file that a patch touches."""
+
+    path: str
+    added: int
+    """Lines."""
+    removed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """One patch of the series."""
+
+    name: str
+    title: str
+    files: tuple[Touched, ...]
+    is_upstream: bool
+    """The upstream has all of it already."""
+
+    @property
+    def size(self) -> int:
+        """Lines added and removed."""
+        return sum(each.added + each.removed for each in self.files)
+
+
+def status(project: Project, source: Source) -> list[Status]:
+    """Return the state of each patch.
+
+    Raises:
+        SetupError: The series does not apply, or the upstream cannot be had.
+    """
+    series = series_for(project, source)
+    tree = prepare_tree(project, source, series)
+    with TemporaryDirectory() as folder:
+        index = Path(folder) / "index"
+        git(tree.path, "read-tree", UPSTREAM_REF, index=index)
+        return [
+            Status(
+                name=patch.name,
+                title=title(patch),
+                files=_touched(tree.path, tree.commits[i + 1]),
+                is_upstream=_is_in(tree.path, patch, index),
+            )
+            for i, patch in enumerate(series.patches)
+        ]
+
+
+def _touched(repository: Path, commit: str) -> tuple[Touched, ...]:
+    lines = git(repository, "diff-tree", "--numstat", "-r", "--root", commit).splitlines()[1:]
+    files = []
+    for line in lines:
+        added, removed, path = line.split("\t")
+        n_added, n_removed = (0 if n == "-" else int(n) for n in (added, removed))  # - is binary
+        files.append(Touched(path=path, added=n_added, removed=n_removed))
+    return tuple(files)
+
+
+def _is_in(repository: Path, patch: Path, index: Path) -> bool:
+    """Tell whether taking the patch out of an index would work."""
+    try:
+        git(repository, "apply", "--cached", "--check", "--reverse", patch, index=index)
+    except ProgramError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Time: measured as ratios, judged against limits and baselines."""

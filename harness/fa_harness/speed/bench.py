@@ -1,0 +1,546 @@
+"""Speed as ratios: what is timed, what each ratio may be at most, and why.
+
+Every limit is judged on the lower end of the ratio's interval, so that noise does not decide: a row
+is `over` only where the measurement excludes that it keeps the limit. Where the interval holds the
+limit and is wider than `NOISY`, nothing is known: the row is measured again, and what stays so is
+`noisy`: neither over nor a pass. A row that is over is measured again, too, in other places in
+memory, which alone make a call some per cent slower for as long as it keeps them; of some hundred
+ratios one or two would be over by chance as well. Then upstream's own calls on the segments are
+timed, too: on some CPUs the same keys take longer in two calls than in one, state or no state. Such
+a limit has an interval itself: over is what is above its upper end. Over is what is over in both
+measurements. What is noisy even then is measured a third time where more rounds can be expected to
+tell.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fa_harness.case.case import Case
+from fa_harness.case.quants import row_bytes
+from fa_harness.case.selection import regex
+from fa_harness.engine.ggml import Ggml
+from fa_harness.engine.modes import path
+from fa_harness.errors import UsageError
+from fa_harness.speed.timing import SEGMENTS, Timings, chain_path, is_long_decode, measure
+
+LEVEL = 0.99
+"""Coverage of an interval, at least."""
+MIN_ROUNDS = 8
+"""Fewer rounds have no interval of that coverage."""
+NOISY = 0.03
+"""Width of an interval, relative to its lower end, beyond which it does not decide."""
+FULL_STATE = 1.01
+"""What one call with a state may take of one without, beside writing the state's bytes: of a
+prefill over few keys that is some per cent, whatever the kernel."""
+CHAIN = 1.03
+"""What a chain may take of its model."""
+LONG_DECODE = 1.00
+"""What 8 segments of a long decode may take of one call: a segment stays in the cache. Where
+computing takes longer than reading, upstream's own calls on the 8 parts take more than one call,
+and that is what a chain may take."""
+
+_MOST_ROUNDS = 8  # times those asked for, in a third measurement
+_PATIENCE = 120.0  # seconds of it at most
+_KV_TILE = _Q_TILE = 64
+_SPACER = 256 << 20  # bytes, more than the arrays of a row
+_FAR_OUT = 3.0  # interquartile ranges beyond a quartile, Tukey's outer fence
+
+# K and V as llama.cpp's cache has them: the heads of one token side by side.
+_USUAL: dict[str, Any] = {
+    "mask_kind": "causal", "regime": "normal", "permute": (0, 2, 1, 3), "kv_view": False
+}  # fmt: skip
+
+
+def _shape(
+    n_batch: int, n_kv: int, head: int | tuple[int, int], heads: tuple[int, int], type_: str
+) -> Case:
+    hsk, hsv = head if isinstance(head, tuple) else (head, head)
+    n_head, n_head_kv = heads
+    return Case(
+        hsk=hsk,
+        hsv=hsv,
+        nh=n_head_kv,
+        nr23=(n_head // n_head_kv, 1),
+        kv=n_kv,
+        nb=n_batch,
+        type_K=type_,
+        type_V=type_,
+        v_is_view_of_k=hsk != hsv,
+        **_USUAL,
+    )
+
+
+_MLA = (576, 512)
+SHAPES: tuple[Case, ...] = (
+    # decode
+    _shape(1, 512, 128, (32, 8), "f16"),
+    _shape(1, 2048, 128, (32, 8), "f16"),
+    _shape(1, 8192, 128, (32, 8), "f16"),
+    _shape(1, 32768, 128, (16, 4), "f16"),
+    _shape(1, 8192, 64, (32, 4), "f16"),
+    _shape(1, 4096, 256, (8, 8), "f16"),
+    _shape(1, 8192, _MLA, (8, 1), "f16"),
+    _shape(1, 8192, 128, (8, 8), "f32"),
+    _shape(1, 8192, 128, (16, 4), "bf16"),
+    _shape(1, 8192, 128, (16, 4), "q8_0"),
+    _shape(1, 32768, 64, (8, 1), "q4_0"),
+    # a few rows, as in speculative decoding and for several users
+    _shape(8, 2048, 128, (16, 4), "f16"),
+    _shape(8, 8192, 64, (8, 1), "q8_0"),
+    _shape(8, 1024, 256, (8, 8), "bf16"),
+    _shape(32, 2048, 128, (8, 2), "f16"),
+    _shape(32, 512, 128, (8, 1), "q4_0"),
+    _shape(32, 1024, _MLA, (8, 1), "q8_0"),
+    _shape(32, 4096, 64, (4, 4), "f32"),
+    # prefill
+    _shape(512, 512, 128, (8, 2), "f16"),
+    _shape(512, 2048, 128, (4, 1), "f16"),
+    _shape(512, 32768, 64, (1, 1), "f16"),
+    _shape(512, 2048, 64, (8, 8), "f32"),
+    _shape(512, 2048, 256, (2, 2), "f16"),
+    _shape(512, 1024, _MLA, (2, 1), "f16"),
+    _shape(512, 1024, 128, (2, 2), "q8_0"),
+)
+"""Decode and prefill: every value of every axis, each of the kernel's paths with types and sizes
+that it serves."""
+
+
+def suite(threads: Sequence[int] = (1, 2), pattern: str | None = None) -> list[Case]:
+    """Return every shape once with each number of threads.
+
+    Args:
+        threads: Numbers of threads.
+        pattern: Regular expression that a case's string must match.
+
+    Raises:
+        UsageError: It is none, or nothing matches.
+    """
+    wanted = regex(pattern).search
+    cases = [case.with_(threads=n) for case in SHAPES for n in threads]
+    selected = [case for case in cases if wanted(str(case))]
+    if not selected:
+        raise UsageError(
+            f"no case is left of {len(cases)}: none matches -k {pattern!r}; --list shows them"
+        )
+    return selected
+
+
+# statistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A median and an interval that holds it."""
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def width(self) -> float:
+        """The width, relative to the lower end."""
+        return self.high / self.low - 1
+
+
+def reach(ratio: Interval) -> float:
+    """Return how far from 1 a ratio's interval reaches, up or down, as a factor."""
+    return max(ratio.high, 1 / ratio.low)
+
+
+def order_rank(n: int, level: float = LEVEL) -> int:
+    """Return the largest rank k such that `[x_(k), x_(n+1-k)]` holds the median.
+
+    The number of samples below the median is binomial, whatever their distribution: the interval
+    fails where fewer than k lie on one side of it.
+
+    Raises:
+        UsageError: There is no such interval of n samples.
+    """
+    rank, below = 0, 0  # of all 2^n outcomes, those with fewer than `rank` samples below the median
+    while 1 - 2 * (below + math.comb(n, rank)) / 2**n >= level:
+        below += math.comb(n, rank)
+        rank += 1
+    if rank == 0:
+        raise UsageError(f"{n} rounds give no interval of {level:.0%}; take {MIN_ROUNDS} or more")
+    return rank
+
+
+def median_interval(samples: npt.NDArray[np.float64]) -> Interval:
+    """Return the median of independent samples and its interval of coverage `LEVEL`."""
+    ordered = np.sort(samples)
+    rank = order_rank(len(ordered))
+    return Interval(
+        median=float(np.median(ordered)),
+        low=float(ordered[rank - 1]),
+        high=float(ordered[-rank]),
+    )
+
+
+def count_outliers(samples: npt.NDArray[np.float64]) -> int:
+    """Return how many samples lie more than 3 interquartile ranges beyond a quartile.
+
+    They stay among the samples: a median does not heed how far out they are.
+    """
+    lower, upper = np.quantile(samples, (0.25, 0.75))
+    reach = _FAR_OUT * (upper - lower)
+    return int(np.sum((samples < lower - reach) | (samples > upper + reach)))
+
+
+# the model of a chain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What N calls with a state should take of one call."""
+
+    state: float
+    """Reading and writing the state in each call, at the cost of copying as many bytes."""
+    nodes: float
+    """The N - 1 further calls, each at the cost of a call of upstream's that sees no key."""
+    padding: float
+    """The further KV tiles of segments that do not fill theirs; tiled path only."""
+    parts: float = 0.0
+    """What upstream's own calls on the segments take at least beyond nodes and padding, where that
+    was measured: on some CPUs the same keys take longer in two calls than in one."""
+
+    @property
+    def ratio(self) -> float:
+        """The time of the chain, relative to one call."""
+        return 1 + self.state + self.nodes + self.padding + self.parts
+
+
+def model(
+    case: Case,
+    n_segments: int,
+    *,
+    one_call: float,
+    empty_call: float,
+    byte_cost: float,
+    parts: float = 0.0,
+) -> Model:
+    """Return the model of a chain of equal segments.
+
+    Args:
+        case: Its shape.
+        n_segments: Calls in the chain.
+        one_call: Seconds of one call without a state, on the path of the chain's calls.
+        empty_call: Seconds of a call without a state that sees no key, on that path.
+        byte_cost: Seconds to read or to write a byte, with as many threads.
+        parts: What calls of upstream's on the segments take of one; 0 where that is not known.
+    """
+    padding = 0.0
+    if chain_path(case, n_segments) == "tiled":
+        padding = tiles(case, n_segments) / tiles(case, 1) - 1
+    nodes = (n_segments - 1) * empty_call / one_call
+    padding *= max(0.0, 1 - empty_call / one_call)
+    return Model(
+        state=n_segments * 2 * state_bytes(case) * byte_cost / one_call,
+        nodes=nodes,
+        padding=padding,
+        parts=max(0.0, parts - (1 + nodes + padding)),
+    )
+
+
+def state_bytes(case: Case) -> int:
+    """Return the size of a case's state."""
+    return case.n_head * case.n_batch * case.ne3 * (2 + case.hsv) * 4
+
+
+def tiles(case: Case, n_segments: int) -> int:
+    """Return the KV tiles that the tiled path computes for one head, all calls of a chain together.
+
+    A tile is computed for 64 query rows if one of them sees one of its keys. Masks are causal.
+    """
+    bounds = case.with_(segments=n_segments).segment_bounds()
+    total = 0
+    for first in range(0, case.n_batch, _Q_TILE):
+        last = min(first + _Q_TILE, case.n_batch) - 1
+        visible = case.n_kv - case.n_batch + last + 1
+        for start, stop in itertools.pairwise(bounds):
+            total += math.ceil(max(0, min(stop, visible) - start) / _KV_TILE)
+    return total
+
+
+# judging
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A ratio of times within a round, and its limit."""
+
+    of: str
+    to: str
+    ratio: Interval
+    limit: float | None
+    """At most; None where the ratio is a measure for others."""
+    limit_high: float | None = None
+    """Where another ratio makes the limit: what it is with the upper end of that ratio's interval,
+    as `limit` is with the lower end."""
+    model: Model | None = None
+
+    @property
+    def status(self) -> str:
+        """`pass`, `over` or `noisy`."""
+        if self.limit is None or self.ratio.high <= self.limit:
+            return "pass"
+        if self.is_over_by(1.0):
+            return "over"
+        return "noisy" if self.width > NOISY else "pass"
+
+    @property
+    def width(self) -> float:
+        """The width of the ratio's interval or of its limit's, whichever is wider."""
+        if self.limit is None or self.limit_high is None:
+            return self.ratio.width
+        return max(self.ratio.width, self.limit_high / self.limit - 1)
+
+    def is_over_by(self, factor: float) -> bool:
+        """Tell whether even the lower end is above so many times the limit."""
+        highest = self.limit if self.limit_high is None else self.limit_high
+        return highest is not None and self.ratio.low > highest * factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A case's times, ratios and what was planned for it."""
+
+    case: Case
+    seconds: Mapping[str, float]
+    """Medians of one computation."""
+    comparisons: Mapping[str, Comparison]
+    unavailable: Mapping[str, str]
+    """Comparisons that cannot be made, and why."""
+    outliers: int
+    rounds: int
+    repetitions: int
+    attempts: int
+    kv_bytes: int
+    work_size: Mapping[str, int]
+    allocations: Mapping[str, int]
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What is wrong beyond ratios: work memory and allocations of a graph are upstream's."""
+        return (
+            *_differences(self.work_size, "{} bytes of work memory are planned, not {}"),
+            *_differences(self.allocations, "{} allocations in a graph, not {}"),
+        )
+
+    @property
+    def is_unsteady(self) -> bool:
+        """Whether the library cannot even be compared with itself.
+
+        Then a ratio tells nothing that is not beyond this noise, too: on a busy machine a graph
+        with more nodes, hence barriers, waits more often for a thread that has lost its core.
+        """
+        return self.comparisons["again"].ratio.width > NOISY
+
+    @property
+    def noise(self) -> float:
+        """The width of the widest interval that tells nothing; 0 if each tells."""
+        noisy = [each for each in self.comparisons.values() if each.status == "noisy"]
+        if self.is_unsteady:
+            noisy.append(self.comparisons["again"])
+        return max((each.width for each in noisy), default=0.0)
+
+    @property
+    def status(self) -> str:
+        """The worst of the comparisons' statuses; `over` where something else is wrong."""
+        statuses = {comparison.status for comparison in self.comparisons.values()}
+        if self.faults:
+            return "over"
+        if self.is_unsteady:
+            noise = reach(self.comparisons["again"].ratio)
+            beyond = any(each.is_over_by(noise) for each in self.comparisons.values())
+            return "over" if beyond else "noisy"
+        return next((status for status in ("over", "noisy") if status in statuses), "pass")
+
+
+def judge(case: Case, timings: Timings, *, attempts: int = 1) -> Row:
+    """Return a case's ratios and their limits.
+
+    Args:
+        case: What was computed.
+        timings: What `measure` found.
+        attempts: How often the case was measured until these timings.
+    """
+    seconds = timings.seconds
+    medians = {name: float(np.median(each)) for name, each in seconds.items()}
+
+    def compare(of: str, to: str, limit: float | None, **more: Any) -> Comparison:
+        ratio = median_interval(seconds[of] / seconds[to])
+        return Comparison(of=of, to=to, ratio=ratio, limit=limit, **more)
+
+    again = compare("again", "standard", None)
+    # Code that is as fast as another cannot be told from it by more than from itself: the reach of
+    # the interval in which the same library was compared with itself, in the same rounds.
+    noise = reach(again.ratio)
+    written = state_bytes(case) * medians["stored_byte"] / medians["standard"]
+    comparisons = {
+        "again": again,
+        "standard": compare("standard", "baseline", noise),
+        "full_state": compare("full_state", "standard", FULL_STATE + written),
+    }
+    unavailable = {}
+    for n in SEGMENTS:
+        name, path_ = f"segmented_{n}", chain_path(case, n)
+        to, of_theirs = (
+            ("standard", "baseline") if path_ == path(case) else ("standard_vec", "baseline_vec")
+        )
+        if to not in seconds:
+            unavailable[name] = (
+                f"its calls take the {path_} path, one call takes {path(case)}, "
+                "and the library cannot be told to take another (use_ref)"
+            )
+            continue
+        expected = functools.partial(
+            model,
+            case,
+            n,
+            one_call=medians[to],
+            empty_call=max(0.0, medians[f"empty_{path_}"]),
+            byte_cost=medians["byte"],
+        )
+        most = lowest = expected()
+        if {f"parts_{n}", of_theirs} <= seconds.keys():
+            parts = comparisons[f"parts_{n}"] = compare(f"parts_{n}", of_theirs, None)
+            lowest, most = expected(parts=parts.ratio.low), expected(parts=parts.ratio.high)
+        comparisons[name] = compare(
+            name, to, lowest.ratio * CHAIN, limit_high=most.ratio * CHAIN, model=lowest
+        )
+    if is_long_decode(case):
+        of_parts = comparisons["parts_8"].ratio
+        comparisons["long_decode"] = compare(
+            "segmented_8",
+            "standard",
+            max(LONG_DECODE, of_parts.low),
+            limit_high=max(LONG_DECODE, of_parts.high),
+        )
+    return Row(
+        case=case,
+        seconds=medians,
+        comparisons=comparisons,
+        unavailable=unavailable,
+        outliers=sum(count_outliers(each) for each in seconds.values()),
+        rounds=len(seconds["standard"]),
+        repetitions=timings.repetitions,
+        attempts=attempts,
+        kv_bytes=kv_bytes(case),
+        work_size=timings.work_size,
+        allocations=timings.allocations,
+    )
+
+
+def _differences(found: Mapping[str, int], text: str) -> list[str]:
+    """Return a text for each way in which another number was found than for the baseline."""
+    of_baseline = found.get("baseline")
+    return [
+        f"{name}: {text.format(n, of_baseline)}"
+        for name, n in found.items()
+        if of_baseline is not None and n != of_baseline
+    ]
+
+
+def kv_bytes(case: Case) -> int:
+    """Return the bytes of K and V that a call reads; a V that is a view of K adds none."""
+    per_key = row_bytes(case.type_K, case.hsk)
+    if not case.v_is_view_of_k:
+        per_key += row_bytes(case.type_V, case.hsv)
+    return case.ne3 * case.n_head_kv * case.n_kv * per_key
+
+
+# running
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """All that a run found, and what it ran on."""
+
+    tool_version: str
+    library: dict[str, Any]
+    baseline: dict[str, Any]
+    machine: dict[str, Any]
+    started: datetime
+    seconds: float
+    rounds: int
+    rows: tuple[Row, ...]
+    selected: int
+    interrupted: bool
+
+    def count(self, status: str) -> int:
+        """Return how many rows have a status."""
+        return sum(row.status == status for row in self.rows)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every selected row was measured, none is over a limit, and some was told.
+
+        A noisy row is no pass, but noise must not decide: it stands in the table and the summary.
+        """
+        measured = len(self.rows) == self.selected
+        return measured and not self.count("over") and self.count("pass") > 0
+
+
+def run(
+    library: Ggml,
+    baseline: Ggml,
+    cases: Sequence[Case],
+    *,
+    rounds: int,
+) -> Iterator[Row]:
+    """Measure cases one after another; one that does not pass once more, with twice the rounds.
+
+    One that is still noisy is measured with as many as will probably tell, unless that takes too
+    long. What was measured before is dropped.
+
+    Args:
+        library: The library under test.
+        baseline: The library without the patches, loaded into this process, too.
+        cases: What to measure.
+        rounds: Timings of each way to compute a case, at first.
+
+    Raises:
+        UsageError: The library under test has no state.
+    """
+    if not library.has_state:
+        raise UsageError(
+            "the library has no ggml_flash_attn_ext_with_state; take one that has it, such as "
+            "--library patched"
+        )
+    for case in cases:
+        row = judge(case, measure(library, baseline, case, rounds=rounds))
+        if row.status != "pass":
+            spacer = np.ones(_SPACER, np.uint8)  # takes the pages that were just given back
+            start = time.perf_counter()
+            timings = measure(library, baseline, case, rounds=2 * rounds, seed=1, parts=SEGMENTS)
+            row = judge(case, timings, attempts=2)
+            del spacer
+            most = min(_MOST_ROUNDS, 2 * _PATIENCE / (time.perf_counter() - start))
+            enough = _rounds_that_tell(row, int(most * rounds))
+            if enough:
+                timings = measure(library, baseline, case, rounds=enough, seed=2, parts=SEGMENTS)
+                row = judge(case, timings, attempts=3)
+        yield row
+
+
+def _rounds_that_tell(row: Row, most: int) -> int:
+    """Return how many rounds will probably tell what is noisy; 0 for none or more than `most`.
+
+    An interval's width falls with the root of the rounds. That many would leave half of them too
+    wide still, so it is twice as many, if there is time.
+    """
+    if row.status != "noisy":
+        return 0
+    just = math.ceil(row.rounds * (row.noise / NOISY) ** 2)
+    return min(2 * just, most) if just <= most else 0

@@ -1,0 +1,136 @@
+"""The gate's speed rows: what the state costs, as ratios to one call without it, round by round.
+
+Some processes measure a row in turn, and each gives one number a ratio, the median of its rounds.
+Rounds of one process share its places in memory, which alone make the same code some per cent
+faster or slower; only processes draw them anew. And a crash or a hang in one is a finding, not the
+end of the gate.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fa_harness.case.case import Case
+from fa_harness.progress import Advance
+
+WAYS = ("full_state", "segmented")
+"""What is compared with the baseline; `again`, one call without a state, tells the noise."""
+PROCESSES = 12
+"""Of a measurement; a baseline, and what looks slower, is measured with twice as many."""
+ROUNDS = 10
+"""Of a process."""
+
+_TIMEOUT = 120.0  # seconds; a process takes half of one
+
+# K and V as llama.cpp's cache has them; so small that they stay in the core's own cache, which a
+# neighbour on the machine does not share
+_USUAL: dict[str, Any] = {
+    "mask_kind": "causal", "regime": "normal", "permute": (0, 2, 1, 3), "kv_view": False,
+    "segments": 4,
+}  # fmt: skip
+_Q8_0: dict[str, Any] = {"type_K": "q8_0", "type_V": "q8_0"}
+
+ROWS: tuple[Case, ...] = (
+    Case(**_USUAL, hsk=128, hsv=128, nh=2, nr23=(4, 1), kv=256, nb=1),  # vec
+    Case(**{**_USUAL, "segments": 2}, hsk=64, hsv=64, nh=2, nr23=(4, 1), kv=1024, nb=1),  # split
+    Case(**{**_USUAL, "segments": 2}, hsk=64, hsv=64, nh=2, nr23=(4, 1), kv=1024, nb=1, threads=2),
+    Case(**_USUAL, hsk=64, hsv=64, nh=1, nr23=(2, 1), kv=512, nb=128),  # tiled
+    Case(**_USUAL, **_Q8_0, hsk=128, hsv=128, nh=2, nr23=(4, 1), kv=512, nb=1),  # vec, quantised
+)
+"""Each of the kernel's paths, and quantised keys."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A measured speed row."""
+
+    case: Case
+    ratios: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """The time of `again` and of each of `WAYS` to that of `standard`, process by process."""
+    fault: str = ""
+    """How the process ended that had to measure it, if it did not."""
+
+
+def measure(
+    module_path: Path,
+    cases: Sequence[Case],
+    *,
+    processes: int = PROCESSES,
+    seed: int = 0,
+    advance: Advance = lambda _done, _total: None,
+) -> list[Row]:
+    """Measure rows in turn, so that what drifts on the machine moves all of them alike.
+
+    Args:
+        module_path: The library's cffi module.
+        cases: What to compute; a case's segments are the chain's.
+        processes: How often each row is measured.
+        seed: Draws the order in each round.
+        advance: Told how many processes have ended, and how many there will be.
+    """
+    rows = [Row(case=case) for case in cases]
+    for n in range(processes):
+        for i, row in enumerate(rows):
+            advance(n * len(rows) + i, processes * len(rows))
+            if not row.fault:
+                rows[i] = _with_one_more(row, module_path, seed=seed + n)
+    return rows
+
+
+def _with_one_more(row: Row, module_path: Path, *, seed: int) -> Row:
+    """Return a row with what one more process measured."""
+    command = [sys.executable, "-m", "fa_harness.speed.rows", module_path, row.case, ROUNDS, seed]
+    try:
+        done = subprocess.run(
+            [str(word) for word in command],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT,
+            check=False,
+            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+        )
+    except subprocess.TimeoutExpired:
+        return Row(case=row.case, fault=f"no result after {_TIMEOUT:g} s")
+    if done.returncode != 0:
+        code = done.returncode
+        end = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        lines = done.stderr.strip().splitlines()[-3:]
+        return Row(case=row.case, fault="\n  ".join([end, *lines]))
+    medians: dict[str, float] = json.loads(done.stdout)
+    return replace(
+        row, ratios={way: (*row.ratios.get(way, ()), median) for way, median in medians.items()}
+    )
+
+
+def _serve(module_path: str, case: str, rounds: str, seed: str) -> None:
+    """Measure a row and print the medians of its ratios."""
+    from fa_harness.engine import ggml
+    from fa_harness.speed.timing import measure_state
+
+    reply = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the library prints must not get into the reply
+    library = ggml.load(Path(module_path))
+    # a thread's stack begins at a page; the process's own wherever its environment ends
+    with ThreadPoolExecutor(1) as thread:
+        seconds = thread.submit(
+            measure_state, library, Case.parse(case), rounds=int(rounds), seed=int(seed)
+        ).result()
+    standard = seconds.pop("standard")
+    json.dump({way: float(np.median(each / standard)) for way, each in seconds.items()}, reply)
+
+
+if __name__ == "__main__":
+    _serve(*sys.argv[1:])

@@ -1,0 +1,447 @@
+"""A case on two libraries in one process: the seconds of each way to compute it, round by round.
+
+All ways read the same bytes at the same addresses, so that neither the place of an array nor what
+lies in the caches favours one of them. A round times each of them once, in an order drawn anew:
+what drifts during a run moves all of them alike, and ratios are taken within a round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import itertools
+import math
+import random
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fa_harness.case.case import Case
+from fa_harness.case.inputs import Inputs, make_inputs
+from fa_harness.engine.ggml import Backend, Context, Ggml, Graph, Tensor
+from fa_harness.engine.modes import path
+
+Seconds = npt.NDArray[np.float64]
+
+SEGMENTS = (2, 8, 32)
+"""The chains that are timed."""
+SPLIT_KV = 512
+"""The keys from which on one row a head is split over the threads."""
+
+_EMPTY_CALLS = 32  # in one graph, so that what a graph costs does not count
+_WARM_UP = 1e-3  # seconds at least, and one computation
+_LONG = 20e-3  # seconds of a computation to which the start of threads adds too little to matter
+_TIMED = 6e-3  # seconds at least; the clock ticks in tens of nanoseconds
+_MOST = 0.1  # seconds after which nothing is repeated: a busy core costs a tick at each barrier
+_POLL = 50  # upstream's own default; from one computation to the next no thread sleeps
+_MMAP_BYTES = 64 << 10  # less than the work memory of any case
+_COPIED_BYTES = 64 << 20  # more than caches hold
+_TILE_ROWS = 64  # which the kernel has in a cache when it stores them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """What was measured of a case."""
+
+    seconds: Mapping[str, Seconds]
+    """Seconds of one computation, `[rounds]`, by the way to compute it:
+
+    `baseline`      one call without a state, of the baseline library
+    `standard`      the same of the library under test; the others are of this library, too
+    `again`         the same with an output and a graph of its own
+    `standard_vec`  the same on the vec path, where a chain takes that and `standard` does not
+    `full_state`    one call with a fresh state
+    `segmented_N`   N calls with one state that is fresh at first, in one graph
+    `parts_N`       N calls of the baseline library without a state, in one graph; 8 of a long
+                    decode, others where they are asked for
+    `baseline_vec`  `standard_vec` of the baseline library, where parts take that path
+    `empty_PATH`    a call of the baseline library, in a graph of many, with no key to see
+    `byte`          reading or writing a byte of memory, with as many threads
+    `stored_byte`   writing a byte of the state's rows from a cache to memory, one row at a time,
+                    with as many threads: each line of memory is read to be written, which half a
+                    copy does not count, and which the C library avoids where it copies many rows
+    """
+    repetitions: int
+    """Computations that one timing is the median of."""
+    work_size: Mapping[str, int]
+    """Bytes of work memory planned for a graph."""
+    allocations: Mapping[str, int]
+    """How often the library asks for memory while it computes a graph; empty if that is unknown."""
+
+
+def measure(
+    library: Ggml,
+    baseline: Ggml,
+    case: Case,
+    *,
+    rounds: int,
+    seed: int = 0,
+    parts: Collection[int] = (),
+) -> Timings:
+    """Time a case.
+
+    Args:
+        library: The library under test; it has the state.
+        baseline: The library to compare with, in the same process.
+        case: What to compute; its segments do not matter.
+        rounds: How often each way is timed.
+        seed: Draws the order in each round.
+        parts: Numbers of calls without a state, some of `SEGMENTS`, that are timed, too.
+    """
+    parts = {*parts, 8} if is_long_decode(case) else {*parts}
+    _allocate_work_at_pages()
+    arrays = _Arrays(case, make_inputs(case))
+    with ExitStack() as stack:
+        ours, theirs = (
+            _Layout(ggml, stack.enter_context(ggml.context()), case, arrays)
+            for ggml in (library, baseline)
+        )
+        ways = {
+            "baseline": theirs.standard(),
+            "standard": ours.standard(),
+            "again": ours.standard(),
+            "full_state": ours.chain(1),
+            **{f"segmented_{n}": ours.chain(n) for n in SEGMENTS},
+            **{f"parts_{n}": theirs.parts(n) for n in parts},
+        }
+        if baseline.has_reference and any(chain_path(case, n) != path(case) for n in parts):
+            ways["baseline_vec"] = theirs.standard(reference=True)
+        for each in {chain_path(case, n) for n in SEGMENTS}:
+            if each == "split-kv":
+                ways["empty_split-kv"] = theirs.empty(SPLIT_KV)
+                ways["empty_split-kv_twice"] = theirs.empty(2 * SPLIT_KV)
+            else:
+                ways[f"empty_{each}"] = theirs.empty(1)
+            if each != path(case) and library.has_reference:
+                ways["standard_vec"] = ours.standard(reference=True)
+        ours.allocate()
+        theirs.allocate()
+
+        once = ways["standard"].time(1)
+        repetitions = max(1, math.ceil(_TIMED / once))
+        copies = {
+            "byte": stack.enter_context(_copy(case.threads)),
+            "stored_byte": stack.enter_context(_store_rows(case.threads, 2 + case.hsv)),
+        }
+        calls = {name: way for name, way in ways.items() if not name.startswith("empty")}
+        return Timings(
+            seconds=_units(
+                _rounds(
+                    {**ways, **copies},
+                    rounds,
+                    random.Random(seed),
+                    repetitions=repetitions,
+                    warm_up=once < _LONG,
+                )
+            ),
+            repetitions=repetitions,
+            work_size={name: way.graph.work_size(case.threads) for name, way in calls.items()},
+            allocations={
+                name: count
+                for name, way in calls.items()
+                if (count := way.count_allocations()) is not None
+            },
+        )
+
+
+def measure_state(library: Ggml, case: Case, *, rounds: int, seed: int = 0) -> dict[str, Seconds]:
+    """Time a case on one library: without a state, with one, and as a chain.
+
+    Args:
+        library: The library under test; it has the state.
+        case: What to compute; the chain has its number of segments, all equal.
+        rounds: How often each way is timed.
+        seed: Draws the order in each round.
+
+    Returns:
+        Seconds of one computation, `[rounds]`, by the way to compute it: `standard`, `again`,
+        `full_state` as in `Timings`, and `segmented`.
+    """
+    _allocate_work_at_pages()
+    arrays = _Arrays(case, make_inputs(case))
+    with library.context() as ctx:
+        layout = _Layout(library, ctx, case, arrays)
+        ways = {
+            "standard": layout.standard(),
+            "again": layout.standard(),
+            "full_state": layout.chain(1),
+            "segmented": layout.chain(case.segments),
+        }
+        layout.allocate()
+        once = ways["standard"].time(1)
+        return _rounds(
+            ways,
+            rounds,
+            random.Random(seed),
+            repetitions=max(1, math.ceil(_TIMED / once)),
+            warm_up=once < _LONG,
+        )
+
+
+def chain_path(case: Case, n_segments: int) -> str:
+    """Return the path that each call of a chain of equal segments takes."""
+    return path(case, case.kv // n_segments)
+
+
+def is_long_decode(case: Case) -> bool:
+    """Tell whether a case decodes so many keys that they cannot stay in a cache."""
+    return case.nb == 1 and case.kv >= 8192
+
+
+def _allocate_work_at_pages() -> None:
+    """Let glibc take every work memory from the system, so that all begin 16 bytes into a page.
+
+    That is where the first large one of a program lies. Later ones would come from the heap, at any
+    multiple of 16 bytes, which makes the tiled path 20 % and more faster or slower.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to set
+        m_mmap_threshold = -3
+        ctypes.CDLL(None).mallopt(m_mmap_threshold, _MMAP_BYTES)
+
+
+def _rounds(
+    ways: Mapping[str, _Way | _Parts],
+    rounds: int,
+    order: random.Random,
+    *,
+    repetitions: int,
+    warm_up: bool,
+) -> dict[str, Seconds]:
+    seconds = {name: np.empty(rounds) for name in ways}
+    gc.collect()
+    gc.disable()
+    try:
+        for i in range(rounds):
+            for name in order.sample(sorted(ways), len(ways)):
+                seconds[name][i] = ways[name].time(repetitions, warm_up=warm_up)
+    finally:
+        gc.enable()
+    return seconds
+
+
+def _units(seconds: Mapping[str, Seconds]) -> dict[str, Seconds]:
+    """Make times of one empty call and of one byte out of those that were measured.
+
+    On the split-KV path an empty call has keys to pass over; what it takes without them follows
+    from two of them.
+    """
+    found = dict(seconds)
+    if "empty_split-kv_twice" in found:
+        found["empty_split-kv"] = 2 * found["empty_split-kv"] - found.pop("empty_split-kv_twice")
+    parts = {"empty_vec": _EMPTY_CALLS, "empty_tiled": _EMPTY_CALLS, "empty_split-kv": _EMPTY_CALLS}
+    parts["byte"] = 2 * _COPIED_BYTES  # one is read, one is written
+    parts["stored_byte"] = _COPIED_BYTES
+    return {name: each / parts.get(name, 1) for name, each in found.items()}
+
+
+class _Parts:
+    """Something to do in as many parts as there are threads."""
+
+    def __init__(self, parts: Sequence[Callable[[], object]]) -> None:
+        self._pool = ThreadPoolExecutor(len(parts))
+        self._parts = parts
+
+    def __enter__(self) -> _Parts:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown()
+
+    def time(self, repetitions: int, *, warm_up: bool = True) -> float:
+        """Return the seconds of doing it once."""
+        start = time.perf_counter_ns()
+        list(self._pool.map(lambda part: part(), self._parts))
+        return (time.perf_counter_ns() - start) * 1e-9
+
+
+def _copy(n_threads: int) -> _Parts:
+    """Copy more memory than caches hold."""
+    source, target = (
+        np.array_split(np.full(_COPIED_BYTES, value, np.uint8), n_threads) for value in (1, 0)
+    )
+    return _Parts([partial(np.copyto, *each) for each in zip(target, source, strict=True)])
+
+
+def _store_rows(n_threads: int, size: int) -> _Parts:
+    """Store more rows of `size` floats than caches hold, one by one, from a tile that they hold."""
+    tile = np.ones((_TILE_ROWS, size), np.float32)
+    rows = np.zeros((_COPIED_BYTES // tile[0].nbytes, size), np.float32)
+    return _Parts(
+        [
+            partial(np.take, tile, np.arange(len(part)) % _TILE_ROWS, 0, part, mode="clip")
+            for part in np.array_split(rows, n_threads)
+        ]
+    )
+
+
+class _Way:
+    """A graph, what computes it, and the state that it starts fresh with."""
+
+    def __init__(
+        self,
+        ggml: Ggml,
+        graph: Graph,
+        n_threads: int,
+        *,
+        state: npt.NDArray[np.float32] | None = None,
+        reference: bool = False,
+    ) -> None:
+        self.graph = graph
+        self._ggml = ggml
+        self._n_threads = n_threads
+        self._state = state
+        self._reference = reference
+
+    def time(self, repetitions: int, *, warm_up: bool = True) -> float:
+        """Return the median seconds of computing the graph.
+
+        Each timing has a backend of its own: no thread of another one spins beside it, and the
+        work memory lies elsewhere each time, so that its place is part of what the rounds sample.
+        """
+        with self._ggml.backend(self._n_threads, reference=self._reference, poll=_POLL) as backend:
+            end = time.perf_counter() + _WARM_UP
+            while warm_up:
+                self._compute(backend)
+                warm_up = time.perf_counter() < end
+            end = time.perf_counter() + _MOST
+            taken = [self._compute(backend)]
+            while len(taken) < repetitions and time.perf_counter() < end:
+                taken.append(self._compute(backend))
+            return float(np.median(taken)) * 1e-9
+
+    def count_allocations(self) -> int | None:
+        """Return how often computing the graph asks for memory, once there is work memory."""
+        with self._ggml.backend(self._n_threads, reference=self._reference) as backend:
+            self._compute(backend)
+            return backend.count_allocations(self.graph)
+
+    def _compute(self, backend: Backend) -> int:
+        """Return the nanoseconds of computing the graph once.
+
+        A state is made fresh outside the clock: one number a row that its owner writes, whatever
+        the op does.
+        """
+        if self._state is not None:
+            self._state[..., 0] = -np.inf
+        start = time.perf_counter_ns()
+        backend.compute(self.graph)
+        return time.perf_counter_ns() - start
+
+
+class _Arrays:
+    """A case's inputs as they lie in memory, for the tensors of every library."""
+
+    def __init__(self, case: Case, inputs: Inputs) -> None:
+        permute = case.permute
+        self.dim_of = [permute.index(i) for i in range(4)]  # which of ggml's dimensions is i
+        self.q = self._laid_out(inputs.q)
+        self.k = self._laid_out(inputs.k_raw)
+        self.v = None if case.v_is_view_of_k else self._laid_out(inputs.v_raw)
+        self._mask = inputs.mask
+        self._columns: dict[tuple[int, int], npt.NDArray[np.float16]] = {}
+
+    def mask(self, start: int, stop: int) -> npt.NDArray[np.float16] | None:
+        """Return columns of the mask as the op wants them, contiguous."""
+        if self._mask is None:
+            return None
+        if (start, stop) not in self._columns:
+            self._columns[start, stop] = aligned(self._mask[..., start:stop])
+        return self._columns[start, stop]
+
+    def _laid_out(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return aligned(rows.transpose([3 - dim for dim in reversed(self.dim_of)]))
+
+
+class _Layout:
+    """The tensors and graphs of a case in one library."""
+
+    def __init__(self, ggml: Ggml, ctx: Context, case: Case, arrays: _Arrays) -> None:
+        self._ggml, self._ctx, self._case, self._arrays = ggml, ctx, case, arrays
+        self._q = self._permuted("f32", case.hsk, arrays.q)
+        self._k = self._permuted(case.type_K, case.hsk, arrays.k)
+        if arrays.v is None:
+            self._v = ctx.view(self._k, (case.hsv, *self._k.ne[1:]))
+        else:
+            self._v = self._permuted(case.type_V, case.hsv, arrays.v)
+
+    def allocate(self) -> None:
+        """Give memory to the outputs."""
+        with self._ggml.backend(1) as backend:
+            backend.allocate(self._ctx)
+
+    def standard(self, *, reference: bool = False) -> _Way:
+        """One call without a state."""
+        return self._way([self._call(0, self._case.kv)], reference=reference)
+
+    def chain(self, n_segments: int) -> _Way:
+        """A call for each segment, with one state."""
+        case = self._case
+        shape = (case.ne3, case.n_head, case.nb, 2 + case.hsv)
+        array = aligned(np.zeros(shape, np.float32))
+        state = self._ctx.tensor("f32", shape[::-1])
+        self._ctx.place(state, array)
+        bounds = case.with_(segments=n_segments).segment_bounds()
+        calls = [self._call(*limits, state=state) for limits in itertools.pairwise(bounds)]
+        return self._way(calls, state=array)
+
+    def parts(self, n_segments: int) -> _Way:
+        """A call without a state for each segment."""
+        bounds = self._case.with_(segments=n_segments).segment_bounds()
+        return self._way([self._call(*limits) for limits in itertools.pairwise(bounds)])
+
+    def empty(self, n_kv: int) -> _Way:
+        """Many calls without a state, each on the first keys, of which the mask shows none."""
+        mask = aligned(np.full((1, 1, self._case.nb, n_kv), -np.inf, np.float16))
+        tensor = self._placed("f16", mask.shape[::-1], mask)
+        calls = [self._call(0, n_kv, mask=tensor) for _ in range(_EMPTY_CALLS)]
+        return self._way(calls)
+
+    def _way(self, calls: list[Tensor], **more: Any) -> _Way:
+        return _Way(self._ggml, self._ctx.graph(calls), self._case.threads, **more)
+
+    def _call(
+        self, start: int, stop: int, *, state: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        case = self._case
+        columns = self._arrays.mask(start, stop) if mask is None else None
+        if columns is not None:
+            mask = self._placed("f16", columns.shape[::-1], columns)
+        return self._ctx.flash_attn_ext(
+            self._q,
+            self._keys(self._k, start, stop),
+            self._keys(self._v, start, stop),
+            mask,
+            scale=case.scale,
+            state=state,
+            prec=case.prec,
+        )
+
+    def _keys(self, cache: Tensor, start: int, stop: int) -> Tensor:
+        ne0, _, ne2, ne3 = cache.ne
+        return self._ctx.view(cache, (ne0, stop - start, ne2, ne3), offset=start * cache.nb[1])
+
+    def _permuted(self, type_: str, ne0: int, array: npt.NDArray[Any]) -> Tensor:
+        tensor = self._placed(type_, (ne0, *array.shape[2::-1]), array)
+        return self._ctx.permute(tensor, self._arrays.dim_of)
+
+    def _placed(self, type_: str, ne: tuple[int, ...], array: npt.NDArray[Any]) -> Tensor:
+        tensor = self._ctx.tensor(type_, ne)
+        self._ctx.place(tensor, array)
+        return tensor
+
+
+def aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a contiguous copy that begins at a multiple of 64 bytes."""
+    memory = np.empty(array.nbytes + 63, np.uint8)
+    start = -memory.ctypes.data % 64
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy

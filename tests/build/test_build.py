@@ -1,0 +1,346 @@
+import ctypes
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fa_harness import proc
+from fa_harness.build import toolchain
+from fa_harness.build.builder import build, find, is_stale, vendor
+from fa_harness.build.library import RECORD, Library
+from fa_harness.engine.ggml import bindings
+from fa_harness.errors import SetupError, UsageError
+from fa_harness.project import Project
+from fa_harness.upstream import newer
+from fa_harness.upstream.git import git
+
+OPS = "ggml/src/ggml-cpu/ops.c"
+MODULE = """
+#include <Python.h>
+#include "ggml.h"
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_ggml", NULL, -1, NULL};
+PyMODINIT_FUNC PyInit__ggml(void) {
+    PyObject * made = PyModule_Create(&module);
+    PyModule_AddIntConstant(made, "answer", ggml_answer());
+    return made;
+}
+"""
+AddPatch = Callable[..., Path]
+
+
+def _emit_c(_include_dir: Path, out_c: Path) -> None:
+    if not out_c.is_file():
+        out_c.write_text(MODULE)
+
+
+@pytest.fixture
+def ready(project: Project, add_patch: AddPatch, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project whose two patches each change what the library answers; bindings to match."""
+    add_patch(
+        "first", {OPS: [("return 41;", "return 42;")], "ggml/include/ggml.h": [("\n", " \n")]}
+    )
+    add_patch("second", {OPS: [("return 42;", "return 43;")]})
+    monkeypatch.setattr(bindings, "emit_c", _emit_c)
+    monkeypatch.setattr(bindings, "source_digest", lambda: "bindings 1")
+    return project
+
+
+def answer(library: Library) -> int:
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import _ggml; print(_ggml.answer)"
+    command = [sys.executable, "-c", code, str(library.path)]
+    return int(subprocess.run(command, check=True, capture_output=True).stdout)
+
+
+def refuse_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(command: list[str], **_more: object) -> str:
+        raise AssertionError(f"a program was run: {command}")
+
+    monkeypatch.setattr(proc, "run", refuse)
+
+
+def test_a_pinned_commit_is_built_where_the_environment_names_it(
+    ready: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    author = tmp_path / "author"  # upstream, and the two patches as commits on it
+    first = git(author, "rev-list", "--max-parents=0", "HEAD")
+    pin = newer.add(ready, f"{author}@{first}", "mine")
+    monkeypatch.setenv("UPSTREAM", "mine")
+    pristine, patched = build(ready, ["pristine", "patched"])
+    assert [answer(library) for library in (pristine, patched)] == [41, 43]
+    assert (patched.upstream, patched.upstream_commit) == ("mine", first[:9])
+    (ready.cache / pin.archive_name).unlink()
+    shutil.rmtree(author)
+    refuse_programs(monkeypatch)
+    assert build(ready, ["pristine", "patched"]) == [pristine, patched]
+
+
+def test_each_library_has_the_first_patches_and_recompiles_what_they_change(
+    ready: Project,
+) -> None:
+    pristine, first, patched = build(ready, ["pristine", "0001", "patched"])
+    assert [answer(library) for library in (pristine, first, patched)] == [41, 42, 43]
+    assert len(pristine.compiled) == len(first.compiled) == 4
+    assert patched.compiled == ("src/ggml-cpu/ops.c",)
+    assert [len(library.series) for library in (pristine, first, patched)] == [0, 1, 2]
+    assert patched.upstream == "mini"
+    assert (patched.upstream_commit, patched.ggml_version) == ("abc123", "0.1.2")
+    assert patched.build["options"]["GGML_NATIVE"] == "ON"
+    assert patched.build["cxx_compiler"] == toolchain.find_cxx_compiler().version
+
+
+def test_libraries_of_two_build_folders_have_names_of_their_own(ready: Project) -> None:
+    names = [
+        {path.name for path in library.path.glob("libggml*")}
+        for options in ({}, {"GGML_OPENMP": "ON"})
+        for library in build(ready, ["pristine", "patched"], options=options)
+    ]
+    assert all(len(of_library) >= 3 for of_library in names)
+    assert len(set().union(*names)) == sum(map(len, names))
+
+
+def test_new_bindings_recompile_no_file_that_depends_on_the_headers_only(
+    ready: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["pristine", "0001", "patched"]
+    build(ready, names)
+    monkeypatch.setattr(bindings, "emit_c", lambda _dir, out: out.write_text(MODULE + "\n"))
+    monkeypatch.setattr(bindings, "source_digest", lambda: "bindings 2")
+    assert [set(library.compiled) for library in build(ready, names)] == [
+        {"_ggml.c"},
+        {"_ggml.c", "src/ggml-cpu/ops.c"},
+        {"_ggml.c", "src/ggml-cpu/ops.c"},
+    ]
+
+
+def test_current_libraries_cost_no_program(ready: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = build(ready, ["patched"])
+    refuse_programs(monkeypatch)
+    assert build(ready, ["patched"]) == built == [find(ready, "patched")]
+
+
+def test_a_library_works_where_it_is_moved_to_and_tells_upstreams_commit(
+    ready: Project, tmp_path: Path
+) -> None:
+    (library,) = build(ready, ["patched"])
+    moved = tmp_path / "moved"
+    library.path.rename(moved)
+    shutil.rmtree(ready.root)
+    base = next(moved.glob("libggml-base-*"))
+    commit = ctypes.CDLL(str(base)).ggml_commit
+    commit.restype = ctypes.c_char_p
+    assert commit() == b"abc123"
+    code = f"import sys; sys.path.insert(0, {str(moved)!r}); import _ggml"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for product in moved.glob("*.so"):
+        assert str(tmp_path).encode() not in product.read_bytes()
+
+
+def test_a_changed_patch_makes_stale_what_has_it_and_nothing_else(
+    ready: Project, add_patch: AddPatch
+) -> None:
+    first, patched = build(ready, ["0001", "patched"])
+    add_patch("third", {OPS: [("return 43;", "return 44;")]})
+    assert is_stale(ready, first) is None
+    assert is_stale(ready, patched) == "patches changed"
+    (again,) = build(ready, ["patched"])
+    assert (answer(again), again.compiled) == (44, ("src/ggml-cpu/ops.c",))
+    assert is_stale(ready, again) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda m: m.setattr(bindings, "source_digest", lambda: "2"), "bindings changed"),
+        (lambda m: m.setenv("CFLAGS", "-g"), "compiler flags changed"),
+        (
+            lambda m: m.setattr(
+                toolchain,
+                "find_c_compiler",
+                lambda: toolchain.Tool(command=("cc",), version="other"),
+            ),
+            "compilers changed",
+        ),
+    ],
+    ids=["bindings", "flags", "compiler"],
+)
+def test_a_stale_library_says_why(
+    ready: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[pytest.MonkeyPatch], None],
+    reason: str,
+) -> None:
+    (library,) = build(ready, ["pristine"])
+    assert is_stale(ready, library) is None
+    change(monkeypatch)
+    assert is_stale(ready, library) == reason
+
+
+def test_a_machine_without_compiler_uses_the_library_that_is_there(
+    ready: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = build(ready, ["pristine"])
+    monkeypatch.setenv("CC", "gone")
+    assert build(ready, ["pristine"]) == built
+
+
+def test_other_options_are_built_beside_the_usual_ones(ready: Project) -> None:
+    (usual,) = build(ready, ["pristine"])
+    (other,) = build(ready, ["pristine"], options={"GGML_OPENMP": "ON"})
+    assert other.path != usual.path
+    assert other.build["options"]["GGML_OPENMP"] == "ON"
+    assert find(ready, "pristine") == usual
+    assert find(ready, "pristine", options={"GGML_OPENMP": "ON"}) == other
+
+
+def test_a_library_with_a_sanitizer_is_built_with_its_options_beside_the_usual_one(
+    ready: Project,
+) -> None:
+    asan, patched = build(ready, ["asan", "patched"])
+    assert asan.path.parents[1] != patched.path.parents[1]
+    assert asan.series == patched.series
+    flags = asan.build["options"]["CMAKE_C_FLAGS_RELWITHDEBINFO"]
+    assert "-fsanitize=address" in flags
+    assert not [value for value in patched.build["options"].values() if "-fsanitize" in value]
+    assert [Path(path).name.partition(".")[0] for path in asan.preload] == ["libasan", "libstdc++"]
+    assert patched.preload == ()
+    assert find(ready, "asan") == asan
+    assert is_stale(ready, asan) is None
+
+
+def test_asked_options_go_above_those_of_a_library_with_a_sanitizer(ready: Project) -> None:
+    (library,) = build(ready, ["ubsan"], options={"CMAKE_BUILD_TYPE": "Debug"})
+    assert library.build["options"]["CMAKE_BUILD_TYPE"] == "Debug"
+    assert find(ready, "ubsan", options={"CMAKE_BUILD_TYPE": "Debug"}) == library
+
+
+def test_a_checkout_of_ones_own_is_built_and_an_edit_recompiles_one_file(
+    ready: Project,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(vendor(ready).path / "ggml", tmp_path / "mine" / "ggml")
+    ready.series_file.write_text("")
+    monkeypatch.setenv("UPSTREAM_DIR", str(tmp_path / "mine"))
+    (library,) = build(ready, ["pristine"])
+    assert (library.upstream, answer(library)) == ("dir:mine", 43)
+    source = tmp_path / "mine" / OPS
+    source.write_text(source.read_text().replace("return 43;", "return 99;"))
+    assert is_stale(ready, library) == "upstream changed"
+    (again,) = build(ready, ["pristine"])
+    assert (answer(again), again.compiled) == (99, ("src/ggml-cpu/ops.c",))
+
+
+def test_sources_that_do_not_compile_are_reported_with_the_compilers_words(
+    ready: Project, add_patch: AddPatch
+) -> None:
+    add_patch("broken", {OPS: [("return 43;", "return no_such_name;")]})
+    with pytest.raises(SetupError) as caught:
+        build(ready, ["patched"])
+    message = str(caught.value)
+    assert "library 'patched' of upstream 'mini' does not build" in message
+    assert "no_such_name" in message
+    log = message.rpartition("the whole output is in ")[2]
+    assert "no_such_name" in Path(log).read_text()
+    with pytest.raises(SetupError, match="is not built"):
+        find(ready, "patched")
+
+
+def test_an_interrupted_build_leaves_no_library(
+    ready: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_args: object, **_more: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copytree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build(ready, ["pristine"])
+    with pytest.raises(SetupError, match="library 'pristine' is not built"):
+        find(ready, "pristine")
+    (library,) = build(ready, ["pristine"])
+    assert answer(library) == 41
+
+
+def test_a_library_with_a_damaged_record_is_built_anew(ready: Project) -> None:
+    (library,) = build(ready, ["pristine"])
+    (library.path / RECORD).write_text("damaged")
+    (again,) = build(ready, ["pristine"])
+    assert find(ready, "pristine") == again
+    assert again.compiled == ()
+
+
+def test_an_unknown_library_is_refused_before_anything_is_run(
+    ready: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_programs(monkeypatch)
+    for call in (lambda: build(ready, ["pristine", "0099"]), lambda: find(ready, "0099")):
+        with pytest.raises(UsageError, match="unknown library '0099'"):
+            call()
+
+
+def test_a_library_that_is_not_built_is_named_with_the_command(ready: Project) -> None:
+    with pytest.raises(SetupError, match=r"^library '0001' is not built: fa-harness build 0001$"):
+        find(ready, "0001")
+
+
+def test_a_missing_compiler_stops_the_build_before_the_fetch(
+    ready: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "gone")
+    with pytest.raises(SetupError, match="CXX is 'gone'"):
+        build(ready, ["pristine"])
+    assert not ready.cache.exists()
+
+
+@pytest.fixture
+def with_mutants(ready: Project, add_patch: AddPatch) -> Path:
+    """The two patches, and a third that is one of the mutants."""
+    patch = add_patch("switch", {OPS: [("return 43;", "return 99;")]})
+    lines = ready.series_file.read_text().splitlines()
+    ready.series_file.write_text("\n".join(lines[:-1]) + "\n")
+    ready.mutants.mkdir()
+    (ready.mutants / "series").write_text(f"{patch.name}\n")
+    return patch.rename(ready.mutants / patch.name)
+
+
+def test_the_library_of_the_mutants_has_them_on_top_of_the_series(
+    ready: Project, with_mutants: Path
+) -> None:
+    mutated, patched = build(ready, ["mutants", "patched"])
+    assert (answer(mutated), answer(patched)) == (99, 43)
+    assert mutated.series == (*patched.series, with_mutants.name)
+
+
+def test_a_changed_mutant_makes_only_their_library_stale(
+    ready: Project, with_mutants: Path
+) -> None:
+    mutated, patched = build(ready, ["mutants", "patched"])
+    with_mutants.write_text("broken")
+    assert is_stale(ready, mutated) == "patches changed"
+    assert is_stale(ready, patched) is None
+    with pytest.raises(SetupError, match=r"patch '0003-switch\.patch' does not apply"):
+        build(ready, ["mutants"])
+    assert [answer(library) for library in build(ready, ["pristine", "patched"])] == [41, 43]
+
+
+def test_a_patch_of_mutants_that_does_not_apply_is_left_out_of_their_library(
+    ready: Project, with_mutants: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = with_mutants.with_name("0004-broken.patch")
+    broken.write_text(with_mutants.read_text())  # its line is another by now
+    last = with_mutants.with_name("0005-last.patch")
+    last.write_text(
+        with_mutants.read_text()
+        .replace("return 43;", "return 99;")
+        .replace("+    return 99", "+    return 100")
+    )
+    names = [patch.name for patch in (with_mutants, broken, last)]
+    (ready.mutants / "series").write_text("\n".join(names) + "\n")
+    [mutated] = build(ready, ["mutants"])
+    assert answer(mutated) == 100
+    assert mutated.series[-2:] == (with_mutants.name, last.name)
+    assert "patch '0004-broken.patch' does not apply" in capsys.readouterr().err
+    assert is_stale(ready, mutated) is None

@@ -1,0 +1,96 @@
+"""What the fuzzer draws: valid, small, and some of everything."""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from fa_harness.case.case import MASK_KINDS, REGIMES, Case
+from fa_harness.case.quants import TYPES
+from fa_harness.case.strategies import draw_cases
+from fa_harness.engine.modes import chain_paths, path
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[Case]:
+    return list(itertools.islice(draw_cases(1), 800))
+
+
+def test_a_seed_gives_the_same_cases_again_and_another_others(drawn: list[Case]) -> None:
+    assert list(itertools.islice(draw_cases(1), 150)) == drawn[:150]
+    assert len(set(itertools.islice(draw_cases(2), 150)) & set(drawn)) < 15
+
+
+def test_no_case_is_drawn_twice(drawn: list[Case]) -> None:
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_every_path_has_its_share(drawn: list[Case]) -> None:
+    paths = Counter(path(case) for case in drawn if not case.segment_types and not case.hot_window)
+    assert min(paths[name] for name in ("vec", "tiled", "split-kv")) >= len(drawn) / 10
+
+
+@pytest.mark.parametrize(
+    ("of", "all_"),
+    [
+        (lambda case: [case.type_K], TYPES),
+        (lambda case: [case.type_V], TYPES),
+        (lambda case: [t for s in case.segment_types for t in s.split("/")], TYPES),
+        (lambda case: [case.cold_type] if case.hot_window else [], TYPES),
+        (lambda case: [case.mask_kind], MASK_KINDS),
+        (lambda case: [case.regime], set(REGIMES) - {"seed"}),
+        (lambda case: [case.permute[1:]], itertools.permutations((1, 2, 3))),
+        (lambda case: [case.threads], (1, 2, 3, 5, 8)),
+        (lambda case: [case.nr23[0]], range(1, 9)),
+        (lambda case: [case.ne3], (1, 2, 3)),
+        (lambda case: [case.prec], ("f32", "def")),
+        (lambda case: [case.boundaries if case.boundaries in (None, "random") else "listed"],
+         (None, "random", "listed")),
+    ],
+    ids=[
+        "K", "V", "segments", "cold", "masks", "regimes", "permutations", "threads", "groups",
+        "sequences", "precision", "cuts",
+    ],
+)  # fmt: skip
+def test_each_of_them_is_drawn(
+    drawn: list[Case], of: Callable[[Case], list[object]], all_: object
+) -> None:
+    assert {value for case in drawn for value in of(case)} == set(all_)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    "is_one",
+    [
+        lambda case: case.segments == 1,
+        lambda case: len(set(case.segment_bounds())) <= case.segments,
+        lambda case: len(set(chain_paths(case))) > 1,
+        lambda case: case.hsk % 2 == 1 and case.type_K in ("f16", "f32"),
+        lambda case: (case.hsk, case.hsv) == (576, 512),
+        lambda case: case.v_is_view_of_k,
+        lambda case: case.hsk_padded > case.hsk,
+        lambda case: case.type_K != case.type_V,
+        lambda case: case.nb >= 64 and case.kv % 64 != 0 and not case.mask,
+        lambda case: case.mask_heads > 1,
+        lambda case: case.max_bias and case.logit_softcap and case.sinks,
+        lambda case: not case.kv_view,
+        lambda case: 0 < case.hot_window < case.kv and case.group > 1,
+        lambda case: "/" in "".join(case.segment_types),
+        lambda case: case.nb > case.kv,
+    ],
+    ids=[
+        "one segment", "an empty segment", "a chain over two paths", "an odd head size", "MLA",
+        "V in K", "padded rows", "unequal types", "a tile that is not full", "masks by head",
+        "all options",
+        "no view", "a rolling cache", "unequal types of a segment", "more rows than keys",
+    ],
+)  # fmt: skip
+def test_such_a_case_is_drawn(drawn: list[Case], is_one: Callable[[Case], bool]) -> None:
+    assert sum(map(bool, map(is_one, drawn))) >= 3
+
+
+def test_no_case_costs_much(drawn: list[Case]) -> None:
+    def products(case: Case) -> int:
+        return case.n_head * case.ne3 * case.nb * case.kv * (case.hsk + case.hsv)
+
+    assert max(map(products, drawn)) <= 3e6

@@ -1,0 +1,432 @@
+"""The gate as it is called, with real libraries: what it stops, and what must not lose a report."""
+
+import dataclasses
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+from rich.console import Console
+
+from fa_harness.build.library import Library, held
+from fa_harness.case import suites
+from fa_harness.case.case import Case
+from fa_harness.cli import main as cli
+from fa_harness.cli.run import EndedError, run_cases
+from fa_harness.engine.runner import Runner
+from fa_harness.engine.worker import Worker
+from fa_harness.errors import SetupError
+from fa_harness.speed import baseline
+from fa_harness.speed import rows as speed
+
+CASES = [
+    *suites.suite("seed"),
+    Case(hsk=64, hsv=64, nh=2, kv=40, nb=3, segments=3, regime="normal"),
+]
+SMALL = (
+    "import sys; from fa_harness import cli, suites; from fa_harness.cases import Case\n"
+    f"suites.SUITES['gate'] = lambda: [Case.parse(text) for text in {[*map(str, CASES)]!r}]\n"
+    "cli.main()"
+)
+"""A gate of two cases, in a process of its own."""
+
+Call = Callable[..., "Ended"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    status: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
+    """Call `fa-harness gate`, which has two cases, in this process."""
+    monkeypatch.setitem(suites.SUITES, "gate", lambda: CASES)
+    on_term = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["fa-harness", "gate", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+        return Ended(status, *capsys.readouterr())
+
+    yield run
+    signal.signal(signal.SIGTERM, on_term)
+
+
+@pytest.fixture
+def file(tmp_path: Path, call: Call, patched: Library) -> Path:
+    """A baseline of the two cases, without speed."""
+    path = tmp_path / "baseline.json"
+    assert call("--baseline", path, "--update-baseline", "--no-speed").status == 0
+    return path
+
+
+def test_a_gate_passes_against_its_own_baseline(call: Call, file: Path) -> None:
+    ended = call("--baseline", file, "--no-speed")
+    assert ended.status == 0
+    for line in (
+        "ok         cases            2 pass",
+        "ok         errors           as in the base",
+    ):
+        assert line in ended.stdout
+    assert "skipped    speed            left out (--no-speed)" in ended.stdout
+    assert f"gate: pass | baseline {file}" in ended.stdout
+
+
+def test_a_library_with_the_bug_is_stopped_and_its_baseline_refused(
+    call: Call, file: Path, bug: Library
+) -> None:
+    before = file.read_text()
+    ended = call("--library", "0001", "--baseline", file, "--no-speed", "--update-baseline")
+    assert ended.status == 1
+    assert "gate: fail, 2 findings" in ended.stdout
+    assert f"baseline {file}: is left as it was; mend what is wrong first" in ended.stdout
+    assert file.read_text() == before
+
+
+def test_an_update_tells_what_changed(call: Call, file: Path) -> None:
+    document = json.loads(file.read_text())
+    case = str(CASES[1])
+    document["cases"][case]["of_bound"]["standard_vs_oracle"] = 0.9
+    document["cases"]["FLASH_ATTN_EXT(kv=3)"] = document["cases"].pop(str(CASES[0]))
+    file.write_text(json.dumps(document))
+    ended = call("--baseline", file, "--no-speed", "--update-baseline")
+    assert ended.status == 0
+    assert "gone: FLASH_ATTN_EXT(kv=3)" in ended.stdout
+    assert f"added: {CASES[0]}" in ended.stdout
+    assert "standard_vs_oracle 0.9 -> " in ended.stdout
+    assert baseline.render(baseline.load(file)) == file.read_text()
+
+
+def test_an_error_that_grew_is_stopped(call: Call, file: Path) -> None:
+    text = file.read_text()
+    grown = text.replace('"standard_vs_oracle": 0.', '"standard_vs_oracle": 0.00')
+    assert grown != text
+    file.write_text(grown)
+    ended = call("--baseline", file, "--no-speed")
+    assert ended.status == 1
+    assert "error grew: hs" in ended.stdout
+    assert "standard vs oracle: takes " in ended.stdout
+
+
+def test_without_a_baseline_the_cases_gate_and_the_rest_is_skipped(
+    call: Call, monkeypatch: pytest.MonkeyPatch, patched: Library
+) -> None:
+    monkeypatch.setattr(baseline, "file_name", lambda *_: "none.json")
+    ended = call()
+    assert ended.status == 0
+    assert "there is no baseline baselines/none.json; fa-harness gate --update" in ended.stdout
+    assert ended.stdout.count("skipped") == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is broken ("),
+        ('{"schema": "fa-harness.baseline/2"}', "it was made by a newer one; update fa-harness"),
+    ],
+)
+@pytest.mark.parametrize("update", [[], ["--update-baseline"]])
+def test_a_baseline_that_cannot_be_used_ends_the_gate_before_it_runs(
+    call: Call, tmp_path: Path, patched: Library, text: str, message: str, update: list[str]
+) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(text)
+    ended = call("--baseline", file, *update)
+    assert (ended.status, ended.stdout) == (3, "")
+    assert message in ended.stderr
+    assert file.read_text() == text
+
+
+def test_a_wrong_call_is_refused(call: Call, tmp_path: Path) -> None:
+    ended = call("--baseline", tmp_path / "none.json")
+    assert (ended.status, ended.stdout) == (2, "")
+    assert "there is no such file; --update-baseline makes it" in ended.stderr
+    ended = call("--update-baseline", "--seed", 3)
+    assert (ended.status, ended.stdout) == (2, "")
+    assert "leave them out, or name another file with --baseline" in ended.stderr
+
+
+def test_the_reports_are_of_one_run_and_json_stands_alone_on_standard_output(
+    call: Call, file: Path, tmp_path: Path
+) -> None:
+    paths = {kind: tmp_path / f"report.{kind}" for kind in ("junit", "markdown", "html")}
+    arguments = [word for kind, path in paths.items() for word in (f"--{kind}", path)]
+    ended = call("--baseline", file, "--no-speed", "--json", "-", *arguments)
+    document = json.loads(ended.stdout)
+    assert (document["schema"], document["gate"]["passed"]) == ("fa-harness.gate/1", True)
+    assert [result["case"] for result in document["results"]] == [*map(str, CASES)]
+    assert ET.parse(paths["junit"]).getroot().get("failures") == "0"
+    assert paths["markdown"].read_text().startswith("## ✅ gate passed: 2 cases")
+    assert "gate passed: 2 cases" in paths["html"].read_text()
+
+
+def test_in_github_actions_what_is_wrong_is_annotated_and_the_summary_added_to(
+    call: Call, file: Path, bug: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = tmp_path / "summary.md"
+    summary.write_text("# before\n")
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    ended = call("--library", "0001", "--baseline", file, "--no-speed")
+    assert ended.status == 1
+    commands = [line for line in ended.stdout.splitlines() if line.startswith("::")]
+    assert len(commands) == 2
+    assert all(line.startswith("::error title=fail%3A hs") for line in commands)
+    assert summary.read_text().startswith("# before\n## ❌ gate failed: 2 findings")
+
+
+def test_every_case_of_the_gate_passes_on_the_series_with_a_seed_of_no_choice(
+    patched: Library,
+) -> None:
+    cases = [case.with_(seed=20261125, threads=1) for case in suites.suite("gate")]
+    with Runner(patched.module_path) as runner:
+        bad = [f"{v.status}: {v.reason}: {v.case}" for v in runner.run(cases) if v.status != "pass"]
+    assert bad == []
+
+
+# faults of files
+
+
+def test_a_report_that_cannot_be_written_keeps_no_other_back(
+    call: Call, file: Path, tmp_path: Path
+) -> None:
+    junit = tmp_path / "report.xml"
+    ended = call("--baseline", file, "--no-speed", "--json", "/dev/full", "--junit", junit)
+    assert ended.status == 3
+    assert "report /dev/full: cannot be written (No space left on device)" in ended.stderr
+    assert "gate: pass" in ended.stdout
+    assert ET.parse(junit).getroot().get("failures") == "0"
+
+
+def test_a_full_disk_leaves_the_older_baseline(
+    call: Call, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, limits = file.read_text(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    render = baseline.render
+
+    def render_on_a_full_disk(new: baseline.Baseline) -> str:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        return render(new)
+
+    monkeypatch.setattr(baseline, "render", render_on_a_full_disk)
+    try:
+        ended = call("--baseline", file, "--no-speed", "--update-baseline")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert ended.status == 3
+    assert f"cannot write {file}" in ended.stderr
+    assert file.read_text() == before
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_a_disk_that_fills_up_ends_a_run_and_keeps_what_was_found_until_then(
+    patched: Library,
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    console = Console(file=open(os.devnull, "w"))  # noqa: SIM115
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(EndedError) as end:
+            run_cases(
+                [CASES[0], CASES[1]],  # the state of the first fits
+                library="patched",
+                modes=("resumed",),
+                timeout=None,
+                console=console,
+                verbose=False,
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    results = end.value.results
+    assert isinstance(end.value.cause, SetupError)
+    assert [verdict.status for verdict in results.verdicts] == ["pass"]
+    assert results.interrupted
+    assert not results.passed
+
+
+def test_a_file_that_a_worker_cannot_write_is_no_crash_of_the_case(patched: Library) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with Worker(patched.module_path) as worker:
+            worker.submit(CASES[1], ("resumed",), 60)
+            with pytest.raises(SetupError, match=r"state .*: cannot be written \(File too large\)"):
+                worker.result()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_gates_that_run_at_once_leave_a_whole_baseline_of_one_of_them(
+    patched: Library, tmp_path: Path
+) -> None:
+    file = tmp_path / "x.json"
+    arguments = ["gate", "--baseline", str(file), "--update-baseline", "--no-speed"]
+    gates = [
+        subprocess.Popen(
+            [sys.executable, "-c", SMALL, *arguments], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in gates]
+    assert [process.returncode for process in gates] == [0, 0, 0]
+    assert set(baseline.load(file).cases) == {*map(str, CASES)}
+    # each tells what it changed against the one before it
+    assert sum("new: 2 cases" in output for output in outputs) == 1
+    assert sum("written, nothing changed" in output for output in outputs) == 2
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def test_a_baseline_that_cannot_be_written_keeps_no_report_back(
+    call: Call, patched: Library, tmp_path: Path
+) -> None:
+    report = tmp_path / "report.json"
+    file = tmp_path / "no" / "such" / "folder" / "x.json"
+    ended = call("--baseline", file, "--update-baseline", "--no-speed", "--json", report)
+    assert ended.status == 3
+    assert f"cannot write {file.parent}" in ended.stderr
+    assert json.loads(report.read_text())["gate"]["passed"]
+
+
+def test_a_gate_that_is_interrupted_while_it_measures_keeps_its_report_and_does_not_pass(
+    call: Call, patched: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> list[speed.Row]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(speed, "measure", interrupt)
+    report = tmp_path / "report.json"
+    file = tmp_path / "x.json"
+    ended = call("--baseline", file, "--update-baseline", "--json", report)
+    assert ended.status == 1
+    assert not json.loads(report.read_text())["gate"]["passed"]
+    assert not file.exists()
+
+
+# a library that is replaced
+
+
+@pytest.fixture
+def replaceable(patched: Library, tmp_path: Path) -> Library:
+    path = tmp_path / "lib" / "patched"
+    shutil.copytree(patched.path, path, symlinks=True)
+    return dataclasses.replace(patched, path=path)
+
+
+def test_a_library_that_is_replaced_while_it_runs_stays_what_it_was(
+    replaceable: Library, bug: Library
+) -> None:
+    with held(replaceable) as library, Runner(library.module_path) as runner:
+        shutil.rmtree(replaceable.path)
+        shutil.copytree(bug.path, replaceable.path, symlinks=True)
+        os.kill(runner._worker.pid, signal.SIGKILL)  # the next one loads anew
+        statuses = [verdict.status for verdict in runner.run([CASES[0], *CASES])]
+    assert statuses == ["crash", "pass", "pass"]
+    assert library.series == replaceable.series
+    assert [path.name for path in replaceable.path.parent.iterdir()] == ["patched"]
+
+
+def test_a_library_that_goes_away_before_it_is_held_says_so(
+    replaceable: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(replaceable.path)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with pytest.raises(SetupError, match=r"went away from .*; build it again"), held(replaceable):
+        pass
+    assert list(replaceable.path.parent.iterdir()) == []
+
+
+def test_what_a_killed_process_held_is_deleted_and_what_a_living_one_holds_is_not(
+    replaceable: Library,
+) -> None:
+    code = (
+        "import os, sys, pathlib\n"
+        "from fa_harness.library import held, load\n"
+        "with held(load(pathlib.Path(sys.argv[1]))):\n"
+        "    os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, replaceable.path], check=False)
+    folder = replaceable.path.parent
+    assert len(list(folder.iterdir())) == 2
+    with held(replaceable) as outer:
+        assert len(list(folder.iterdir())) == 2
+        with held(replaceable) as inner:
+            assert outer.path != inner.path
+            assert outer.module_path.exists()
+        assert outer.module_path.exists()
+    assert [path.name for path in folder.iterdir()] == ["patched"]
+
+
+def test_who_may_not_write_beside_a_library_runs_it_in_its_place(
+    replaceable: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> str:  # root may write in any folder
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with held(replaceable) as library:
+        assert library == replaceable
+
+
+# speed
+
+
+def test_each_number_of_a_speed_row_is_of_a_process_of_its_own(patched: Library) -> None:
+    [row] = speed.measure(patched.module_path, speed.ROWS[:1], processes=3)
+    assert row.fault == ""
+    assert {way: len(each) for way, each in row.ratios.items()} == dict.fromkeys(
+        ("again", *speed.WAYS), 3
+    )
+    assert all(ratio > 0 for each in row.ratios.values() for ratio in each)
+
+
+def test_a_crash_while_a_speed_row_is_measured_is_its_fault(
+    around_patched: Callable[[str], Path],
+) -> None:
+    code = "os.kill(os.getpid(), 11) if name == 'ggml_backend_graph_compute' and n > 3 else None"
+    rows = speed.measure(around_patched(code), speed.ROWS[:2], processes=2)
+    assert [row.fault.split()[0] for row in rows] == ["SIGSEGV", "SIGSEGV"]
+
+
+def test_a_ratio_that_got_worse_is_measured_twice_and_stopped(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patched: Library
+) -> None:
+    monkeypatch.setattr(speed, "ROWS", speed.ROWS[:1])
+    measured: list[speed.Row] = []
+    measure = speed.measure
+
+    def counted(*arguments: Any, **more: Any) -> list[speed.Row]:
+        rows = measure(*arguments, **more)
+        measured.extend(rows)
+        return rows
+
+    monkeypatch.setattr(speed, "measure", counted)
+    file = tmp_path / "x.json"
+    assert call("--baseline", file, "--update-baseline").status == 0
+    assert [len(row.ratios["again"]) for row in measured] == [24]
+    document = json.loads(file.read_text())
+    ratios = document["speed"]["rows"][str(speed.ROWS[0])]["segmented"]
+    ratios[:] = [ratio / 5 for ratio in ratios]
+    file.write_text(json.dumps(document))
+    measured.clear()
+    ended = call("--baseline", file)
+    assert ended.status == 1
+    assert "slower: hs128 h8/2 kv256 b1" in ended.stdout
+    assert [len(row.ratios["segmented"]) for row in measured] == [12, 24]

@@ -1,0 +1,65 @@
+"""`fa-harness series` as it is called, on the project's own patches."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fa_harness.build.library import Library
+from fa_harness.project import find_project
+from fa_harness.series.series import load_series
+
+NAMES = load_series(find_project()).names
+
+
+def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fa_harness.cli", "series", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_status_has_each_patch_with_its_files() -> None:
+    done = call("status", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    patches = json.loads(done.stdout)["patches"]
+    assert tuple(patch["name"] for patch in patches) == NAMES
+    assert all(patch["files"] and not patch["is_upstream"] for patch in patches)
+    assert patches[0]["turned_green"] is None
+
+
+def test_the_series_keeps_what_upstream_insists_on() -> None:
+    done = call("lint", "--json", "-")
+    report = json.loads(done.stdout)
+    assert [f for f in report["findings"] if f["level"] == "must"] == []
+    assert done.returncode == 0
+    assert report["not_checked"] == []
+
+
+def test_check_runs_a_suite_on_an_upstream(
+    patched: Library, pristine: Library, tmp_path: Path
+) -> None:
+    file = tmp_path / "matrix.md"
+    done = call("check", "--upstream", patched.upstream, "--suite", "seed", "--markdown", file)
+    assert done.returncode == 0, done.stderr
+    assert f"patches {len(NAMES)} of {len(NAMES)}  variants 0  drift 0  seed: 1 of 1" in done.stdout
+    assert f"| {patched.upstream} |" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "--upstream", "gone"], "unknown upstream 'gone'"),
+        (["check", "--upstream", "all", "--suite", "gone"], "gone"),
+        (["edit"], "name the patch to edit"),
+        (["drop"], "name one patch at least"),
+        (["drop", "0042"], "no patch is called or begins with '0042'"),
+        (["reorder", "1", "1"], "a patch is named twice"),
+        (["add", "/gone.patch"], "there is no file /gone.patch"),
+        (["refresh", "--continue"], "no change of the series has begun"),
+        (["drop", "1", "--abort"], "take nothing else"),
+    ],
+)
+def test_a_wrong_call_is_refused_with_status_2(arguments: list[str], message: str) -> None:
+    done = call(*arguments)
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr

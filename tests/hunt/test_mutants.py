@@ -1,0 +1,249 @@
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fa_harness.build.library import Library
+from fa_harness.case.suites import suite
+from fa_harness.engine import ggml
+from fa_harness.engine.worker import Worker
+from fa_harness.errors import SetupError
+from fa_harness.hunt import mutants
+from fa_harness.hunt.mutants import Mutant
+from fa_harness.project import find_project
+from fa_harness.series.series import load_mutants
+
+CLASSES = {
+    *(
+        "reset-always",
+        "reset-never",
+        "scratch-carry",
+        "scratch-and-dst",
+        "norm-twice",
+        "norm-never",
+    ),
+    *("s-not-rescaled", "vkq-not-rescaled", "rescale-from-fresh", "m-not-stored", "s-not-stored"),
+    *("vkq-not-stored", "m-max-local", "f16-restore", "f16-overflow", "row-index-swap"),
+    *("row-index-no-batch", "state-stride", "dst-offset", "thread0-init", "no-barrier"),
+    "split-last-chunk",
+    *("split-state-twice", "split-empty-chunk", "tile-tail", "tile-rows", "masked-row-nan"),
+    *("masked-segment", "empty-segment", "sink-every-segment", "sink-lost", "sink-m"),
+    *("softcap-dropped", "softcap-order", "alibi-head", "gqa-map", "mask-stride"),
+    *("mask-broadcast", "q-type", "v-alias", "work-size", "view-stride", "view-offset"),
+    *("node-missing", "node-order", "state-not-reset", "state-shared", "last-wins"),
+    *("first-dropped", "merge-weight", "merge-empty", "merge-order", "base-2", "clamp-exp"),
+    "input-written",
+}
+"""Every way that is known in which a kernel or its API goes wrong."""
+
+PATCHES = find_project().mutants
+EVERY = mutants.load(PATCHES / "mutants.toml")
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    call = [sys.executable, "-m", "fa_harness.cli", "mutants", *arguments]
+    return subprocess.run(call, capture_output=True, text=True)
+
+
+def score_of(*arguments: str, status: int = 0) -> Any:
+    done = command(*arguments, "--json", "-")
+    assert done.returncode == status, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def load(path: Path, text: str) -> tuple[Mutant, ...]:
+    path.write_text(text)
+    return mutants.load(path)
+
+
+def made(id_: str, **changes: str) -> Mutant:
+    fields = {"class_": "c", "kind": "kernel", "patch": "p", "does": "d", "shown_by": "s"}
+    return Mutant(id=id_, **{**fields, **changes})
+
+
+def test_every_class_of_faults_has_a_mutant_and_no_mutant_is_of_another() -> None:
+    assert {mutant.class_ for mutant in EVERY if mutant.kind != "impostor"} == CLASSES
+
+
+def test_every_mutant_is_in_its_patch() -> None:
+    for mutant in EVERY:
+        name = mutant.id.upper().replace("-", "_")
+        assert f"GGML_FA_MUTANT({name})" in (PATCHES / mutant.patch).read_text(), mutant.id
+
+
+def test_every_place_in_a_patch_is_of_a_mutant_that_is_described() -> None:
+    found = {
+        name.lower().replace("_", "-")
+        for patch in load_mutants(find_project()).patches
+        for name in re.findall(r"GGML_FA_MUTANT\(([A-Z0-9_]+)\)", patch.read_text())
+    }
+    assert found == {mutant.id for mutant in EVERY}
+
+
+def test_the_library_has_the_mutants_that_are_described(mutated: Library) -> None:
+    with Worker(mutated.module_path) as worker:
+        assert worker.mutants == tuple(mutant.id for mutant in EVERY)
+
+
+def test_no_mutant_is_equivalent() -> None:
+    assert [mutant.id for mutant in EVERY if mutant.equivalent] == []
+
+
+def test_another_library_has_no_mutants(patched: Library) -> None:
+    library = ggml.load(patched.module_path)
+    assert library.mutants == ()
+    library.set_mutant(None)
+    assert not library.mutant_reached
+    with pytest.raises(ValueError, match="the library has no mutant 'norm-never-vec'"):
+        library.set_mutant("norm-never-vec")
+
+
+@pytest.fixture(scope="module")
+def score(mutated: Library) -> Any:
+    return score_of()
+
+
+def test_every_mutant_is_killed_and_every_impostor_by_every_case(score: Any) -> None:
+    assert [r["mutant"] for r in score["results"] if r["status"] != "killed"] == []
+    assert score["summary"]["mutants"] == score["summary"]["killed"] == len(EVERY)
+    n_case = sum(len(suite(name)) for name in mutants.SUITES)
+    impostors = [r for r in score["results"] if r["kind"] == "impostor"]
+    assert len(impostors) == 5
+    assert {r["cases"] for r in impostors} == {n_case}
+
+
+def test_smoke_alone_kills_nine_of_ten_faults(score: Any) -> None:
+    assert score["suites"][0] == "smoke"
+    summary = score["summary"]
+    assert summary["killed_by_first_suite"] >= 0.9 * summary["faults"] > 0
+
+
+def test_a_row_tells_the_mutant_the_case_and_the_comparison(score: Any) -> None:
+    [row] = [r for r in score["results"] if r["mutant"] == "reset-always-vec"]
+    assert row["class"] == "reset-always"
+    assert row["suite"] == "smoke"
+    assert row["case"] in map(str, suite("smoke"))
+    assert row["comparison"].startswith("segmented_vs_")
+    assert row["reason"]
+    assert row["repro"] == "fa-harness mutants -v -k '^reset-always-vec$'"
+
+
+def test_a_mutant_that_no_case_notices_survives_with_status_1(mutated: Library) -> None:
+    # the seed case has one head: no head's numbers can be another's
+    done = command("--suite", "seed", "-k", "^gqa-map-k-vec$")
+    assert done.returncode == 1
+    assert re.search(r"gqa-map-k-vec +survived", done.stdout)
+    assert "none of 1 cases fails with it" in done.stdout
+    assert "0002-vec.patch: K of head h % n_head_kv" in done.stdout
+    assert "1 mutants: 1 survived" in done.stdout
+
+
+def test_a_mutant_that_no_case_reaches_is_invalid_with_status_1(mutated: Library) -> None:
+    score = score_of("--suite", "seed", "-k", "^tile-rows$", status=1)
+    assert score["summary"] | {"mutants": 1, "invalid": 1, "killed": 0} == score["summary"]
+    assert score["results"][0]["reason"] == "none of 1 cases reaches it"
+
+
+def outcomes(
+    library: Library, *tried: Mutant, suites: Mapping[str, list[Any]]
+) -> list[tuple[str, str]]:
+    found = {o.mutant.id: o for o in mutants.run(library, tried, suites)}
+    return [(found[mutant.id].status, found[mutant.id].reason) for mutant in tried]
+
+
+def test_a_mutant_that_the_library_does_not_have_is_invalid(mutated: Library) -> None:
+    [(status, reason)] = outcomes(
+        mutated, made("gone", patch="0002-vec.patch"), suites={"seed": suite("seed")}
+    )
+    assert (status, reason) == (
+        "invalid",
+        "the library does not have it; correct mutants.toml or 0002-vec.patch",
+    )
+
+
+def test_a_mutant_whose_patch_was_left_out_is_invalid_and_the_others_are_tried(
+    mutated: Library,
+) -> None:
+    tried = made("gone", patch="0009-new.patch"), made("norm-never-vec", patch="0002-vec.patch")
+    [gone, other] = outcomes(mutated, *tried, suites={"seed": suite("seed")})
+    assert gone == (
+        "invalid",
+        "the library does not have it; 0009-new.patch does not apply, bring it up to date",
+    )
+    assert other[0] == "killed"
+
+
+def test_an_equivalent_mutant_is_not_tried_and_has_its_reason(mutated: Library) -> None:
+    mutant = made("norm-never-vec", equivalent="S is 1")
+    assert outcomes(mutated, mutant, suites={"seed": suite("seed")}) == [("equivalent", "S is 1")]
+
+
+def test_a_case_that_fails_without_the_mutant_kills_none(mutated: Library) -> None:
+    zeros = suite("seed")[0].with_(kv=1, boundaries=(0,), regime="normal", mask_kind="zeros")
+    mistrusted = zeros.with_(hsk=32, hsv=32)
+    tried = made("norm-never-vec")
+    [(status, _)] = outcomes(mutated, tried, suites={"one": [mistrusted]})
+    assert status == "survived"
+
+
+def test_an_impostor_survives_the_first_case_that_it_passes(mutated: Library) -> None:
+    # as an impostor, a fault of another path has to fail in every case
+    tried = made("norm-never-tiled", kind="impostor")
+    [(status, reason)] = outcomes(mutated, tried, suites={"seed": suite("seed")})
+    assert (status, reason) == ("survived", "a case is not red: pass")
+
+
+def test_a_worker_that_crashed_starts_again_with_its_mutant(mutated: Library) -> None:
+    case = suite("seed")[0]
+    with Worker(mutated.module_path, mutant="norm-never-vec") as worker:
+        results = []
+        for _ in range(2):
+            worker.submit(case, ("standard",), 60)
+            results.append(worker.result())
+            assert worker.mutant_reached
+            worker._stop()
+    first, second = results
+    assert first.standard.tobytes() == second.standard.tobytes()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[a]\nclass = 1\n", "mutant 'a': class must be a string, not 1"),
+        ('[a]\nclas = "c"\n', "mutant 'a': unknown key 'clas'; known: class, kind"),
+        ('[a]\nclass = "c"\n', "mutant 'a': kind is missing"),
+        (
+            '[a]\nclass = "c"\nkind = "k"\npatch = "p"\ndoes = "d"\nshown_by = "s"\n',
+            "mutant 'a': kind is 'k'; there are kernel, api, impostor",
+        ),
+        ("a = 1\n", r"mutant 'a': must be a table \[a\]"),
+        ("a = \n", "is not valid TOML"),
+    ],
+)
+def test_a_list_that_cannot_be_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SetupError, match=message):
+        load(tmp_path / "mutants.toml", text)
+
+
+def test_a_missing_list_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=r"cannot read .*mutants\.toml"):
+        mutants.load(tmp_path / "mutants.toml")
+
+
+def test_a_pattern_that_no_mutant_matches_is_refused() -> None:
+    done = command("-k", "nothing-like-it")
+    assert done.returncode == 2
+    assert f"none of {len(EVERY)} mutants matches -k 'nothing-like-it'" in done.stderr
+
+
+def test_list_prints_what_each_mutant_does_and_runs_none() -> None:
+    done = command("--list", "-k", "^norm-never-vec$")
+    assert done.returncode == 0
+    assert done.stdout.split() == [
+        *("norm-never-vec", "kernel", "the", "result", "is", "not", "divided", "by", "S"),
+    ]

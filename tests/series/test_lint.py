@@ -1,0 +1,115 @@
+"""Upstream's rules on patches that break one each."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fa_harness.project import Project
+from fa_harness.series import lint
+from fa_harness.series.lint import Finding
+from fa_harness.series.series import load_series
+from fa_harness.series.tree import prepare_tree
+from fa_harness.upstream.source import find_source
+
+OPS = "ggml/src/ggml-cpu/ops.c"
+AddPatch = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _no_clang_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that wants it brings its own."""
+    monkeypatch.setattr(lint, "_clang_format", list)
+
+
+def findings(project: Project) -> list[Finding]:
+    return lint.lint(project, find_source(project))[0]
+
+
+def test_a_patch_that_keeps_all_rules_has_no_findings(
+    project: Project, add_patch: AddPatch
+) -> None:
+    add_patch("answer", {OPS: [("return 41;", "return 42;")]})
+    assert findings(project) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "rule", "text"),
+    [
+        ("    return 42; // \u00e4", "ascii", "not ASCII"),
+        ("    return 42; ", "space", "white space at the end"),
+        ("\treturn 42;", "tabs", "a tab; upstream indents by 4 spaces"),
+    ],
+)
+def test_a_line_that_breaks_a_rule_is_named_in_the_patch_and_upstream(
+    project: Project, add_patch: AddPatch, line: str, rule: str, text: str
+) -> None:
+    patch = add_patch("answer", {OPS: [("    return 41;", line)]})
+    [found] = findings(project)
+    assert (found.level, found.rule, found.text) == ("must", rule, text)
+    assert (found.file, found.file_line) == (OPS, 7)
+    assert patch.read_text().split("\n")[found.line - 1] == f"+{line}"
+
+
+@pytest.mark.parametrize("subject", ["Answer", "ggml: answer", "ggml : answer.", "ggml :answer"])
+def test_a_subject_of_another_form_is_a_finding(
+    project: Project, add_patch: AddPatch, subject: str
+) -> None:
+    patch = add_patch("answer", {OPS: [("return 41;", "return 42;")]})
+    patch.write_text(patch.read_text().replace("ggml : answer", subject))
+    [found] = findings(project)
+    assert (found.level, found.rule) == ("must", "subject")
+    assert patch.read_text().split("\n")[found.line - 1].endswith(subject)
+
+
+def test_a_long_subject_is_asked_about(project: Project, add_patch: AddPatch) -> None:
+    add_patch("answer " * 12 + "it", {OPS: [("return 41;", "return 42;")]})
+    assert [(f.level, f.rule) for f in findings(project)] == [("should", "subject")]
+
+
+def test_a_message_that_is_not_ascii_is_a_finding(project: Project, add_patch: AddPatch) -> None:
+    patch = add_patch("answer", {OPS: [("return 41;", "return 42;")]})
+    patch.write_text(patch.read_text().replace("\n---\n", "\n\u201cquoted\u201d\n---\n", 1))
+    assert [(f.level, f.rule) for f in findings(project)] == [("must", "ascii")]
+
+
+def test_a_patch_that_no_reviewer_reads_in_an_hour_is_asked_about(
+    project: Project, add_patch: AddPatch
+) -> None:
+    more = "".join(f"// {i}\n" for i in range(lint.READABLE))
+    add_patch("answer", {OPS: [("int ggml_answer", f"{more}int ggml_answer")]})
+    assert findings(project) == []
+    add_patch("more", {OPS: [("// 0\n", f"{more}// more\n// 0\n")]})
+    assert [(f.rule, f.text[:9]) for f in findings(project)][-1] == ("size", "401 lines")
+
+
+def test_lines_that_clang_format_would_change_are_asked_about(
+    project: Project, add_patch: AddPatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "clang-format"
+    program.write_text('#!/bin/sh\nfor file; do :; done\nsed "s/return 42;/return(42);/" "$file"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(lint, "_clang_format", lambda: [str(program)])
+    add_patch("answer", {OPS: [("return 41;", "return 42;")]})
+    assert findings(project) == []  # this upstream has no .clang-format
+    source = find_source(project)
+    tree = prepare_tree(project, source, load_series(project))
+    (tree.path / ".clang-format").write_text("")
+    [found] = findings(project)
+    assert (found.level, found.rule, found.file_line) == ("should", "format", 7)
+    assert found.text == "clang-format has: return(42);"
+
+
+def test_a_series_without_cases_for_upstreams_own_test_is_a_finding(
+    project: Project, add_patch: AddPatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_patch("answer", {OPS: [("return 41;", "return 42;")]})
+    monkeypatch.setattr(lint, "TESTS", "ggml/include/ggml.h")
+    [found] = findings(project)
+    assert (found.level, found.rule, found.patch) == ("must", "tests", "0001-answer.patch")
+
+
+def test_what_cannot_be_checked_is_said(project: Project, add_patch: AddPatch) -> None:
+    add_patch("answer", {OPS: [("return 41;", "return 42;")]})
+    _, missing = lint.lint(project, find_source(project))
+    assert missing == ["format: this upstream has no .clang-format"]

@@ -1,0 +1,322 @@
+"""What a gate finds in a run, what it lets pass, and what it will not tell."""
+
+import random
+import re
+from collections.abc import Sequence
+
+import pytest
+
+from fa_harness.case.case import Case
+from fa_harness.speed import gate
+from fa_harness.speed.baseline import Baseline, Speed
+from fa_harness.speed.gate import Ratio
+from fa_harness.speed.rows import WAYS, Row
+from gates import MADE_WITH, OTHER, baseline_of, comparison, failing, judged, results, verdict
+
+GOOD = results(verdict(standard_vs_oracle=comparison(of_bound=0.1)), verdict(OTHER))
+
+
+def kinds(found: gate.Gate) -> list[str]:
+    return [finding.kind for finding in found.findings]
+
+
+def status(found: gate.Gate, name: str) -> tuple[str, str]:
+    [check] = [check for check in found.checks if check.name == name]
+    return check.status, check.reason
+
+
+def test_the_same_run_passes_with_every_check_told() -> None:
+    found = judged(GOOD, baseline_of(GOOD))
+    assert found.passed
+    assert [check.status for check in found.checks] == ["ok"] * 4 + ["skipped"]
+
+
+@pytest.mark.parametrize("bad", ["fail", "crash", "timeout", "mistrusted"])
+def test_a_case_that_does_not_pass_stops_the_patch(bad: str) -> None:
+    found = judged(failing("why", status=bad), "no baseline")
+    assert not found.passed
+    assert kinds(found) == ["failed"]
+    assert found.findings[0].text == f"{bad}: why"
+    assert found.findings[0].repro.startswith("fa-harness run --library patched --case ")
+
+
+def test_a_run_without_a_baseline_passes_with_the_rest_skipped_and_the_reason() -> None:
+    found = judged(GOOD, "there is none")
+    assert found.passed
+    assert status(found, "cases")[0] == "ok"
+    for name in ("nothing is gone", "bit-exactness", "errors"):
+        assert status(found, name) == ("skipped", "there is none")
+
+
+def test_a_case_of_the_baseline_that_did_not_run_is_gone() -> None:
+    found = judged(results(GOOD.verdicts[0]), baseline_of(GOOD))
+    assert (kinds(found), found.findings[0].case) == (["gone"], str(OTHER))
+    assert not found.passed
+
+
+def test_a_case_that_is_no_longer_supported_is_gone() -> None:
+    run = results(GOOD.verdicts[0], verdict(OTHER, "unsupported", "the library has no merge"))
+    found = judged(run, baseline_of(GOOD))
+    assert kinds(found) == ["gone"]
+    assert "the library has no merge" in found.findings[0].text
+
+
+def test_a_comparison_that_is_no_longer_made_is_gone() -> None:
+    found = judged(results(verdict(), verdict(OTHER)), baseline_of(GOOD))
+    assert kinds(found) == ["gone"]
+    assert found.findings[0].text == "no longer compared: standard vs oracle"
+
+
+def test_an_interrupted_run_does_not_say_that_the_other_cases_are_gone() -> None:
+    found = judged(results(GOOD.verdicts[0], selected=2), baseline_of(GOOD))
+    assert kinds(found) == []
+    assert not found.passed
+    assert status(found, "cases") == ("regressed", "interrupted: 1 passed")
+
+
+def test_a_new_case_is_no_finding() -> None:
+    assert judged(GOOD, baseline_of(results(GOOD.verdicts[0]))).passed
+
+
+@pytest.mark.parametrize(("share", "grew"), [(0.1, False), (0.16, False), (0.161, True), (1, True)])
+def test_an_error_may_grow_by_its_margin(share: float, grew: bool) -> None:
+    run = results(verdict(standard_vs_oracle=comparison(of_bound=share)), verdict(OTHER))
+    found = judged(run, baseline_of(GOOD))
+    assert kinds(found) == ["error_grew"] * grew
+    assert found.passed is not grew
+
+
+def test_an_error_that_grew_is_told_with_what_it_was_and_may_be() -> None:
+    run = results(verdict(standard_vs_oracle=comparison(of_bound=0.5)), verdict(OTHER))
+    [finding] = judged(run, baseline_of(GOOD)).findings
+    assert finding.text == ("standard vs oracle: takes 50.0% of its bound, was 10.0%, may be 16.0%")
+
+
+@pytest.mark.parametrize("required", ["bits", "bound"])
+def test_bits_that_were_the_same_and_no_longer_are_stop_the_patch(required: str) -> None:
+    same = comparison(bitwise=True, required="bits", of_bound=0.0)
+    before = baseline_of(results(verdict(segmented_vs_standard=same)))
+    run = results(verdict(segmented_vs_standard=comparison(required=required)))
+    found = judged(run, before)
+    assert kinds(found) == ["bits_lost"]
+    assert found.findings[0].text == (
+        "segmented vs standard: had the same bits, now differ by up to 1.00e-03"
+    )
+
+
+def test_bits_of_another_compiler_are_not_compared_but_errors_are() -> None:
+    same = comparison(bitwise=True)
+    before = baseline_of(
+        results(verdict(a_vs_b=same, a_vs_oracle=comparison())), build={"c_compiler": "clang 9"}
+    )
+    run = results(verdict(a_vs_b=comparison(), a_vs_oracle=comparison(of_bound=0.9)))
+    found = judged(run, before)
+    assert kinds(found) == ["error_grew"]
+    assert status(found, "bit-exactness") == (
+        "skipped",
+        "the baseline is of another build: c_compiler clang 9 (here gcc 1)",
+    )
+
+
+def test_a_case_that_fails_is_not_told_twice() -> None:
+    run = results(verdict(status="fail", standard_vs_oracle=comparison(of_bound=9)), verdict(OTHER))
+    assert kinds(judged(run, baseline_of(GOOD))) == ["failed"]
+
+
+@pytest.mark.parametrize(
+    ("before", "reason"),
+    [
+        (baseline_of(GOOD, upstream="llama.cpp-2"), "is of upstream llama.cpp-2, this run of"),
+        (
+            baseline_of(GOOD, None, **{"class": "arm"}),
+            "is of machine class arm, this run of x86",
+        ),
+    ],
+)
+def test_another_upstream_or_class_is_skipped_never_a_pass(before: Baseline, reason: str) -> None:
+    found = judged(results(verdict()), before)
+    assert found.passed
+    for name in ("nothing is gone", "bit-exactness", "errors"):
+        assert status(found, name)[0] == "skipped"
+        assert reason in status(found, name)[1]
+
+
+def test_another_seed_is_skipped() -> None:
+    found = judged(results(verdict()), baseline_of(GOOD), seed=7)
+    assert status(found, "errors") == (
+        "skipped",
+        "the baseline is of seed of each case's own, this run of seed 7: other numbers, hence "
+        "other errors",
+    )
+
+
+def test_what_differs_from_what_the_baseline_was_made_with_is_noted() -> None:
+    now = {**MADE_WITH, "series": {"0001-a.patch": "34cd", "0002-b.patch": "56"}}
+    found = judged(GOOD, baseline_of(GOOD), made_with=now)
+    assert found.notes == ("patches that differ from the baseline's: 0001-a.patch, 0002-b.patch",)
+
+
+# speed
+
+ROW = Case(kv=256, nb=1)
+
+
+def ratios(centre: float, spread: float = 0.005, n: int = 12, seed: int = 0) -> tuple[float, ...]:
+    draw = random.Random(f"{centre}/{spread}/{seed}")
+    return tuple(draw.gauss(centre, spread) for _ in range(n))
+
+
+def history(*, spread: float = 0.005, n: int = 24) -> dict[str, tuple[float, ...]]:
+    return {
+        "again": ratios(1, spread, n, 1),
+        "full_state": ratios(1, spread, n, 3),
+        "segmented": ratios(1.105, spread, n, 5),
+    }
+
+
+def compared(
+    full_state: float, *, spread: float = 0.005, before: dict[str, tuple[float, ...]]
+) -> Ratio:
+    row = Row(
+        case=ROW,
+        ratios={
+            "again": ratios(1, spread, seed=7),
+            "full_state": ratios(full_state, spread, seed=8),
+            "segmented": ratios(1.1, spread, seed=9),
+        },
+    )
+    first, _ = gate.compare_speed(row, before, cores=2)
+    return first
+
+
+def test_the_same_speed_is_ok() -> None:
+    assert compared(1.0, before=history()).status == "ok"
+
+
+def test_a_ratio_that_is_a_tenth_worse_is_slower() -> None:
+    found = compared(1.1, before=history())
+    assert found.status == "regressed"
+    assert re.match(r"takes 1\.(09|10)\d of .*, was (0\.99|1\.00)\d: ", found.reason)
+
+
+def test_a_ratio_that_is_a_per_cent_worse_without_a_doubt_is_not_slower() -> None:
+    assert compared(1.01, spread=0.0005, before=history(spread=0.0005)).status == "ok"
+
+
+def test_a_faster_ratio_is_ok() -> None:
+    assert compared(0.8, before=history()).status == "ok"
+
+
+def test_one_process_that_a_neighbour_spoilt_does_not_decide() -> None:
+    spoilt = (*ratios(1, 0.005, 11, 8), 40.0)
+    row = Row(case=ROW, ratios=dict.fromkeys(("again", "full_state", "segmented"), spoilt))
+    assert gate.compare_speed(row, history(), cores=2)[0].status == "ok"
+
+
+def test_a_noisy_machine_is_skipped_with_the_reason_never_ok() -> None:
+    found = compared(1.0, spread=0.2, before=history())
+    assert found.status == "skipped"
+    assert "too noisy: " in found.reason
+
+
+def test_what_is_far_beyond_the_noise_is_slower_nevertheless() -> None:
+    assert compared(3.0, spread=0.05, before=history()).status == "regressed"
+
+
+@pytest.mark.parametrize("before", [{}, history(n=9)])
+def test_too_little_history_is_skipped(before: dict[str, tuple[float, ...]]) -> None:
+    found = compared(9.0, before=before)
+    assert found.status == "skipped"
+    assert found.reason.startswith("too little history: ")
+
+
+def test_a_row_of_more_threads_than_cores_is_skipped() -> None:
+    row = Row(case=ROW.with_(threads=4), ratios={})
+    assert {ratio.status for ratio in gate.compare_speed(row, history(), cores=2)} == {"skipped"}
+
+
+def test_only_what_is_slower_twice_counts() -> None:
+    slow, fine = compared(1.3, before=history()), compared(1.0, before=history())
+    assert [ratio.status for ratio in gate.confirmed([slow], [fine])] == ["ok"]
+    assert [ratio.status for ratio in gate.confirmed([slow], [slow])] == ["regressed"]
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_a_process_that_died_in_one_of_two_measurements_is_a_finding(order: int) -> None:
+    died = gate.compare_speed(Row(case=ROW, fault="SIGSEGV"), history(), cores=2)
+    fine = [compared(1.0, before=history())]
+    pair = (died, fine) if order else (fine, died)
+    [ratio] = gate.confirmed(*pair)
+    assert ratio.status == "regressed"
+    found = judged(GOOD, baseline_of(GOOD), ratios=[ratio])
+    assert (kinds(found), found.findings[0].text) == (["failed"], "speed, all ways: ended: SIGSEGV")
+
+
+def test_a_slower_ratio_fails_the_gate_and_a_skipped_one_does_not() -> None:
+    slow, noisy = compared(1.3, before=history()), compared(1.0, spread=0.2, before=history())
+    assert kinds(judged(GOOD, baseline_of(GOOD), ratios=[slow])) == ["slower"]
+    found = judged(GOOD, baseline_of(GOOD), ratios=[noisy])
+    assert found.passed
+    assert status(found, "speed")[0] == "skipped"
+
+
+def test_false_alarms_of_the_same_speed_are_rarer_than_the_level() -> None:
+    before = history()
+    draws = [
+        Row(case=ROW, ratios={way: ratios(centre, seed=100 + i) for way, centre in (
+            ("again", 1.0), ("full_state", 1.0), ("segmented", 1.105))})
+        for i in range(300)
+    ]  # fmt: skip
+    found = [ratio for row in draws for ratio in gate.compare_speed(row, before, cores=2)]
+    assert {ratio.status for ratio in found} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("before", "reason"),
+    [
+        (baseline_of(GOOD), "the baseline has no speed"),
+        (baseline_of(GOOD, Speed(cpu="old", rows={})), "of another CPU, old; this is some"),
+        ("there is none", "there is none"),
+    ],
+)
+def test_speed_of_another_cpu_or_of_no_baseline_is_not_compared(
+    before: Baseline | str, reason: str
+) -> None:
+    assert reason in str(gate.speed_incomparable(before, "some"))
+
+
+# what changed
+
+
+def changed(old: Sequence[object], new: Sequence[object]) -> list[str]:
+    return gate.changes(baseline_of(results(*old)), baseline_of(results(*new)))  # type: ignore[arg-type]
+
+
+def test_a_new_baseline_that_is_the_same_changed_nothing() -> None:
+    assert changed(GOOD.verdicts, GOOD.verdicts) == []
+
+
+def test_cases_errors_and_bits_that_changed_are_told() -> None:
+    old = [verdict(a_vs_b=comparison(bitwise=True), a_vs_oracle=comparison(of_bound=0.1))]
+    new = [verdict(a_vs_b=comparison(), a_vs_oracle=comparison(of_bound=0.25)), verdict(OTHER)]
+    case = old[0].case
+    assert changed(old, new) == [
+        f"bit-exactness lost, a_vs_b: {case}",
+        f"a_vs_oracle 0.1 -> 0.25 of its bound: {case}",
+        f"added: {OTHER}",
+    ]
+    assert changed(new, old)[0] == f"gone: {OTHER}"
+
+
+def test_speed_that_changed_is_told() -> None:
+    was, now = (
+        gate.speed_of(
+            [Row(case=ROW, ratios=dict.fromkeys(("again", *WAYS), (ratio,) * 24))], cpu="some"
+        )
+        for ratio in (1.0, 0.5)
+    )
+    lines = gate.changes(baseline_of(GOOD, was), baseline_of(GOOD, now))
+    assert [line.split(":")[0] for line in lines] == [
+        "speed of full_state 1.000 -> 0.500",
+        "speed of segmented 1.000 -> 0.500",
+    ]
