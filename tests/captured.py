@@ -49,7 +49,8 @@ def call(
         mask = np.where(np.isneginf(mask), mask, (-behind).astype(np.float16))
     k_raw, v_raw = encode(k, type_k), encode(v[..., :32], type_v)
     shape = Case(
-        hsk=64, hsv=32, nh=2, nr23=(2, 1), kv=n_kv, nb=n_batch, type_K=type_k, type_V=type_v,
+        hsk=64, hsv=32, n_head_kv=2, n_group=2, n_kv=n_kv, n_batch=n_batch, type_K=type_k,
+        type_V=type_v,
         kq_scale=SCALE, max_bias=max_bias, logit_softcap=logit_softcap,
     )  # fmt: skip
     of_heads = random.standard_normal(4).astype(np.float32) if sinks else None

@@ -13,8 +13,8 @@ from fa_harness.speed import gate
 from fa_harness.speed.baseline import Baseline, Speed
 from fa_harness.speed.gate import Gate, Ratio
 
-CASE = Case(kv=64, segments=3, regime="normal")
-OTHER = Case(kv=65, segments=3, regime="normal")
+CASE = Case(n_kv=64, segments=3, regime="normal")
+OTHER = Case(n_kv=65, segments=3, regime="normal")
 MADE_WITH: dict[str, Any] = {
     "tool": "1.2",
     "library": "patched",

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from fa_harness.arrays import F32, F64
 from fa_harness.case import inputs, rolling
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs, make_inputs
@@ -30,8 +31,6 @@ from fa_harness.judge.oracle import Partial
 from fa_harness.judge.verdict import Verdict, judge
 
 F16 = npt.NDArray[np.float16]
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 Method = Callable[..., Any]
 Fault = Callable[[Method], Method]
 
@@ -56,15 +55,15 @@ def of_suite(name: str, **fields: Any) -> Case:
     )
 
 
-DECODE = of_suite("smoke", nb=1, kv=160, regime="normal")
-RISING = of_suite("smoke", nb=1, kv=160, regime="rising")
-FEW_ROWS = of_suite("smoke", nb=5, type_K="f32")
+DECODE = of_suite("smoke", n_batch=1, n_kv=160, regime="normal")
+RISING = of_suite("smoke", n_batch=1, n_kv=160, regime="rising")
+FEW_ROWS = of_suite("smoke", n_batch=5, type_K="f32")
 PERMUTED = of_suite("smoke", permute=(0, 2, 1, 3))
 MASKS_BY_HEAD = of_suite("smoke", mask_heads=6)
-SINKS = of_suite("smoke", nb=5, sinks=True)
-MIXED = of_suite("mixed", nb=6, regime="normal", threads=1)
+SINKS = of_suite("smoke", n_batch=5, sinks=True)
+MIXED = of_suite("mixed", n_batch=6, regime="normal", threads=1)
 FIFO = of_suite("fifo", regime="normal", cold_type="q8_0")
-LONG = Case(hsk=32, hsv=32, nh=1, kv=65536, nb=1, mask=False, regime="normal")
+LONG = Case(hsk=32, hsv=32, n_head_kv=1, n_kv=65536, n_batch=1, mask=False, regime="normal")
 
 ONE_CALL = ("standard",)
 CHAIN = ("full_state", "segmented")
@@ -381,7 +380,7 @@ def mask_of(value: float, *, but_the_last_segment: bool = False) -> Fault:
 
 def all_keys_in_the_last_segment(original: Method) -> Method:
     def bounds_(self: Case) -> tuple[int, ...]:
-        return (*[0] * self.segments, self.kv)
+        return (*[0] * self.segments, self.n_kv)
 
     return bounds_
 
@@ -805,7 +804,8 @@ def test_a_graph_whose_order_alone_links_the_calls_passes(
 # the rolling cache's bookkeeping, in every size of a group
 
 ROLLING = Case(
-    hsk=64, hsv=64, nh=2, nr23=(2, 2), kv=30, nb=30, mask_kind="causal", regime="normal",
+    hsk=64, hsv=64, n_head_kv=2, n_group=2, ne3=2, n_kv=30, n_batch=30, mask_kind="causal",
+    regime="normal",
     hot_window=8, group=3, cold_type="q8_0",
 )  # fmt: skip
 WINDOWS = [  # hot_window, group, kv
@@ -871,8 +871,8 @@ def test_a_token_out_of_place_is_named_with_its_step(
     reason: str,
 ) -> None:
     monkeypatch.setattr(where, method, fault(getattr(where, method)))
-    hot_window, group, kv = shape
-    case = ROLLING.with_(hot_window=hot_window, group=group, kv=kv, nb=kv)
+    hot_window, group, n_kv = shape
+    case = ROLLING.with_(hot_window=hot_window, group=group, n_kv=n_kv, n_batch=n_kv)
     found = misplaced(library, case)
     assert found is not None
     assert re.fullmatch(rf"rolling cache at step \d+: ({reason})", found), found

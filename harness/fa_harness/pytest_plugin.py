@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _MARKER = (
     "fa_cases(suite=, case_file=, segments=[...], ...): run the test, which uses the fixture "
-    "fa_case, for each of these cases. The arguments are those of fa_harness.case.selection.select; "
-    "a case file or a capture lies beside the test."
+    "fa_case, for each of these cases. The arguments are those of "
+    "fa_harness.case.selection.select; a case file or a capture lies beside the test."
 )
 
 

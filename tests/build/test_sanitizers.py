@@ -18,7 +18,9 @@ from fa_harness.engine.runner import Runner
 from fa_harness.judge.verdict import Verdict
 from fa_harness.project import find_project, locked
 
-TWO_THREADS = Case(hsk=32, hsv=32, nh=2, kv=40, nb=3, segments=2, regime="normal", threads=2)
+TWO_THREADS = Case(
+    hsk=32, hsv=32, n_head_kv=2, n_kv=40, n_batch=3, segments=2, regime="normal", threads=2
+)
 
 FUNCTION, PLACE = "ggml_cpu_extra_compute_forward", "ggml/src/ggml-cpu/traits.cpp:13"
 

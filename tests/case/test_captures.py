@@ -239,7 +239,9 @@ def test_a_scale_keeps_all_that_a_float32_has() -> None:
 
 
 def test_a_scale_counts_with_drawn_inputs_too(library: Ggml) -> None:
-    of = Case(hsk=64, hsv=64, nh=2, kv=96, nb=3, segments=3, regime="normal", kq_scale=0.5)
+    of = Case(
+        hsk=64, hsv=64, n_head_kv=2, n_kv=96, n_batch=3, segments=3, regime="normal", kq_scale=0.5
+    )
     assert judged(library, of).status == "pass"
 
 
@@ -255,16 +257,16 @@ def test_a_scale_counts_with_drawn_inputs_too(library: Ggml) -> None:
         ({"mask_kind": "causal"}, "mask_kind=causal: captured={file}#layer-0.prefill has a mask"),
         ({"hsk": 128}, "hsk=128: {file}#layer-0.prefill has 64"),
         ({"hsv": 64}, "hsv=64: {file}#layer-0.prefill has 32"),
-        ({"kv": 65}, "kv=65: {file}#layer-0.prefill has no more than 64"),
-        ({"nb": 41}, "nb=41: {file}#layer-0.prefill has no more than 40"),
-        ({"nh": 3}, "nh=3: {file}#layer-0.prefill has no more than 2"),
-        ({"nr23": (2, 2)}, "nr23=[2,2]: {file}#layer-0.prefill has no more than [2,1]"),
+        ({"n_kv": 65}, "kv=65: {file}#layer-0.prefill has no more than 64"),
+        ({"n_batch": 41}, "nb=41: {file}#layer-0.prefill has no more than 40"),
+        ({"n_head_kv": 3}, "nh=3: {file}#layer-0.prefill has no more than 2"),
+        ({"n_group": 2, "ne3": 2}, "nr23=[2,2]: {file}#layer-0.prefill has no more than [2,1]"),
         ({"mask_heads": 2}, "mask_heads=2: {file}#layer-0.prefill has no more than 1"),
         ({"max_bias": 8.0}, "max_bias=8.000000: {file}#layer-0.prefill has 0"),
         ({"kq_scale": 0.0}, "kq_scale=0.0: {file}#layer-0.prefill has 0.15"),
         ({"v_is_view_of_k": True, "type_V": "q8_0"}, "v_is_view_of_k=1: {file}#layer-0.prefill"),
         (
-            {"hot_window": 8, "kv": 40},
+            {"hot_window": 8, "n_kv": 40},
             "hot_window=8: needs a causal mask; that of {file}#layer-0.prefill is one for the "
             "first 24 tokens, and kv is 40",
         ),
@@ -313,7 +315,7 @@ def test_the_inputs_are_those_of_the_model(file: Path) -> None:
 
 def test_a_case_may_take_the_first_of_all_that_an_entry_has(file: Path) -> None:
     [(_, arrays), *_] = captured.calls()
-    inputs = make_inputs(case(file, nh=1, nr23=(1, 1), nb=7, kv=9, sinks=False))
+    inputs = make_inputs(case(file, n_head_kv=1, n_group=1, ne3=1, n_batch=7, n_kv=9, sinks=False))
     assert inputs.q.tobytes() == arrays.q[:, :1, :7].tobytes()
     assert inputs.k_raw.tobytes() == arrays.k[:, :1, :9].tobytes()
     assert inputs.mask is not None
@@ -325,7 +327,7 @@ def test_a_case_may_take_the_first_of_all_that_an_entry_has(file: Path) -> None:
 
 def test_query_heads_stay_with_their_kv_head(file: Path) -> None:
     [(_, arrays), *_] = captured.calls()
-    inputs = make_inputs(case(file, nr23=(1, 1)))
+    inputs = make_inputs(case(file, n_group=1, ne3=1))
     assert inputs.q.tobytes() == arrays.q[:, [0, 2]].tobytes()
     assert inputs.sinks is not None
     assert arrays.sinks is not None
@@ -472,17 +474,17 @@ def test_an_entry_becomes_a_case_for_each_number_of_segments_and_the_other_modes
         (5, ("q4_0", "q8_0", "f16"), 0),
         (1, (), 13),
     ]
-    assert {(c.kv, c.nb) for c in cases} == {(40, 40)}
+    assert {(c.n_kv, c.n_batch) for c in cases} == {(40, 40)}
 
 
 def test_a_rolling_cache_takes_the_tokens_that_see_all_before_them(file: Path) -> None:
     rolling = [c for c in select(captured=file) if c.hot_window]
-    assert [(c.captured.partition("#")[2], c.kv, c.nb) for c in rolling] == [
+    assert [(c.captured.partition("#")[2], c.n_kv, c.n_batch) for c in rolling] == [
         ("layer-0.prefill", 24, 24),
         ("layer-5.prefill", 40, 40),
     ]
     rolling = select(captured=file, hot_window=30, group=5, cold_type="q4_0", modes=("fifo",))
-    assert [(c.kv, c.hot_window, c.group, c.cold_type) for c in rolling] == [(40, 30, 5, "q4_0")]
+    assert [(c.n_kv, c.hot_window, c.group, c.cold_type) for c in rolling] == [(40, 30, 5, "q4_0")]
 
 
 def test_modes_choose_the_cases_that_they_apply_to(file: Path) -> None:
@@ -525,11 +527,16 @@ def test_a_captured_case_shrinks_within_its_entry_and_to_drawn_inputs_where_they
         assert Case.parse(str(found.case)) == found.case
         return found.case
 
-    in_capture = smallest(lambda of: bool(of.captured) and of.kv > 4)
-    assert (in_capture.kv, in_capture.nb, in_capture.nh, in_capture.nr23) == (5, 1, 1, (1, 1))
+    in_capture = smallest(lambda of: bool(of.captured) and of.n_kv > 4)
+    assert (in_capture.n_kv, in_capture.n_batch, in_capture.n_head_kv, in_capture.n_group) == (
+        5,
+        1,
+        1,
+        1,
+    )
     assert (in_capture.hsk, in_capture.mask, in_capture.sinks) == (64, False, False)
-    drawn = smallest(lambda of: of.kv > 4)
-    assert (drawn.captured, drawn.regime, drawn.kq_scale, drawn.kv) == ("", "few", 0.0, 5)
+    drawn = smallest(lambda of: of.n_kv > 4)
+    assert (drawn.captured, drawn.regime, drawn.kq_scale, drawn.n_kv) == ("", "few", 0.0, 5)
 
 
 def test_inputs_of_one_reference_are_read_anew_when_the_file_changes(file: Path) -> None:

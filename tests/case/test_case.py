@@ -20,10 +20,11 @@ def test_a_line_of_test_backend_ops_parses_with_colours_and_trailing_text() -> N
     assert Case.parse(UPSTREAM_LINE) == Case(
         hsk=65,
         hsv=67,
-        nh=4,
-        nr23=(3, 2),
-        kv=113,
-        nb=75,
+        n_head_kv=4,
+        n_group=3,
+        ne3=2,
+        n_kv=113,
+        n_batch=75,
         sinks=True,
         max_bias=8.0,
         logit_softcap=10.5,
@@ -93,7 +94,7 @@ def test_own_fields_that_differ_from_their_defaults_are_printed() -> None:
         Case(boundaries=()),
         Case(n_kv_max=5),
         Case(hsk=576, hsv=512, type_K="q4_0", type_V="q4_0", v_is_view_of_k=True),
-        Case(hsk=4, hsv=4, nh=1, kv=2, nb=1, regime="seed", segments=2),
+        Case(hsk=4, hsv=4, n_head_kv=1, n_kv=2, n_batch=1, regime="seed", segments=2),
         *(Case(mask_kind=kind) for kind in MASK_KINDS if kind not in ("none", "sparse")),
     ],
     ids=str,
@@ -115,7 +116,7 @@ def test_the_field_order_is_the_printed_order() -> None:
         "boundaries": "random",
     }
     typed = Case(**options, type_K="f32", type_V="f32", segment_types=("f16",))
-    rolling = Case(**options, kv=8, nb=8, hot_window=4)
+    rolling = Case(**options, n_kv=8, n_batch=8, hot_window=4)
     of_rolling, of_model = ("hot_window", "group", "cold_type"), ("captured", "kq_scale")
     fields = [field for field in fields if field not in of_model]
     assert re.findall(r"(\w+)=", str(typed)) == [f for f in fields if f not in of_rolling]
@@ -187,7 +188,7 @@ def test_heads_may_be_given_by_the_names_of_the_field(
 
 def test_n_kv_and_n_batch_may_be_given_by_the_names_of_the_field() -> None:
     case = Case.parse("FLASH_ATTN_EXT(n_kv=5, n_batch=3)")
-    assert (case.kv, case.nb) == (5, 3)
+    assert (case.n_kv, case.n_batch) == (5, 3)
     assert (case.n_kv, case.n_batch) == (5, 3)
 
 
@@ -199,13 +200,13 @@ def test_the_scale_is_rounded_to_float32_as_upstream_does() -> None:
 @pytest.mark.parametrize(
     ("case", "bounds"),
     [
-        (Case(kv=10), (0, 10)),
-        (Case(kv=10, segments=4), (0, 2, 5, 7, 10)),
-        (Case(kv=3, segments=3), (0, 1, 2, 3)),
-        (Case(kv=10, boundaries=(1, 9)), (0, 1, 9, 10)),
-        (Case(kv=10, boundaries=(0, 4, 4, 10)), (0, 0, 4, 4, 10, 10)),
-        (Case(kv=10, boundaries=()), (0, 10)),
-        (Case(kv=1, boundaries="random"), (0, 1)),
+        (Case(n_kv=10), (0, 10)),
+        (Case(n_kv=10, segments=4), (0, 2, 5, 7, 10)),
+        (Case(n_kv=3, segments=3), (0, 1, 2, 3)),
+        (Case(n_kv=10, boundaries=(1, 9)), (0, 1, 9, 10)),
+        (Case(n_kv=10, boundaries=(0, 4, 4, 10)), (0, 0, 4, 4, 10, 10)),
+        (Case(n_kv=10, boundaries=()), (0, 10)),
+        (Case(n_kv=1, boundaries="random"), (0, 1)),
     ],
     ids=str,
 )
@@ -219,7 +220,7 @@ def test_explicit_boundaries_set_the_number_of_segments() -> None:
 
 def test_random_boundaries_leave_no_segment_empty() -> None:
     for seed in range(50):
-        bounds = Case(kv=9, segments=7, boundaries="random", seed=seed).segment_bounds()
+        bounds = Case(n_kv=9, segments=7, boundaries="random", seed=seed).segment_bounds()
         assert len(bounds) == 8
         assert all(start < stop for start, stop in itertools.pairwise(bounds))
 
@@ -227,7 +228,7 @@ def test_random_boundaries_leave_no_segment_empty() -> None:
 def test_random_boundaries_come_from_the_seed_alone() -> None:
     def bounds(seed: int, regime: str) -> tuple[int, ...]:
         return Case(
-            kv=100, segments=4, boundaries="random", seed=seed, regime=regime
+            n_kv=100, segments=4, boundaries="random", seed=seed, regime=regime
         ).segment_bounds()
 
     assert bounds(7, "uniform") == bounds(7, "spiky") == (0, 9, 35, 38, 100)
@@ -235,11 +236,11 @@ def test_random_boundaries_come_from_the_seed_alone() -> None:
 
 
 def test_as_many_random_segments_as_keys_hold_one_key_each() -> None:
-    assert Case(kv=5, segments=5, boundaries="random").segment_bounds() == (0, 1, 2, 3, 4, 5)
+    assert Case(n_kv=5, segments=5, boundaries="random").segment_bounds() == (0, 1, 2, 3, 4, 5)
 
 
 def test_changing_a_case_checks_it_again() -> None:
-    assert Case().with_(kv=7, threads=3) == Case(kv=7, threads=3)
+    assert Case().with_(n_kv=7, threads=3) == Case(n_kv=7, threads=3)
     with pytest.raises(UsageError, match="segments=97"):
         Case().with_(segments=97)
 
@@ -300,7 +301,7 @@ def test_changing_a_case_checks_it_again() -> None:
         ("n_haed=4", "case field 'n_haed' is unknown; the nearest is n_head"),
         ("zzz=4", "case field 'zzz' is unknown; known are hsk,"),
         ("kv=many", "kv=many: must be a whole number"),
-        ("kv", "kv=: must be a whole number"),
+        ("n_kv", "kv=: must be a whole number"),
         ("max_bias=x", "max_bias=x: must be a number"),
         ("mask=yes", "mask=yes: must be 0 or 1"),
         ("boundaries=[1,]", "boundaries=[1,]: must be a list of whole numbers such as [1,2]"),

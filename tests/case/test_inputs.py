@@ -10,7 +10,7 @@ from fa_harness.case.inputs import Inputs, make_inputs
 from fa_harness.case.quants import TYPES, decode
 
 GENERAL_REGIMES = [regime for regime in REGIMES if regime != "seed"]
-SMALL = Case(hsk=64, hsv=32, nh=2, nr23=(3, 2), kv=256, nb=5, mask=False)
+SMALL = Case(hsk=64, hsv=32, n_head_kv=2, n_group=3, ne3=2, n_kv=256, n_batch=5, mask=False)
 
 # sha256 over all arrays of `_golden_case`; a change here changes the inputs of every repro line
 GOLDEN = {
@@ -33,11 +33,20 @@ def _golden_case(regime: str) -> Case:
     if regime == "seed":
         return SEED.with_(mask=True, mask_kind="zeros")
     return Case(
-        hsk=32, hsv=32, nh=2, nr23=(2, 2), kv=40, nb=3, sinks=True, type_K="q4_0", regime=regime
+        hsk=32,
+        hsv=32,
+        n_head_kv=2,
+        n_group=2,
+        ne3=2,
+        n_kv=40,
+        n_batch=3,
+        sinks=True,
+        type_K="q4_0",
+        regime=regime,
     )
 
 
-SEED = Case(hsk=4, hsv=4, nh=1, kv=2, nb=1, regime="seed", mask=False)
+SEED = Case(hsk=4, hsv=4, n_head_kv=1, n_kv=2, n_batch=1, regime="seed", mask=False)
 
 
 def _arrays(inputs: Inputs) -> dict[str, np.ndarray]:
@@ -57,7 +66,7 @@ def _digest(inputs: Inputs) -> str:
 
 def _scores(case: Case, inputs: Inputs) -> np.ndarray:
     """Scaled scores, float64, `[ne3, n_head, n_batch, n_kv]`."""
-    k = np.repeat(inputs.k, case.nr23[0], axis=1).astype(np.float64)
+    k = np.repeat(inputs.k, case.n_group, axis=1).astype(np.float64)
     scores: np.ndarray = case.scale * (inputs.q.astype(np.float64) @ k.swapaxes(-1, -2))
     return scores
 
@@ -66,7 +75,7 @@ def _output(case: Case, inputs: Inputs) -> np.ndarray:
     """Attention without mask and sinks, float64, `[ne3, n_head, n_batch, hsv]`."""
     scores = _scores(case, inputs)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    v = np.repeat(inputs.v, case.nr23[0], axis=1).astype(np.float64)
+    v = np.repeat(inputs.v, case.n_group, axis=1).astype(np.float64)
     output: np.ndarray = weights @ v / weights.sum(axis=-1, keepdims=True)
     return output
 
@@ -74,7 +83,7 @@ def _output(case: Case, inputs: Inputs) -> np.ndarray:
 def _largest_numerator(case: Case, inputs: Inputs) -> float:
     """The largest |VKQ| that an online softmax meets on its way through the keys."""
     scores = _scores(case, inputs)
-    v = np.repeat(inputs.v, case.nr23[0], axis=1).astype(np.float64)
+    v = np.repeat(inputs.v, case.n_group, axis=1).astype(np.float64)
     m = np.full(scores.shape[:-1], -np.inf)
     vkq = np.zeros((*m.shape, case.hsv_padded))
     largest = 0.0
@@ -282,7 +291,7 @@ def _check_constructed(case: Case) -> None:
     output = _output(case, inputs)
     scores = _scores(case, inputs)
     for i3, head, row in np.ndindex(case.ne3, case.n_head, case.n_batch):
-        v = inputs.v[i3, head // case.nr23[0]].astype(np.float64)
+        v = inputs.v[i3, head // case.n_group].astype(np.float64)
         if (head + row) % 2 == 0:
             expected = v.mean(axis=0)
         else:
@@ -298,7 +307,7 @@ def test_constructed_aims_at_several_keys() -> None:
 
 
 def test_one_key_gives_its_v() -> None:
-    case = SMALL.with_(regime="normal", kv=1)
+    case = SMALL.with_(regime="normal", n_kv=1)
     inputs = make_inputs(case)
     v = np.repeat(inputs.v, 3, axis=1)
     assert np.array_equal(_output(case, inputs), np.broadcast_to(v, (2, 6, 5, 32)))
@@ -342,7 +351,7 @@ def test_a_random_mask_hides_some_keys_of_every_row_and_never_all() -> None:
 
 
 def test_a_random_mask_of_one_key_hides_no_row() -> None:
-    assert np.isfinite(_mask(mask_kind="random", kv=1, nb=512)).all()
+    assert np.isfinite(_mask(mask_kind="random", n_kv=1, n_batch=512)).all()
 
 
 def test_a_random_mask_has_values_from_minus_one_to_one() -> None:
@@ -360,7 +369,7 @@ def test_masks_differ_between_sequences_and_heads(kind: str) -> None:
 
 
 def test_a_causal_mask_shows_a_row_the_keys_up_to_its_own() -> None:
-    assert _mask(mask_kind="causal", kv=4, nb=3)[1, 0].tolist() == [
+    assert _mask(mask_kind="causal", n_kv=4, n_batch=3)[1, 0].tolist() == [
         [0, 0, -np.inf, -np.inf],
         [0, 0, 0, -np.inf],
         [0, 0, 0, 0],
@@ -368,7 +377,7 @@ def test_a_causal_mask_shows_a_row_the_keys_up_to_its_own() -> None:
 
 
 def test_a_causal_mask_with_alibi_holds_the_distances() -> None:
-    assert _mask(mask_kind="causal", kv=4, nb=3, max_bias=8.0)[1, 0].tolist() == [
+    assert _mask(mask_kind="causal", n_kv=4, n_batch=3, max_bias=8.0)[1, 0].tolist() == [
         [-1, 0, -np.inf, -np.inf],
         [-2, -1, 0, -np.inf],
         [-3, -2, -1, 0],
@@ -376,7 +385,7 @@ def test_a_causal_mask_with_alibi_holds_the_distances() -> None:
 
 
 def test_a_leading_mask_hides_the_first_rows_and_the_first_keys() -> None:
-    assert _mask(mask_kind="leading", nr23=(3, 1), kv=8, nb=3)[0, 0].tolist() == [
+    assert _mask(mask_kind="leading", n_group=3, ne3=1, n_kv=8, n_batch=3)[0, 0].tolist() == [
         [-np.inf] * 8,
         [-np.inf] * 2 + [0] * 5 + [-np.inf],
         [-np.inf] * 2 + [0] * 6,
@@ -384,11 +393,11 @@ def test_a_leading_mask_hides_the_first_rows_and_the_first_keys() -> None:
 
 
 def test_a_leading_mask_shows_a_single_row_something() -> None:
-    assert np.isfinite(_mask(mask_kind="leading", nb=1)).any(axis=-1).all()
+    assert np.isfinite(_mask(mask_kind="leading", n_batch=1)).any(axis=-1).all()
 
 
 def test_a_sparse_mask_shows_at_most_n_kv_max_keys_a_row() -> None:
-    visible = np.isfinite(_mask(mask_kind="sparse", n_kv_max=20, nb=30)).sum(axis=-1)
+    visible = np.isfinite(_mask(mask_kind="sparse", n_kv_max=20, n_batch=30)).sum(axis=-1)
     assert visible.max() == 20
     assert visible.min() == 4
 
@@ -419,7 +428,8 @@ def test_sinks_follow_a_soft_cap() -> None:
 # segments with types
 
 TYPED = Case(
-    hsk=64, hsv=32, nh=2, nr23=(2, 1), kv=60, nb=3, regime="normal", sinks=True, type_K="f32",
+    hsk=64, hsv=32, n_head_kv=2, n_group=2, n_kv=60, n_batch=3, regime="normal", sinks=True,
+    type_K="f32",
     type_V="f32", boundaries=(20, 20, 50), segment_types=("q4_0", "f16", "q8_0/f16"),
 )  # fmt: skip
 

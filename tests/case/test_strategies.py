@@ -42,7 +42,7 @@ def test_every_path_has_its_share(drawn: list[Case]) -> None:
         (lambda case: [case.regime], set(REGIMES) - {"seed"}),
         (lambda case: [case.permute[1:]], itertools.permutations((1, 2, 3))),
         (lambda case: [case.threads], (1, 2, 3, 5, 8)),
-        (lambda case: [case.nr23[0]], range(1, 9)),
+        (lambda case: [case.n_group], range(1, 9)),
         (lambda case: [case.ne3], (1, 2, 3)),
         (lambda case: [case.prec], ("f32", "def")),
         (lambda case: [case.boundaries if case.boundaries in (None, "random") else "listed"],
@@ -70,13 +70,13 @@ def test_each_of_them_is_drawn(
         lambda case: case.v_is_view_of_k,
         lambda case: case.hsk_padded > case.hsk,
         lambda case: case.type_K != case.type_V,
-        lambda case: case.nb >= 64 and case.kv % 64 != 0 and not case.mask,
+        lambda case: case.n_batch >= 64 and case.n_kv % 64 != 0 and not case.mask,
         lambda case: case.mask_heads > 1,
         lambda case: case.max_bias and case.logit_softcap and case.sinks,
         lambda case: not case.kv_view,
-        lambda case: 0 < case.hot_window < case.kv and case.group > 1,
+        lambda case: 0 < case.hot_window < case.n_kv and case.group > 1,
         lambda case: "/" in "".join(case.segment_types),
-        lambda case: case.nb > case.kv,
+        lambda case: case.n_batch > case.n_kv,
     ],
     ids=[
         "one segment", "an empty segment", "a chain over two paths", "an odd head size", "MLA",
@@ -91,6 +91,6 @@ def test_such_a_case_is_drawn(drawn: list[Case], is_one: Callable[[Case], bool])
 
 def test_no_case_costs_much(drawn: list[Case]) -> None:
     def products(case: Case) -> int:
-        return case.n_head * case.ne3 * case.nb * case.kv * (case.hsk + case.hsv)
+        return case.n_head * case.ne3 * case.n_batch * case.n_kv * (case.hsk + case.hsv)
 
     assert max(map(products, drawn)) <= 3e6

@@ -54,24 +54,24 @@ def test_default_has_every_path_in_every_float_type_that_takes_it() -> None:
 @pytest.mark.parametrize("regime", IN_SUITES)
 def test_default_has_every_regime_for_decode_and_for_prefill(regime: str) -> None:
     cases = [case for case in DEFAULT if case.regime == regime]
-    assert any(case.nb == 1 and path(case) == "vec" for case in cases)
-    assert any(case.nb == 1 and path(case) == "split-kv" for case in cases)
-    assert any(case.nb > 1 for case in cases)
+    assert any(case.n_batch == 1 and path(case) == "vec" for case in cases)
+    assert any(case.n_batch == 1 and path(case) == "split-kv" for case in cases)
+    assert any(case.n_batch > 1 for case in cases)
 
 
 @pytest.mark.parametrize("group", [1, 3, 4, 8])
 def test_default_has_groups_of_query_heads(group: int) -> None:
-    assert any(case.nr23[0] == group for case in DEFAULT)
+    assert any(case.n_group == group for case in DEFAULT)
 
 
 def test_default_has_a_group_of_three_with_several_kv_heads() -> None:
-    assert any(case.nr23[0] == 3 and case.n_head_kv > 1 for case in DEFAULT)
+    assert any(case.n_group == 3 and case.n_head_kv > 1 for case in DEFAULT)
 
 
 @pytest.mark.parametrize("sizes", [(64, 64), (80, 80), (128, 128), (256, 256), (576, 512)])
 def test_default_has_the_head_sizes(sizes: tuple[int, int]) -> None:
     cases = [case for case in DEFAULT if (case.hsk, case.hsv) == sizes]
-    assert {case.nb == 1 for case in cases} == {True, False}
+    assert {case.n_batch == 1 for case in cases} == {True, False}
 
 
 @pytest.mark.parametrize("kind", ["none", "causal", "random", "leading", "zeros", "sparse"])
@@ -97,7 +97,7 @@ def test_default_has_options_on_the_paths_that_treat_them_apart() -> None:
 
 
 def test_default_has_two_sequences_masks_per_head_permutations_and_a_cache_of_its_own() -> None:
-    assert any(case.ne3 == 2 and case.nb > 1 for case in DEFAULT)
+    assert any(case.ne3 == 2 and case.n_batch > 1 for case in DEFAULT)
     assert any(case.mask_heads > 1 for case in DEFAULT)
     assert any(case.permute != (0, 1, 2, 3) for case in DEFAULT)
     assert {case.kv_view for case in DEFAULT} == {True, False}
@@ -117,7 +117,7 @@ def test_default_has_uneven_empty_and_single_key_segments() -> None:
 
 
 def test_default_has_no_square_shape_in_which_rows_and_heads_could_be_swapped_unseen() -> None:
-    assert any(1 < case.nb != case.n_head > 1 for case in DEFAULT)
+    assert any(1 < case.n_batch != case.n_head > 1 for case in DEFAULT)
 
 
 @pytest.mark.parametrize("name", ["smoke", "default"])
@@ -129,7 +129,7 @@ def test_a_suite_can_be_run_in_any_usual_number_of_segments(name: str, segments:
 
 
 def test_fifo_has_rolling_caches_only_in_which_tokens_get_cold() -> None:
-    assert all(0 < case.hot_window < case.kv for case in suite("fifo"))
+    assert all(0 < case.hot_window < case.n_kv for case in suite("fifo"))
 
 
 def test_fifo_has_every_cold_type_but_f32_in_every_kind_of_regime() -> None:
@@ -174,7 +174,7 @@ def test_reduction_and_mixed_have_masks_sinks_and_empty_segments(name: str) -> N
     assert any(case.sinks for case in cases)
     assert any(case.max_bias for case in cases)
     assert any(case.logit_softcap for case in cases)
-    assert any(case.ne3 > 1 and case.nr23[0] == 3 for case in cases)
+    assert any(case.ne3 > 1 and case.n_group == 3 for case in cases)
     assert any(0 in map(int.__sub__, case.segment_bounds()[1:], case.segment_bounds())
                for case in cases)  # fmt: skip
 

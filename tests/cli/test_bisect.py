@@ -12,7 +12,7 @@ from fa_harness.errors import SetupError
 from fa_harness.project import find_project
 from fa_harness.series.series import load_series
 
-CASE = Case(hsk=64, hsv=64, nh=2, kv=90, nb=3, segments=3)
+CASE = Case(hsk=64, hsv=64, n_head_kv=2, n_kv=90, n_batch=3, segments=3)
 
 
 @pytest.fixture

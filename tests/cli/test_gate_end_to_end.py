@@ -32,7 +32,7 @@ from fa_harness.speed import rows as speed
 
 CASES = [
     *suites.suite("seed"),
-    Case(hsk=64, hsv=64, nh=2, kv=40, nb=3, segments=3, regime="normal"),
+    Case(hsk=64, hsv=64, n_head_kv=2, n_kv=40, n_batch=3, segments=3, regime="normal"),
 ]
 SMALL = (
     "import sys; from fa_harness import cli, suites; from fa_harness.cases import Case\n"

@@ -24,7 +24,7 @@ def test_an_error_of_our_own_ends_a_run_and_keeps_what_ran(
     monkeypatch.setattr("fa_harness.engine.runner.judge", judge_one)
     with pytest.raises(EndedError) as ended:
         run_cases(
-            [Case(kv=64, segments=n) for n in (1, 2, 3)],
+            [Case(n_kv=64, segments=n) for n in (1, 2, 3)],
             library="patched",
             modes=None,
             timeout=None,

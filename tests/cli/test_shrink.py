@@ -27,7 +27,7 @@ def test_a_case_on_which_the_library_crashes_shrinks_to_what_crashes_it(
     monkeypatch.setattr(
         shrink, "held_library", lambda name, options: contextlib.nullcontext(library)
     )
-    case = Case(hsk=64, hsv=64, nh=2, kv=40, nb=3, segments=4, sinks=True, threads=2)
+    case = Case(hsk=64, hsv=64, n_head_kv=2, n_kv=40, n_batch=3, segments=4, sinks=True, threads=2)
     smallest = shrink.shrink_case(
         case,
         library="patched",
@@ -38,7 +38,8 @@ def test_a_case_on_which_the_library_crashes_shrinks_to_what_crashes_it(
     assert (smallest.shrunk.failure.status, smallest.verdict.status) == ("crash", "crash")
     assert smallest.shrunk.failure.name == "standard: SIGSEGV"
     assert smallest.shrunk.case == Case(
-        hsk=1, hsv=1, nh=1, kv=1, nb=1, mask=False, sinks=True, type_K="f32", type_V="f32",
+        hsk=1, hsv=1, n_head_kv=1, n_kv=1, n_batch=1, mask=False, sinks=True, type_K="f32",
+        type_V="f32",
         kv_view=False, regime="few",
     )  # fmt: skip
     assert "ggml_flash_attn_ext_add_sinks(out, tsinks)" in shrink.c_program(smallest)
@@ -58,16 +59,18 @@ def test_ctrl_c_ends_the_search_for_a_smaller_case_and_keeps_what_was_found(
         return run(self, *arguments, **options)
 
     monkeypatch.setattr(Runner, "run", interrupted)
-    case = Case(hsk=64, hsv=64, nh=2, kv=40, nb=3, segments=4, regime="spiky", threads=4)
+    case = Case(
+        hsk=64, hsv=64, n_head_kv=2, n_kv=40, n_batch=3, segments=4, regime="spiky", threads=4
+    )
     smallest = shrink.shrink_case(
         case, library="0001", modes=None, seconds=60, console=Console(file=io.StringIO())
     )
     assert not smallest.shrunk.finished
     assert [step.what for step in smallest.shrunk.steps] == ["threads 4 -> 1", "nh 2 -> 1"]
-    assert (smallest.shrunk.case.nh, smallest.verdict.case.nh, n_run) == (1, 1, 4)
+    assert (smallest.shrunk.case.n_head_kv, smallest.verdict.case.n_head_kv, n_run) == (1, 1, 4)
 
 
 def test_a_case_that_is_mistrusted_is_nothing_to_shrink(patched: Library) -> None:
-    case = Case(hsk=64, hsv=64, nh=1, kv=40, nb=1, segments=2, boundaries=(0,))
+    case = Case(hsk=64, hsv=64, n_head_kv=1, n_kv=40, n_batch=1, segments=2, boundaries=(0,))
     with pytest.raises(UsageError, match=r"is mistrusted on library 'patched' \(2 segments were"):
         shrink.shrink_case(case, library="patched", modes=None, seconds=9, console=Console())

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from rich.console import Console
 
+from fa_harness.arrays import F32
 from fa_harness.case import rolling
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs, make_inputs
@@ -24,11 +24,11 @@ from fa_harness.judge import oracle, rolling_oracle
 from fa_harness.judge.verdict import Verdict, judge
 from fa_harness.report.console import Table
 
-F32 = npt.NDArray[np.float32]
 Method = Callable[..., Any]
 
 CASE = Case(
-    hsk=64, hsv=64, nh=2, nr23=(2, 2), kv=30, nb=30, mask_kind="causal", regime="normal",
+    hsk=64, hsv=64, n_head_kv=2, n_group=2, ne3=2, n_kv=30, n_batch=30, mask_kind="causal",
+    regime="normal",
     hot_window=8, group=3, cold_type="q8_0",
 )  # fmt: skip
 
@@ -44,7 +44,7 @@ WINDOWS = [  # hot_window, group, kv
 
 
 def window(hot_window: int, group: int, kv: int) -> Case:
-    return CASE.with_(hot_window=hot_window, group=group, kv=kv, nb=kv)
+    return CASE.with_(hot_window=hot_window, group=group, n_kv=kv, n_batch=kv)
 
 
 def rolled(library: Ggml, case: Case, inputs: Inputs | None = None) -> Rolled:
@@ -102,13 +102,13 @@ def test_the_cold_store_holds_the_hot_values_quantised(library: Ggml) -> None:
 def test_a_token_in_the_wrong_store_is_named() -> None:
     case = window(2, 1, 3)
     early = rolling.Held(cold=np.array([0]), hot=np.array([-1, -1]), cache_bytes=0)
-    assert rolling.misplaced(case.with_(kv=1, nb=1), (early,)) == (
+    assert rolling.misplaced(case.with_(n_kv=1, n_batch=1), (early,)) == (
         "rolling cache at step 0: token 0 is in cold slot 0; it belongs to the hot tokens"
     )
 
 
 def test_a_slot_shown_before_its_token_comes_is_named() -> None:
-    case = window(2, 1, 3).with_(kv=1, nb=1)
+    case = window(2, 1, 3).with_(n_kv=1, n_batch=1)
     early = rolling.Held(cold=np.array([], int), hot=np.array([0, 1]), cache_bytes=0)
     assert rolling.misplaced(case, (early,)) == (
         "rolling cache at step 0: token 1 is in hot slot 1 before its time"
@@ -133,7 +133,7 @@ def test_bytes_that_the_types_do_not_explain_are_named(
     [
         {},
         {"sinks": True, "logit_softcap": 10.0, "max_bias": 8.0, "mask_heads": 4},
-        {"nr23": (3, 1), "hsk": 192, "hsv": 128},
+        {"n_group": 3, "ne3": 1, "hsk": 192, "hsv": 128},
         {"permute": (0, 2, 1, 3), "kv_view": False, "regime": "offset"},
     ],
     ids=str,
@@ -160,7 +160,7 @@ def test_results_do_not_depend_on_the_number_of_threads(library: Ggml) -> None:
 
 
 def test_a_window_that_nothing_leaves_gives_the_results_of_the_whole_cache(library: Ggml) -> None:
-    case = CASE.with_(hot_window=CASE.kv)
+    case = CASE.with_(hot_window=CASE.n_kv)
     run = run_case(library, case, make_inputs(case), ("standard", "fifo"))
     assert run.fifo is not None
     assert run.fifo.output.tobytes() == run.standard.tobytes()
@@ -179,7 +179,7 @@ def test_the_expected_results_are_attention_on_the_values_held() -> None:
     case = CASE.with_(sinks=True, max_bias=8.0, cold_type="q4_0")
     inputs = make_inputs(case)
     assert inputs.mask is not None
-    nowhere = np.zeros((case.ne3, case.n_head, case.nb), bool)
+    nowhere = np.zeros((case.ne3, case.n_head, case.n_batch), bool)
     expected = rolling_oracle.expect(case, inputs, nowhere, ())
     out = oracle.finalise(expected.exact)
     k_cold, v_cold = (decode(encode(x, "q4_0"), "q4_0") for x in (inputs.k, inputs.v))
@@ -191,7 +191,7 @@ def test_the_expected_results_are_attention_on_the_values_held() -> None:
             v=np.concatenate([v_cold[:, :, :n_cold], inputs.v[:, :, n_cold:]], axis=2),
             mask=inputs.mask[:, :, step : step + 1],
         )
-        one = oracle.attend(case.with_(hot_window=0, nb=1), held, 0, step + 1)
+        one = oracle.attend(case.with_(hot_window=0, n_batch=1), held, 0, step + 1)
         assert inputs.sinks is not None
         exact = oracle.finalise(oracle.add_sinks(one, inputs.sinks))
         np.testing.assert_allclose(out[:, :, step : step + 1], exact, rtol=1e-12, atol=1e-13)

@@ -2,7 +2,6 @@ import dataclasses
 import itertools
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,12 +18,12 @@ from fa_harness.engine.modes import Run, Step, chain_paths, path, run_case
 from fa_harness.engine.worker import Worker
 from fa_harness.judge.verdict import Verdict, judge
 
-F32 = npt.NDArray[np.float32]
-
-F16 = Case(hsk=64, hsv=64, nh=2, nr23=(2, 2), kv=40, nb=3, segments=3, regime="normal")
+F16 = Case(
+    hsk=64, hsv=64, n_head_kv=2, n_group=2, ne3=2, n_kv=40, n_batch=3, segments=3, regime="normal"
+)
 TYPED = F16.with_(type_K="f32", type_V="f32", segment_types=("q4_0", "f16", "f32/f16"))
-DECODE = Case(hsk=64, hsv=64, nh=2, nr23=(4, 1), kv=640, nb=1, regime="normal")
-PREFILL = DECODE.with_(nb=66, kv=130)
+DECODE = Case(hsk=64, hsv=64, n_head_kv=2, n_group=4, n_kv=640, n_batch=1, regime="normal")
+PREFILL = DECODE.with_(n_batch=66, n_kv=130)
 
 
 def run(library: Ggml, case: Case) -> Run:
@@ -70,7 +69,7 @@ def test_without_a_state_the_patched_library_is_pristine_bit_for_bit_in_the_same
 def test_a_chain_is_the_full_call_bit_for_bit_for_every_split(
     library: Ggml, types: tuple[str, str], data: st.DataObject
 ) -> None:
-    inner = data.draw(st.lists(st.integers(0, F16.kv), min_size=1, max_size=5).map(sorted))
+    inner = data.draw(st.lists(st.integers(0, F16.n_kv), min_size=1, max_size=5).map(sorted))
     regime = data.draw(st.sampled_from(["normal", "spiky", "rising", "falling", "huge"]))
     kind = data.draw(st.sampled_from(["random", "leading", "causal", "masked_segment"]))
     case = F16.with_(
@@ -100,7 +99,7 @@ def test_an_empty_segment_leaves_the_state_and_the_result_as_they_were(library: 
 
 
 def test_rows_without_keys_stay_fresh_and_give_0(library: Ggml) -> None:
-    case = F16.with_(mask_kind="leading", nb=9)
+    case = F16.with_(mask_kind="leading", n_batch=9)
     for step in chain(run(library, case)):
         assert np.isneginf(step.state[:, :, :3, 0]).all()
         assert not step.output[:, :, :3].any()
@@ -117,13 +116,13 @@ def test_a_prefix_of_a_chain_is_the_call_over_the_prefix(library: Ggml) -> None:
         k=inputs.k[:, :, :25], k_raw=inputs.k_raw[:, :, :25],
         v=inputs.v[:, :, :25], v_raw=inputs.v_raw[:, :, :25],
     )  # fmt: skip
-    short = case.with_(kv=25, segments=1, boundaries=None)
+    short = case.with_(n_kv=25, segments=1, boundaries=None)
     first = chain(run_case(library, case, inputs))[0]
     assert first.output.tobytes() == run_case(library, short, prefix).standard.tobytes()
 
 
 @pytest.mark.parametrize(
-    "case", [DECODE.with_(kv=250), F16.with_(nb=7), PREFILL], ids=["decode", "rows", "tiled"]
+    "case", [DECODE.with_(n_kv=250), F16.with_(n_batch=7), PREFILL], ids=["decode", "rows", "tiled"]
 )
 @pytest.mark.parametrize("type_", ["f16", "f32"])
 def test_results_do_not_depend_on_the_number_of_threads(
@@ -178,14 +177,14 @@ def test_v_may_be_a_view_of_k(library: Ggml) -> None:
     ("case", "expected"),
     [
         (DECODE, "split-kv"),
-        (DECODE.with_(kv=511), "vec"),
-        (DECODE.with_(kv=512), "split-kv"),
+        (DECODE.with_(n_kv=511), "vec"),
+        (DECODE.with_(n_kv=512), "split-kv"),
         (DECODE.with_(type_V="f32"), "vec"),
-        (DECODE.with_(nr23=(4, 2)), "vec"),
+        (DECODE.with_(n_group=4, ne3=2), "vec"),
         (DECODE.with_(type_K="q8_0", type_V="q8_0"), "vec"),
         (PREFILL, "tiled"),
-        (PREFILL.with_(nb=63), "vec"),
-        (PREFILL.with_(nb=64), "tiled"),
+        (PREFILL.with_(n_batch=63), "vec"),
+        (PREFILL.with_(n_batch=64), "tiled"),
         (PREFILL.with_(type_K="bf16", type_V="bf16"), "vec"),
     ],
 )
@@ -203,9 +202,12 @@ def test_the_path_is_upstream_s(
 @pytest.mark.parametrize(
     ("case", "expected"),
     [
-        (DECODE.with_(kv=1100, segments=2), ("split-kv", "split-kv")),
-        (DECODE.with_(kv=1100, segments=3), ("vec", "vec", "vec")),
-        (DECODE.with_(kv=1100, segments=3, boundaries=(512, 512)), ("split-kv", "vec", "split-kv")),
+        (DECODE.with_(n_kv=1100, segments=2), ("split-kv", "split-kv")),
+        (DECODE.with_(n_kv=1100, segments=3), ("vec", "vec", "vec")),
+        (
+            DECODE.with_(n_kv=1100, segments=3, boundaries=(512, 512)),
+            ("split-kv", "vec", "split-kv"),
+        ),
         (PREFILL.with_(segments=2), ("tiled", "tiled")),
         (F16.with_(segments=2), ("vec", "vec")),
     ],
@@ -234,7 +236,7 @@ def test_a_tiled_chain_cut_at_tiles_gives_the_bits_of_one_call(
     library: Ggml, boundaries: tuple[int, ...], mask_kind: str
 ) -> None:
     case = PREFILL.with_(
-        kv=200, boundaries=boundaries, segments=len(boundaries) + 1, mask_kind=mask_kind
+        n_kv=200, boundaries=boundaries, segments=len(boundaries) + 1, mask_kind=mask_kind
     )
     done = run(library, case.with_(mask=True, sinks=True, threads=2))
     assert done.full_state is not None
@@ -248,7 +250,7 @@ def test_a_tiled_chain_cut_at_tiles_gives_the_bits_of_one_call(
         (F16, ("standard", "full_state", "segmented", "merged", "resumed")),
         (F16.with_(segments=1), ("standard", "full_state", "segmented")),
         (TYPED, ("standard", "full_state", "segmented", "merged", "resumed", "mixed")),
-        (F16.with_(nb=40, mask_kind="causal", hot_window=8), ("standard", "fifo")),
+        (F16.with_(n_batch=40, mask_kind="causal", hot_window=8), ("standard", "fifo")),
     ],
     ids=["segments", "one segment", "typed", "rolling"],
 )
@@ -260,7 +262,7 @@ def test_the_first_patch_alone_cannot_merge(bug: Library) -> None:
     assert modes.lacking(load(bug.module_path)) == {"merged": "ggml_flash_attn_ext_merge_states"}
 
 
-@pytest.mark.parametrize("case", [F16, DECODE.with_(kv=1100), PREFILL, TYPED], ids=str)
+@pytest.mark.parametrize("case", [F16, DECODE.with_(n_kv=1100), PREFILL, TYPED], ids=str)
 def test_a_chain_goes_on_from_a_file_in_another_context_bit_for_bit(
     library: Ggml, case: Case
 ) -> None:
@@ -309,7 +311,7 @@ def test_segments_of_their_own_types_give_what_the_op_gives_over_each_type(libra
             inputs, k=inputs.k[rows], k_raw=inputs.k_raw[rows], v=inputs.v[rows],
             v_raw=inputs.v_raw[rows],
         )  # fmt: skip
-        short = alone.with_(kv=stop - start, segments=1)
+        short = alone.with_(n_kv=stop - start, segments=1)
         assert part.output.tobytes() == run_case(library, short, cut, ()).standard.tobytes()
 
 
@@ -324,7 +326,7 @@ def test_parts_are_computed_in_an_order_drawn_from_the_seed() -> None:
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
 def test_a_reduction_takes_each_part_once(library: Ggml, n: int) -> None:
     """Parts that see a key each, of score 0 and a V of its own: the numerators are the sum of V."""
-    case = F16.with_(kv=n, segments=n, mask=False, mask_kind="none", type_K="f32", type_V="f32")
+    case = F16.with_(n_kv=n, segments=n, mask=False, mask_kind="none", type_K="f32", type_V="f32")
     inputs = make_inputs(case)
     v = np.zeros_like(inputs.v)
     v += (2.0 ** np.arange(n, dtype=np.float32))[:, None]
@@ -357,7 +359,16 @@ def test_the_work_size_is_that_of_one_call(library: Ggml) -> None:
 # what the tensors hold
 
 CHAIN = Case(
-    hsk=64, hsv=64, nh=2, nr23=(2, 1), kv=90, nb=4, segments=3, regime="rising", sinks=True
+    hsk=64,
+    hsv=64,
+    n_head_kv=2,
+    n_group=2,
+    ne3=1,
+    n_kv=90,
+    n_batch=4,
+    segments=3,
+    regime="rising",
+    sinks=True,
 )
 
 

@@ -21,7 +21,7 @@ from fa_harness.machine import usable_cores
 TRIES = 100
 WORKERS = 10
 IN_A_ROW = 10
-SMALL = Case(hsk=64, hsv=64, nh=2, nb=3, kv=64, segments=2, regime="normal")
+SMALL = Case(hsk=64, hsv=64, n_head_kv=2, n_batch=3, n_kv=64, segments=2, regime="normal")
 LIMIT = 5e-3
 """Seconds."""
 ROOM = 1.25

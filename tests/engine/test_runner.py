@@ -22,7 +22,7 @@ from fa_harness.judge.verdict import Verdict, judge
 
 SEED = json.loads((Path(__file__).parents[1] / "data" / "seed.json").read_text())
 SEED_CASE = Case.parse(SEED["case"])
-SMALL = Case(hsk=32, hsv=32, nh=1, kv=20, nb=2, segments=2, regime="normal")
+SMALL = Case(hsk=32, hsv=32, n_head_kv=1, n_kv=20, n_batch=2, segments=2, regime="normal")
 
 
 def run(
@@ -131,7 +131,7 @@ def test_each_verdict_says_how_long_its_case_took(patched: Library) -> None:
     assert sum(v.seconds for v in verdicts) < time.perf_counter() - start
 
 
-MANY = [SMALL.with_(seed=seed, kv=20 + seed % 3) for seed in range(40)]
+MANY = [SMALL.with_(seed=seed, n_kv=20 + seed % 3) for seed in range(40)]
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_what_runs_at_once_gives_the_numbers_that_it_gives_alone(
     ("cases", "n_worker"),
     [
         (MANY, 1),
-        ([case.with_(kv=4096, hsk=64, hsv=64, nb=4, segments=1) for case in MANY], 2),
+        ([case.with_(n_kv=4096, hsk=64, hsv=64, n_batch=4, segments=1) for case in MANY], 2),
         ([case.with_(threads=2) for case in MANY], 1),
     ],
     ids=["small", "large", "of as many threads as cores"],
@@ -262,7 +262,7 @@ def test_an_abort_beside_other_cases_is_a_crash_of_its_case_alone(
 def test_a_run_that_is_given_up_ends_its_cases_and_the_runner_goes_on(
     patched: Library, several_at_once: None
 ) -> None:
-    minutes = Case(hsk=128, hsv=128, nr23=(1, 2), kv=4096, nb=512, type_K="q4_0", type_V="q4_0")
+    minutes = Case(hsk=128, hsv=128, ne3=2, n_kv=4096, n_batch=512, type_K="q4_0", type_V="q4_0")
     with Runner(patched.module_path) as runner:
         verdicts = runner.run([MANY[0], minutes, *MANY[1:]])
         assert isinstance(verdicts, Generator)

@@ -4,12 +4,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from fa_harness.arrays import F32, F64
 from fa_harness.case import quants
 from fa_harness.engine.ggml import Ggml, Tensor
 from fa_harness.engine.layout import clear
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 
 HSV, N_KV, N_BATCH, N_HEAD = 64, 5, 3, 2
 

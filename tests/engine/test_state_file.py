@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from fa_harness.arrays import F32
 from fa_harness.build.library import Library
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import make_inputs
@@ -15,10 +15,9 @@ from fa_harness.engine.ggml import Ggml
 from fa_harness.engine.modes import run_case
 from fa_harness.errors import UsageError
 
-F32 = npt.NDArray[np.float32]
-
 CASE = Case(
-    hsk=64, hsv=32, nh=2, nr23=(2, 2), kv=90, nb=3, segments=4, sinks=True, regime="rising",
+    hsk=64, hsv=32, n_head_kv=2, n_group=2, ne3=2, n_kv=90, n_batch=3, segments=4, sinks=True,
+    regime="rising",
     type_K="f32", type_V="f32", segment_types=("q4_0", "q8_0", "f16"),
 )  # fmt: skip
 
@@ -45,7 +44,9 @@ def test_a_file_that_is_there_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"nb": 4}, {"hsv": 64}, {"nh": 4}, {"nr23": (2, 1)}], ids=lambda c: next(iter(c))
+    "changes",
+    [{"n_batch": 4}, {"hsv": 64}, {"n_head_kv": 4}, {"n_group": 2, "ne3": 1}],
+    ids=lambda c: next(iter(c)),
 )
 def test_a_state_of_another_shape_is_refused_with_both_shapes(
     changes: dict[str, object], tmp_path: Path

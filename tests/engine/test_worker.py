@@ -18,9 +18,9 @@ from fa_harness.engine.modes import MODES, Run, modes_of
 from fa_harness.engine.worker import Lost, Worker
 from fa_harness.errors import SetupError
 
-SMALL = Case(hsk=32, hsv=32, nh=1, kv=20, nb=2, segments=2, regime="normal")
+SMALL = Case(hsk=32, hsv=32, n_head_kv=1, n_kv=20, n_batch=2, segments=2, regime="normal")
 LONG = Case(
-    hsk=128, hsv=128, nh=8, nr23=(4, 1), kv=2048, nb=512, type_K="q4_0", type_V="q4_0",
+    hsk=128, hsv=128, n_head_kv=8, n_group=4, n_kv=2048, n_batch=512, type_K="q4_0", type_V="q4_0",
     regime="normal",
 )  # fmt: skip
 """Minutes on the vec path."""
@@ -145,7 +145,7 @@ def test_a_child_that_does_not_answer_is_a_timeout_and_ended(patched: Library) -
 
 
 def test_a_result_that_came_in_time_counts_however_late_it_is_looked_at(patched: Library) -> None:
-    case = SMALL.with_(nb=80)  # more than a pipe holds: the child waits until it is read
+    case = SMALL.with_(n_batch=80)  # more than a pipe holds: the child waits until it is read
     with Worker(patched.module_path) as worker:
         worker.submit(case, modes_of(case), 60)
         assert worker._process is not None

@@ -14,7 +14,7 @@ from fa_harness.hunt.bisect import Bisected, Prefix, Row, run_on
 from fa_harness.judge.verdict import Verdict
 from fa_harness.report.bisect import document, print_headings, print_row, print_turns, render
 
-CASE = Case(hsk=64, hsv=64, nh=2, kv=90, nb=3, segments=3)
+CASE = Case(hsk=64, hsv=64, n_head_kv=2, n_kv=90, n_batch=3, segments=3)
 PREFIXES = (
     Prefix(library="pristine", patch="", title="upstream as it is"),
     Prefix(library="0001", patch="0001-ggml-add-it.patch", title="ggml : add it"),

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from fa_harness.arrays import F32
 from fa_harness.build.library import Library
 from fa_harness.build.toolchain import find_c_compiler
 from fa_harness.case.case import Case
@@ -22,9 +22,9 @@ from fa_harness.errors import UsageError
 from fa_harness.hunt import emit_c
 from fa_harness.judge.verdict import Verdict, judge
 
-F32 = npt.NDArray[np.float32]
-
-CASE = Case(hsk=32, hsv=32, nh=2, nr23=(2, 2), kv=7, nb=3, segments=3, regime="normal")
+CASE = Case(
+    hsk=32, hsv=32, n_head_kv=2, n_group=2, ne3=2, n_kv=7, n_batch=3, segments=3, regime="normal"
+)
 
 Build = Callable[[str, Library], Path]
 
@@ -66,9 +66,11 @@ def program_of(case: Case, library: Library, *modes: str) -> str:
         CASE.with_(type_K="f32", type_V="f32", sinks=True, kv_view=False, segments=2),
         CASE.with_(type_K="q8_0", type_V="q8_0", permute=(0, 2, 1, 3), max_bias=8.0),
         CASE.with_(hsk=64, v_is_view_of_k=True, mask=False, mask_kind="none", logit_softcap=5.0),
-        CASE.with_(boundaries=(0, 3, 3), segments=4, mask_heads=2, threads=2, nh=3, max_bias=4.0),
+        CASE.with_(
+            boundaries=(0, 3, 3), segments=4, mask_heads=2, threads=2, n_head_kv=3, max_bias=4.0
+        ),
         CASE.with_(mask_kind="sparse", n_kv_max=5, prec="def", type_K="bf16", type_V="q5_1"),
-        CASE.with_(nb=1, nh=2, permute=(0, 2, 1, 3)),
+        CASE.with_(n_batch=1, n_head_kv=2, permute=(0, 2, 1, 3)),
     ],
     ids=[
         *("f16", "f32-sinks", "q8_0-permuted-alibi", "v-in-k-softcap", "empty-segments", "sparse"),
@@ -90,7 +92,8 @@ def test_the_program_is_red_on_the_bug_and_green_on_the_patched_library(
 
 
 TYPED = Case(
-    hsk=32, hsv=32, nh=1, nr23=(2, 1), kv=9, nb=2, segments=3, regime="normal", type_K="f32",
+    hsk=32, hsv=32, n_head_kv=1, n_group=2, n_kv=9, n_batch=2, segments=3, regime="normal",
+    type_K="f32",
     type_V="f32", segment_types=("q4_0", "f16/q8_0", "f32"),
 )  # fmt: skip
 
@@ -111,7 +114,8 @@ def test_the_program_names_the_first_segment_that_is_wrong_and_the_number(
     bug: Library, compile_c: Build
 ) -> None:
     case = Case(
-        hsk=1, hsv=1, nh=1, kv=2, nb=1, mask=False, type_K="f32", type_V="f32", kv_view=False,
+        hsk=1, hsv=1, n_head_kv=1, n_kv=2, n_batch=1, mask=False, type_K="f32", type_V="f32",
+        kv_view=False,
         segments=2, regime="few",
     )  # fmt: skip
     done = ended(compile_c(program_of(case, bug), bug))
@@ -266,7 +270,7 @@ def test_what_a_program_cannot_say_is_refused(
 
 
 def test_a_case_of_too_many_numbers_is_refused_with_their_number() -> None:
-    case = Case(hsk=64, hsv=64, nh=4, kv=4096, nb=1)
+    case = Case(hsk=64, hsv=64, n_head_kv=4, n_kv=4096, n_batch=1)
     crash = Verdict(
         case=case, status="crash", path="vec", modes=(), comparisons={}, outputs={},
         reason="standard: SIGSEGV",

@@ -18,7 +18,8 @@ from fa_harness.judge.verdict import Verdict
 from fa_harness.report.fuzz import render
 
 RESET = Case(
-    hsk=32, hsv=32, nh=2, nr23=(2, 1), kv=40, nb=3, segments=3, regime="normal", type_K="q8_0",
+    hsk=32, hsv=32, n_head_kv=2, n_group=2, n_kv=40, n_batch=3, segments=3, regime="normal",
+    type_K="q8_0",
     type_V="f32", seed=5,
 )  # fmt: skip
 """The bug of the first patch makes it fail."""
@@ -65,7 +66,10 @@ def test_the_bug_of_the_first_patch_is_found_and_made_tiny(
     resets = [found.verdict for found in fuzz.found if "segmented" in found.verdict.reason]
     assert resets
     for verdict in resets:
-        assert verdict.path != "vec" or verdict.case.nb * verdict.case.kv * verdict.case.hsv <= 4
+        assert (
+            verdict.path != "vec"
+            or verdict.case.n_batch * verdict.case.n_kv * verdict.case.hsv <= 4
+        )
         assert verdict.localisation is not None
         assert verdict.localisation.part == "numerators"
 
@@ -166,7 +170,7 @@ def test_failures_of_one_kind_are_counted_and_the_first_is_shrunk(
     fuzzer.run([], [HARMLESS, RESET, RESET.with_(seed=6), RESET.with_(seed=7)])
     [found] = fuzzer.found
     assert (found.drawn, found.count) == (RESET, 3)
-    assert found.verdict.case.kv <= 2
+    assert found.verdict.case.n_kv <= 2
     assert len(told) == 1
     assert fuzzer.tally.statuses == {"pass": 1, "fail": 3}
 

@@ -184,7 +184,7 @@ def test_an_equivalent_mutant_is_not_tried_and_has_its_reason(mutated: Library) 
 
 
 def test_a_case_that_fails_without_the_mutant_kills_none(mutated: Library) -> None:
-    zeros = suite("seed")[0].with_(kv=1, boundaries=(0,), regime="normal", mask_kind="zeros")
+    zeros = suite("seed")[0].with_(n_kv=1, boundaries=(0,), regime="normal", mask_kind="zeros")
     mistrusted = zeros.with_(hsk=32, hsv=32)
     tried = made("norm-never-vec")
     [(status, _)] = outcomes(mutated, tried, suites={"one": [mistrusted]})

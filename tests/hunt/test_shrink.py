@@ -9,12 +9,13 @@ from fa_harness.case.case import MASK_KINDS, Case
 from fa_harness.hunt.shrink import SIMPLE_MASKS, Failure, Shrunk, shrink
 
 LARGE = Case(
-    hsk=192, hsv=128, nh=4, nr23=(4, 3), kv=700, nb=96, sinks=True, max_bias=8.0,
+    hsk=192, hsv=128, n_head_kv=4, n_group=4, ne3=3, n_kv=700, n_batch=96, sinks=True, max_bias=8.0,
     logit_softcap=5.0, prec="def", type_K="q8_0", type_V="q4_0", permute=(0, 2, 1, 3), segments=7,
     boundaries="random", mask_heads=2, regime="outlier", seed=5, threads=8,
 )  # fmt: skip
 SMALLEST = Case(
-    hsk=1, hsv=1, nh=1, kv=1, nb=1, mask=False, type_K="f32", type_V="f32", kv_view=False,
+    hsk=1, hsv=1, n_head_kv=1, n_kv=1, n_batch=1, mask=False, type_K="f32", type_V="f32",
+    kv_view=False,
     regime="few",
 )  # fmt: skip
 
@@ -44,12 +45,15 @@ def test_a_case_that_does_not_fail_is_not_shrunk() -> None:
 @pytest.mark.parametrize(
     ("is_bad", "left"),
     [
-        (lambda case: case.kv >= 65, {"kv": 65}),
-        (lambda case: case.nb >= 64, {"nb": 64}),
-        (lambda case: case.segments >= 3, {"segments": 3, "kv": 3}),
+        (lambda case: case.n_kv >= 65, {"n_kv": 65}),
+        (lambda case: case.n_batch >= 64, {"n_batch": 64}),
+        (lambda case: case.segments >= 3, {"segments": 3, "n_kv": 3}),
         (lambda case: case.threads > 3, {"threads": 4}),
-        (lambda case: case.nr23[0] == 4, {"nr23": (4, 1)}),
-        (lambda case: case.ne3 > 1 and case.nh > 1, {"nr23": (1, 2), "nh": 2}),
+        (lambda case: case.n_group == 4, {"n_group": 4, "ne3": 1}),
+        (
+            lambda case: case.ne3 > 1 and case.n_head_kv > 1,
+            {"n_group": 1, "ne3": 2, "n_head_kv": 2},
+        ),
         (lambda case: case.sinks, {"sinks": True}),
         (lambda case: case.logit_softcap > 0, {"logit_softcap": 5.0}),
         (lambda case: case.mask, {"mask": True, "mask_kind": "zeros"}),
@@ -82,7 +86,7 @@ def test_explicit_boundaries_lose_the_cuts_that_do_not_matter() -> None:
 
 def test_segments_of_their_own_types_stay_in_order() -> None:
     case = Case(
-        kv=96, segments=4, segment_types=("q4_0", "q8_0/f16", "f16", "bf16"), type_K="f32",
+        n_kv=96, segments=4, segment_types=("q4_0", "q8_0/f16", "f16", "bf16"), type_K="f32",
         type_V="f32",
     )  # fmt: skip
 
@@ -97,14 +101,14 @@ def test_segments_of_their_own_types_stay_in_order() -> None:
 
 def test_a_rolling_cache_keeps_a_step_for_each_token() -> None:
     case = Case(
-        kv=96, nb=96, mask_kind="causal", hot_window=32, group=8, cold_type="q4_0", threads=2
+        n_kv=96, n_batch=96, mask_kind="causal", hot_window=32, group=8, cold_type="q4_0", threads=2
     )
-    found = shrunk(case, lambda case: case.hot_window > 0 and case.kv > case.hot_window).case
-    assert (found.kv, found.nb, found.hot_window, found.group) == (2, 2, 1, 1)
+    found = shrunk(case, lambda case: case.hot_window > 0 and case.n_kv > case.hot_window).case
+    assert (found.n_kv, found.n_batch, found.hot_window, found.group) == (2, 2, 1, 1)
 
 
 def test_a_rolling_cache_goes_where_the_failure_does_not_need_it() -> None:
-    case = Case(kv=96, nb=96, mask_kind="causal", hot_window=32, group=8, cold_type="q4_0")
+    case = Case(n_kv=96, n_batch=96, mask_kind="causal", hot_window=32, group=8, cold_type="q4_0")
     assert shrunk(case, lambda case: True).case == SMALLEST
 
 
@@ -113,7 +117,7 @@ def test_each_case_is_run_once() -> None:
 
     def fails(case: Case) -> Failure | None:
         seen.append(case)
-        return failing(lambda case: case.kv >= 17)(case)
+        return failing(lambda case: case.n_kv >= 17)(case)
 
     found = shrink(LARGE, fails)
     assert found is not None
@@ -121,14 +125,14 @@ def test_each_case_is_run_once() -> None:
 
 
 def test_the_same_answers_give_the_same_steps() -> None:
-    first, again = (shrunk(LARGE, lambda case: case.kv * case.nb > 300) for _ in range(2))
+    first, again = (shrunk(LARGE, lambda case: case.n_kv * case.n_batch > 300) for _ in range(2))
     assert first == again
 
 
 def test_each_step_is_told_with_what_is_simpler() -> None:
     told: list[str] = []
     shrink(
-        SMALLEST.with_(kv=2, seed=3),
+        SMALLEST.with_(n_kv=2, seed=3),
         failing(lambda case: True),
         on_step=lambda step: told.append(step.what),
     )
@@ -139,15 +143,15 @@ def test_another_way_to_fail_is_not_followed() -> None:
     """Of fewer keys the library crashes, on fewer rows other bits are wrong."""
 
     def fails(case: Case) -> Failure | None:
-        if case.kv < 10:
+        if case.n_kv < 10:
             return Failure(status="crash", name="segmented: SIGSEGV", kind="crash")
-        if case.nb < 5:
+        if case.n_batch < 5:
             return Failure(status="fail", name="segmented_vs_standard", kind="bits")
         return Failure(status="fail", name="segmented_vs_oracle", kind="bound")
 
     found = shrink(LARGE, fails)
     assert found is not None
-    assert (found.case.kv, found.case.nb) == (10, 5)
+    assert (found.case.n_kv, found.case.n_batch) == (10, 5)
 
 
 def test_the_same_comparison_is_followed_before_another_of_its_kind() -> None:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import gguf
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from fa_harness.arrays import F32, F64
 from fa_harness.case.case import REGIMES, Case
 from fa_harness.case.inputs import Inputs, make_inputs
 from fa_harness.case.quants import TYPES
@@ -25,10 +25,7 @@ from fa_harness.judge.bounds import (
 )
 from fa_harness.judge.oracle import Partial
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-
-SMALL = Case(hsk=64, hsv=32, nh=1, nr23=(2, 1), kv=150, nb=3, regime="normal")
+SMALL = Case(hsk=64, hsv=32, n_head_kv=1, n_group=2, n_kv=150, n_batch=3, regime="normal")
 GENERAL_REGIMES = [regime for regime in REGIMES if regime != "seed"]
 
 
@@ -104,7 +101,7 @@ def check(case: Case, features: tuple[str, ...] = ()) -> Checked:
     inputs = make_inputs(case)
     how = arithmetic(case, "vec", features)
     rounded = dataclasses.replace(inputs, q=rounded_q(inputs.q, how.q_type)[0])
-    whole = oracle.attend(case, rounded, 0, case.kv, rescale_roundings=how.rescale_roundings)
+    whole = oracle.attend(case, rounded, 0, case.n_kv, rescale_roundings=how.rescale_roundings)
     return Checked(case, inputs, how, whole)
 
 
@@ -151,9 +148,9 @@ TYPE_PAIRS = [
 def test_a_correct_kernel_stays_within_the_bounds(types: tuple[str, str], regime: str) -> None:
     for seed in range(2):
         checked = check(
-            SMALL.with_(type_K=types[0], type_V=types[1], regime=regime, seed=seed, kv=70)
+            SMALL.with_(type_K=types[0], type_V=types[1], regime=regime, seed=seed, n_kv=70)
         )
-        state = emulate(checked.case, checked.inputs, checked.how, 0, checked.case.kv)
+        state = emulate(checked.case, checked.inputs, checked.how, 0, checked.case.n_kv)
         if np.isfinite(state[..., 2:]).all():
             assert (checked.error(normalised(state)) <= checked.bound).all()
             assert_state_within_bound(checked, state)
@@ -168,17 +165,17 @@ IN_FP16 = ("FP16_MAD_32",)
 @pytest.mark.parametrize("regime", GENERAL_REGIMES)
 def test_a_kernel_that_multiplies_in_fp16_stays_within_its_bounds(regime: str) -> None:
     for seed in range(4):
-        checked = check(SMALL.with_(regime=regime, seed=seed, kv=70), IN_FP16)
+        checked = check(SMALL.with_(regime=regime, seed=seed, n_kv=70), IN_FP16)
         assert checked.how.f16_factors
-        state = emulate(checked.case, checked.inputs, checked.how, 0, checked.case.kv)
+        state = emulate(checked.case, checked.inputs, checked.how, 0, checked.case.n_kv)
         assert (checked.error(normalised(state)) <= checked.bound).all()
         assert_state_within_bound(checked, state)
 
 
 def test_a_kernel_that_multiplies_in_fp16_needs_bounds_of_its_own() -> None:
-    case = SMALL.with_(regime="uniform", seed=5, hsv=256, kv=2, mask=False, mask_kind="none")
+    case = SMALL.with_(regime="uniform", seed=5, hsv=256, n_kv=2, mask=False, mask_kind="none")
     in_fp16, in_f32 = check(case, IN_FP16), check(case)
-    error = in_fp16.error(normalised(emulate(case, in_fp16.inputs, in_fp16.how, 0, case.kv)))
+    error = in_fp16.error(normalised(emulate(case, in_fp16.inputs, in_fp16.how, 0, case.n_kv)))
     assert (error > in_f32.bound).any()
     assert (in_fp16.bound < 3 * in_f32.bound).all()
 
@@ -199,11 +196,13 @@ OPTIONS = {
     "soft-cap": SMALL.with_(logit_softcap=5.0, regime="spiky"),
     "alibi": SMALL.with_(max_bias=8.0),
     "alibi and soft-cap": SMALL.with_(max_bias=8.0, logit_softcap=2.0, mask_heads=2),
-    "rows without keys": SMALL.with_(mask_kind="leading", nb=6),
+    "rows without keys": SMALL.with_(mask_kind="leading", n_batch=6),
     "no mask": SMALL.with_(mask=False, mask_kind="none"),
-    "many keys": SMALL.with_(kv=3000, nb=1, mask=False, mask_kind="none"),
-    "many keys, offset": SMALL.with_(kv=2000, nb=1, mask=False, mask_kind="none", regime="offset"),
-    "large heads": SMALL.with_(hsk=576, hsv=512, kv=60, v_is_view_of_k=True),
+    "many keys": SMALL.with_(n_kv=3000, n_batch=1, mask=False, mask_kind="none"),
+    "many keys, offset": SMALL.with_(
+        n_kv=2000, n_batch=1, mask=False, mask_kind="none", regime="offset"
+    ),
+    "large heads": SMALL.with_(hsk=576, hsv=512, n_kv=60, v_is_view_of_k=True),
 }
 
 
@@ -215,13 +214,13 @@ def test_a_correct_kernel_stays_within_the_bounds_with_options(
     if case.v_is_view_of_k:
         types = (types[0], types[0])
     checked = check(case.with_(type_K=types[0], type_V=types[1]))
-    state = emulate(checked.case, checked.inputs, checked.how, 0, case.kv)
+    state = emulate(checked.case, checked.inputs, checked.how, 0, case.n_kv)
     assert (checked.error(normalised(state)) <= checked.bound).all()
     assert_state_within_bound(checked, state)
 
 
 def test_partials_added_in_the_end_stay_within_the_bound_of_split_kv() -> None:
-    case = SMALL.with_(kv=600, nb=1, threads=3, type_K="f32", type_V="f32")
+    case = SMALL.with_(n_kv=600, n_batch=1, threads=3, type_K="f32", type_V="f32")
     checked = check(case)
     how = arithmetic(case, "split-kv", ())
     assert how.n_partials == 3
@@ -252,7 +251,7 @@ def test_parts_merged_in_any_order_stay_within_the_bounds(
     types: tuple[str, str], regime: str
 ) -> None:
     case = SMALL.with_(
-        type_K=types[0], type_V=types[1], regime=regime, mask_kind="leading", nb=6, segments=7
+        type_K=types[0], type_V=types[1], regime=regime, mask_kind="leading", n_batch=6, segments=7
     )
     inputs, how = make_inputs(case), arithmetic(case, "vec", ())
     rounded = dataclasses.replace(inputs, q=rounded_q(inputs.q, how.q_type)[0])
@@ -311,7 +310,7 @@ def test_another_order_of_the_keys_stays_within_the_bound() -> None:
         checked.inputs, k=checked.inputs.k[:, :, ::-1], v=checked.inputs.v[:, :, ::-1]
     )
     forwards, reversed_ = (
-        normalised(emulate(case, inputs, checked.how, 0, case.kv))
+        normalised(emulate(case, inputs, checked.how, 0, case.n_kv))
         for inputs in (checked.inputs, backwards)
     )
     assert forwards.tobytes() != reversed_.tobytes()
@@ -327,21 +326,21 @@ def test_the_bound_is_far_below_the_signal(type_: str, factor: float, regime: st
 
 
 def _drop_a_key(case: Case, inputs: Inputs, how: Arithmetic) -> F64:
-    return normalised(emulate(case, inputs, how, 0, case.kv - 1))
+    return normalised(emulate(case, inputs, how, 0, case.n_kv - 1))
 
 
 def _take_another_head(case: Case, inputs: Inputs, how: Arithmetic) -> F64:
     wrong = dataclasses.replace(inputs, q=inputs.q[:, ::-1])
-    return normalised(emulate(case, wrong, how, 0, case.kv))
+    return normalised(emulate(case, wrong, how, 0, case.n_kv))
 
 
 def _swap_two_rows(case: Case, inputs: Inputs, how: Arithmetic) -> F64:
-    return normalised(emulate(case, inputs, how, 0, case.kv))[:, :, [1, 0, 2]]
+    return normalised(emulate(case, inputs, how, 0, case.n_kv))[:, :, [1, 0, 2]]
 
 
 def _slip_v_by_one_key(case: Case, inputs: Inputs, how: Arithmetic) -> F64:
     wrong = dataclasses.replace(inputs, v=np.roll(inputs.v, 1, axis=2))
-    return normalised(emulate(case, wrong, how, 0, case.kv))
+    return normalised(emulate(case, wrong, how, 0, case.n_kv))
 
 
 def _count_a_key_twice(case: Case, inputs: Inputs, how: Arithmetic) -> F64:
@@ -350,7 +349,7 @@ def _count_a_key_twice(case: Case, inputs: Inputs, how: Arithmetic) -> F64:
         k=np.concatenate([inputs.k, inputs.k[:, :, -1:]], axis=2),
         v=np.concatenate([inputs.v, inputs.v[:, :, -1:]], axis=2),
     )
-    return normalised(emulate(case, twice, how, 0, case.kv + 1))
+    return normalised(emulate(case, twice, how, 0, case.n_kv + 1))
 
 
 @pytest.mark.parametrize(
@@ -374,7 +373,7 @@ def test_a_fault_exceeds_the_bound(
     fault: Callable[[Case, Inputs, Arithmetic], F64], regime: str, type_: str
 ) -> None:
     case = SMALL.with_(
-        mask=False, mask_kind="none", regime=regime, type_K=type_, type_V=type_, kv=64
+        mask=False, mask_kind="none", regime=regime, type_K=type_, type_V=type_, n_kv=64
     )
     checked = check(case)
     broken = fault(case, checked.inputs, checked.how)
@@ -386,7 +385,15 @@ def test_half_of_a_long_cache_dropped_exceeds_the_bound_however_small_the_output
     n_kv: int,
 ) -> None:
     case = Case(
-        hsk=32, hsv=32, nh=1, kv=n_kv, nb=1, mask=False, type_K="f32", type_V="f32", regime="normal"
+        hsk=32,
+        hsv=32,
+        n_head_kv=1,
+        n_kv=n_kv,
+        n_batch=1,
+        mask=False,
+        type_K="f32",
+        type_V="f32",
+        regime="normal",
     )
     checked = check(case)
     half = oracle.finalise(oracle.attend(case, checked.inputs, 0, n_kv // 2))

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from fa_harness.arrays import F32
 from fa_harness.build.library import Library
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import make_inputs
@@ -21,7 +21,6 @@ from fa_harness.judge.localise import Call, Check, Localisation, first_wrong
 from fa_harness.judge.verdict import Verdict, judge
 from fa_harness.report.results import explain
 
-F32 = npt.NDArray[np.float32]
 Index = tuple[int, ...]
 
 # the first wrong of some checks
@@ -176,7 +175,7 @@ def on_bug(bug: Library) -> Callable[[Case], Verdict]:
 
 
 VEC = Case(
-    hsk=64, hsv=32, nh=2, nr23=(2, 2), kv=90, nb=3, segments=3, regime="rising",
+    hsk=64, hsv=32, n_head_kv=2, n_group=2, ne3=2, n_kv=90, n_batch=3, segments=3, regime="rising",
     type_K="f32", type_V="f32",
 )  # fmt: skip
 
@@ -369,7 +368,8 @@ def test_a_typed_chain_names_the_segment_of_its_own_type(compute: Compute) -> No
 
 
 FIFO = Case(
-    hsk=32, hsv=32, nh=1, nr23=(2, 1), kv=40, nb=40, mask_kind="causal", hot_window=16, group=4,
+    hsk=32, hsv=32, n_head_kv=1, n_group=2, n_kv=40, n_batch=40, mask_kind="causal", hot_window=16,
+    group=4,
     cold_type="q8_0", regime="normal",
 )  # fmt: skip
 

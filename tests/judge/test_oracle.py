@@ -3,11 +3,11 @@ import itertools
 import math
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fa_harness.arrays import F64
 from fa_harness.case.case import REGIMES, Case
 from fa_harness.case.inputs import Inputs, make_inputs
 from fa_harness.judge import oracle
@@ -21,9 +21,7 @@ from fa_harness.judge.oracle import (
     slopes,
 )
 
-F64 = npt.NDArray[np.float64]
-
-SMALL = Case(hsk=32, hsv=32, nh=2, nr23=(3, 2), kv=48, nb=5, regime="normal")
+SMALL = Case(hsk=32, hsv=32, n_head_kv=2, n_group=3, ne3=2, n_kv=48, n_batch=5, regime="normal")
 CASES = {
     "plain": SMALL.with_(mask=False, mask_kind="none"),
     "mask": SMALL,
@@ -38,7 +36,7 @@ CASES = {
     "v is a view of k": SMALL.with_(hsk=64, hsv=32, v_is_view_of_k=True),
     "quantised": SMALL.with_(type_K="q8_0", type_V="q4_1"),
     "all at once": SMALL.with_(
-        hsk=64, mask_heads=6, max_bias=4.0, logit_softcap=3.0, sinks=True, kv=131
+        hsk=64, mask_heads=6, max_bias=4.0, logit_softcap=3.0, sinks=True, n_kv=131
     ),
     "large scores": SMALL.with_(regime="huge"),
     "spiky": SMALL.with_(regime="spiky"),
@@ -48,7 +46,7 @@ any_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 def attention(case: Case, inputs: Inputs) -> F64:
     """The oracle's answer in one piece."""
-    state = attend(case, inputs, 0, case.kv)
+    state = attend(case, inputs, 0, case.n_kv)
     return finalise(state if inputs.sinks is None else add_sinks(state, inputs.sinks))
 
 
@@ -61,7 +59,7 @@ def naive_row(case: Case, inputs: Inputs, i3: int, h: int, i1: int) -> tuple[flo
         base, power = (case.max_bias, h + 1) if h < n else (case.max_bias / 2, 2 * (h - n) + 1)
         slope = 2.0 ** (-base * power / n)
     scores = []
-    for j in range(case.kv):
+    for j in range(case.n_kv):
         score = case.scale * math.fsum(
             float(a) * float(b)
             for a, b in zip(inputs.q[i3, h, i1], inputs.k[i3, h_kv, j], strict=True)
@@ -88,10 +86,10 @@ def naive_row(case: Case, inputs: Inputs, i3: int, h: int, i1: int) -> tuple[flo
 @any_case
 def test_the_state_is_that_of_a_loop_over_rows_and_keys(case: Case) -> None:
     inputs = make_inputs(case)
-    state = attend(case, inputs, 0, case.kv)
+    state = attend(case, inputs, 0, case.n_kv)
     if inputs.sinks is not None:
         state = add_sinks(state, inputs.sinks)
-    for index in itertools.product(range(case.ne3), range(case.n_head), (0, 1, case.nb - 1)):
+    for index in itertools.product(range(case.ne3), range(case.n_head), (0, 1, case.n_batch - 1)):
         m, s, vkq = naive_row(case, inputs, *index)
         size = state.abs_vkq[index].max()
         np.testing.assert_allclose(state.m[index], m, rtol=1e-12, atol=1e-12)
@@ -104,7 +102,7 @@ def test_the_state_is_that_of_a_loop_over_rows_and_keys(case: Case) -> None:
 
 
 def test_one_key_gives_its_v() -> None:
-    case = SMALL.with_(kv=1, mask=False, mask_kind="none")
+    case = SMALL.with_(n_kv=1, mask=False, mask_kind="none")
     inputs = make_inputs(case)
     np.testing.assert_array_equal(
         attention(case, inputs), np.repeat(inputs.v.astype(np.float64), 3, axis=1).repeat(5, axis=2)
@@ -116,15 +114,15 @@ def test_q_of_zero_gives_the_mean_of_v_over_the_unmasked_keys() -> None:
     inputs = make_inputs(case)
     inputs = dataclasses.replace(inputs, q=np.zeros_like(inputs.q))
     out = attention(case, inputs)
-    for row in range(case.nb):
-        n_seen = case.kv - case.nb + row + 1
+    for row in range(case.n_batch):
+        n_seen = case.n_kv - case.n_batch + row + 1
         mean = inputs.v[:, :, :n_seen].astype(np.float64).mean(axis=2).repeat(3, axis=1)
         np.testing.assert_allclose(out[:, :, row], mean, rtol=1e-13, atol=1e-14)
 
 
 def test_rows_without_keys_are_fresh_and_give_0() -> None:
-    case = SMALL.with_(mask_kind="leading", nb=9)
-    state = attend(case, make_inputs(case), 0, case.kv)
+    case = SMALL.with_(mask_kind="leading", n_batch=9)
+    state = attend(case, make_inputs(case), 0, case.n_kv)
     assert np.isneginf(state.m[:, :, :3]).all()
     assert np.isfinite(state.m[:, :, 3:]).all()
     assert not state.s[:, :, :3].any()
@@ -135,7 +133,7 @@ def test_rows_without_keys_are_fresh_and_give_0() -> None:
 def test_no_regime_overflows(regime: str) -> None:
     case = SMALL.with_(regime=regime)
     with np.errstate(over="raise", invalid="raise", divide="raise"):
-        state = attend(case, make_inputs(case), 0, case.kv)
+        state = attend(case, make_inputs(case), 0, case.n_kv)
     for name, value in vars(state).items():
         assert np.isfinite(value).all(), name
 
@@ -167,12 +165,21 @@ def assert_same(a: Partial, b: Partial) -> None:
 
 
 MERGED = Case(
-    hsk=32, hsv=32, nh=1, nr23=(2, 2), kv=40, nb=6, mask_kind="leading", regime="spiky", seed=3
+    hsk=32,
+    hsv=32,
+    n_head_kv=1,
+    n_group=2,
+    ne3=2,
+    n_kv=40,
+    n_batch=6,
+    mask_kind="leading",
+    regime="spiky",
+    seed=3,
 )
 MERGED_INPUTS = make_inputs(MERGED)
-WHOLE = attend(MERGED, MERGED_INPUTS, 0, MERGED.kv)
-splits = st.lists(st.integers(0, MERGED.kv), max_size=6).map(
-    lambda inner: [0, *sorted(inner), MERGED.kv]
+WHOLE = attend(MERGED, MERGED_INPUTS, 0, MERGED.n_kv)
+splits = st.lists(st.integers(0, MERGED.n_kv), max_size=6).map(
+    lambda inner: [0, *sorted(inner), MERGED.n_kv]
 )
 
 
@@ -191,7 +198,7 @@ def test_the_parts_of_any_split_merge_in_any_order_to_the_whole(
     assert_close(merged, WHOLE)
 
 
-@given(bounds=st.lists(st.integers(0, MERGED.kv), min_size=4, max_size=4).map(sorted))
+@given(bounds=st.lists(st.integers(0, MERGED.n_kv), min_size=4, max_size=4).map(sorted))
 @settings(max_examples=40, deadline=None)
 def test_merge_is_associative_and_commutative(bounds: list[int]) -> None:
     a, b, c = parts(bounds)
@@ -214,19 +221,19 @@ def test_an_empty_segment_is_fresh() -> None:
 
 
 def test_a_sink_is_one_more_key_whose_v_is_0() -> None:
-    case = SMALL.with_(mask=False, mask_kind="none", nr23=(1, 1), nh=2)
+    case = SMALL.with_(mask=False, mask_kind="none", n_group=1, ne3=1, n_head_kv=2)
     inputs = make_inputs(case)
     # a key along q of one row, so that its score is the sink's
     sinks = np.array([0.5, -3.0], np.float32)
     q = inputs.q.copy()
     q[..., 0] = 1
-    k = np.zeros((1, 2, case.kv + 1, case.hsk), np.float32)
+    k = np.zeros((1, 2, case.n_kv + 1, case.hsk), np.float32)
     k[:, :, :-1] = inputs.k
     k[:, :, -1, 0] = sinks / case.scale
     v = np.concatenate([inputs.v, np.zeros_like(inputs.v[:, :, :1])], axis=2)
     longer = dataclasses.replace(inputs, q=q, k=k, v=v)
-    with_key = attend(case.with_(kv=case.kv + 1), longer, 0, case.kv + 1)
-    with_sink = add_sinks(attend(case, longer, 0, case.kv), sinks)
+    with_key = attend(case.with_(n_kv=case.n_kv + 1), longer, 0, case.n_kv + 1)
+    with_sink = add_sinks(attend(case, longer, 0, case.n_kv), sinks)
     np.testing.assert_allclose(with_sink.m, with_key.m, atol=1e-6)
     np.testing.assert_allclose(finalise(with_sink), finalise(with_key), rtol=1e-6, atol=1e-7)
 
@@ -241,7 +248,7 @@ def test_a_sink_alone_gives_0() -> None:
 def test_finalise_divides_by_s_and_gives_0_where_s_is_0() -> None:
     state = dataclasses.replace(
         fresh(SMALL),
-        s=np.where(np.arange(SMALL.nb) % 2, 4.0, 0.0) + np.zeros_like(fresh(SMALL).s),
+        s=np.where(np.arange(SMALL.n_batch) % 2, 4.0, 0.0) + np.zeros_like(fresh(SMALL).s),
         vkq=np.full_like(fresh(SMALL).vkq, 6.0),
     )
     out = finalise(state)
@@ -250,13 +257,13 @@ def test_finalise_divides_by_s_and_gives_0_where_s_is_0() -> None:
 
 
 def test_eight_heads_have_the_slopes_of_the_paper() -> None:
-    case = SMALL.with_(nh=8, nr23=(1, 1), max_bias=8.0)
+    case = SMALL.with_(n_head_kv=8, n_group=1, ne3=1, max_bias=8.0)
     np.testing.assert_allclose(slopes(case), [2.0**-i for i in range(1, 9)], rtol=1e-15)
 
 
 def test_six_heads_have_the_slopes_of_ggml() -> None:
     # n_head_log2 = 4: m0 = 2^(-8/4), then m1 = 2^(-4/4) to the powers 1 and 3
-    case = SMALL.with_(nh=6, nr23=(1, 1), max_bias=8.0)
+    case = SMALL.with_(n_head_kv=6, n_group=1, ne3=1, max_bias=8.0)
     expected = [1 / 4, 1 / 16, 1 / 64, 1 / 256, 1 / 2, 1 / 8]
     np.testing.assert_allclose(slopes(case), expected, rtol=1e-15)
 
@@ -276,7 +283,7 @@ def one_by_one() -> Partial:
     state = fresh(MERGED)
     walk, squares, s_walk, n = (np.zeros_like(state.walk) for _ in range(4))
     peak = np.zeros_like(state.s)
-    for j in range(MERGED.kv):
+    for j in range(MERGED.n_kv):
         key = attend(MERGED, MERGED_INPUTS, j, j + 1)
         is_seen = np.isfinite(key.m)[..., None]
         is_new_m = (key.m > state.m)[..., None]
@@ -311,7 +318,7 @@ def test_walks_that_are_looked_at_in_steps_bound_the_walk_of_one_pass(
     n_step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(oracle, "_STEPS", n_step)
-    stepped = attend(MERGED, MERGED_INPUTS, 0, MERGED.kv)
+    stepped = attend(MERGED, MERGED_INPUTS, 0, MERGED.n_kv)
     for name, n in (("walk", WHOLE.n_roundings), ("walk_norm", np.sqrt(WHOLE.n_roundings))):
         of_steps, of_whole = getattr(stepped, name), getattr(ONE_BY_ONE, name)
         assert (of_steps * (1 + 1e-9) >= of_whole).all(), name
@@ -325,11 +332,11 @@ def test_walks_that_are_looked_at_in_steps_bound_the_walk_of_one_pass(
 def test_rows_and_heads_taken_by_parts_give_the_same_state(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = case.with_(nb=23)
+    case = case.with_(n_batch=23)
     inputs = make_inputs(case)
-    whole = attend(case, inputs, 0, case.kv)
+    whole = attend(case, inputs, 0, case.n_kv)
     monkeypatch.setattr(oracle, "_SCORES", 1)
-    parts = attend(case, inputs, 0, case.kv)
+    parts = attend(case, inputs, 0, case.n_kv)
     for name, value in vars(whole).items():
         np.testing.assert_allclose(getattr(parts, name), value, rtol=1e-11, atol=1e-13)
 
@@ -337,8 +344,8 @@ def test_rows_and_heads_taken_by_parts_give_the_same_state(
 @any_case
 def test_without_what_only_bounds_need_the_state_is_the_same(case: Case) -> None:
     inputs = make_inputs(case)
-    state = attend(case, inputs, 0, case.kv, for_bounds=False)
-    whole = attend(case, inputs, 0, case.kv)
+    state = attend(case, inputs, 0, case.n_kv, for_bounds=False)
+    whole = attend(case, inputs, 0, case.n_kv)
     for name in ("m", "s", "vkq", "abs_vkq", "peak"):
         np.testing.assert_allclose(
             getattr(state, name), getattr(whole, name), rtol=1e-12, atol=1e-13, err_msg=name

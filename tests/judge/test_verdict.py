@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from fa_harness.arrays import F32
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs, make_inputs
 from fa_harness.engine import state_file as state
@@ -20,16 +20,15 @@ from fa_harness.engine.modes import Chain, Merged, Run, Step, run_case
 from fa_harness.judge import bounds, oracle
 from fa_harness.judge.verdict import Verdict, _Judge, comparisons_of, judge
 
-F32 = npt.NDArray[np.float32]
 Fault = Callable[[Case, Inputs, Run], Run]
 
 VEC = Case(
-    hsk=64, hsv=32, nh=2, nr23=(2, 2), kv=90, nb=3, segments=3, regime="rising",
+    hsk=64, hsv=32, n_head_kv=2, n_group=2, ne3=2, n_kv=90, n_batch=3, segments=3, regime="rising",
     type_K="f32", type_V="f32",
 )  # fmt: skip
 LEADING = VEC.with_(mask_kind="leading", regime="normal")
-SPLIT_KV = VEC.with_(nr23=(2, 1), kv=600, nb=1, threads=2)
-TILED = VEC.with_(nr23=(2, 1), nb=64)
+SPLIT_KV = VEC.with_(n_group=2, ne3=1, n_kv=600, n_batch=1, threads=2)
+TILED = VEC.with_(n_group=2, ne3=1, n_batch=64)
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +82,7 @@ def segment_alone(case: Case, inputs: Inputs, i: int) -> oracle.Partial:
 
 
 def reset_numerators(case: Case, inputs: Inputs, run: Run) -> Run:
-    whole = oracle.attend(case, inputs, 0, case.kv)
+    whole = oracle.attend(case, inputs, 0, case.n_kv)
     last = segment_alone(case, inputs, -1)
     share = oracle.weight(last.m, whole.m)[..., None]
     return with_last(run, output=(share * last.vkq / whole.s[..., None]).astype(np.float32))
@@ -96,20 +95,20 @@ def last_segment_only(case: Case, inputs: Inputs, run: Run) -> Run:
 
 def first_segment_dropped(case: Case, inputs: Inputs, run: Run) -> Run:
     start = case.segment_bounds()[1]
-    rest = oracle.attend(case, inputs, start, case.kv)
+    rest = oracle.attend(case, inputs, start, case.n_kv)
     return with_last(run, output=oracle.finalise(rest).astype(np.float32))
 
 
 def numerators_not_rescaled(case: Case, inputs: Inputs, run: Run) -> Run:
     parts = [segment_alone(case, inputs, i) for i in range(case.segments)]
-    whole = oracle.attend(case, inputs, 0, case.kv)
+    whole = oracle.attend(case, inputs, 0, case.n_kv)
     vkq = np.sum([part.vkq for part in parts], axis=0)
     return with_last(run, output=(vkq / whole.s[..., None]).astype(np.float32))
 
 
 def s_not_rescaled(case: Case, inputs: Inputs, run: Run) -> Run:
     parts = [segment_alone(case, inputs, i) for i in range(case.segments)]
-    whole = oracle.attend(case, inputs, 0, case.kv)
+    whole = oracle.attend(case, inputs, 0, case.n_kv)
     s = np.sum([part.s for part in parts], axis=0)
     return with_last(run, output=(whole.vkq / s[..., None]).astype(np.float32))
 
@@ -925,7 +924,7 @@ def test_no_comparison_can_disappear(compute: Compute, monkeypatch: pytest.Monke
 
 
 def test_outputs_that_are_all_0_are_mistrusted(library: Ggml) -> None:
-    case = VEC.with_(nb=1, mask=True, mask_kind="zeros")
+    case = VEC.with_(n_batch=1, mask=True, mask_kind="zeros")
     inputs = make_inputs(case)
     assert inputs.mask is not None
     inputs = dataclasses.replace(inputs, mask=np.full_like(inputs.mask, -np.inf))
@@ -974,7 +973,7 @@ def test_v_that_is_the_same_for_all_keys_is_mistrusted_where_a_lost_state_shows_
 def test_outputs_that_a_bound_exceeds_everywhere_are_mistrusted(library: Ggml) -> None:
     """F16 numerators near 10 that cancel to nothing: the output is noise."""
     case = VEC.with_(
-        type_K="f16", type_V="f16", kv=4, nb=1, mask=False, mask_kind="none", segments=1,
+        type_K="f16", type_V="f16", n_kv=4, n_batch=1, mask=False, mask_kind="none", segments=1,
         regime="constructed",
     )  # fmt: skip
     inputs = make_inputs(case)
@@ -1080,7 +1079,7 @@ def test_a_q_whose_q8_1_steps_are_subnormal_in_f16_is_no_failure(
 
 def test_numbers_are_kept_for_small_outputs_only(compute: Compute) -> None:
     assert judged(VEC, compute(VEC)).outputs == {}
-    small = VEC.with_(nr23=(1, 1), nh=1, nb=1)
+    small = VEC.with_(n_group=1, ne3=1, n_head_kv=1, n_batch=1)
     run = compute(small)
     assert run.full_state is not None
     outputs = judged(small, run).outputs
@@ -1144,7 +1143,7 @@ def test_the_picture_of_a_fault_has_it_in_its_head_and_row_and_after_its_segment
     ).shares
     assert shares is not None
     assert shares.comparison == "segmented_vs_oracle"
-    assert shares.by_row.shape == (VEC.ne3 * VEC.n_head, VEC.nb)
+    assert shares.by_row.shape == (VEC.ne3 * VEC.n_head, VEC.n_batch)
     assert np.argwhere(shares.by_row > 1).tolist() == [[VEC.n_head + 2, 1]]
     assert [share > 1 for share in shares.by_segment] == [False, False, True]
 
@@ -1161,7 +1160,7 @@ def test_the_picture_of_bits_that_differ_within_the_bound_is_of_the_bits(compute
 
 
 def test_a_picture_has_at_most_64_rows_each_the_largest_of_neighbours(compute: Compute) -> None:
-    case = VEC.with_(nb=100, segments=1)
+    case = VEC.with_(n_batch=100, segments=1)
     run = compute(case)
     standard = run.standard.copy()
     standard[0, 0, 99, 0] += 1

@@ -117,7 +117,8 @@ def test_columns_stay_in_line_whatever_the_numbers() -> None:
 
 def test_the_label_has_the_shape_and_what_is_not_usual() -> None:
     case = Case(
-        hsk=192, hsv=128, nh=2, nr23=(4, 3), kv=70, nb=5, type_K="q8_0", type_V="f16", sinks=True,
+        hsk=192, hsv=128, n_head_kv=2, n_group=4, ne3=3, n_kv=70, n_batch=5, type_K="q8_0",
+        type_V="f16", sinks=True,
         max_bias=8.0, logit_softcap=5.0, boundaries=(1, 9), regime="spiky", seed=7, threads=2,
     )  # fmt: skip
     expected = "hs192/128 h8/2 kv70 b5 q8_0/f16 spiky ne3=3 sinks alibi softcap cut:1,9 seed=7 t2"

@@ -14,7 +14,7 @@ from fa_harness.judge.verdict import STATUSES, Verdict
 from fa_harness.report.json import render
 from fa_harness.report.results import Results
 
-CASE = Case(kv=64, segments=3, regime="spiky", boundaries=(1, 9))
+CASE = Case(n_kv=64, segments=3, regime="spiky", boundaries=(1, 9))
 
 
 def verdict(status: str) -> Verdict:

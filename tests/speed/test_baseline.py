@@ -15,12 +15,12 @@ from gates import baseline_of, comparison, results, verdict
 SPEED = Speed(cpu="some", rows={"FLASH_ATTN_EXT(kv=1)": {"full_state": (1.0, 1.5, 1.25)}})
 RUN = results(
     verdict(
-        Case(kv=9),
+        Case(n_kv=9),
         full_state_vs_standard=comparison(bitwise=True, required="bits", of_bound=0.0),
         merged_swapped=comparison(),
         standard_vs_oracle=comparison(of_bound=0.123456),
     ),
-    verdict(Case(kv=10), "unsupported", "no such type"),
+    verdict(Case(n_kv=10), "unsupported", "no such type"),
 )
 
 
@@ -43,7 +43,7 @@ def test_what_is_written_is_read_again(file: Path) -> None:
 
 
 def test_a_case_has_its_status_bits_bounds_and_shares_of_three_digits(file: Path) -> None:
-    case = load(file).cases[str(Case(kv=9))]
+    case = load(file).cases[str(Case(n_kv=9))]
     assert (case.status, case.bits, case.bound) == (
         "pass",
         ("full_state_vs_standard",),

@@ -28,9 +28,9 @@ from fa_harness.speed import bench, timing
 from fa_harness.speed.bench import judge
 from fa_harness.speed.timing import SEGMENTS, Timings, chain_path, measure
 
-DECODE = next(case for case in bench.SHAPES if (case.nb, case.kv) == (1, 8192))
-SHORT_DECODE = next(case for case in bench.SHAPES if (case.nb, case.kv) == (1, 512))
-PREFILL = next(case for case in bench.SHAPES if (case.nb, case.kv) == (512, 512))
+DECODE = next(case for case in bench.SHAPES if (case.n_batch, case.n_kv) == (1, 8192))
+SHORT_DECODE = next(case for case in bench.SHAPES if (case.n_batch, case.n_kv) == (1, 512))
+PREFILL = next(case for case in bench.SHAPES if (case.n_batch, case.n_kv) == (512, 512))
 ROUNDS = 25
 TINY = "kv=512,nb=1,"  # the regular expression of the smallest shape
 
@@ -141,7 +141,7 @@ def test_the_model_adds_state_nodes_and_padding() -> None:
 
 
 def test_segments_of_a_quarter_tile_cost_four_tiles_for_one() -> None:
-    case = PREFILL.with_(nb=64, kv=4096)  # nearly every key is seen by every row
+    case = PREFILL.with_(n_batch=64, n_kv=4096)  # nearly every key is seen by every row
     model = bench.model(case, 256, one_call=1e-3, empty_call=0.0, byte_cost=0.0)
     assert model.padding == pytest.approx(3.0, rel=0.02)
 
@@ -151,7 +151,9 @@ def test_segments_of_a_quarter_tile_cost_four_tiles_for_one() -> None:
 def test_a_tile_counts_if_the_mask_shows_one_of_its_keys(
     n_batch: int, n_kv: int, n_segments: int
 ) -> None:
-    case = PREFILL.with_(nb=n_batch, kv=n_kv, hsk=32, hsv=32, nh=1, segments=n_segments)
+    case = PREFILL.with_(
+        n_batch=n_batch, n_kv=n_kv, hsk=32, hsv=32, n_head_kv=1, segments=n_segments
+    )
     mask = make_inputs(case).mask
     assert mask is not None
     expected = 0
@@ -334,16 +336,16 @@ def test_a_chain_without_a_call_on_its_own_path_is_not_compared() -> None:
 
 def test_the_suite_has_every_value_of_every_axis() -> None:
     cases = bench.suite()
-    assert {case.nb for case in cases} == {1, 8, 32, 512}
-    assert {case.kv for case in cases} >= {512, 2048, 8192, 32768}
+    assert {case.n_batch for case in cases} == {1, 8, 32, 512}
+    assert {case.n_kv for case in cases} >= {512, 2048, 8192, 32768}
     assert {(case.hsk, case.hsv) for case in cases} == {
         (64, 64), (128, 128), (256, 256), (576, 512)
     }  # fmt: skip
-    assert {case.nr23[0] for case in cases} >= {1, 4, 8}
+    assert {case.n_group for case in cases} >= {1, 4, 8}
     assert {case.type_K for case in cases} == {"f32", "f16", "bf16", "q8_0", "q4_0"}
     assert {case.threads for case in cases} == {1, 2}
     assert {path(case) for case in cases} == {"vec", "tiled", "split-kv"}
-    assert all(case.kv % max(SEGMENTS) == 0 for case in cases)  # so all calls take one path
+    assert all(case.n_kv % max(SEGMENTS) == 0 for case in cases)  # so all calls take one path
 
 
 def test_a_regular_expression_selects_cases() -> None:
@@ -438,7 +440,7 @@ def test_a_row_is_measured_on_both_libraries(
     library: Ggml, pristine: Library, case: Case, parts: Collection[int]
 ) -> None:
     other = ggml.load(pristine.module_path)
-    found = measure(library, other, case.with_(nh=1), rounds=8, parts=parts)
+    found = measure(library, other, case.with_(n_head_kv=1), rounds=8, parts=parts)
     ways = {"baseline", "standard", "again", "standard_vec", "full_state"}
     ways |= {f"segmented_{n}" for n in SEGMENTS} | {f"parts_{n}" for n in parts}
     if parts:
@@ -551,5 +553,5 @@ def test_the_command_that_repeats_a_row_selects_that_row() -> None:
 
 def test_kv_bytes_count_a_v_inside_k_once() -> None:
     mla = next(case for case in bench.SHAPES if case.v_is_view_of_k and case.type_K == "f16")
-    assert bench.kv_bytes(mla) == mla.kv * 576 * 2
+    assert bench.kv_bytes(mla) == mla.n_kv * 576 * 2
     assert bench.kv_bytes(DECODE) == 8192 * 8 * 128 * 2 * 2

@@ -158,7 +158,7 @@ def test_what_differs_from_what_the_baseline_was_made_with_is_noted() -> None:
 
 # speed
 
-ROW = Case(kv=256, nb=1)
+ROW = Case(n_kv=256, n_batch=1)
 
 
 def ratios(centre: float, spread: float = 0.005, n: int = 12, seed: int = 0) -> tuple[float, ...]:

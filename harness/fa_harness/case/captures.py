@@ -25,13 +25,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from fa_harness.arrays import F32, U8
 from fa_harness.case.quants import TYPES, decode, row_bytes
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.files import replace_file
 
 F16 = npt.NDArray[np.float16]
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 
 SCHEMA = "fa-harness.capture/1"
 _SCHEMA_NAME, _, _SCHEMA_VERSION = SCHEMA.partition("/")

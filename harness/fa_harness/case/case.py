@@ -36,6 +36,9 @@ MAX_THREADS = 512
 
 OP = "FLASH_ATTN_EXT"
 """The name that begins a case string."""
+_SPELLED = {"n_head_kv": "nh", "n_kv": "kv", "n_batch": "nb"}
+"""How upstream spells fields in case strings, which also has `n_group` and `ne3` as `nr23`."""
+_FIELDS = {spelled: name for name, spelled in _SPELLED.items()}
 _DERIVED = ""
 
 
@@ -50,13 +53,15 @@ class Case:
     """Head size of Q and K; the tensors have `hsk_padded`."""
     hsv: int = 128
     """Head size of V and of the output; the tensors have `hsv_padded`."""
-    nh: int = 32
+    n_head_kv: int = 32
     """Number of KV heads."""
-    nr23: tuple[int, int] = (1, 1)
-    """Query heads per KV head, and ne3 of every tensor."""
-    kv: int = 96
+    n_group: int = 1
+    """Query heads per KV head."""
+    ne3: int = 1
+    """Number of sequences: ne3 of every tensor."""
+    n_kv: int = 96
     """Number of keys."""
-    nb: int = 8
+    n_batch: int = 8
     """Number of query rows."""
     mask: bool = True
     sinks: bool = False
@@ -93,7 +98,7 @@ class Case:
     then those of the segments, dequantised."""
     hot_window: int = 0
     """Mode `fifo`: the most tokens in the hot window of a rolling cache, which has the types
-    `type_K` and `type_V`; 0 is no rolling cache. A step for each token, so `nb` is `kv`."""
+    `type_K` and `type_V`; 0 is no rolling cache. A step for each token, so `n_batch` is `n_kv`."""
     group: int = 1
     """Tokens that leave the hot window together, the oldest."""
     cold_type: str = "q8_0"
@@ -130,12 +135,7 @@ class Case:
     @property
     def n_head(self) -> int:
         """Number of query heads."""
-        return self.nh * self.nr23[0]
-
-    @property
-    def n_head_kv(self) -> int:
-        """Number of KV heads."""
-        return self.nh
+        return self.n_head_kv * self.n_group
 
     @functools.cached_property
     def hsk_padded(self) -> int:
@@ -146,21 +146,6 @@ class Case:
     def hsv_padded(self) -> int:
         """Elements in a row of V and of the output."""
         return _pad(self.hsv, self.type_V)
-
-    @property
-    def n_batch(self) -> int:
-        """Number of query rows."""
-        return self.nb
-
-    @property
-    def n_kv(self) -> int:
-        """Number of keys."""
-        return self.kv
-
-    @property
-    def ne3(self) -> int:
-        """Number of sequences."""
-        return self.nr23[1]
 
     @functools.cached_property
     def scale(self) -> float:
@@ -208,8 +193,8 @@ class Case:
     def parse(cls, text: str) -> "Case":
         """Read a case string, also out of a line that `test-backend-ops` prints.
 
-        Fields left out take their defaults. `n_head`, `n_head_kv`, `n_kv` and `n_batch` may be
-        given instead of `nr23`, `nh`, `kv` and `nb`.
+        Names are upstream's. Fields left out take their defaults. `n_head`, `n_head_kv`, `n_kv` and
+        `n_batch` may be given instead of `nr23`, `nh`, `kv` and `nb`.
 
         Raises:
             UsageError: The text holds no case, a field is unknown, given twice or not readable,
@@ -224,7 +209,7 @@ class Case:
         fields: dict[str, Any] = {}
         for item in filter(None, re.split(r",(?![^\[]*\])", found[0])):
             name, _, value = (part.strip() for part in item.partition("="))
-            field = _ALIASES.get(name, name)
+            field = _SPELLED.get(name, name)
             if field not in _READERS:
                 raise UsageError(f"case field {name!r} is unknown; {_nearest(name)}")
             if field in fields:
@@ -233,7 +218,7 @@ class Case:
                 fields[field] = _READERS[field](value)
             except ValueError as error:
                 raise UsageError(f"{name}={value}: {error}") from None
-        return cls(**_with_nr23(fields))
+        return cls(**_as_fields(fields))
 
     def __str__(self) -> str:
         left_out: dict[str, Any] = {
@@ -247,13 +232,19 @@ class Case:
         }
         if self.hot_window == 0:
             left_out |= {"group": self.group, "cold_type": self.cold_type}
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        names = [field.name for field in dataclasses.fields(self) if field.name != "ne3"]
         items = (
-            f"{name}={_format_field(name, value)}"
-            for name, value in values.items()
-            if name not in left_out or value != left_out[name]
+            self._printed(name)
+            for name in names
+            if name not in left_out or getattr(self, name) != left_out[name]
         )
         return f"{OP}({','.join(items)})"
+
+    def _printed(self, name: str) -> str:
+        """Return a field as a case string has it."""
+        if name in ("n_group", "ne3"):
+            return f"nr23={_format((self.n_group, self.ne3))}"
+        return f"{_SPELLED.get(name, name)}={_format_field(name, getattr(self, name))}"
 
     def _default_mask_kind(self) -> str:
         if not self.mask:
@@ -265,10 +256,10 @@ class Case:
         return "sparse" if self.n_kv_max > 0 else "random"
 
     def _check_shape(self) -> None:
-        for name in ("hsk", "hsv", "nh", "kv", "nb"):
+        for name in ("hsk", "hsv", "n_head_kv", "n_kv", "n_batch"):
             self._require(getattr(self, name) >= 1, name, "must be at least 1")
         self._require(
-            len(self.nr23) == 2 and min(self.nr23) >= 1, "nr23", "must be two numbers of at least 1"
+            min(self.n_group, self.ne3) >= 1, "n_group", "must be two numbers of at least 1"
         )
         self._require(
             sorted(self.permute) == [0, 1, 2, 3] and self.permute[0] == 0,
@@ -396,7 +387,7 @@ class Case:
         for size_field in ("hsk", "hsv"):
             self._check_stored_type("cold_type", self.cold_type, size_field)
         self._require(
-            self.nb == self.kv
+            self.n_batch == self.n_kv
             and self.mask_kind in ("causal", CAPTURED)
             and not self.v_is_view_of_k,
             "hot_window",
@@ -405,10 +396,10 @@ class Case:
         if self.mask_kind == CAPTURED:
             n_causal = captures.entry_of(self.captured).n_causal
             self._require(
-                self.kv <= n_causal,
+                self.n_kv <= n_causal,
                 "hot_window",
                 f"needs a causal mask; that of {self.captured} is one for the first {n_causal} "
-                f"tokens, and kv is {self.kv}",
+                f"tokens, and kv is {self.n_kv}",
             )
         self._require(not self.segment_types, "hot_window", "excludes segment_types")
 
@@ -435,9 +426,9 @@ class Case:
         for name, found in (("hsk", entry.hsk), ("hsv", entry.hsv)):
             self._require(getattr(self, name) == found, name, f"{self.captured} has {found}")
         for name, found in (
-            ("nh", entry.n_head_kv),
-            ("kv", entry.n_kv),
-            ("nb", entry.n_batch),
+            ("n_head_kv", entry.n_head_kv),
+            ("n_kv", entry.n_kv),
+            ("n_batch", entry.n_batch),
             ("mask_heads", max(1, entry.mask_heads)),
         ):
             self._require(
@@ -445,8 +436,8 @@ class Case:
             )
         group = entry.n_head // entry.n_head_kv
         self._require(
-            self.nr23[0] <= group and self.nr23[1] <= entry.ne3,
-            "nr23",
+            self.n_group <= group and self.ne3 <= entry.ne3,
+            "n_group",
             f"{self.captured} has no more than [{group},{entry.ne3}]",
         )
         for name, is_there in (
@@ -480,9 +471,10 @@ class Case:
         )
         self._require(0 <= self.seed < 2**64, "seed", "must be from 0 to 2^64 - 1")
         if self.regime == "seed":
-            shape = (self.hsk, self.hsv, self.nh, self.nr23, self.kv, self.nb)
+            heads = (self.n_head_kv, self.n_group, self.ne3)
+            shape = (self.hsk, self.hsv, *heads, self.n_kv, self.n_batch)
             self._require(
-                shape == (4, 4, 1, (1, 1), 2, 1) and not self.v_is_view_of_k,
+                shape == (4, 4, 1, 1, 1, 2, 1) and not self.v_is_view_of_k,
                 "regime",
                 "has one shape: hsk=4,hsv=4,nh=1,nr23=[1,1],kv=2,nb=1,v_is_view_of_k=0",
             )
@@ -499,7 +491,7 @@ class Case:
 
     def _require(self, condition: bool, name: str, reason: str) -> None:
         if not condition:
-            raise UsageError(f"{name}={_format_field(name, getattr(self, name))}: {reason}")
+            raise UsageError(f"{self._printed(name)}: {reason}")
 
 
 def without_colours(text: str) -> str:
@@ -592,28 +584,27 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "permute": _read_ints,
     "boundaries": _read_boundaries,
 }
-_ALIASES = {"n_head_kv": "nh", "n_kv": "kv", "n_batch": "nb"}
 
 
 def _nearest(name: str) -> str:
-    known = {field.lower(): field for field in (*_READERS, *_ALIASES)}
+    known = {field.lower(): field for field in (*_READERS, *_SPELLED)}
     near = difflib.get_close_matches(name.lower(), known, n=1)
     return f"the nearest is {known[near[0]]}" if near else f"known are {', '.join(known.values())}"
 
 
-def _with_nr23(fields: dict[str, Any]) -> dict[str, Any]:
-    """Replace `n_head` by the `nh` and `nr23` that it stands for."""
-    if "n_head" not in fields:
-        return fields
-    n_head = fields["n_head"]
-    n_group, ne3 = fields.get("nr23", (1, 1))
-    n_head_kv = fields.get("nh", n_head // max(n_group, 1))
-    if "nr23" in fields and n_head != n_head_kv * n_group:
-        raise UsageError(
-            f"n_head={n_head}: contradicts nh={n_head_kv} and nr23=[{n_group},{ne3}]; "
-            "leave n_head or nr23 out"
-        )
-    if n_head_kv < 1 or n_head % n_head_kv:
-        raise UsageError(f"n_head={n_head}: must be a multiple of n_head_kv={n_head_kv}")
-    rest = {name: value for name, value in fields.items() if name != "n_head"}
-    return {**rest, "nh": n_head_kv, "nr23": (n_head // n_head_kv, ne3)}
+def _as_fields(read: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields that a case string's, under upstream's names, stand for."""
+    fields = {_FIELDS.get(name, name): value for name, value in read.items()}
+    n_group, ne3 = fields.pop("nr23", (1, 1))
+    n_head = fields.pop("n_head", None)
+    if n_head is not None:
+        n_head_kv = fields.setdefault("n_head_kv", n_head // max(n_group, 1))
+        if "nr23" in read and n_head != n_head_kv * n_group:
+            raise UsageError(
+                f"n_head={n_head}: contradicts nh={n_head_kv} and nr23=[{n_group},{ne3}]; "
+                "leave n_head or nr23 out"
+            )
+        if n_head_kv < 1 or n_head % n_head_kv:
+            raise UsageError(f"n_head={n_head}: must be a multiple of n_head_kv={n_head_kv}")
+        n_group = n_head // n_head_kv
+    return {**fields, "n_group": n_group, "ne3": ne3}

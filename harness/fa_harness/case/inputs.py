@@ -105,10 +105,10 @@ def _captured_inputs(case: Case) -> Inputs:
         """Return the case's rows of Q or the output, `[ne3, n_head, n_batch, n]`."""
         n = array.shape[-1]
         array = array.reshape(entry.ne3, *by_group, entry.n_batch, n)
-        array = array[: case.ne3, : case.nh, : case.nr23[0], : case.nb]
-        return array.reshape(case.ne3, case.n_head, case.nb, n)
+        array = array[: case.ne3, : case.n_head_kv, : case.n_group, : case.n_batch]
+        return array.reshape(case.ne3, case.n_head, case.n_batch, n)
 
-    keys = np.s_[: case.ne3, : case.nh, : case.kv]
+    keys = np.s_[: case.ne3, : case.n_head_kv, : case.n_kv]
     k_raw = _recoded(found.k[keys], entry.type_K, case.type_K, case.hsk_padded)
     if case.v_is_view_of_k:
         v_raw = np.ascontiguousarray(k_raw[..., : row_bytes(case.type_V, case.hsv_padded)])
@@ -116,9 +116,9 @@ def _captured_inputs(case: Case) -> Inputs:
         v_raw = _recoded(found.v[keys], entry.type_V, case.type_V, case.hsv_padded)
     mask = sinks = None
     if case.mask and found.mask is not None:
-        mask = found.mask[: case.ne3, : case.mask_heads, : case.nb, : case.kv].copy()
+        mask = found.mask[: case.ne3, : case.mask_heads, : case.n_batch, : case.n_kv].copy()
     if case.sinks and found.sinks is not None:
-        sinks = found.sinks.reshape(by_group)[: case.nh, : case.nr23[0]].flatten()
+        sinks = found.sinks.reshape(by_group)[: case.n_head_kv, : case.n_group].flatten()
     return Inputs(
         q=_padded(rows(found.q), case.hsk_padded),
         k_raw=k_raw,
@@ -133,7 +133,7 @@ def _captured_inputs(case: Case) -> Inputs:
 
 def _is_the_models_call(case: Case, entry: Entry) -> bool:
     return (
-        case.kv >= entry.n_kv_seen
+        case.n_kv >= entry.n_kv_seen
         and (case.type_K, case.type_V) == (entry.type_K, entry.type_V)
         and (case.max_bias, case.logit_softcap) == (entry.max_bias, entry.logit_softcap)
         and (case.mask, case.sinks) == (entry.mask_heads > 0, entry.has_sinks)
@@ -270,7 +270,7 @@ def _v_shape(case: Case) -> Shape:
 
 def _to_query_heads(case: Case, per_kv_head: NDArray[np.float32]) -> F32:
     """Repeat `[ne3, n_head_kv, ...]` for the query heads of each group."""
-    return np.repeat(per_kv_head, case.nr23[0], axis=1)
+    return np.repeat(per_kv_head, case.n_group, axis=1)
 
 
 def _uniform(case: Case, stream: _Stream) -> QKV:

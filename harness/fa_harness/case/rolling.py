@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fa_harness.arrays import U8
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
 from fa_harness.case.quants import encode, row_bytes
 
 Ints = npt.NDArray[np.int64]
-U8 = npt.NDArray[np.uint8]
 
 HIDDEN, OF_NO_TOKEN, OF_OTHER_MASK = -1, -2, -3
 """What a slot holds instead of a token: hidden by the mask; visible, but with bytes of no token;
@@ -67,7 +67,7 @@ class CacheStep:
 
 def n_cold(case: Case) -> Ints:
     """Return how many tokens, the oldest, are cold at each step, `[kv]`."""
-    too_many = np.arange(case.kv) + 1 - case.hot_window
+    too_many = np.arange(case.n_kv) + 1 - case.hot_window
     groups: Ints = -(-np.maximum(too_many, 0) // case.group)
     return groups * case.group
 
@@ -98,7 +98,7 @@ class Tokens:
             store: {row.tobytes(): token for token, row in enumerate(rows)}
             for store, rows in of_token.items()
         }
-        self.can_be_told_apart = all(len(found) == case.kv for found in self._token_of.values())
+        self.can_be_told_apart = all(len(found) == case.n_kv for found in self._token_of.values())
         """No two tokens have the same bytes."""
 
     def identify(self, store: str, step: int, k: U8, v: U8, mask: npt.NDArray[np.float16]) -> Ints:

@@ -169,7 +169,7 @@ def _cases_of_entry(
 ) -> list[Case]:
     """Return the cases of an entry; cells behind the last that a row sees are left out."""
     plain = case_of(reference, entry, n_kv=max(1, entry.n_kv_seen))
-    cut = [plain.with_(segments=min(n, plain.kv)) for n in segments]
+    cut = [plain.with_(segments=min(n, plain.n_kv)) for n in segments]
     usual = [name for name in _CAPTURED_TYPES if _fits(name, entry)]
     mixed = [
         case.with_(
@@ -184,8 +184,8 @@ def _cases_of_entry(
     if n <= window:  # no token would ever get cold
         return [*cut, *mixed]
     rolling = plain.with_(
-        kv=n,
-        nb=n,
+        n_kv=n,
+        n_batch=n,
         v_is_view_of_k=False,
         hot_window=window,
         group=max(1, window // 4) if group is None else group,
@@ -206,10 +206,11 @@ def case_of(reference: str, entry: Entry, *, n_kv: int) -> Case:
     return Case(
         hsk=entry.hsk,
         hsv=entry.hsv,
-        nh=entry.n_head_kv,
-        nr23=(entry.n_head // entry.n_head_kv, entry.ne3),
-        kv=n_kv,
-        nb=entry.n_batch,
+        n_head_kv=entry.n_head_kv,
+        n_group=entry.n_head // entry.n_head_kv,
+        ne3=entry.ne3,
+        n_kv=n_kv,
+        n_batch=entry.n_batch,
         mask=entry.mask_heads > 0,
         mask_heads=max(1, entry.mask_heads),
         sinks=entry.has_sinks,

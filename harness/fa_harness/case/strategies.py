@@ -88,7 +88,7 @@ def _split_kv(draw: Draw) -> Case:
     type_ = draw(st.sampled_from(_FLOATS))
     n_kv = draw(st.one_of(st.sampled_from((512, 513, 1024)), st.integers(512, 1300)))
     types = {"type_K": type_, "type_V": type_}
-    return draw(_case({**types, **draw(_head_sizes()), "nb": 1, "kv": n_kv}, sequences=1))
+    return draw(_case({**types, **draw(_head_sizes()), "n_batch": 1, "n_kv": n_kv}, sequences=1))
 
 
 @st.composite
@@ -97,9 +97,11 @@ def _mixed(draw: Draw) -> Case:
     sizes = _sizes_in_blocks()
     few_rows = _shape(st.integers(1, 8), sizes, most_keys=200)
     many_rows = _shape(st.integers(64, 80), sizes, most_keys=200)
-    long = st.builds(lambda size, kv: {**size, "nb": 1, "kv": kv}, sizes, st.integers(600, 1200))
+    long = st.builds(
+        lambda size, kv: {**size, "n_batch": 1, "n_kv": kv}, sizes, st.integers(600, 1200)
+    )
     shape: Fields = draw(st.one_of(few_rows, many_rows, long))
-    cut = draw(_cut(shape["kv"]))
+    cut = draw(_cut(shape["n_kv"]))
     one = st.sampled_from(_types_of(shape))
     types = st.one_of(one, st.tuples(one, one).map("/".join))
     chosen = draw(st.lists(types, min_size=1, max_size=min(cut["segments"], 6)))
@@ -114,8 +116,8 @@ def _rolling(draw: Draw) -> Case:
     hot_window = draw(st.integers(1, n_kv + 1))
     sizes = draw(_sizes_in_blocks())
     fields = {
-        "nb": n_kv,
-        "kv": n_kv,
+        "n_batch": n_kv,
+        "n_kv": n_kv,
         "mask_kind": "causal",
         "hot_window": hot_window,
         "group": draw(st.integers(1, hot_window)),
@@ -135,11 +137,11 @@ def _shape(
     most_keys: int,
 ) -> Fields:
     """Head sizes, rows, and as many keys as a head may have of them, some about a tile's end."""
-    shape = {**draw(_head_sizes() if sizes is None else sizes), "nb": draw(rows)}
-    most = min(most_keys, _MOST_PRODUCTS // (shape["nb"] * (shape["hsk"] + shape["hsv"])))
+    shape = {**draw(_head_sizes() if sizes is None else sizes), "n_batch": draw(rows)}
+    most = min(most_keys, _MOST_PRODUCTS // (shape["n_batch"] * (shape["hsk"] + shape["hsv"])))
     about_tiles = [n for n in (1, 2, 63, 64, 65, 127, 128, 129) if n <= most]
     n_kv = draw(st.one_of(st.sampled_from(about_tiles), st.integers(2, most)))
-    return {**shape, "kv": n_kv}
+    return {**shape, "n_kv": n_kv}
 
 
 @st.composite
@@ -151,16 +153,17 @@ def _case(draw: Draw, fields: Fields, *, sequences: int = 3) -> Case:
         fields: Shape but for the heads, types, and what else is fixed.
         sequences: The most.
     """
-    products = fields["nb"] * max(fields["kv"], _TILE) * (fields["hsk"] + fields["hsv"])
+    products = fields["n_batch"] * max(fields["n_kv"], _TILE) * (fields["hsk"] + fields["hsv"])
     most = max(1, _MOST_PRODUCTS // products)
     group = draw(st.integers(1, min(8, most)))
     n_head_kv = draw(st.integers(1, min(4, most // group)))
     ne3 = draw(st.integers(1, max(1, min(sequences, most // (group * n_head_kv)))))
     drawn = {
-        "nh": n_head_kv,
-        "nr23": (group, ne3),
-        **draw(_mask(n_head=group * n_head_kv, n_kv=fields["kv"], kind=fields.get("mask_kind"))),
-        **draw(_cut(fields["kv"])),
+        "n_head_kv": n_head_kv,
+        "n_group": group,
+        "ne3": ne3,
+        **draw(_mask(n_head=group * n_head_kv, n_kv=fields["n_kv"], kind=fields.get("mask_kind"))),
+        **draw(_cut(fields["n_kv"])),
         "sinks": draw(st.booleans()),
         "logit_softcap": draw(_often_off(st.integers(1, 60).map(float))),
         "prec": draw(st.sampled_from(("f32", "def"))),

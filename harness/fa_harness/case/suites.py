@@ -10,10 +10,18 @@ from fa_harness.case.case import Case
 from fa_harness.errors import UsageError
 
 # listed boundaries, so that --segments leaves its two keys alone
-_SEED = Case(hsk=4, hsv=4, nh=1, nr23=(1, 1), kv=2, nb=1, boundaries=(1,), regime="seed")
+_SEED = Case(hsk=4, hsv=4, n_head_kv=1, n_kv=2, n_batch=1, boundaries=(1,), regime="seed")
 
-_DECODE: dict[str, Any] = {"hsk": 64, "hsv": 64, "nh": 2, "nr23": (4, 1), "nb": 1, "threads": 2}
-_PREFILL: dict[str, Any] = {**_DECODE, "nb": 33, "mask_kind": "causal"}
+_DECODE: dict[str, Any] = {
+    "hsk": 64,
+    "hsv": 64,
+    "n_head_kv": 2,
+    "n_group": 4,
+    "ne3": 1,
+    "n_batch": 1,
+    "threads": 2,
+}
+_PREFILL: dict[str, Any] = {**_DECODE, "n_batch": 33, "mask_kind": "causal"}
 
 
 def suite(name: str) -> list[Case]:
@@ -33,8 +41,8 @@ def _seed() -> list[Case]:
 
 def _smoke() -> list[Case]:
     """A case or two for each kind of fault, all small."""
-    decode = {**_DECODE, "kv": 160, "segments": 3}
-    few_rows = {**decode, "nb": 5, "nh": 3, "nr23": (2, 2), "kv": 97}
+    decode = {**_DECODE, "n_kv": 160, "segments": 3}
+    few_rows = {**decode, "n_batch": 5, "n_head_kv": 3, "n_group": 2, "ne3": 2, "n_kv": 97}
     return [
         _SEED,
         *(Case(**decode, regime=regime) for regime in ("normal", "rising", "falling", "spiky")),
@@ -46,17 +54,20 @@ def _smoke() -> list[Case]:
         Case(**few_rows, regime="normal", sinks=True, permute=(0, 2, 1, 3)),
         Case(**few_rows, regime="constructed", mask=False),
         Case(**{**few_rows, "segments": 4}, boundaries=(0, 1, 90), regime="rising"),
-        Case(**{**decode, "kv": 601}, regime="spiky"),
-        Case(**{**decode, "kv": 1201}, boundaries=(20, 620), regime="normal"),
-        Case(**{**decode, "nb": 70, "kv": 150}, mask_kind="causal", sinks=True, regime="normal"),
-        Case(**{**decode, "nb": 66, "kv": 100}, mask=False, logit_softcap=5.0, regime="normal"),
+        Case(**{**decode, "n_kv": 601}, regime="spiky"),
+        Case(**{**decode, "n_kv": 1201}, boundaries=(20, 620), regime="normal"),
+        Case(**{**decode, "n_batch": 70, "n_kv": 150}, mask_kind="causal", sinks=True,
+        regime="normal"),
+        Case(**{**decode, "n_batch": 66, "n_kv": 100}, mask=False, logit_softcap=5.0,
+        regime="normal"),
         Case(
-            hsk=192, hsv=128, nh=1, nr23=(16, 1), nb=2, kv=130, v_is_view_of_k=True, segments=3,
+            hsk=192, hsv=128, n_head_kv=1, n_group=16, n_batch=2, n_kv=130, v_is_view_of_k=True,
+            segments=3,
             regime="normal", threads=2,
         ),
         # a segment that is all masked, one that is empty, and each option, on the tiled path
         Case(
-            **{**few_rows, "nb": 66, "kv": 99, "segments": 4}, boundaries=(33, 66, 66),
+            **{**few_rows, "n_batch": 66, "n_kv": 99, "segments": 4}, boundaries=(33, 66, 66),
             mask_kind="masked_segment", mask_heads=6, max_bias=8.0, logit_softcap=5.0,
             regime="normal",
         ),
@@ -65,17 +76,17 @@ def _smoke() -> list[Case]:
              **_typed(("q4_0", "q8_0/f16", "f16"))),
         # F32 numerators beyond the range of F16, on the tiled path and on the vec path
         Case(
-            **{**decode, "nh": 1, "nr23": (2, 1), "nb": 66, "kv": 70, "segments": 2},
+            **{**decode, "n_head_kv": 1, "n_group": 2, "n_batch": 66, "n_kv": 70, "segments": 2},
             boundaries=(35,), **_typed(("f32", "q8_0")), regime="huge",
         ),
         # elements of V that are exactly 0, so that a weight of e^-60 shows
         Case(**few_rows, regime="constructed", mask=False, type_V="q4_0"),
         Case(
-            **{**decode, "nr23": (1, 1), "kv": 1600}, boundaries=(533, 1066), type_K="f32",
+            **{**decode, "n_group": 1, "n_kv": 1600}, boundaries=(533, 1066), type_K="f32",
             type_V="f32", mask_kind="masked_segment", sinks=True, regime="normal",
         ),
         # split-KV in chunks of 23 keys: nothing is left for the last thread
-        Case(**{**decode, "kv": 529, "segments": 1, "threads": 24}, regime="normal"),
+        Case(**{**decode, "n_kv": 529, "segments": 1, "threads": 24}, regime="normal"),
     ]  # fmt: skip
 
 
@@ -85,42 +96,42 @@ def _default() -> list[Case]:
     add = cases.append
 
     for regime in _REGIMES_OF_ANY_SHAPE:  # decode: the vec path, then split-KV
-        add(Case(**_DECODE, kv=250, regime=regime))
+        add(Case(**_DECODE, n_kv=250, regime=regime))
         if regime != "offset":  # F16 sums of so many such V lose more than a lost state would
-            add(Case(**_DECODE, kv=645, regime=regime))
+            add(Case(**_DECODE, n_kv=645, regime=regime))
     for regime in ("normal", "rising", "offset"):
-        add(Case(**_DECODE, kv=645, regime=regime, type_K="f32", type_V="f32"))
+        add(Case(**_DECODE, n_kv=645, regime=regime, type_K="f32", type_V="f32"))
         # split-KV in the middle of a chain, after the vec path and after itself
         type_ = "f32" if regime == "offset" else "f16"
-        long = {**_DECODE, "kv": 1201, "type_K": type_, "type_V": type_}
+        long = {**_DECODE, "n_kv": 1201, "type_K": type_, "type_V": type_}
         add(Case(**long, regime=regime, boundaries=(20, 620)))
     for regime in _REGIMES_OF_ANY_SHAPE:  # prefill: the vec path, then tiled
-        add(Case(**_PREFILL, kv=200, regime=regime))
+        add(Case(**_PREFILL, n_kv=200, regime=regime))
     for regime in ("normal", "spiky", "rising", "offset"):
         for type_ in ("f16", "f32"):
-            tiled = {**_PREFILL, "nb": 96}
-            add(Case(**tiled, kv=192, regime=regime, type_K=type_, type_V=type_))
+            tiled = {**_PREFILL, "n_batch": 96}
+            add(Case(**tiled, n_kv=192, regime=regime, type_K=type_, type_V=type_))
 
     for type_ in ("f32", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl"):
         for regime in ("normal", "outlier"):
-            add(Case(**_PREFILL, kv=144, regime=regime, type_K=type_, type_V=type_))
+            add(Case(**_PREFILL, n_kv=144, regime=regime, type_K=type_, type_V=type_))
     for type_k, type_v in (("q8_0", "f16"), ("f16", "q4_0"), ("q8_0", "q5_1"), ("bf16", "f32")):
-        add(Case(**_PREFILL, kv=144, regime="spiky", type_K=type_k, type_V=type_v))
+        add(Case(**_PREFILL, n_kv=144, regime="spiky", type_K=type_k, type_V=type_v))
 
-    for nr2, nh in ((1, 4), (8, 1), (3, 2), (5, 3)):  # GQA; 4 is everywhere else
-        shape = {**_PREFILL, "nh": nh, "nr23": (nr2, 1), "nb": 7}
-        add(Case(**shape, kv=120, regime="normal"))
+    for n_group, n_head_kv in ((1, 4), (8, 1), (3, 2), (5, 3)):  # GQA; 4 is everywhere else
+        shape = {**_PREFILL, "n_head_kv": n_head_kv, "n_group": n_group, "n_batch": 7}
+        add(Case(**shape, n_kv=120, regime="normal"))
     for hsk, hsv in ((80, 80), (128, 128), (256, 256), (192, 128), (576, 512)):
         shape = {**_DECODE, "hsk": hsk, "hsv": hsv}
-        add(Case(**shape, kv=128, regime="normal", v_is_view_of_k=hsk == 576))
-        add(Case(**{**shape, "nb": 16}, kv=112, regime="rising", v_is_view_of_k=hsk == 576))
-    add(Case(**{**_DECODE, "hsk": 40, "hsv": 40, "nb": 3}, kv=104, regime="normal"))
+        add(Case(**shape, n_kv=128, regime="normal", v_is_view_of_k=hsk == 576))
+        add(Case(**{**shape, "n_batch": 16}, n_kv=112, regime="rising", v_is_view_of_k=hsk == 576))
+    add(Case(**{**_DECODE, "hsk": 40, "hsv": 40, "n_batch": 3}, n_kv=104, regime="normal"))
 
-    few = {**_DECODE, "nb": 9, "kv": 110}
+    few = {**_DECODE, "n_batch": 9, "n_kv": 110}
     add(Case(**few, mask=False, regime="normal"))
     add(Case(**few, mask=False, regime="constructed"))
     for type_ in ("f16", "f32"):  # the last tile of keys is not full, and nothing masks its rest
-        tiled = {**few, "nb": 70, "type_K": type_, "type_V": type_}
+        tiled = {**few, "n_batch": 70, "type_K": type_, "type_V": type_}
         add(Case(**tiled, mask=False, regime="normal"))
     for kind in ("zeros", "random", "causal", "leading", "masked_segment"):
         for type_ in ("f16", "q8_0"):
@@ -133,14 +144,21 @@ def _default() -> list[Case]:
         add(Case(**few, sinks=True, regime=regime, type_K="q8_0", type_V="q8_0"))
         add(Case(**few, logit_softcap=10.0, regime=regime))
         add(Case(**few, max_bias=8.0, regime=regime))
-    add(Case(**{**few, "nh": 3, "nr23": (2, 1)}, max_bias=8.0, logit_softcap=5.0, sinks=True))
-    add(Case(**{**_DECODE, "kv": 700}, sinks=True, max_bias=8.0, regime="normal"))
-    add(Case(**{**few, "nb": 66}, sinks=True, logit_softcap=10.0, regime="normal"))
+    add(
+        Case(
+            **{**few, "n_head_kv": 3, "n_group": 2},
+            max_bias=8.0,
+            logit_softcap=5.0,
+            sinks=True,
+        )
+    )
+    add(Case(**{**_DECODE, "n_kv": 700}, sinks=True, max_bias=8.0, regime="normal"))
+    add(Case(**{**few, "n_batch": 66}, sinks=True, logit_softcap=10.0, regime="normal"))
 
     for nb in (1, 9, 64):  # ne3
-        add(Case(**{**few, "nb": nb, "nr23": (3, 2)}, regime="normal"))
+        add(Case(**{**few, "n_batch": nb, "n_group": 3, "ne3": 2}, regime="normal"))
     for permute in ((0, 2, 1, 3), (0, 1, 3, 2)):
-        add(Case(**{**few, "nr23": (2, 2)}, permute=permute, regime="normal"))
+        add(Case(**{**few, "n_group": 2, "ne3": 2}, permute=permute, regime="normal"))
     add(Case(**few, kv_view=False, regime="normal"))
 
     for regime in ("normal", "rising", "falling"):  # uneven, empty and single-token segments
@@ -162,11 +180,25 @@ def _gate() -> list[Case]:
     return sorted(cases, key=lambda case: case.threads)  # those of one thread run side by side
 
 
-_GATE_ROWS: dict[str, Any] = {**_DECODE, "nb": 7, "nh": 3, "nr23": (2, 1), "kv": 110}
-_GATE_DECODE: dict[str, Any] = {**_DECODE, "nh": 4, "kv": 150}
+_GATE_ROWS: dict[str, Any] = {
+    **_DECODE,
+    "n_batch": 7,
+    "n_head_kv": 3,
+    "n_group": 2,
+    "ne3": 1,
+    "n_kv": 110,
+}
+_GATE_DECODE: dict[str, Any] = {**_DECODE, "n_head_kv": 4, "n_kv": 150}
 # a prime: some chunk of keys is shorter than the others, whatever the threads
-_GATE_SPLIT: dict[str, Any] = {**_GATE_DECODE, "kv": 641}
-_GATE_TILED: dict[str, Any] = {**_DECODE, "nb": 70, "nh": 1, "nr23": (3, 1), "kv": 200}
+_GATE_SPLIT: dict[str, Any] = {**_GATE_DECODE, "n_kv": 641}
+_GATE_TILED: dict[str, Any] = {
+    **_DECODE,
+    "n_batch": 70,
+    "n_head_kv": 1,
+    "n_group": 3,
+    "ne3": 1,
+    "n_kv": 200,
+}
 
 
 def _gate_chains() -> list[Case]:
@@ -180,9 +212,9 @@ def _gate_chains() -> list[Case]:
         fields = {**shape, "regime": regime, "type_K": type_k, "type_V": type_v or type_k}
         fields |= {"seed": turn, "threads": 1 + turn % 2, **changes}
         if regime == "huge":
-            fields["boundaries"] = _between_pairs(fields["kv"])
+            fields["boundaries"] = _between_pairs(fields["n_kv"])
             if (
-                fields["nb"] == 1
+                fields["n_batch"] == 1
             ):  # the only row of a mask might hide a key of each head's first pair
                 fields["mask"] = False
         if not isinstance(fields.get("boundaries"), tuple):
@@ -195,9 +227,9 @@ def _gate_chains() -> list[Case]:
         add(split, regime, "f32" if regime in ("offset", "huge") else "f16")
         add(tiled, regime, "f32" if regime in ("falling", "huge", "ties") else "f16")
     add(split, "normal", "f32")
-    add(split, "rising", kv=1201, boundaries=(20, 620))  # the vec path, then split-KV twice
-    add(tiled, "normal", "f32", kv=192, segments=3)  # cut at the limits of tiles
-    add(tiled, "spiky", kv=192, segments=3, mask_kind="causal")
+    add(split, "rising", n_kv=1201, boundaries=(20, 620))  # the vec path, then split-KV twice
+    add(tiled, "normal", "f32", n_kv=192, segments=3)  # cut at the limits of tiles
+    add(tiled, "spiky", n_kv=192, segments=3, mask_kind="causal")
 
     for type_ in ("f32", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl"):
         add(rows, "outlier", type_)
@@ -220,7 +252,7 @@ def _gate_chains() -> list[Case]:
     add(split, "normal", mask_kind="leading", segments=7)
     add(rows, "normal", n_kv_max=16)
     add(rows, "normal", mask_heads=6)
-    add(tiled, "normal", mask_heads=3, nr23=(3, 2))
+    add(tiled, "normal", mask_heads=3, n_group=3, ne3=2)
 
     options: tuple[dict[str, Any], ...] = (
         {"sinks": True},
@@ -238,20 +270,20 @@ def _gate_chains() -> list[Case]:
     add(tiled, "falling", sinks=True)
     add(rows, "rising", sinks=True)
 
-    for nh, nr23 in ((4, (1, 1)), (1, (8, 1)), (2, (5, 1)), (2, (3, 2))):  # MHA, GQA, ne3
-        add(rows, "normal", nh=nh, nr23=nr23)
-    add(decode, "normal", "q8_0", nh=2, nr23=(3, 2))
-    add(tiled, "normal", nh=2, nr23=(1, 2))
+    for n_head_kv, n_group, ne3 in ((4, 1, 1), (1, 8, 1), (2, 5, 1), (2, 3, 2)):  # MHA, GQA, ne3
+        add(rows, "normal", n_head_kv=n_head_kv, n_group=n_group, ne3=ne3)
+    add(decode, "normal", "q8_0", n_head_kv=2, n_group=3, ne3=2)
+    add(tiled, "normal", n_head_kv=2, n_group=1, ne3=2)
     for permute in ((0, 2, 1, 3), (0, 1, 3, 2)):
-        add(rows, "normal", nr23=(2, 2), permute=permute)
-        add(tiled, "normal", nh=2, nr23=(1, 2), permute=permute)
+        add(rows, "normal", n_group=2, ne3=2, permute=permute)
+        add(tiled, "normal", n_head_kv=2, n_group=1, ne3=2, permute=permute)
     add(split, "normal", permute=(0, 2, 1, 3))
     add(rows, "normal", kv_view=False)
     for hsk, hsv in ((40, 40), (80, 80), (128, 128), (256, 256), (192, 128)):
         add(rows, "normal", hsk=hsk, hsv=hsv)
-    add(rows, "normal", hsk=576, hsv=512, nh=1, nr23=(4, 1), v_is_view_of_k=True)
+    add(rows, "normal", hsk=576, hsv=512, n_head_kv=1, n_group=4, ne3=1, v_is_view_of_k=True)
     add(decode, "normal", "q8_0", hsk=192, hsv=128, v_is_view_of_k=True)
-    add(tiled, "normal", hsk=128, hsv=128, nh=2, nr23=(1, 1))
+    add(tiled, "normal", hsk=128, hsv=128, n_head_kv=2, n_group=1, ne3=1)
 
     for regime in ("rising", "falling"):  # uneven, empty and single-key segments
         for type_ in ("f16", "q8_0"):
@@ -263,16 +295,16 @@ def _gate_chains() -> list[Case]:
         add(shape, "normal", boundaries="random", segments=5)
     add(rows, "normal", segments=17)
     # the fewest threads of which the last finds no key, in either segment of 529
-    add(split, "normal", kv=1058, segments=2, nh=1, nr23=(2, 1), threads=24)
+    add(split, "normal", n_kv=1058, segments=2, n_head_kv=1, n_group=2, ne3=1, threads=24)
     # so long that outputs are far below any absolute tolerance
-    add(decode, "normal", "f32", kv=65536, nh=1, nr23=(2, 1), segments=2)
+    add(decode, "normal", "f32", n_kv=65536, n_head_kv=1, n_group=2, ne3=1, segments=2)
     return cases
 
 
 def _gate_typed_chains() -> list[Case]:
     """Chains of segments of different types, which change the kernel's path, too."""
-    rows, split, tiled = _GATE_ROWS, {**_GATE_SPLIT, "kv": 1300}, _GATE_TILED
-    n_kv = rows["kv"]
+    rows, split, tiled = _GATE_ROWS, {**_GATE_SPLIT, "n_kv": 1300}, _GATE_TILED
+    n_kv = rows["n_kv"]
     chains: tuple[tuple[dict[str, Any], tuple[str, ...], str, tuple[int, ...]], ...] = (
         (rows, ("q4_0", "q8_0", "f16"), "huge", _between_pairs(n_kv)),
         (rows, ("f16", "q8_0"), "normal", (0, 40, 40, n_kv)),
@@ -299,7 +331,8 @@ def _gate_typed_chains() -> list[Case]:
 def _gate_rolling_caches() -> list[Case]:
     """Rolling caches: each cold type, windows and groups, options, shapes."""
     usual: dict[str, Any] = {
-        **_DECODE, "kv": 40, "nb": 40, "mask_kind": "causal", "regime": "normal", "hot_window": 16,
+        **_DECODE, "n_kv": 40, "n_batch": 40, "mask_kind": "causal", "regime": "normal",
+        "hot_window": 16,
         "group": 4, "threads": 1,
     }  # fmt: skip
     caches: tuple[dict[str, Any], ...] = (
@@ -308,8 +341,8 @@ def _gate_rolling_caches() -> list[Case]:
         {"cold_type": "q4_1", "group": 16, "regime": "spiky"},
         {"cold_type": "q5_0", "sinks": True, "regime": "falling"},
         {"cold_type": "q5_1", "logit_softcap": 10.0},
-        {"cold_type": "iq4_nl", "max_bias": 8.0, "nh": 3, "nr23": (2, 1)},
-        {"cold_type": "bf16", "nr23": (2, 2), "permute": (0, 2, 1, 3), "group": 5},
+        {"cold_type": "iq4_nl", "max_bias": 8.0, "n_head_kv": 3, "n_group": 2},
+        {"cold_type": "bf16", "n_group": 2, "ne3": 2, "permute": (0, 2, 1, 3), "group": 5},
         {"cold_type": "f16", "regime": "outlier"},
         {"cold_type": "q8_0", "type_K": "f32", "type_V": "f32", "regime": "offset"},
         {"cold_type": "q4_0", "type_K": "q8_0", "type_V": "f16", "kv_view": False, "threads": 2},
@@ -328,8 +361,11 @@ def _between_pairs(n_kv: int) -> tuple[int, ...]:
 
 def _paths() -> list[Case]:
     """Every row of the exactness table: paths x types x regimes x cuts x threads."""
-    vec = {"decode": {**_DECODE, "kv": 150}, "batch": {**_DECODE, "nb": 6, "kv": 110}}
-    other = {"split-kv": {**_DECODE, "kv": 1101}, "tiled": {**_DECODE, "nb": 66, "kv": 200}}
+    vec = {"decode": {**_DECODE, "n_kv": 150}, "batch": {**_DECODE, "n_batch": 6, "n_kv": 110}}
+    other = {
+        "split-kv": {**_DECODE, "n_kv": 1101},
+        "tiled": {**_DECODE, "n_batch": 66, "n_kv": 200},
+    }
     cuts: tuple[dict[str, Any], ...] = (
         *({"segments": n} for n in (1, 2, 3, 8, 17)),
         {"segments": 5, "boundaries": "random"},
@@ -354,7 +390,8 @@ def _paths() -> list[Case]:
 def _fifo() -> list[Case]:
     """Rolling caches: cold and hot types, windows and groups, shapes, options and paths."""
     rolling: dict[str, Any] = {
-        **_DECODE, "kv": 60, "nb": 60, "mask_kind": "causal", "regime": "normal", "hot_window": 16,
+        **_DECODE, "n_kv": 60, "n_batch": 60, "mask_kind": "causal", "regime": "normal",
+        "hot_window": 16,
         "group": 4, "threads": 1,
     }  # fmt: skip
     cases: list[Case] = []
@@ -381,28 +418,28 @@ def _fifo() -> list[Case]:
     for hot_window, group in ((1, 1), (7, 3), (16, 1), (16, 5), (16, 16), (40, 33)):
         for cold_type in ("q8_0", "f16"):
             add(hot_window=hot_window, group=group, cold_type=cold_type)
-    for nh, nr23 in ((4, (1, 1)), (1, (8, 1)), (2, (3, 2)), (3, (2, 3))):  # MHA, GQA, ne3
-        add(nh=nh, nr23=nr23, cold_type="q4_0", sinks=True)
-    add(nr23=(2, 2), mask_heads=4, max_bias=8.0)
+    for n_head_kv, n_group, ne3 in ((4, 1, 1), (1, 8, 1), (2, 3, 2), (3, 2, 3)):  # MHA, GQA, ne3
+        add(n_head_kv=n_head_kv, n_group=n_group, ne3=ne3, cold_type="q4_0", sinks=True)
+    add(n_group=2, ne3=2, mask_heads=4, max_bias=8.0)
     for hsk, hsv in ((128, 128), (256, 256), (192, 128)):
-        add(hsk=hsk, hsv=hsv, nr23=(2, 1))
-    add(permute=(0, 2, 1, 3), nr23=(2, 2))
+        add(hsk=hsk, hsv=hsv, n_group=2, ne3=1)
+    add(permute=(0, 2, 1, 3), n_group=2, ne3=2)
     add(kv_view=False)
     # on busy cores a graph with more threads takes some milliseconds, so these are few and short
     for threads, cold_type in ((2, "q4_0"), (2, "f16"), (3, "q8_0")):
-        add(threads=threads, kv=40, nb=40, cold_type=cold_type, sinks=True)
-    long: dict[str, Any] = {"nh": 1, "nr23": (2, 1)}
+        add(threads=threads, n_kv=40, n_batch=40, cold_type=cold_type, sinks=True)
+    long: dict[str, Any] = {"n_head_kv": 1, "n_group": 2}
     # split-KV over the hot window, then over the cold store
-    add(**long, kv=560, nb=560, hot_window=512, group=32, threads=2)
-    add(**long, kv=560, nb=560, hot_window=24, group=12, cold_type="f16")
+    add(**long, n_kv=560, n_batch=560, hot_window=512, group=32, threads=2)
+    add(**long, n_kv=560, n_batch=560, hot_window=24, group=12, cold_type="f16")
     return cases
 
 
 def _reduction() -> list[Case]:
     """Independent states that are merged: types, regimes, masks and cuts, equal types and mixed."""
-    rows = {"nb": 6, "nr23": (3, 2), "kv": 120}
-    shapes = [{**_DECODE, "kv": 150}, {**_DECODE, **rows}]
-    long = [{**_DECODE, "kv": 1101}, {**_DECODE, "nb": 66, "kv": 200}]
+    rows = {"n_batch": 6, "n_group": 3, "ne3": 2, "n_kv": 120}
+    shapes = [{**_DECODE, "n_kv": 150}, {**_DECODE, **rows}]
+    long = [{**_DECODE, "n_kv": 1101}, {**_DECODE, "n_batch": 66, "n_kv": 200}]
     cuts: tuple[dict[str, Any], ...] = (
         *({"segments": n} for n in (2, 3, 8, 17)),
         {"segments": 5, "boundaries": "random"},
@@ -412,7 +449,7 @@ def _reduction() -> list[Case]:
 
     def add(shape: dict[str, Any], cut: dict[str, Any], regime: str, **types: Any) -> None:
         turn = len(cases)
-        fields = {**shape, **_cut_at(shape["kv"], cut), **types, **_of_turn(regime, turn)}
+        fields = {**shape, **_cut_at(shape["n_kv"], cut), **types, **_of_turn(regime, turn)}
         cases.append(Case(**{**fields, "threads": _threads(turn)}))
 
     regimes = itertools.cycle(_REGIMES_OF_ANY_SHAPE)
@@ -420,7 +457,7 @@ def _reduction() -> list[Case]:
         add(shape, cut, next(regimes), type_K=type_, type_V=type_)
     for type_, shape, cut in itertools.product(("f16", "f32"), long, cuts):
         regime = next(regimes)
-        lost = type_ == "f16" and shape["nb"] == 1 and regime == "offset"  # as in `_paths`
+        lost = type_ == "f16" and shape["n_batch"] == 1 and regime == "offset"  # as in `_paths`
         add(shape, cut, "normal" if lost else regime, type_K=type_, type_V=type_)
     for regime, cut in itertools.product(_REGIMES_OF_ANY_SHAPE, cuts):
         for type_ in ("f16", "q8_0"):
@@ -428,7 +465,7 @@ def _reduction() -> list[Case]:
     for kind in ("leading", "masked_segment", "causal", "sparse"):
         more = {"mask_kind": kind, "n_kv_max": 16 if kind == "sparse" else 0}
         for cut, sinks in itertools.product(cuts, (False, True)):
-            fields = {**shapes[1], **_cut_at(shapes[1]["kv"], cut), **more, "regime": "normal"}
+            fields = {**shapes[1], **_cut_at(shapes[1]["n_kv"], cut), **more, "regime": "normal"}
             turn = len(cases)
             cases.append(
                 Case(**{**fields, "sinks": sinks, "seed": turn, "threads": _threads(turn)})
@@ -441,7 +478,7 @@ def _reduction() -> list[Case]:
 
 def _mixed() -> list[Case]:
     """Chains of segments of different types, among them such as change the kernel's path, too."""
-    rows = {**_DECODE, "nb": 6, "nr23": (3, 2), "kv": 120}
+    rows = {**_DECODE, "n_batch": 6, "n_group": 3, "ne3": 2, "n_kv": 120}
     cases: list[Case] = [_SEED]
 
     def add(shape: dict[str, Any], types: tuple[str, ...], regime: str, **cut: Any) -> None:
@@ -450,7 +487,7 @@ def _mixed() -> list[Case]:
         cases.append(Case(**{**fields, "threads": _threads(len(cases))}))
 
     for types, regime in itertools.product(_TYPED_CHAINS, _REGIMES_OF_ANY_SHAPE):
-        add({**_DECODE, "kv": 150}, types, regime)
+        add({**_DECODE, "n_kv": 150}, types, regime)
         add(rows, types, regime)
     for types in _TYPED_CHAINS:  # the last type goes on; empty and single-key segments; odd cuts
         add(rows, types, "rising", segments=len(types) + 3)
@@ -460,13 +497,13 @@ def _mixed() -> list[Case]:
     # an F16 or F32 segment among others: tiled with these rows, split-KV with these keys
     for types in (("q8_0", "f16"), ("f32", "f16"), ("f16", "q4_0", "f32"), ("f32/f16", "f16")):
         for regime in _REGIMES_OF_ANY_SHAPE:
-            add({**_DECODE, "nb": 66, "kv": 200}, types, regime)
+            add({**_DECODE, "n_batch": 66, "n_kv": 200}, types, regime)
         for regime in _REGIMES_OF_ANY_SHAPE:
             cut = (600, 660)[: len(types) - 1]
             if regime != "offset":  # as in `_paths`
-                add({**_DECODE, "kv": 1200}, types, regime, boundaries=cut)
+                add({**_DECODE, "n_kv": 1200}, types, regime, boundaries=cut)
     for hsk, hsv in ((128, 128), (192, 128), (256, 256)):
-        shape = {**_DECODE, "hsk": hsk, "hsv": hsv, "nb": 4, "kv": 100}
+        shape = {**_DECODE, "hsk": hsk, "hsv": hsv, "n_batch": 4, "n_kv": 100}
         for types in _TYPED_CHAINS[:4]:
             add(shape, types, "normal")
     return cases

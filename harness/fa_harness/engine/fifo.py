@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fa_harness.arrays import F32, U8
 from fa_harness.case import rolling
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
@@ -24,9 +25,6 @@ from fa_harness.case.rolling import Held
 from fa_harness.engine.ggml import Backend, Context, Ggml, Tensor
 from fa_harness.engine.layout import clear, make_fresh, rows_of
 
-Array = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
-
 _UNUSED = 0xFF  # bytes of slots that no token was written to: NaN as F32, F16 or a block's scale
 
 
@@ -34,11 +32,11 @@ _UNUSED = 0xFF  # bytes of slots that no token was written to: NaN as F32, F16 o
 class Rolled:
     """A simulation of a rolling cache. In the arrays, row t of `n_batch` is step t."""
 
-    output: Array
+    output: F32
     """`[ne3, n_head, n_batch, hsv]`."""
-    cold_state: Array
+    cold_state: F32
     """The state after the call over the cold tokens, `[ne3, n_head, n_batch, 2 + hsv]`."""
-    state: Array
+    state: F32
     """The state after the call over the hot tokens, too."""
     held: tuple[Held, ...]
     """What each step's calls were given."""
@@ -61,7 +59,7 @@ def roll(
     """
     assert inputs.mask is not None
     tokens = rolling.Tokens(case, inputs)
-    rows = (case.ne3, case.n_head, case.nb)
+    rows = (case.ne3, case.n_head, case.n_batch)
     output = np.empty((*rows, case.hsv_padded), np.float32)
     cold_state, last_state = (
         np.full((*rows, 2 + case.hsv_padded), np.nan, np.float32) for _ in range(2)
@@ -75,7 +73,7 @@ def roll(
         cache.clear()
         if sinks is not None and inputs.sinks is not None:
             sinks.write(inputs.sinks)
-        for t in range(case.kv):
+        for t in range(case.n_kv):
             row = np.s_[:, :, t : t + 1]
             cache.push(inputs.k_raw[row], inputs.v_raw[row])
             # views, inputs and graphs of a step, as a program makes them anew for each token
@@ -220,7 +218,7 @@ class _Cache:
     def __init__(self, ctx: Context, case: Case) -> None:
         self._case = case
         self.hot = _Store(ctx, case, (case.type_K, case.type_V), case.hot_window)
-        self.cold = _Store(ctx, case, (case.cold_type, case.cold_type), case.kv)
+        self.cold = _Store(ctx, case, (case.cold_type, case.cold_type), case.n_kv)
         self.n_token = self.oldest_hot = self.n_cold = 0
 
     def clear(self) -> None:

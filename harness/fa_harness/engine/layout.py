@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fa_harness.arrays import F32, U8
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
 from fa_harness.engine.ggml import Backend, Context, Tensor
-
-Array = npt.NDArray[np.float32]
 
 _NAN = 0xFF  # bytes that are NaN as F32, F16 or the scale of a block
 _UNUSED = _NAN  # of a cache outside the view
@@ -33,7 +32,7 @@ class Layout(NamedTuple):
 
     ne: tuple[int, ...]
     """Its shape there."""
-    data: npt.NDArray[np.uint8]
+    data: U8
     seen: tuple[int, ...]
     """The shape of the part of it that is seen."""
     dim_of: tuple[int, ...]
@@ -66,7 +65,7 @@ class CaseTensors:
         self._layouts = {} if layouts is None else layouts
         self._case = case
         self._source = inputs
-        self._inputs: dict[str, tuple[Tensor, npt.NDArray[np.uint8]]] = {}
+        self._inputs: dict[str, tuple[Tensor, U8]] = {}
         self._q = self._place("q", "f32", case.hsk_padded, as_bytes(inputs.q), cache=False)
         self._sinks = None
         if inputs.sinks is not None:
@@ -99,8 +98,8 @@ class CaseTensors:
         the stride of the dimension that has one element is not that of a row.
         """
         case = self._case
-        ne = (2 + case.hsv_padded, case.nb, case.n_head, case.ne3)
-        if case.nb > 1:
+        ne = (2 + case.hsv_padded, case.n_batch, case.n_head, case.ne3)
+        if case.n_batch > 1:
             return self.ctx.tensor("f32", ne)
         return self.ctx.permute(self.ctx.tensor("f32", (ne[0], ne[2], 1, ne[3])), (0, 2, 1, 3))
 
@@ -147,9 +146,7 @@ class CaseTensors:
             name for name, (tensor, data) in self._inputs.items() if not tensor.holds(data)
         )
 
-    def _keys(
-        self, part: str, case: Case, k_raw: npt.NDArray[np.uint8], v_raw: npt.NDArray[np.uint8]
-    ) -> Keys:
+    def _keys(self, part: str, case: Case, k_raw: U8, v_raw: U8) -> Keys:
         k = self._place(f"k{part}", case.type_K, case.hsk_padded, k_raw, cache=case.kv_view)
         if case.v_is_view_of_k:
             return Keys(k, self.ctx.view(k, (case.hsv_padded, *k.ne[1:])))
@@ -159,7 +156,7 @@ class CaseTensors:
 
     def _view(self, cache: Tensor, segment: tuple[int, int]) -> Tensor:
         start, stop = segment
-        if segment == (0, self._case.kv):
+        if segment == (0, self._case.n_kv):
             return cache
         ne0, _, ne2, ne3 = cache.ne
         return self.ctx.view(cache, (ne0, stop - start, ne2, ne3), offset=start * cache.nb[1])
@@ -193,7 +190,7 @@ class CaseTensors:
         name: str,
         type_: str,
         ne0: int,
-        rows: npt.NDArray[np.uint8],
+        rows: U8,
         *,
         cache: bool,
     ) -> Tensor:
@@ -239,9 +236,7 @@ class CaseTensors:
             self._layouts[name] = layout
         return layout
 
-    def _input(
-        self, name: str, type_: str, ne: Sequence[int], data: npt.NDArray[np.uint8]
-    ) -> Tensor:
+    def _input(self, name: str, type_: str, ne: Sequence[int], data: U8) -> Tensor:
         tensor = self.ctx.tensor(type_, ne)
         self._inputs[name] = (tensor, np.ascontiguousarray(data))
         return tensor
@@ -253,7 +248,7 @@ def make_fresh(state: Tensor) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _fresh_rows(ne: tuple[int, ...]) -> Array:
+def _fresh_rows(ne: tuple[int, ...]) -> F32:
     rows = np.full(ne[::-1], np.nan, np.float32)
     rows[..., 0] = -np.inf
     return rows
@@ -264,12 +259,12 @@ def clear(out: Tensor) -> None:
     out.fill(_NAN)
 
 
-def rows_of(out: Tensor) -> Array:
+def rows_of(out: Tensor) -> F32:
     """Return an output `[hsv, n_head, n_batch, ne3]` as `[ne3, n_head, n_batch, hsv]`."""
     return np.ascontiguousarray(out.read().swapaxes(1, 2))
 
 
-def as_bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+def as_bytes(array: npt.NDArray[Any]) -> U8:
     """Return `[..., n]` of any type as bytes, `[..., n * itemsize]`."""
     array = np.ascontiguousarray(array)
     return array.view(np.uint8).reshape(*array.shape[:-1], array.shape[-1] * array.itemsize)

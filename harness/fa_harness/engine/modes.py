@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
+from fa_harness.arrays import F32
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
 from fa_harness.engine import state_file
@@ -26,7 +26,6 @@ from fa_harness.engine.fifo import Rolled, roll
 from fa_harness.engine.ggml import Backend, Context, Ggml, Graph, Tensor
 from fa_harness.engine.layout import CaseTensors, Keys, Layout, clear, make_fresh, rows_of
 
-Array = npt.NDArray[np.float32]
 T = TypeVar("T")
 
 MODES = ("standard", "full_state", "segmented", "merged", "resumed", "mixed", "fifo")
@@ -37,9 +36,9 @@ MODES = ("standard", "full_state", "segmented", "merged", "resumed", "mixed", "f
 class Step:
     """What a call with state leaves behind."""
 
-    output: Array
+    output: F32
     """`[ne3, n_head, n_batch, hsv]`."""
-    state: Array
+    state: F32
     """`[ne3, n_head, n_batch, 2 + hsv]`, rows `[M, S, VKQ]`."""
 
 
@@ -49,7 +48,7 @@ class Chain:
 
     steps: tuple[Step, ...]
     """A graph for each call."""
-    one_graph: tuple[tuple[Array, ...], Array]
+    one_graph: tuple[tuple[F32, ...], F32]
     """The same chain once more, as one graph: the output of each call, and the last state."""
 
 
@@ -64,7 +63,7 @@ class Merged:
     """The segments in the order in which their calls were computed."""
     parts: tuple[Step, ...]
     """Each segment alone, in the order of the segments."""
-    parts_after: tuple[Array, ...]
+    parts_after: tuple[F32, ...]
     """The states of the parts after all merges."""
     in_turn: Step
     """((0 + 1) + 2) + ..."""
@@ -76,7 +75,7 @@ class Merged:
     """((0 + 1) + (2 + 3)) + ..."""
     shuffled: Step
     """In turn, in the order `order`."""
-    with_fresh: tuple[Array, Array]
+    with_fresh: tuple[F32, F32]
     """The state of `in_turn` merged with a fresh state, and a fresh state with it."""
     fresh: Step
     """Two fresh states."""
@@ -88,11 +87,11 @@ class Run:
 
     modes: tuple[str, ...]
     """The modes that were computed."""
-    standard: Array
+    standard: F32
     """One `ggml_flash_attn_ext`."""
-    standard_again: Array
+    standard_again: F32
     """The same graph computed once more."""
-    reference: Array | None
+    reference: F32 | None
     """One `ggml_flash_attn_ext` on the vec path, where the chain takes another than `standard`."""
     full_state: Step | None
     """One call with a state."""
@@ -227,11 +226,11 @@ def path(case: Case, n_kv: int | None = None) -> str:
         case: The case.
         n_kv: Keys of the call; all of the case's where it is None.
     """
-    n_kv = case.kv if n_kv is None else n_kv
+    n_kv = case.n_kv if n_kv is None else n_kv
     same_float_type = case.type_K == case.type_V and case.type_K in ("f32", "f16")
-    if same_float_type and case.nb == 1 and case.ne3 == 1 and n_kv >= 512:
+    if same_float_type and case.n_batch == 1 and case.ne3 == 1 and n_kv >= 512:
         return "split-kv"
-    if same_float_type and case.nb >= 64:
+    if same_float_type and case.n_batch >= 64:
         return "tiled"
     return "vec"
 
@@ -269,14 +268,14 @@ class _Computation:
         self.inputs_written: dict[str, None] = {}
         self.work_size: dict[str, int] = {}
 
-    def standard(self) -> tuple[Array, Array, Array | None]:
+    def standard(self) -> tuple[F32, F32, F32 | None]:
         case = self._case
         with self._tensors() as tensors:
-            call = tensors.call(tensors.cache(), (0, case.kv), sinks=True)
+            call = tensors.call(tensors.cache(), (0, case.n_kv), sinks=True)
             graph = tensors.ctx.graph([call])
             tensors.allocate(self._backend)
 
-            def compute(backend: Backend) -> Array:
+            def compute(backend: Backend) -> F32:
                 clear(call)
                 backend.compute(graph)
                 return rows_of(call)
@@ -292,7 +291,7 @@ class _Computation:
     def full_state(self) -> tuple[Step, Step]:
         with self._tensors() as tensors:
             state = tensors.state()
-            call = tensors.call(tensors.cache(), (0, self._case.kv), sinks=True, state=state)
+            call = tensors.call(tensors.cache(), (0, self._case.n_kv), sinks=True, state=state)
             graph = tensors.ctx.graph([call])
             tensors.allocate(self._backend)
             self.work_size["full_state"] = graph.work_size(self._case.threads)

@@ -322,7 +322,7 @@ class _Computing:
 
 def _products(case: Case) -> int:
     """Return the products of numbers that one call computes."""
-    return case.n_head * case.nb * case.ne3 * case.kv * (case.hsk_padded + case.hsv_padded)
+    return case.n_head * case.n_batch * case.ne3 * case.n_kv * (case.hsk_padded + case.hsv_padded)
 
 
 def _ample_seconds(case: Case) -> float:

@@ -12,12 +12,10 @@ import math
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from fa_harness.arrays import F32
 from fa_harness.case.case import Case
 from fa_harness.errors import SetupError, UsageError
-
-F32 = npt.NDArray[np.float32]
 
 
 def save(path: Path, rows: F32) -> None:
@@ -55,7 +53,7 @@ def load(path: Path, case: Case) -> F32:
     Raises:
         UsageError: The file cannot be read, holds no state, or that of a case of another shape.
     """
-    expected = (case.ne3, case.n_head, case.nb, 2 + case.hsv_padded)
+    expected = (case.ne3, case.n_head, case.n_batch, 2 + case.hsv_padded)
     header = _header(expected)
     try:
         data = path.read_bytes()

@@ -14,8 +14,8 @@ from pathlib import Path
 from string import Template
 
 import numpy as np
-import numpy.typing as npt
 
+from fa_harness.arrays import F32, F64, U8
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs, make_inputs
 from fa_harness.engine.modes import chain_paths, path
@@ -26,9 +26,6 @@ from fa_harness.judge.localise import PARTS, Localisation
 from fa_harness.judge.oracle import Partial
 from fa_harness.judge.verdict import Verdict
 from fa_harness.report.results import explain
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 
 MOST_NUMBERS = 1 << 16
 """A program with more literals than this is none that a person reads."""
@@ -104,9 +101,11 @@ def _mode(verdict: Verdict) -> str:
 
 
 def _check_size(case: Case) -> None:
-    rows = case.ne3 * case.n_head * case.nb
-    n = rows * case.hsk_padded + case.ne3 * case.nh * case.kv * (case.hsk_padded + case.hsv_padded)
-    n += case.ne3 * case.mask_heads * case.nb * case.kv * case.mask
+    rows = case.ne3 * case.n_head * case.n_batch
+    n = rows * case.hsk_padded + case.ne3 * case.n_head_kv * case.n_kv * (
+        case.hsk_padded + case.hsv_padded
+    )
+    n += case.ne3 * case.mask_heads * case.n_batch * case.n_kv * case.mask
     n += case.segments * rows * 2 * (1 + case.hsv_padded)
     if n > MOST_NUMBERS:
         raise UsageError(
@@ -161,9 +160,9 @@ class _Source:
             hsv=case.hsv_padded,
             n_head=case.n_head,
             n_head_kv=case.n_head_kv,
-            n_batch=case.nb,
+            n_batch=case.n_batch,
             ne3=case.ne3,
-            n_kv=case.kv,
+            n_kv=case.n_kv,
             n_segments=case.segments,
             n_threads=case.threads,
             scale=_number(case.scale),
@@ -202,7 +201,7 @@ class _Source:
     def _new_state(self) -> str:
         """Return the function that makes a state, laid out as `CaseTensors.state` does."""
         ne1, ne2, state = "N_BATCH", "N_HEAD", "state"
-        if self._case.nb == 1:
+        if self._case.n_batch == 1:
             ne1, ne2, state = ne2, ne1, "ggml_permute(ctx, state, 0, 2, 1, 3)"
         return Template(_NEW_STATE).substitute(ne1=ne1, ne2=ne2, state=state)
 
@@ -296,7 +295,7 @@ class _Source:
             )
         return arrays
 
-    def _whole_cache(self) -> list[tuple[str, str, npt.NDArray[np.uint8]]]:
+    def _whole_cache(self) -> list[tuple[str, str, U8]]:
         """Return K, and V where it is a tensor of its own: name, type, bytes."""
         case, inputs = self._case, self._inputs
         k, v = ("k", case.type_K, inputs.k_raw), ("v", case.type_V, inputs.v_raw)
@@ -464,7 +463,7 @@ def _array(name: str, values: F32, size: str) -> str:
     return f"static const float {name}[{size}] = {{\n{_numbers(values, 4)}\n}};"
 
 
-def _bytes(name: str, raw: npt.NDArray[np.uint8]) -> str:
+def _bytes(name: str, raw: U8) -> str:
     rows = [", ".join(map(str, row)) for row in raw.reshape(-1, raw.shape[-1])]
     return f"static const uint8_t {name}[] = {{\n" + "".join(f"    {row},\n" for row in rows) + "};"
 

@@ -201,16 +201,15 @@ def _fewer_threads(case: Case) -> Iterator[Changes]:
 
 
 def _smaller_shape(case: Case) -> Iterator[Changes]:
-    group, ne3 = case.nr23
-    for n in _smaller(ne3):
-        yield {"nr23": (group, n)}
-    for n in _smaller(case.nh):
-        yield {"nh": n, "mask_heads": 1}
-    for n in _smaller(group):
-        yield {"nr23": (n, ne3), "mask_heads": 1}
+    for n in _smaller(case.ne3):
+        yield {"ne3": n}
+    for n in _smaller(case.n_head_kv):
+        yield {"n_head_kv": n, "mask_heads": 1}
+    for n in _smaller(case.n_group):
+        yield {"n_group": n, "mask_heads": 1}
     if not case.hot_window:  # else there is a row for each key
-        yield from ({"nb": n} for n in _smaller(case.nb))
-    for n in _smaller(case.kv):
+        yield from ({"n_batch": n} for n in _smaller(case.n_batch))
+    for n in _smaller(case.n_kv):
         yield _with_fewer_keys(case, n)
     sizes_k, sizes_v = (
         [n * block for n in _smaller(-(-size // block))]
@@ -233,9 +232,9 @@ def _block_size(case: Case, type_name: str) -> int:
 
 def _with_fewer_keys(case: Case, n_kv: int) -> Changes:
     """Return the changes to a cache of fewer keys, with all that counts them."""
-    changes: Changes = {"kv": n_kv, "n_kv_max": min(case.n_kv_max, n_kv)}
+    changes: Changes = {"n_kv": n_kv, "n_kv_max": min(case.n_kv_max, n_kv)}
     if case.hot_window:
-        changes |= {"nb": n_kv}
+        changes |= {"n_batch": n_kv}
     if isinstance(case.boundaries, tuple):
         changes["boundaries"] = tuple(min(key, n_kv) for key in case.boundaries)
     else:

@@ -38,17 +38,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from fa_harness.arrays import F32, F64, Bools
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
 from fa_harness.case.quants import decode, encode
 from fa_harness.judge import oracle
 from fa_harness.judge.oracle import Partial
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.bool_]
 
 U32 = 2.0**-24
 U16 = 2.0**-11
@@ -201,7 +197,7 @@ class Expected:
     other_vkq: F64
     """What else is rounded in VKQ, `[..., hsv]`."""
 
-    def then(self, own: Partial, how: Arithmetic, in_f16: Rows | None = None) -> Expected:
+    def then(self, own: Partial, how: Arithmetic, in_f16: Bools | None = None) -> Expected:
         """Return what is expected after one call more.
 
         Args:

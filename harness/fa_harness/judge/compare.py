@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
+from fa_harness.arrays import F32, F64
 
 _TOGETHER = 1 << 14
 """Elements that are compared at once: their arrays stay in the cache."""

@@ -8,8 +8,8 @@ from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
+from fa_harness.arrays import F32, F64, Bools
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
 from fa_harness.engine.modes import Step, chain_paths, path
@@ -18,9 +18,6 @@ from fa_harness.judge.bounds import Arithmetic, Expected, Shared
 from fa_harness.judge.compare import Region
 from fa_harness.judge.localise import Call
 from fa_harness.judge.oracle import Partial
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 
 _RATIO = 8.0
 """A mode's row may be this many times worse than the standard run's row. Both errors are sums of as
@@ -132,7 +129,7 @@ class Expectations:
         """Return the one call over the whole case."""
         return Call(
             name="the only call",
-            keys=(0, self._case.kv),
+            keys=(0, self._case.n_kv),
             path=path(self._case),
             f16_numerators=self.how.f16_numerators,
         )
@@ -259,14 +256,14 @@ def chain_is_exact(case: Case) -> bool:
     paths = {path(case), *chain_paths(case)}
     if paths == {"tiled"}:
         inner = case.segment_bounds()[1:-1]
-        return all(limit % _KV_TILE == 0 or limit == case.kv for limit in inner)
+        return all(limit % _KV_TILE == 0 or limit == case.n_kv for limit in inner)
     return paths == {"vec"}
 
 
-def may_go_on_in_f16(state: F32) -> npt.NDArray[np.bool_]:
+def may_go_on_in_f16(state: F32) -> Bools:
     """Tell of each row of a state whether a call with an F16 V continues it in F16."""
     vkq = state[..., 2:]
     with np.errstate(over="ignore"):
         is_f16 = vkq.astype(np.float16).astype(np.float32) == vkq
-    fresh_or_f16: npt.NDArray[np.bool_] = np.isneginf(state[..., 0]) | is_f16.all(axis=-1)
+    fresh_or_f16: Bools = np.isneginf(state[..., 0]) | is_f16.all(axis=-1)
     return fresh_or_f16

@@ -13,13 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from fa_harness.arrays import F32, F64, Bools
 from fa_harness.judge.compare import Region
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
 F16_MAX = 65504.0
 ORACLE = "the oracle"

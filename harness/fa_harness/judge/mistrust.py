@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from fa_harness.arrays import F64
 from fa_harness.case import rolling
 from fa_harness.case.case import Case
 from fa_harness.engine.fifo import Rolled
@@ -13,7 +14,7 @@ from fa_harness.engine.modes import Run
 from fa_harness.judge import bounds, oracle
 from fa_harness.judge.compare import Region
 from fa_harness.judge.expectations import Expectations
-from fa_harness.judge.oracle import F64, Partial
+from fa_harness.judge.oracle import Partial
 from fa_harness.judge.rolling_oracle import ExpectedSteps
 
 
@@ -76,7 +77,7 @@ def _why_rolled_is(case: Case, rolled: Rolled, expected: ExpectedSteps) -> str |
     if not rolled.can_be_told_apart:
         return "two tokens have the same bytes: one in the other's place would pass"
     if not rolling.n_cold(case).any():
-        return f"no token ever gets cold: hot_window={case.hot_window} holds the kv={case.kv}"
+        return f"no token ever gets cold: hot_window={case.hot_window} holds the kv={case.n_kv}"
     hot, whole = expected.hot, expected.exact
     faults = {
         "reset numerators": _reset_numerators(hot, whole),

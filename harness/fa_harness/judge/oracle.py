@@ -23,12 +23,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from fa_harness.arrays import F32, F64
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
-
-F64 = npt.NDArray[np.float64]
 
 _LOWEST = np.finfo(np.float64).min
 _SCORES = 1 << 18
@@ -79,7 +77,7 @@ class Partial:
 
 def fresh(case: Case) -> Partial:
     """Return the state of rows that have seen no key."""
-    rows = (case.ne3, case.n_head, case.nb)
+    rows = (case.ne3, case.n_head, case.n_batch)
     zero, zeros = np.zeros(rows), np.zeros((*rows, case.hsv_padded))
     return _without_v(m=np.full(rows, -np.inf), s=zero, n_roundings=zero, zeros=zeros)
 
@@ -106,10 +104,10 @@ def attend(
     """
     if start == stop:
         return fresh(case)
-    n_row = case.nr23[0] * case.nb  # query rows of one KV head lie side by side
+    n_row = case.n_group * case.n_batch  # query rows of one KV head lie side by side
     n_head = min(max(1, _SCORES // (n_row * (stop - start))), case.n_head_kv)
     n_row = min(max(16, _SCORES // (stop - start)), n_row)
-    rows = _slices(case.nr23[0] * case.nb, n_row)
+    rows = _slices(case.n_group * case.n_batch, n_row)
     parts = []
     for i3, heads in itertools.product(range(case.ne3), _slices(case.n_head_kv, n_head)):
         keys = _Keys(case, inputs, i3, heads, slice(start, stop))
@@ -121,7 +119,7 @@ def attend(
             for some in rows
         ]  # fmt: skip
         parts.append(_joined(of_rows, axis=1))
-    shape = (case.ne3, case.n_head, case.nb)
+    shape = (case.ne3, case.n_head, case.n_batch)
     whole = _joined(parts, axis=0)
     return Partial(
         **{name: array.reshape(*shape, *array.shape[2:]) for name, array in whole.items()}
@@ -152,7 +150,7 @@ def merge(a: Partial, b: Partial) -> Partial:
     )
 
 
-def add_sinks(partial: Partial, sinks: npt.NDArray[np.float32]) -> Partial:
+def add_sinks(partial: Partial, sinks: F32) -> Partial:
     """Return the state with one more score for each head, whose V is 0.
 
     Args:
@@ -224,8 +222,8 @@ def _attend_rows(
 
     Arrays are `[heads, rows, ...]`; of a KV head's rows, `rows` are counted head by head.
     """
-    group = case.nr23[0]
-    q = inputs.q[keys.i3].reshape(case.n_head_kv, group * case.nb, -1)[keys.heads, rows]
+    group = case.n_group
+    q = inputs.q[keys.i3].reshape(case.n_head_kv, group * case.n_batch, -1)[keys.heads, rows]
     scores = q.astype(np.float64) @ keys.k.swapaxes(-1, -2)
     scores *= case.scale
     if case.logit_softcap:
@@ -297,9 +295,9 @@ def _bias(case: Case, inputs: Inputs, keys: _Keys, rows: slice) -> F64 | None:
     if inputs.mask is None:
         return None
     head_kv = np.arange(case.n_head_kv)[keys.heads, None]
-    row = np.arange(case.nr23[0] * case.nb)[rows]
-    head = head_kv * case.nr23[0] + row // case.nb
-    mask = inputs.mask[keys.i3, ..., keys.keys][head % inputs.mask.shape[1], row % case.nb]
+    row = np.arange(case.n_group * case.n_batch)[rows]
+    head = head_kv * case.n_group + row // case.n_batch
+    mask = inputs.mask[keys.i3, ..., keys.keys][head % inputs.mask.shape[1], row % case.n_batch]
     bias: F64 = mask.astype(np.float64)
     if case.max_bias:
         bias *= slopes(case)[head][..., None]
@@ -308,7 +306,7 @@ def _bias(case: Case, inputs: Inputs, keys: _Keys, rows: slice) -> F64 | None:
 
 def _step_keys(case: Case, n_kv: int) -> int:
     """Return how many keys are taken between one look at the partial sums and the next."""
-    n_sum = case.ne3 * case.n_head * case.nb * case.hsv_padded * n_kv
+    n_sum = case.ne3 * case.n_head * case.n_batch * case.hsv_padded * n_kv
     return min(_STEP_KEYS, max(-(-n_kv // _STEPS), -(-n_sum // _STEP_SUMS)))
 
 

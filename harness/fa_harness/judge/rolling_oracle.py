@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from fa_harness.arrays import Bools
 from fa_harness.case import rolling
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
@@ -25,7 +25,6 @@ from fa_harness.judge import bounds, oracle
 from fa_harness.judge.bounds import Arithmetic, Expected
 from fa_harness.judge.oracle import Partial
 
-Bools = npt.NDArray[np.bool_]
 Limits = Callable[[Ints], tuple[Ints, Ints]]
 """Of steps, the first token that each sees, and the one after the last."""
 
@@ -94,7 +93,7 @@ def one_row(case: Case, *, cold: bool) -> Case:
     """Return the case of a call of one step; both stores have rows of one size, padded or not."""
     types = (case.cold_type,) * 2 if cold else (case.type_K, case.type_V)
     sizes = {"hsk": case.hsk_padded, "hsv": case.hsv_padded}
-    shape: dict[str, Any] = {**sizes, "hot_window": 0, "group": 1, "nb": 1}
+    shape: dict[str, Any] = {**sizes, "hot_window": 0, "group": 1, "n_batch": 1}
     if case.captured:  # of its data nothing matters here
         shape |= {"captured": "", "regime": "uniform", "mask_kind": "causal"}
     return case.with_(type_K=types[0], type_V=types[1], **shape)
@@ -141,17 +140,17 @@ def _attend(case: Case, inputs: Inputs, how: Arithmetic, limits: Limits) -> Part
     assert inputs.mask is not None
     q, _ = bounds.rounded_q(inputs.q, how.q_type)
     parts = []
-    for first in range(0, case.kv, _STEPS):
-        steps = np.arange(first, min(first + _STEPS, case.kv))
+    for first in range(0, case.n_kv, _STEPS):
+        steps = np.arange(first, min(first + _STEPS, case.n_kv))
         start, stop = limits(steps)
-        token = np.arange(case.kv)
+        token = np.arange(case.n_kv)
         is_other = (token < start[:, None]) | (token >= stop[:, None])
         few = replace(
             inputs,
             q=q[:, :, steps],
             mask=np.where(is_other, np.float16(-np.inf), inputs.mask[:, :, steps]),
         )
-        of_few = case.with_(hot_window=0, group=1, nb=len(steps))
+        of_few = case.with_(hot_window=0, group=1, n_batch=len(steps))
         first_key, last_key = int(start.min()), int(stop.max())
         parts.append(
             oracle.attend(of_few, few, first_key, last_key, rescale_roundings=how.rescale_roundings)

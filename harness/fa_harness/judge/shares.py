@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from fa_harness.arrays import F32
 from fa_harness.judge.compare import Comparison
-
-F32 = npt.NDArray[np.float32]
 
 _PICTURE = 64
 """Heads and rows of a picture at most."""

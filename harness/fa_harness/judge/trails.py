@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
+from fa_harness.arrays import F32, F64
 from fa_harness.case import rolling
 from fa_harness.case.case import Case
 from fa_harness.engine.fifo import Rolled
@@ -21,9 +21,6 @@ from fa_harness.judge.bounds import Expected
 from fa_harness.judge.compare import Region
 from fa_harness.judge.localise import Call, Check
 from fa_harness.judge.rolling_oracle import ExpectedSteps
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 
 IN_TURN = "merges in turn"
 """The name of the call that stands for the states merged one after another."""
@@ -170,7 +167,7 @@ def of_fifo(
         expected: What the steps should give.
         region: Where the results must lie.
     """
-    every = Call(name="every step", keys=(0, case.kv))
+    every = Call(name="every step", keys=(0, case.n_kv))
     one, two = (Step(output=run.output, state=run.state) for run in (rolled, again))
     of_all_steps = [
         _state(every, rolled.cold_state, expected.after_cold),

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from fa_harness.arrays import F32, F64
 from fa_harness.case import rolling
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
@@ -31,11 +31,8 @@ from fa_harness.judge.compare import (
 from fa_harness.judge.expectations import Expectations, chain_is_exact, may_go_on_in_f16
 from fa_harness.judge.localise import F16_MAX, Check, Localisation, first_wrong, mode_of
 from fa_harness.judge.mistrust import why_mistrusted
-from fa_harness.judge.oracle import F64
 from fa_harness.judge.rolling_oracle import ExpectedSteps
 from fa_harness.judge.shares import Shares, shares_of
-
-F32 = npt.NDArray[np.float32]
 
 STATUSES = ("pass", "fail", "crash", "timeout", "unsupported", "mistrusted")
 
@@ -669,7 +666,7 @@ def _exact_step(got: Step, expected: Step) -> list[Comparison]:
 
 def _fresh_step(case: Case) -> Step:
     """Return what two fresh states merge to: fresh rows, and zeros."""
-    rows = (case.ne3, case.n_head, case.nb)
+    rows = (case.ne3, case.n_head, case.n_batch)
     state = np.zeros((*rows, 2 + case.hsv_padded), np.float32)
     state[..., 0] = -np.inf
     return Step(output=np.zeros((*rows, case.hsv_padded), np.float32), state=state)

@@ -171,16 +171,16 @@ def print_changes(console: Console, file: str, changes: Sequence[str]) -> None:
 def label(case: Case) -> str:
     """Return a case in a few words: shape, then what is not usual about it."""
     usual = (0, 2, 1, 3) if case.captured else (0, 1, 2, 3)  # a model's cache is permuted
-    heads = f"{case.n_head}" if case.n_head == case.nh else f"{case.n_head}/{case.nh}"
+    heads = f"{case.n_head}" if case.n_head == case.n_head_kv else f"{case.n_head}/{case.n_head_kv}"
     size = f"{case.hsk}" if case.hsk == case.hsv else f"{case.hsk}/{case.hsv}"
     types = case.type_K if case.type_K == case.type_V else f"{case.type_K}/{case.type_V}"
     types = "+".join(case.segment_types) or types
-    words = [f"hs{size}", f"h{heads}", f"kv{case.kv}"]
+    words = [f"hs{size}", f"h{heads}", f"kv{case.n_kv}"]
     data = case.captured.rpartition("/")[2] or case.regime
     if case.hot_window:  # b is kv, and the mask causal
         words += [f"{types}>{case.cold_type}", data, f"w{case.hot_window}/{case.group}"]
     else:
-        words += [f"b{case.nb}", types, data]
+        words += [f"b{case.n_batch}", types, data]
     options: list[tuple[bool, str]] = [
         (case.ne3 != 1, f"ne3={case.ne3}"),
         (not case.mask, "no mask"),

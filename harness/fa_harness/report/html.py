@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from itertools import groupby
 
+from fa_harness.arrays import F32
 from fa_harness.case.case import Case
-from fa_harness.judge.shares import F32, Shares
+from fa_harness.judge.shares import Shares
 from fa_harness.judge.verdict import Verdict
 from fa_harness.report.bench import label as row_label
 from fa_harness.report.console import label
@@ -136,11 +137,10 @@ def _heat_map(by_row: F32, case: Case) -> str:
             x += n
     shapes = "".join(f'<path class="l{level}" d="{"".join(d)}"/>' for level, d in paths.items())
     cell = max(4, min(22, 520 // max(n_row, n_head)))
-    of = "" if by_row.shape == (case.ne3 * case.n_head, case.nb) else ", largest of neighbours"
+    of = "" if by_row.shape == (case.ne3 * case.n_head, case.n_batch) else ", largest of neighbours"
     n_head_all = case.ne3 * case.n_head
-    described = (
-        f"{n_head_all} head{'s' * (n_head_all != 1)}, {case.nb} row{'s' * (case.nb != 1)}{of}"
-    )
+    rows = f"{case.n_batch} row{'s' * (case.n_batch != 1)}"
+    described = f"{n_head_all} head{'s' * (n_head_all != 1)}, {rows}{of}"
     beyond = int((by_row > 1).sum())
     worst = f"beyond the bound: {beyond} of {by_row.size}"
     if math.isfinite(by_row.max()):

@@ -24,8 +24,8 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from fa_harness.arrays import F64
 from fa_harness.case.case import Case
 from fa_harness.case.quants import row_bytes
 from fa_harness.case.selection import regex
@@ -70,10 +70,11 @@ def _shape(
     return Case(
         hsk=hsk,
         hsv=hsv,
-        nh=n_head_kv,
-        nr23=(n_head // n_head_kv, 1),
-        kv=n_kv,
-        nb=n_batch,
+        n_head_kv=n_head_kv,
+        n_group=n_head // n_head_kv,
+        ne3=1,
+        n_kv=n_kv,
+        n_batch=n_batch,
         type_K=type_,
         type_V=type_,
         v_is_view_of_k=hsk != hsv,
@@ -176,7 +177,7 @@ def order_rank(n: int, level: float = LEVEL) -> int:
     return rank
 
 
-def median_interval(samples: npt.NDArray[np.float64]) -> Interval:
+def median_interval(samples: F64) -> Interval:
     """Return the median of independent samples and its interval of coverage `LEVEL`."""
     ordered = np.sort(samples)
     rank = order_rank(len(ordered))
@@ -187,7 +188,7 @@ def median_interval(samples: npt.NDArray[np.float64]) -> Interval:
     )
 
 
-def count_outliers(samples: npt.NDArray[np.float64]) -> int:
+def count_outliers(samples: F64) -> int:
     """Return how many samples lie more than 3 interquartile ranges beyond a quartile.
 
     They stay among the samples: a median does not heed how far out they are.

@@ -42,11 +42,32 @@ _USUAL: dict[str, Any] = {
 _Q8_0: dict[str, Any] = {"type_K": "q8_0", "type_V": "q8_0"}
 
 ROWS: tuple[Case, ...] = (
-    Case(**_USUAL, hsk=128, hsv=128, nh=2, nr23=(4, 1), kv=256, nb=1),  # vec
-    Case(**{**_USUAL, "segments": 2}, hsk=64, hsv=64, nh=2, nr23=(4, 1), kv=1024, nb=1),  # split
-    Case(**{**_USUAL, "segments": 2}, hsk=64, hsv=64, nh=2, nr23=(4, 1), kv=1024, nb=1, threads=2),
-    Case(**_USUAL, hsk=64, hsv=64, nh=1, nr23=(2, 1), kv=512, nb=128),  # tiled
-    Case(**_USUAL, **_Q8_0, hsk=128, hsv=128, nh=2, nr23=(4, 1), kv=512, nb=1),  # vec, quantised
+    Case(**_USUAL, hsk=128, hsv=128, n_head_kv=2, n_group=4, n_kv=256, n_batch=1),  # vec
+    Case(
+        **{**_USUAL, "segments": 2},
+        hsk=64,
+        hsv=64,
+        n_head_kv=2,
+        n_group=4,
+        ne3=1,
+        n_kv=1024,
+        n_batch=1,
+    ),  # split
+    Case(
+        **{**_USUAL, "segments": 2},
+        hsk=64,
+        hsv=64,
+        n_head_kv=2,
+        n_group=4,
+        ne3=1,
+        n_kv=1024,
+        n_batch=1,
+        threads=2,
+    ),
+    Case(**_USUAL, hsk=64, hsv=64, n_head_kv=1, n_group=2, n_kv=512, n_batch=128),  # tiled
+    Case(
+        **_USUAL, **_Q8_0, hsk=128, hsv=128, n_head_kv=2, n_group=4, n_kv=512, n_batch=1
+    ),  # vec, quantised
 )
 """Each of the kernel's paths, and quantised keys."""
 

@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fa_harness.arrays import F32, F64
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs, make_inputs
 from fa_harness.engine.ggml import Backend, Context, Ggml, Graph, Tensor
 from fa_harness.engine.modes import path
 
-Seconds = npt.NDArray[np.float64]
+Seconds = F64
 
 SEGMENTS = (2, 8, 32)
 """The chains that are timed."""
@@ -188,12 +189,12 @@ def measure_state(library: Ggml, case: Case, *, rounds: int, seed: int = 0) -> d
 
 def chain_path(case: Case, n_segments: int) -> str:
     """Return the path that each call of a chain of equal segments takes."""
-    return path(case, case.kv // n_segments)
+    return path(case, case.n_kv // n_segments)
 
 
 def is_long_decode(case: Case) -> bool:
     """Tell whether a case decodes so many keys that they cannot stay in a cache."""
-    return case.nb == 1 and case.kv >= 8192
+    return case.n_batch == 1 and case.n_kv >= 8192
 
 
 def _allocate_work_at_pages() -> None:
@@ -291,7 +292,7 @@ class _Way:
         graph: Graph,
         n_threads: int,
         *,
-        state: npt.NDArray[np.float32] | None = None,
+        state: F32 | None = None,
         reference: bool = False,
     ) -> None:
         self.graph = graph
@@ -379,12 +380,12 @@ class _Layout:
 
     def standard(self, *, reference: bool = False) -> _Way:
         """One call without a state."""
-        return self._way([self._call(0, self._case.kv)], reference=reference)
+        return self._way([self._call(0, self._case.n_kv)], reference=reference)
 
     def chain(self, n_segments: int) -> _Way:
         """A call for each segment, with one state."""
         case = self._case
-        shape = (case.ne3, case.n_head, case.nb, 2 + case.hsv)
+        shape = (case.ne3, case.n_head, case.n_batch, 2 + case.hsv)
         array = aligned(np.zeros(shape, np.float32))
         state = self._ctx.tensor("f32", shape[::-1])
         self._ctx.place(state, array)
@@ -399,7 +400,7 @@ class _Layout:
 
     def empty(self, n_kv: int) -> _Way:
         """Many calls without a state, each on the first keys, of which the mask shows none."""
-        mask = aligned(np.full((1, 1, self._case.nb, n_kv), -np.inf, np.float16))
+        mask = aligned(np.full((1, 1, self._case.n_batch, n_kv), -np.inf, np.float16))
         tensor = self._placed("f16", mask.shape[::-1], mask)
         calls = [self._call(0, n_kv, mask=tensor) for _ in range(_EMPTY_CALLS)]
         return self._way(calls)

@@ -32,7 +32,16 @@ from fa_harness.engine import ggml
 from fa_harness.engine.ggml import Backend, Context, Ggml, Graph, Tensor
 
 CASE = Case(
-    hsk=64, hsv=64, nh=2, nr23=(2, 1), nb=3, kv=120, segments=3, regime="rising", mask=False
+    hsk=64,
+    hsv=64,
+    n_head_kv=2,
+    n_group=2,
+    ne3=1,
+    n_batch=3,
+    n_kv=120,
+    segments=3,
+    regime="rising",
+    mask=False,
 )
 
 
@@ -84,10 +93,10 @@ class Chain:
             stack.enter_context(library.context()) for _ in range(3)
         )
         heads = (CASE.n_head_kv, CASE.ne3)
-        self._q = self.caches.tensor("f32", (CASE.hsk, CASE.nb, CASE.n_head, CASE.ne3))
-        self._k = self.caches.tensor("f16", (CASE.hsk, CASE.kv, *heads))
-        self._v = self.caches.tensor("f16", (CASE.hsv, CASE.kv, *heads))
-        self.state_ne = (2 + CASE.hsv, CASE.nb, CASE.n_head, CASE.ne3)
+        self._q = self.caches.tensor("f32", (CASE.hsk, CASE.n_batch, CASE.n_head, CASE.ne3))
+        self._k = self.caches.tensor("f16", (CASE.hsk, CASE.n_kv, *heads))
+        self._v = self.caches.tensor("f16", (CASE.hsv, CASE.n_kv, *heads))
+        self.state_ne = (2 + CASE.hsv, CASE.n_batch, CASE.n_head, CASE.ne3)
 
     def build(self, state: Tensor) -> Graph:
         """Make the calls; the graph is asked for the last one alone."""

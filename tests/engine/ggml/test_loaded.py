@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from fa_harness.arrays import U8
 from fa_harness.build.library import Library
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import make_inputs
@@ -21,7 +21,6 @@ from fa_harness.engine.modes import run_case
 from fa_harness.errors import SetupError
 from fa_harness.speed.timing import aligned
 
-U8 = npt.NDArray[np.uint8]
 SHAPE = (64, 5, 3, 2)
 WIDE = (128, 5, 3, 2)  # a multiple of every type's block
 
@@ -383,7 +382,7 @@ def test_each_of_two_libraries_runs_its_own_code(
 def test_two_libraries_compute_side_by_side(library: Ggml, pristine: Library) -> None:
     other = ggml.load(pristine.module_path)
     assert (other.has_state, library.has_state) == (False, True)
-    case = Case(hsk=64, hsv=64, nh=2, nb=3, kv=70, threads=2)
+    case = Case(hsk=64, hsv=64, n_head_kv=2, n_batch=3, n_kv=70, threads=2)
     inputs = make_inputs(case)
     expected = run_case(library, case, inputs, ("standard",)).standard
     with library.backend(2), other.backend(2):

@@ -6,22 +6,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from fa_harness.arrays import F32
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import make_inputs
 from fa_harness.engine.ggml import Ggml, Tensor
 from fa_harness.engine.layout import CaseTensors, clear, make_fresh, rows_of
 
 VEC = Case(
-    hsk=64, hsv=64, nh=2, nr23=(2, 2), kv=96, nb=3, segments=3, regime="rising", threads=2
+    hsk=64, hsv=64, n_head_kv=2, n_group=2, ne3=2, n_kv=96, n_batch=3, segments=3, regime="rising",
+    threads=2
 )  # fmt: skip
 CASES = {
     "vec": VEC,
     "vec, quantised": VEC.with_(type_K="q8_0", type_V="q4_0", threads=1),
-    "tiled": VEC.with_(nb=64, mask_kind="causal"),
-    "split-kv": VEC.with_(nb=1, nr23=(4, 1), kv=1600),
+    "tiled": VEC.with_(n_batch=64, mask_kind="causal"),
+    "split-kv": VEC.with_(n_batch=1, n_group=4, ne3=1, n_kv=1600),
 }
 
 Order = Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
@@ -47,14 +48,14 @@ class Chain:
 
 def layers(case: Case) -> tuple[Case, Case]:
     """Return a case and another of its shape: other numbers, another cut."""
-    return case, case.with_(seed=7, boundaries=(10, case.kv // 2))
+    return case, case.with_(seed=7, boundaries=(10, case.n_kv // 2))
 
 
 def chain(tensors: CaseTensors, case: Case, state: Tensor) -> Chain:
     cache, now, calls = tensors.cache(), state, []
     for start, stop in itertools.pairwise(case.segment_bounds()):
         keys = tensors.segment_of(cache, (start, stop))
-        calls.append(tensors.call(keys, (start, stop), sinks=stop == case.kv, state=now))
+        calls.append(tensors.call(keys, (start, stop), sinks=stop == case.n_kv, state=now))
         now = tensors.ctx.state_after(calls[-1])
     return Chain(calls=calls, state=state)
 
@@ -111,5 +112,5 @@ def test_the_chains_of_two_layers_differ(library: Ggml) -> None:
     assert all(np.isfinite(as_numbers(output)).all() for output in [*first, *second])
 
 
-def as_numbers(output: bytes) -> npt.NDArray[np.float32]:
+def as_numbers(output: bytes) -> F32:
     return np.frombuffer(output, np.float32)

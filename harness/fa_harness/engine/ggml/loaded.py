@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from fa_harness.arrays import F32, U8
 from fa_harness.case import quants
 from fa_harness.engine.ggml import allocations
 from fa_harness.errors import SetupError
@@ -191,7 +192,7 @@ class Ggml:
         n_in_step = int(is_in_step.sum())
         return n + 1 - n_in_step if n_in_step else None
 
-    def dequantise(self, raw: npt.NDArray[np.uint8], type_: str) -> npt.NDArray[np.float32]:
+    def dequantise(self, raw: U8, type_: str) -> F32:
         """Return the float32 values of rows `[..., row_bytes]`, by the library's own code.
 
         Args:
@@ -278,16 +279,16 @@ class Tensor:
         """Fill the whole of a contiguous tensor with a byte."""
         self._ggml._lib.ggml_backend_tensor_memset(self._p, byte, 0, self.nbytes)
 
-    def read_bytes(self) -> npt.NDArray[np.uint8]:
+    def read_bytes(self) -> U8:
         """Return the bytes of a contiguous tensor."""
         return self._into(np.empty(self.nbytes, np.uint8))
 
-    def holds(self, data: npt.NDArray[np.uint8]) -> bool:
+    def holds(self, data: U8) -> bool:
         """Tell whether a contiguous tensor in the CPU's memory has the bytes of such an array."""
         nbytes = self.nbytes
         return nbytes == 0 or bool(self._ggml._ffi.buffer(self._p.data, nbytes) == data)
 
-    def write_rows(self, start: int, rows: npt.NDArray[np.uint8]) -> None:
+    def write_rows(self, start: int, rows: U8) -> None:
         """Write rows at index `start` of dimension 1, whatever the strides.
 
         Args:
@@ -310,7 +311,7 @@ class Tensor:
                 self._p, self._ggml._pointer(row), offset, row.nbytes
             )
 
-    def read_rows(self, start: int = 0, n: int | None = None) -> npt.NDArray[np.uint8]:
+    def read_rows(self, start: int = 0, n: int | None = None) -> U8:
         """Return rows of a tensor or a view, whatever the strides.
 
         Args:
@@ -333,7 +334,7 @@ class Tensor:
         )
         return np.ascontiguousarray(np.lib.stride_tricks.as_strided(out, shape, strides))
 
-    def read(self) -> npt.NDArray[np.float32]:
+    def read(self) -> F32:
         """Return a contiguous F32 tensor as an array of shape `ne[::-1]`."""
         if self.type != "f32":
             raise ValueError(f"tensor {self.ne} {self.type}: only an f32 tensor is read as numbers")
