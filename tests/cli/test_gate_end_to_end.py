@@ -22,13 +22,17 @@ from rich.console import Console
 from fa_harness.build.library import Library, held
 from fa_harness.case import suites
 from fa_harness.case.case import Case
+from fa_harness.cli import gate as gate_of_cli
 from fa_harness.cli import main as cli
 from fa_harness.cli.run import EndedError, run_cases
 from fa_harness.engine.runner import Runner
 from fa_harness.engine.worker import Worker
 from fa_harness.errors import SetupError
+from fa_harness.project import find_project
+from fa_harness.series.series import load_series
 from fa_harness.speed import baseline
 from fa_harness.speed import rows as speed
+from gates import results
 
 CASES = [
     *suites.suite("seed"),
@@ -430,3 +434,12 @@ def test_a_ratio_that_got_worse_is_measured_twice_and_stopped(
     assert ended.status == 1
     assert "slower: hs128 h8/2 kv256 b1" in ended.stdout
     assert [len(row.ratios["segmented"]) for row in measured] == [12, 24]
+
+
+def test_a_library_made_before_its_patches_were_renamed_is_compared_all_the_same(
+    patched: Library,
+) -> None:
+    names = tuple(f"{name[:4]}-older.patch" for name in patched.series)
+    older = dataclasses.replace(patched, series=names)
+    series = gate_of_cli.what_made(find_project(), older, results(), "x86_64-avx2")["series"]
+    assert tuple(series) == load_series(find_project()).names

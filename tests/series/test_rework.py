@@ -110,6 +110,44 @@ def test_line_numbers_that_an_edit_moved_are_written_when_they_are_wanted(
     assert is_settled(three, source)
 
 
+LONG = "ggml : keep the state of flash attention in the tiled path where a row has no key at all"
+
+
+def test_a_long_title_is_cut_at_the_end_of_a_word(three: Project, source: Source) -> None:
+    place = rework.edit(three, source, "3")
+    commit(place, "--amend", "--message", LONG)
+    [written] = rework.refresh(three, source).written
+    assert (
+        written == "0003-ggml-keep-the-state-of-flash-attention-in-the-tiled-path-where-a-row.patch"
+    )
+    assert written in load_series(three).names
+
+
+@pytest.mark.parametrize("n", [66, 67, 68, 69, 70, 90])
+def test_no_name_of_a_patch_ends_within_a_word(n: int) -> None:
+    name = rework.file_name(f"0001-{'a' * n}-word-more.patch")
+    assert len(name) <= 80
+    assert name.removesuffix(".patch").rpartition("-")[2] in ("a" * 69, "a" * n, "word", "more")
+
+
+def test_variants_go_with_a_patch_whose_name_git_had_cut(three: Project, source: Source) -> None:
+    place = rework.edit(three, source, "3")
+    commit(
+        place, "--amend", "--message", "ggml : keep the state of flash attention in the tiled path"
+    )
+    [written] = rework.refresh(three, source).written
+    by_git = written.replace("-path.patch", "-.patch")
+    (three.patches / written).rename(three.patches / by_git)
+    replace(three.series_file, written, by_git)
+    variants = three.patches / "variants.toml"
+    variants.write_text(f'[["{by_git}"]]\nbelow = "0.0.1"\nwithout = ["{OTHER}"]\n')
+    place = rework.edit(three, source, "3")
+    replace(place / OTHER, "return 1;", "return 7;")
+    commit(place, "--all", "--amend", "--no-edit")
+    assert rework.refresh(three, source).written == (written,)
+    assert variants.read_text().startswith(f'[["{written}"]]\n')
+
+
 def test_a_commit_made_while_editing_becomes_a_patch_of_its_own(
     three: Project, source: Source
 ) -> None:

@@ -93,7 +93,7 @@ def run_gate(
             console=console,
             verbose=verbose,
         )
-        made_with = _made_with(project, found, results, class_)
+        made_with = what_made(project, found, results, class_)
         measured: list[Row] = []
         ratios: list[Ratio] | str = "left out (--no-speed)"
         try:
@@ -162,10 +162,10 @@ def _baseline(project: Project, file: Path) -> Baseline | str:
         )
 
 
-def _made_with(project: Project, library: Library, results: Results, class_: str) -> dict[str, Any]:
+def what_made(project: Project, library: Library, results: Results, class_: str) -> dict[str, Any]:
     """Return what a run was made with, as a baseline holds it."""
-    series = series_for(project, find_source(project))
-    digests = dict(zip(series.names, series.digests, strict=True))
+    # a library of the same patches under older names is current, too
+    series = series_for(project, find_source(project)).first(len(library.series))
     return {
         "tool": __version__,
         "library": library.name,
@@ -175,7 +175,9 @@ def _made_with(project: Project, library: Library, results: Results, class_: str
         "features": list(results.features),
         "cpu": results.machine["cpu"],
         "cores": results.machine["threads"],
-        "series": {name: digests[name][:16] for name in library.series},
+        "series": {
+            name: digest[:16] for name, digest in zip(series.names, series.digests, strict=True)
+        },
         "build": {
             **{key: library.build[key] for key in ("c_compiler", "cxx_compiler")},
             **library.build["flags"],

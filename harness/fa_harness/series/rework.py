@@ -22,7 +22,7 @@ from fa_harness.files import replace_file
 from fa_harness.proc import ProgramError
 from fa_harness.project import Project, writing
 from fa_harness.series import variants
-from fa_harness.series.series import Series, load_series, series_for
+from fa_harness.series.series import Series, load_series, series_for, title
 from fa_harness.series.tree import (
     BRANCH,
     REWORK,
@@ -40,8 +40,11 @@ _OLD_UPSTREAM = "refs/fa-harness/old-upstream"
 _OLD_SERIES = "refs/fa-harness/old-series"
 
 _FORMAT = (
-    "format-patch", "--quiet", "--zero-commit", "--no-signature", "--no-numbered", "--full-index"
+    "format-patch", "--quiet", "--zero-commit", "--no-signature", "--no-numbered", "--full-index",
+    "--filename-max-length=200",
 )  # fmt: skip
+_LONGEST_NAME = 80
+"""Characters of a patch's file name; git would cut it at 64, in the middle of a word."""
 _HUNK = re.compile(r"^@@ .* @@.*$", re.MULTILINE)
 
 
@@ -426,7 +429,9 @@ def _export(project: Project, repository: Path, tip: str, *, line_numbers: bool 
     same = {_content(text): name for name, text in old.items()}
     with tempfile.TemporaryDirectory() as folder:
         git(repository, *_FORMAT, "--output-directory", folder, f"{UPSTREAM_REF}..{tip}")
-        mails = {path.name: path.read_text("utf-8") for path in sorted(Path(folder).iterdir())}
+        mails = {
+            file_name(path.name): path.read_text("utf-8") for path in sorted(Path(folder).iterdir())
+        }
     new: dict[str, str] = {}
     written, renamed = [], []
     for name, text in mails.items():
@@ -451,11 +456,11 @@ def _export(project: Project, repository: Path, tip: str, *, line_numbers: bool 
         head = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
         replace_file(series.file, "".join(f"{line}\n" for line in [*head, *new]))
         gone = [name for name in old if name not in new]
+        # the same patch with other content, under another number or a name of another length
+        by_title = {title(project.patches / name): name for name in new}
+        moved = {name: by_title.get(title(project.patches / name), name) for name in gone}
         for name in gone:
             (project.patches / name).unlink()
-    # the number alone may be another
-    by_title = {name.partition("-")[2]: name for name in new}
-    moved = {name: by_title.get(name.partition("-")[2], name) for name in gone}
     variants.rename(project.patches, {**moved, **dict(renamed)})
     before = {name for name, _ in renamed}
     return Changes(
@@ -463,6 +468,15 @@ def _export(project: Project, repository: Path, tip: str, *, line_numbers: bool 
         renamed=tuple(renamed),
         removed=tuple(name for name in gone if name not in before),
     )
+
+
+def file_name(name: str) -> str:
+    """Return a patch's file name, cut at the end of a word where it is too long."""
+    stem, longest = name.removesuffix(".patch"), _LONGEST_NAME - len(".patch")
+    if len(stem) > longest:
+        words = stem[: longest + 1].rpartition("-")[0]
+        stem = words if "-" in words else stem[:longest]
+    return f"{stem}.patch"
 
 
 def _content(mail: str) -> str:
