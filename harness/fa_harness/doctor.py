@@ -14,6 +14,7 @@ from typing import Literal
 from fa_harness.build import builder as build
 from fa_harness.build import toolchain
 from fa_harness.build.library import Library
+from fa_harness.build.names import MUTANTS, WHOLE, library_names
 from fa_harness.errors import FaHarnessError
 from fa_harness.machine import cpu_features, cpu_model, usable_cores
 from fa_harness.project import Project
@@ -122,8 +123,8 @@ def _libraries(project: Project, try_library: TryLibrary | None) -> Iterator[Fin
         patches = series.series_for(project, source.find_source(project))
     except FaHarnessError:
         return  # the finding "patch series" has it already
-    for name in series.library_names(patches):
-        if name in (f"{len(patches.patches):04}", *series.WHOLE[1:], series.MUTANTS):
+    for name in library_names(patches):
+        if name in (f"{len(patches.patches):04}", *WHOLE[1:], MUTANTS):
             continue  # what `patched` is, too; what checks the harness is not missed
         yield _library(project, name, try_library)
 

@@ -18,12 +18,13 @@ import fa_harness
 from fa_harness import proc, progress
 from fa_harness.build import toolchain
 from fa_harness.build.library import Library, load, save
+from fa_harness.build.names import MUTANTS, patches_of
 from fa_harness.build.sanitizers import SANITIZERS
 from fa_harness.engine.ggml import bindings
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.machine import cpu_features
 from fa_harness.project import Project, locked, writing
-from fa_harness.series.series import MUTANTS, Series, load_mutants, patches_of, series_for
+from fa_harness.series.series import Series, load_mutants, series_for
 from fa_harness.series.tree import Tree, extend_tree, prepare_tree
 from fa_harness.upstream.git import check_out, git
 from fa_harness.upstream.source import Source, find_source

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 
 from fa_harness.build import builder as build
 from fa_harness.build.library import Library, held
+from fa_harness.build.names import defined
 from fa_harness.errors import SetupError
 from fa_harness.project import Project, find_project
-from fa_harness.report.results import defined
 
 
 def current_library(name: str, options: Mapping[str, str]) -> Library:

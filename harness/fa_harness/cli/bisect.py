@@ -12,6 +12,7 @@ from rich.console import Console
 from fa_harness.build import builder as build
 from fa_harness.build.library import Library, held
 from fa_harness.build.named import current_library
+from fa_harness.build.names import library_names
 from fa_harness.case.case import Case
 from fa_harness.engine.runner import Runner
 from fa_harness.errors import SetupError
@@ -19,7 +20,7 @@ from fa_harness.hunt.bisect import Bisected, Prefix, run_on
 from fa_harness.judge.verdict import Verdict
 from fa_harness.project import find_project
 from fa_harness.report.bisect import print_headings, print_row, print_turns
-from fa_harness.series.series import Series, library_names, series_for, title
+from fa_harness.series.series import Series, series_for, title
 from fa_harness.upstream.source import find_source
 
 

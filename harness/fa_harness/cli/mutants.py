@@ -10,6 +10,7 @@ from rich.console import Console
 
 from fa_harness import __version__
 from fa_harness.build.named import held_library
+from fa_harness.build.names import MUTANTS
 from fa_harness.case.selection import regex
 from fa_harness.case.suites import suite as cases_of_suite
 from fa_harness.errors import UsageError
@@ -18,7 +19,6 @@ from fa_harness.hunt.mutants import Mutant, Outcome
 from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.project import find_project
 from fa_harness.report.mutants import Score, Table, print_summary
-from fa_harness.series.series import MUTANTS
 
 
 def select_mutants(pattern: str | None) -> list[Mutant]:

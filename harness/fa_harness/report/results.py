@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from fa_harness.build.names import defined
 from fa_harness.case.case import Case
 from fa_harness.judge.verdict import Verdict
 
@@ -90,11 +91,6 @@ def command(
     words = ["fa-harness", name, "--library", library, *defined(options), *arguments]
     chosen = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
     return " ".join([*chosen, shlex.join(words)])
-
-
-def defined(options: Mapping[str, str]) -> list[str]:
-    """Return CMake options as the command line takes them."""
-    return [word for name, value in options.items() for word in ("-D", f"{name}={value}")]
 
 
 def explain(verdict: Verdict) -> list[str]:

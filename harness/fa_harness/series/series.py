@@ -1,7 +1,4 @@
-"""The patch series: its order, its contents, and the libraries made from it.
-
-The mutants are a second series on top of the first, read only where their library is asked for.
-"""
+"""The patch series: its order and its contents, and the mutants, a second series on top of it."""
 
 from __future__ import annotations
 
@@ -13,18 +10,11 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fa_harness.build.sanitizers import SANITIZERS
-from fa_harness.errors import SetupError, UsageError
+from fa_harness.errors import SetupError
 from fa_harness.files import replace_file
 from fa_harness.project import Project, writing
 from fa_harness.series.variants import SERIES, compose, load_variants, of_version, parse_version
 from fa_harness.upstream.source import Source
-
-WHOLE = ("patched", *SANITIZERS)
-"""Libraries that have every patch."""
-
-MUTANTS = "mutants"
-"""The library that has the whole series and a switch for deliberate faults."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,24 +131,3 @@ def title(patch: Path) -> str:
     """Return the first line of a patch's message."""
     subject = email.message_from_bytes(patch.read_bytes(), policy=email.policy.default)["Subject"]
     return re.sub(r"^\[PATCH[^]]*\]\s*", "", str(subject or patch.name))
-
-
-def library_names(series: Series) -> tuple[str, ...]:
-    """All libraries that can be built: `pristine`, `0001`, ..., those of `WHOLE`, `mutants`."""
-    numbers = (f"{number:04}" for number in range(1, len(series.patches) + 1))
-    return ("pristine", *numbers, *WHOLE, MUTANTS)
-
-
-def patches_of(project: Project, series: Series, name: str) -> Series:
-    """The patches that the library `name` has.
-
-    Raises:
-        UsageError: there is no such library.
-        SetupError: its mutants cannot be read.
-    """
-    names = library_names(series)
-    if name not in names:
-        raise UsageError(f"unknown library '{name}': the libraries are {', '.join(names)}")
-    if name == MUTANTS:
-        return series.then(load_mutants(project))
-    return series if name in WHOLE else series.first(names.index(name))

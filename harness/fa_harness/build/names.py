@@ -1,0 +1,42 @@
+"""The names of libraries, and the patches that each has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fa_harness.build.sanitizers import SANITIZERS
+from fa_harness.errors import UsageError
+from fa_harness.project import Project
+from fa_harness.series.series import Series, load_mutants
+
+WHOLE = ("patched", *SANITIZERS)
+"""Libraries that have every patch."""
+
+MUTANTS = "mutants"
+"""The library that has the whole series and a switch for deliberate faults."""
+
+
+def library_names(series: Series) -> tuple[str, ...]:
+    """All libraries that can be built: `pristine`, `0001`, ..., those of `WHOLE`, `mutants`."""
+    numbers = (f"{number:04}" for number in range(1, len(series.patches) + 1))
+    return ("pristine", *numbers, *WHOLE, MUTANTS)
+
+
+def patches_of(project: Project, series: Series, name: str) -> Series:
+    """The patches that the library `name` has.
+
+    Raises:
+        UsageError: There is no such library.
+        SetupError: Its mutants cannot be read.
+    """
+    names = library_names(series)
+    if name not in names:
+        raise UsageError(f"unknown library '{name}': the libraries are {', '.join(names)}")
+    if name == MUTANTS:
+        return series.then(load_mutants(project))
+    return series if name in WHOLE else series.first(names.index(name))
+
+
+def defined(options: Mapping[str, str]) -> list[str]:
+    """Return CMake options as the command line takes them."""
+    return [word for name, value in options.items() for word in ("-D", f"{name}={value}")]
