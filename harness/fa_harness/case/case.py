@@ -244,7 +244,7 @@ class Case:
         """Return a field as a case string has it."""
         if name in ("n_group", "ne3"):
             return f"nr23={_format((self.n_group, self.ne3))}"
-        return f"{_SPELLED.get(name, name)}={_format_field(name, getattr(self, name))}"
+        return f"{spelled(name)}={_format_field(name, getattr(self, name))}"
 
     def _default_mask_kind(self) -> str:
         if not self.mask:
@@ -492,6 +492,11 @@ class Case:
     def _require(self, condition: bool, name: str, reason: str) -> None:
         if not condition:
             raise UsageError(f"{self._printed(name)}: {reason}")
+
+
+def spelled(field: str) -> str:
+    """Return how upstream, and so a case string, spells the name of a field."""
+    return _SPELLED.get(field, field)
 
 
 def without_colours(text: str) -> str:

@@ -7,13 +7,14 @@ case and the same answers give the same result.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fa_harness.case.case import CAPTURED, Case
+from fa_harness.case.case import CAPTURED, Case, spelled
 from fa_harness.case.quants import TYPES
 from fa_harness.errors import UsageError
 from fa_harness.judge.verdict import Verdict
@@ -157,10 +158,11 @@ def _simpler(case: Case) -> Iterator[tuple[Case, str]]:
 
 
 def _words(before: Case, after: Case) -> str:
+    names = [field.name for field in dataclasses.fields(Case)]
     changed = [
-        f"{name} {_short(old)} -> {_short(new)}"
-        for name, old in vars(before).items()
-        if (new := getattr(after, name)) != old
+        f"{spelled(name)} {_short(old)} -> {_short(new)}"
+        for name in names
+        if (new := getattr(after, name)) != (old := getattr(before, name))
     ]
     return ", ".join(changed)
 
