@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _MARKER = (
     "fa_cases(suite=, case_file=, segments=[...], ...): run the test, which uses the fixture "
     "fa_case, for each of these cases. The arguments are those of "
-    "fa_harness.case.selection.select; a case file or a capture lies beside the test."
+    "fa_harness.case.selection.Selection; a case file or a capture lies beside the test."
 )
 
 
@@ -55,7 +55,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _select(metafunc: pytest.Metafunc, mark: pytest.Mark) -> list[Case]:
-    from fa_harness.case.selection import select
+    from fa_harness.case.selection import Selection, select
     from fa_harness.errors import UsageError
 
     arguments = dict(mark.kwargs)
@@ -63,7 +63,7 @@ def _select(metafunc: pytest.Metafunc, mark: pytest.Mark) -> list[Case]:
         if name in arguments:
             arguments[name] = metafunc.definition.path.parent / arguments[name]
     try:
-        return select(*mark.args, **arguments)
+        return select(Selection(*mark.args, **arguments))
     except (TypeError, UsageError) as error:
         text = f"{metafunc.definition.nodeid}: fa_cases: {error}"
         raise pytest.fail.Exception(text, pytrace=False) from None

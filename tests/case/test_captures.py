@@ -19,7 +19,7 @@ from fa_harness.case.captures import Arrays, Entry
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs, make_inputs
 from fa_harness.case.quants import decode, encode
-from fa_harness.case.selection import case_of, select
+from fa_harness.case.selection import Selection, case_of, select
 from fa_harness.engine.ggml import Ggml, load
 from fa_harness.engine.modes import MODES, run_case
 from fa_harness.errors import UsageError
@@ -379,7 +379,7 @@ def test_head_sizes_are_filled_up_to_blocks_with_zeros(tmp_path: Path) -> None:
 
 
 def test_every_mode_computes_a_capture_and_passes(library: Ggml, file: Path) -> None:
-    verdicts = [judged(library, of) for of in select(captured=file)]
+    verdicts = [judged(library, of) for of in select(Selection(captured=file))]
     assert {verdict.status for verdict in verdicts} == {"pass"}
     assert {mode for verdict in verdicts for mode in verdict.modes} == set(MODES)
     assert {verdict.path for verdict in verdicts} == {"vec"}
@@ -393,7 +393,7 @@ def test_every_mode_passes_with_a_models_options(
     library: Ggml, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     captured.write(tmp_path / "drawn.npz", [captured.call(n_swa=0, **options)])
-    cases = select(captured=tmp_path / "drawn.npz")
+    cases = select(Selection(captured=tmp_path / "drawn.npz"))
     assert len(cases) == 3
     assert [judged(library, of).reason for of in cases] == ["", "", ""]
 
@@ -402,7 +402,7 @@ def test_every_mode_passes_where_v_lies_in_k(library: Ggml, tmp_path: Path) -> N
     entry, arrays = captured.call(type_k="f16")
     in_k = dataclasses.replace(arrays, v=np.ascontiguousarray(arrays.k[..., :64]))
     captured.write(tmp_path / "mla.npz", [(dataclasses.replace(entry, v_is_view_of_k=True), in_k)])
-    cases = select(captured=tmp_path / "mla.npz")
+    cases = select(Selection(captured=tmp_path / "mla.npz"))
     assert [of.v_is_view_of_k for of in cases] == [True, False, False]
     assert [judged(library, of).reason for of in cases] == ["", "", ""]
 
@@ -412,7 +412,7 @@ def test_the_model_of_the_end_to_end_test_passes_and_has_the_bits_of_standard(
 ) -> None:
     [prefill, decode] = captures.load(TINY).entries
     assert (prefill.sliding_window, decode.sliding_window, prefill.n_head) == (32, 32, 4)
-    verdicts = [judged(library, of) for of in select(captured=TINY)]
+    verdicts = [judged(library, of) for of in select(Selection(captured=TINY))]
     assert {verdict.status for verdict in verdicts} == {"pass"}
     assert {mode for verdict in verdicts for mode in verdict.modes} == set(MODES)
     own = [
@@ -424,7 +424,7 @@ def test_the_model_of_the_end_to_end_test_passes_and_has_the_bits_of_standard(
 
 def test_a_library_that_loses_the_numerators_fails_on_a_capture(bug: Library, file: Path) -> None:
     broken = load(bug.module_path)
-    for of in select(captured=file):
+    for of in select(Selection(captured=file)):
         if not of.hot_window:
             inputs = make_inputs(of)
             run = run_case(broken, of, inputs, ("segmented",))
@@ -466,7 +466,7 @@ def results(*verdicts: Verdict) -> Results:
 def test_an_entry_becomes_a_case_for_each_number_of_segments_and_the_other_modes(
     file: Path,
 ) -> None:
-    cases = select(captured=file, segments=(2, 5), pattern="layer-5.prefill")
+    cases = select(Selection(captured=file, segments=(2, 5), pattern="layer-5.prefill"))
     assert [(c.segments, c.segment_types, c.hot_window) for c in cases] == [
         (2, (), 0),
         (5, (), 0),
@@ -478,20 +478,22 @@ def test_an_entry_becomes_a_case_for_each_number_of_segments_and_the_other_modes
 
 
 def test_a_rolling_cache_takes_the_tokens_that_see_all_before_them(file: Path) -> None:
-    rolling = [c for c in select(captured=file) if c.hot_window]
+    rolling = [c for c in select(Selection(captured=file)) if c.hot_window]
     assert [(c.captured.partition("#")[2], c.n_kv, c.n_batch) for c in rolling] == [
         ("layer-0.prefill", 24, 24),
         ("layer-5.prefill", 40, 40),
     ]
-    rolling = select(captured=file, hot_window=30, group=5, cold_type="q4_0", modes=("fifo",))
+    rolling = select(
+        Selection(captured=file, hot_window=30, group=5, cold_type="q4_0", modes=("fifo",))
+    )
     assert [(c.n_kv, c.hot_window, c.group, c.cold_type) for c in rolling] == [(40, 30, 5, "q4_0")]
 
 
 def test_modes_choose_the_cases_that_they_apply_to(file: Path) -> None:
-    assert all(c.segment_types for c in select(captured=file, modes=("mixed", "merged")))
-    assert not any(c.hot_window for c in select(captured=file, modes=("segmented",)))
+    assert all(c.segment_types for c in select(Selection(captured=file, modes=("mixed", "merged"))))
+    assert not any(c.hot_window for c in select(Selection(captured=file, modes=("segmented",))))
     with pytest.raises(UsageError, match="holds no case that --mode fifo,mixed applies to"):
-        select(captured=file, modes=("fifo", "mixed"))
+        select(Selection(captured=file, modes=("fifo", "mixed")))
 
 
 @pytest.mark.parametrize(
@@ -510,7 +512,7 @@ def test_options_that_do_not_go_with_a_capture_are_refused(
     file: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
-        select(captured=file, **options)
+        select(Selection(captured=file, **options))
 
 
 # shrinking

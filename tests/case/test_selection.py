@@ -1,6 +1,6 @@
 import pytest
 
-from fa_harness.case.selection import check_modes, select
+from fa_harness.case.selection import Selection, check_modes, select
 from fa_harness.case.suites import suite
 from fa_harness.errors import UsageError
 
@@ -8,29 +8,31 @@ CASE = "FLASH_ATTN_EXT(kv=64)"
 
 
 def test_without_a_source_the_default_suite_is_selected() -> None:
-    assert select() == suite("default")
+    assert select(Selection()) == suite("default")
 
 
 def test_a_case_that_is_selected_twice_runs_once() -> None:
-    assert len(select(case_string=CASE, segments=(2, 2), seed=0)) == 1
+    assert len(select(Selection(case_string=CASE, segments=(2, 2), seed=0))) == 1
 
 
 def test_segments_leave_a_case_with_listed_boundaries_as_it_is() -> None:
-    assert select(suite="seed", segments=(1, 2, 7)) == suite("seed")
+    assert select(Selection(suite="seed", segments=(1, 2, 7))) == suite("seed")
 
 
 def test_segments_keep_random_boundaries_random() -> None:
-    [case] = select(case_string="FLASH_ATTN_EXT(kv=64,segments=3,boundaries=random)", segments=(5,))
+    [case] = select(
+        Selection(case_string="FLASH_ATTN_EXT(kv=64,segments=3,boundaries=random)", segments=(5,))
+    )
     assert (case.segments, case.boundaries) == (5, "random")
 
 
 def test_boundaries_may_repeat_for_empty_segments() -> None:
-    [case] = select(case_string=CASE, boundaries="0,9,9,64")
+    [case] = select(Selection(case_string=CASE, boundaries="0,9,9,64"))
     assert case.segment_bounds() == (0, 0, 9, 9, 64, 64)
 
 
 def test_segment_types_go_with_the_segments_that_are_asked_for() -> None:
-    cases = select(case_string=CASE, segments=(2, 3), segment_types=("q4_0", "q8_0/f16"))
+    cases = select(Selection(case_string=CASE, segments=(2, 3), segment_types=("q4_0", "q8_0/f16")))
     assert [case.segments for case in cases] == [2, 3]
     assert {case.segment_types for case in cases} == {("q4_0", "q8_0/f16")}
     assert {(case.type_K, case.type_V) for case in cases} == {("f32", "f32")}
@@ -40,7 +42,7 @@ def test_more_segment_types_than_segments_are_refused() -> None:
     with pytest.raises(
         UsageError, match=r"segment_types=\[f16,f32,f16\]: more than the segments=2"
     ):
-        select(case_string=CASE, segments=(2,), segment_types=("f16", "f32", "f16"))
+        select(Selection(case_string=CASE, segments=(2,), segment_types=("f16", "f32", "f16")))
 
 
 def test_modes_come_in_their_usual_order_each_once() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from fa_harness.case.suites import suite
 from fa_harness.cli import main as cli
+from fa_harness.cli.lazy import LazyGroup
 
 SEED = (
     "FLASH_ATTN_EXT(hsk=4,hsv=4,nh=1,nr23=[1,1],kv=2,nb=1,mask=1,sinks=0,max_bias=0.000000,"
@@ -89,7 +90,7 @@ def test_help_names_the_commands_and_the_exit_statuses(call: Call) -> None:
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
-        "from fa_harness import cli\n"
+        "from fa_harness.cli import main as cli\n"
         "sys.argv = ['fa-harness', '--help']\n"
         "try:\n    cli.main()\n"
         "finally:\n"
@@ -99,6 +100,13 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "loaded:\n")
+
+
+@pytest.mark.parametrize("group", [cli.cli, cli.cli.load("series")], ids=["", "series"])
+def test_the_list_of_commands_has_the_first_line_of_each_commands_help(group: LazyGroup) -> None:
+    for name, line in group.lazy.items():
+        [first, *_] = str(group.load(name).help).split("\n\n")
+        assert (name, line) == (name, " ".join(first.split()).removesuffix("."))
 
 
 def test_the_version_is_printed(call: Call) -> None:

@@ -263,6 +263,6 @@ def test_a_folder_with_something_in_it_is_not_written_into(mine: Path) -> None:
 def test_a_model_that_does_not_fit_is_refused(
     mine: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fa_harness.cli.evidence.available_memory", lambda: 10)
+    monkeypatch.setattr("fa_harness.model.gather.available_memory", lambda: 10)
     with pytest.raises(SetupError, match="of memory are available"):
         call(mine, "--model", model)

@@ -24,6 +24,7 @@ from fa_harness.case import suites
 from fa_harness.case.case import Case
 from fa_harness.cli import gate as gate_of_cli
 from fa_harness.cli import main as cli
+from fa_harness.cli.options import How
 from fa_harness.cli.run import EndedError, run_cases
 from fa_harness.engine.runner import Runner
 from fa_harness.engine.worker import Worker
@@ -39,7 +40,8 @@ CASES = [
     Case(hsk=64, hsv=64, n_head_kv=2, n_kv=40, n_batch=3, segments=3, regime="normal"),
 ]
 SMALL = (
-    "import sys; from fa_harness import cli, suites; from fa_harness.cases import Case\n"
+    "from fa_harness.case import suites; from fa_harness.case.case import Case\n"
+    "from fa_harness.cli import main as cli\n"
     f"suites.SUITES['gate'] = lambda: [Case.parse(text) for text in {[*map(str, CASES)]!r}]\n"
     "cli.main()"
 )
@@ -251,11 +253,9 @@ def test_a_disk_that_fills_up_ends_a_run_and_keeps_what_was_found_until_then(
         with pytest.raises(EndedError) as end:
             run_cases(
                 [CASES[0], CASES[1]],  # the state of the first fits
-                library="patched",
+                How(),
                 modes=("resumed",),
-                timeout=None,
                 console=console,
-                verbose=False,
             )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from fa_harness.build.library import Library
 from fa_harness.case.case import Case
+from fa_harness.cli.options import How
 from fa_harness.cli.run import EndedError, run_cases
 from fa_harness.judge.verdict import Verdict, judge
 
@@ -25,11 +26,9 @@ def test_an_error_of_our_own_ends_a_run_and_keeps_what_ran(
     with pytest.raises(EndedError) as ended:
         run_cases(
             [Case(n_kv=64, segments=n) for n in (1, 2, 3)],
-            library="patched",
+            How(),
             modes=None,
-            timeout=None,
             console=Console(file=io.StringIO()),
-            verbose=False,
         )
     results = ended.value.results
     assert isinstance(ended.value.cause, ZeroDivisionError)

@@ -11,6 +11,7 @@ from rich.console import Console
 from fa_harness.build.library import Library
 from fa_harness.case.case import Case
 from fa_harness.cli import shrink
+from fa_harness.cli.options import How
 from fa_harness.engine.runner import Runner
 from fa_harness.errors import UsageError
 from fa_harness.judge.verdict import Verdict
@@ -30,7 +31,7 @@ def test_a_case_on_which_the_library_crashes_shrinks_to_what_crashes_it(
     case = Case(hsk=64, hsv=64, n_head_kv=2, n_kv=40, n_batch=3, segments=4, sinks=True, threads=2)
     smallest = shrink.shrink_case(
         case,
-        library="patched",
+        How(),
         modes=None,
         seconds=60,
         console=Console(file=io.StringIO(), width=150),
@@ -63,7 +64,7 @@ def test_ctrl_c_ends_the_search_for_a_smaller_case_and_keeps_what_was_found(
         hsk=64, hsv=64, n_head_kv=2, n_kv=40, n_batch=3, segments=4, regime="spiky", threads=4
     )
     smallest = shrink.shrink_case(
-        case, library="0001", modes=None, seconds=60, console=Console(file=io.StringIO())
+        case, How(library="0001"), modes=None, seconds=60, console=Console(file=io.StringIO())
     )
     assert not smallest.shrunk.finished
     assert [step.what for step in smallest.shrunk.steps] == ["threads 4 -> 1", "nh 2 -> 1"]
@@ -73,4 +74,4 @@ def test_ctrl_c_ends_the_search_for_a_smaller_case_and_keeps_what_was_found(
 def test_a_case_that_is_mistrusted_is_nothing_to_shrink(patched: Library) -> None:
     case = Case(hsk=64, hsv=64, n_head_kv=1, n_kv=40, n_batch=1, segments=2, boundaries=(0,))
     with pytest.raises(UsageError, match=r"is mistrusted on library 'patched' \(2 segments were"):
-        shrink.shrink_case(case, library="patched", modes=None, seconds=9, console=Console())
+        shrink.shrink_case(case, How(), modes=None, seconds=9, console=Console())

@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from fa_harness.case.case import Case
+from fa_harness.cli.bisect import document, print_headings, print_row, print_turns, render
 from fa_harness.hunt.bisect import Bisected, Prefix, Row, run_on
 from fa_harness.judge.verdict import Verdict
-from fa_harness.report.bisect import document, print_headings, print_row, print_turns, render
 
 CASE = Case(hsk=64, hsv=64, n_head_kv=2, n_kv=90, n_batch=3, segments=3)
 PREFIXES = (

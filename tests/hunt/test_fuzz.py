@@ -10,12 +10,12 @@ from rich.console import Console
 from fa_harness.build.library import Library
 from fa_harness.case.case import Case
 from fa_harness.case.case_file import read_cases
-from fa_harness.cli.fuzz import find_failures
+from fa_harness.cli.fuzz import find_failures, render
+from fa_harness.cli.options import How
 from fa_harness.engine.runner import Runner
 from fa_harness.errors import UsageError
 from fa_harness.hunt.fuzz import Found, Fuzz, Fuzzer
 from fa_harness.judge.verdict import Verdict
-from fa_harness.report.fuzz import render
 
 RESET = Case(
     hsk=32, hsv=32, n_head_kv=2, n_group=2, n_kv=40, n_batch=3, segments=3, regime="normal",
@@ -31,7 +31,7 @@ def find(library: Library, failures: Path, *, max_cases: int, seed: int = 1) -> 
     console = Console(width=150)
     with console.capture() as printed:
         fuzz = find_failures(
-            library=library.name,
+            How(library=library.name),
             seconds=600,
             seed=seed,
             max_cases=max_cases,

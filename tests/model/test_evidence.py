@@ -7,9 +7,9 @@ import pytest
 
 from fa_harness.errors import SetupError
 from fa_harness.model import evidence
-from fa_harness.model.evidence import Pass, Section
+from fa_harness.model.evidence import Evidence, Pass, Section
 from fa_harness.model.perplexity import Perplexity
-from fa_harness.report.evidence import CHECKLIST, Evidence, markdown, render
+from fa_harness.report.dossier import CHECKLIST, markdown, render
 
 OPS = """Testing 2 devices
 

@@ -19,11 +19,11 @@ from fa_harness.build.library import Library
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import make_inputs
 from fa_harness.cli import main as cli
+from fa_harness.cli.bench import repro
 from fa_harness.engine import ggml
 from fa_harness.engine.ggml import Ggml
 from fa_harness.engine.modes import path
 from fa_harness.errors import UsageError
-from fa_harness.report.bench import repro
 from fa_harness.speed import bench, timing
 from fa_harness.speed.bench import judge
 from fa_harness.speed.timing import SEGMENTS, Timings, chain_path, measure

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +24,11 @@ _MOST_STEPS = 96
 """Tokens of a capture that go through a rolling cache."""
 
 
-def select(
-    *,
-    suite: str | None = None,
-    case_string: str | None = None,
-    case_file: Path | None = None,
-    captured: Path | None = None,
-    modes: Sequence[str] = (),
-    segments: Sequence[int] = (),
-    boundaries: str | None = None,
-    regimes: Sequence[str] = (),
-    threads: Sequence[int] = (),
-    seed: int | None = None,
-    segment_types: Sequence[str] = (),
-    hot_window: int | None = None,
-    group: int | None = None,
-    cold_type: str | None = None,
-    pattern: str | None = None,
-) -> list[Case]:
-    """Return the cases that a call asks for, each once.
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What to run: one source of cases, and what is changed in them.
 
-    Args:
+    Attributes:
         suite: Name of a suite; `default` where no other source of cases is given.
         case_string: One case.
         case_file: A file with a case a line, also as `test-backend-ops` prints it. Empty lines, `#`
@@ -62,60 +47,47 @@ def select(
         group: Instead of the cases' own.
         cold_type: Instead of the cases' own.
         pattern: Regular expression that a case's string must match.
+    """
+
+    suite: str | None = None
+    case_string: str | None = None
+    case_file: Path | None = None
+    captured: Path | None = None
+    modes: Sequence[str] = ()
+    segments: Sequence[int] = ()
+    boundaries: str | None = None
+    regimes: Sequence[str] = ()
+    threads: Sequence[int] = ()
+    seed: int | None = None
+    segment_types: Sequence[str] = ()
+    hot_window: int | None = None
+    group: int | None = None
+    cold_type: str | None = None
+    pattern: str | None = None
+
+
+def select(what: Selection) -> list[Case]:
+    """Return the cases that are asked for, each once.
 
     Raises:
         UsageError: A name or a number is not one that can be, or nothing is selected.
     """
-    sources = (suite, case_string, case_file, captured)
-    if sum(source is not None for source in sources) > 1:
-        raise UsageError("--suite, --case, --case-file and --captured exclude each other; give one")
-    if boundaries not in (None, "random") and segments:
-        raise UsageError("--segments and a list of --boundaries exclude each other; give one")
-    if captured is not None:
-        if regimes:
-            raise UsageError("--regime: the inputs of --captured are a model's; leave one out")
-        cases = [
-            case
-            for case in _cases_of_capture(
-                captured, segments, segment_types, hot_window, group, cold_type
-            )
-            if not any(missing_option(case, mode) for mode in modes)
-            and (not case.hot_window or not modes or "fifo" in modes)
-        ]
-        segments, segment_types, hot_window, group, cold_type = (), (), None, None, None
-    elif case_string is not None:
-        cases = [Case.parse(case_string)]
-    elif case_file is not None:
-        cases = read_cases(case_file)
-    else:
-        cases = cases_of_suite(suite or "default")
-
-    given_once = {
-        "seed": seed,
-        "hot_window": hot_window,
-        "group": group,
-        "cold_type": cold_type,
-    }
-    changes: list[list[dict[str, Any]]] = [
-        [{"regime": regime} for regime in regimes] or [{}],
-        [{"threads": n} for n in threads] or [{}],
-        [{key: value for key, value in given_once.items() if value is not None}],
-    ]
-    variants = [
-        case.with_(**{key: value for change in combination for key, value in change.items()})
-        for case in cases
-        for combination in itertools.product(*changes)
-    ]
-    keys = _read_boundaries(boundaries)
-    wanted = regex(pattern).search
+    cases = _cases(what)
+    if what.captured is not None:  # its cases are cut and have types already
+        what = replace(
+            what, segments=(), segment_types=(), hot_window=None, group=None, cold_type=None
+        )
+    keys = _read_boundaries(what.boundaries)
+    wanted = regex(what.pattern).search
     selected: dict[Case, None] = {}
-    for case, n in itertools.product(variants, segments or (None,)):
+    variants = [case.with_(**change) for case in cases for change in _changes(what)]
+    for case, n in itertools.product(variants, what.segments or (None,)):
         try:
-            is_rolling = captured is not None and case.hot_window > 0
+            is_rolling = what.captured is not None and case.hot_window > 0
             cut = case if is_rolling else _cut(case, n, keys)
-            if segment_types:  # the whole cache is then F32
-                types = {"segment_types": tuple(segment_types), "type_K": "f32", "type_V": "f32"}
-                cut = cut.with_(**types)
+            if what.segment_types:  # the whole cache is then F32
+                types = {"segment_types": tuple(what.segment_types)}
+                cut = cut.with_(**types, type_K="f32", type_V="f32")
         except UsageError as error:
             if wanted(str(case)):
                 raise UsageError(f"{case}: {error}") from error
@@ -123,64 +95,75 @@ def select(
         if wanted(str(cut)):
             selected[cut] = None
     if not selected:
-        of_modes = f" that --mode {','.join(modes)} applies to" if captured and modes else ""
+        named = ",".join(what.modes) if what.captured else ""
+        of_modes = f" that --mode {named} applies to" if named else ""
         raise UsageError(
-            f"no case is left of {len(variants)}: none matches -k {pattern!r}; --list shows them"
-            if pattern
-            else f"{captured or case_file or 'the suite'} holds no case{of_modes}"
+            f"no case is left of {len(variants)}: none matches -k {what.pattern!r}; --list shows "
+            "them"
+            if what.pattern
+            else f"{what.captured or what.case_file or 'the suite'} holds no case{of_modes}"
         )
     return list(selected)
 
 
-def _cases_of_capture(
-    path: Path,
-    segments: Sequence[int],
-    segment_types: Sequence[str],
-    hot_window: int | None,
-    group: int | None,
-    cold_type: str | None,
-) -> list[Case]:
-    """Return the cases of all entries, whose arrays can be read."""
-    cases = []
+def _cases(what: Selection) -> list[Case]:
+    """Return the cases of the source, as they are there."""
+    sources = (what.suite, what.case_string, what.case_file, what.captured)
+    if sum(source is not None for source in sources) > 1:
+        raise UsageError("--suite, --case, --case-file and --captured exclude each other; give one")
+    if what.boundaries not in (None, "random") and what.segments:
+        raise UsageError("--segments and a list of --boundaries exclude each other; give one")
+    if what.captured is not None:
+        if what.regimes:
+            raise UsageError("--regime: the inputs of --captured are a model's; leave one out")
+        return [
+            case
+            for case in _cases_of_capture(what.captured, what)
+            if not any(missing_option(case, mode) for mode in what.modes)
+            and (not case.hot_window or not what.modes or "fifo" in what.modes)
+        ]
+    if what.case_string is not None:
+        return [Case.parse(what.case_string)]
+    if what.case_file is not None:
+        return read_cases(what.case_file)
+    return cases_of_suite(what.suite or "default")
+
+
+def _changes(what: Selection) -> Iterator[dict[str, Any]]:
+    """Yield what is changed in each case: all combinations of what is asked for."""
+    once = {name: getattr(what, name) for name in ("seed", "hot_window", "group", "cold_type")}
+    given = {name: value for name, value in once.items() if value is not None}
+    regimes = [{"regime": regime} for regime in what.regimes] or [{}]
+    threads = [{"threads": n} for n in what.threads] or [{}]
+    for regime, n in itertools.product(regimes, threads):
+        yield {**regime, **n, **given}
+
+
+def _cases_of_capture(path: Path, what: Selection) -> Iterator[Case]:
+    """Yield the cases of all entries, whose arrays can be read."""
     for entry in captures.load(path).entries:
         reference = f"{path}#{entry.name}"
         captures.arrays_of(reference)
-        cases += _cases_of_entry(
-            reference,
-            entry,
-            segments=segments or (_CAPTURED_SEGMENTS,),
-            segment_types=segment_types,
-            hot_window=hot_window,
-            group=group,
-            cold_type=cold_type,
-        )
-    return cases
+        yield from _cases_of_entry(reference, entry, what)
 
 
-def _cases_of_entry(
-    reference: str,
-    entry: Entry,
-    *,
-    segments: Sequence[int],
-    segment_types: Sequence[str],
-    hot_window: int | None,
-    group: int | None,
-    cold_type: str | None,
-) -> list[Case]:
+def _cases_of_entry(reference: str, entry: Entry, what: Selection) -> list[Case]:
     """Return the cases of an entry; cells behind the last that a row sees are left out."""
     plain = case_of(reference, entry, n_kv=max(1, entry.n_kv_seen))
+    segments = what.segments or (_CAPTURED_SEGMENTS,)
     cut = [plain.with_(segments=min(n, plain.n_kv)) for n in segments]
     usual = [name for name in _CAPTURED_TYPES if _fits(name, entry)]
     mixed = [
         case.with_(
-            segment_types=tuple(segment_types or usual[: case.segments]),
+            segment_types=tuple(what.segment_types or usual[: case.segments]),
             type_K="f32", type_V="f32", v_is_view_of_k=False,
         )
         for case in cut
         if case.segments > 1
     ]  # fmt: skip
-    n = min(entry.n_causal, _MOST_STEPS if hot_window is None else max(_MOST_STEPS, 3 * hot_window))
-    window = max(1, n // 3) if hot_window is None else hot_window
+    most = _MOST_STEPS if what.hot_window is None else max(_MOST_STEPS, 3 * what.hot_window)
+    n = min(entry.n_causal, most)
+    window = max(1, n // 3) if what.hot_window is None else what.hot_window
     if n <= window:  # no token would ever get cold
         return [*cut, *mixed]
     rolling = plain.with_(
@@ -188,8 +171,8 @@ def _cases_of_entry(
         n_batch=n,
         v_is_view_of_k=False,
         hot_window=window,
-        group=max(1, window // 4) if group is None else group,
-        cold_type=cold_type or ("q8_0" if _fits("q8_0", entry) else "f16"),
+        group=max(1, window // 4) if what.group is None else what.group,
+        cold_type=what.cold_type or ("q8_0" if _fits("q8_0", entry) else "f16"),
     )
     return [*cut, *mixed, rolling]
 

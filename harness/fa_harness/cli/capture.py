@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,13 +15,90 @@ from fa_harness import __version__, proc, progress
 from fa_harness.case import captures
 from fa_harness.case.captures import Capture, Entry
 from fa_harness.case.quants import TYPES
+from fa_harness.cli import options
 from fa_harness.errors import UsageError
-from fa_harness.files import sha256
+from fa_harness.files import check_writable, sha256
+from fa_harness.machine import usable_cores
 from fa_harness.model.llama import CAPTURE, KILLED, TRAP, build_llama
-from fa_harness.project import Project, writing
+from fa_harness.model.models import find_model, text_path
+from fa_harness.project import Project, find_project, writing
+from fa_harness.terminal import make_console
 
 _WRONG_CALL = 2
 """Exit status of the program where it was asked for what cannot be."""
+
+
+@click.command("capture")
+@options.model(required=True)
+@click.option(
+    "--text", type=options.PATH, metavar="FILE", help="What it reads [default: one of ours]."
+)
+@options.numbers("--layers", metavar="N", help="Which [default: the first of each kind of mask].")
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    default=640,
+    metavar="N",
+    show_default=True,
+    help="It reads the first N tokens.",
+)
+@click.option(
+    "--ubatch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="N at a time; of the last ones the calls are kept [default: all].",
+)
+@click.option(
+    "--decode",
+    type=click.IntRange(min=0),
+    default=4,
+    metavar="N",
+    show_default=True,
+    help="It goes on for N tokens; of the last the calls are kept, too.",
+)
+@click.option("--type-k", default="f16", metavar="T", show_default=True, help="Type of K's cache.")
+@click.option("--type-v", default="f16", metavar="T", show_default=True, help="Type of V's cache.")
+@options.llama_threads
+@click.option("--no-repack", is_flag=True, help="Leave the weights as they are; AMX is not used.")
+@click.option(
+    "-o", "--out", type=options.PATH, required=True, metavar="FILE", help="The capture, .npz."
+)
+@options.verbose
+def command(
+    *,
+    model: str,
+    accept_terms: bool,
+    text: Path | None,
+    layers: tuple[int, ...],
+    tokens: int,
+    ubatch: int | None,
+    decode: int,
+    type_k: str,
+    type_v: str,
+    threads: int | None,
+    no_repack: bool,
+    out: Path,
+    verbose: bool,
+) -> None:
+    """Store a model's own attention, for `fa-harness run --captured`.
+
+    The model reads a text through llama.cpp on the CPU. Of some layers the file gets Q, K, V, mask,
+    sinks and the result: of the last batch of the prompt, and of a step after it.
+    """
+    check_writable(out)
+    project = find_project()
+    request = Request(
+        model=find_model(project, model, accept_terms=accept_terms),
+        text=text or text_path(),
+        layers=layers,
+        tokens=tokens,
+        ubatch=ubatch or tokens,
+        decode=decode,
+        types=(type_k, type_v),
+        threads=threads or usable_cores(),
+        repack=not no_repack,
+    )
+    capture_model(project, request, out, console=make_console(stderr=False), verbose=verbose)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,31 +1,103 @@
-"""`fuzz`: cases drawn at random, and the case file that keeps what fails."""
+"""`fuzz`: cases drawn at random, and the case file that keeps what fails.
+
+Its JSON has the schema `fa-harness.fuzz/1`.
+"""
 
 from __future__ import annotations
 
 import itertools
+import json
+import random
+import sys
 import time
-from collections.abc import Mapping
+from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
+import click
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from fa_harness import __version__
 from fa_harness.build.named import held_library
 from fa_harness.case.case_file import add_case, read_cases
+from fa_harness.cli import options
+from fa_harness.cli.options import How, Reports
 from fa_harness.engine.runner import Runner
-from fa_harness.hunt.fuzz import Found, Fuzz, Fuzzer
+from fa_harness.files import check_writable
+from fa_harness.hunt.fuzz import Found, Fuzz, Fuzzer, Tally
+from fa_harness.judge.verdict import STATUSES
 from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.project import find_project, locked
-from fa_harness.report.fuzz import Ticker, print_found, print_summary
-from fa_harness.report.results import repro
+from fa_harness.report.console import label
+from fa_harness.report.results import explain, repro
+from fa_harness.terminal import make_console, write_json
 from fa_harness.upstream.source import chosen
+
+SCHEMA = "fa-harness.fuzz/1"
+
+_LINE_SECONDS = 10.0
+
+
+@click.command("fuzz")
+@click.option(
+    "--seconds",
+    type=options.SECONDS,
+    default=60.0,
+    metavar="S",
+    show_default=True,
+    help="Draw cases for this time.",
+)
+@click.option("--max-cases", type=click.IntRange(min=1), metavar="N", help="Draw N cases at most.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    metavar="S",
+    help="Draw the same cases as another run [default: new ones each time].",
+)
+@options.library_of
+@click.option(
+    "--failures",
+    type=options.PATH,
+    metavar="FILE",
+    help="Keep failures there, and run them first [default: build/fuzz/failures.txt].",
+)
+@options.json_path
+def command(
+    *,
+    seconds: float,
+    max_cases: int | None,
+    seed: int | None,
+    how: How,
+    failures: Path | None,
+    json_path: str | None,
+) -> None:
+    """Run cases of all kinds at random; shrink and keep those that fail.
+
+    Failures that were kept run first. They are an ordinary case file: one that is named by
+    --failures may be committed, and `fa-harness run --case-file` takes it.
+    """
+    if failures is not None:
+        check_writable(failures)
+    Reports(json=json_path).check()
+    result = find_failures(
+        how,
+        seconds=seconds,
+        seed=random.randrange(2**32) if seed is None else seed,
+        max_cases=max_cases,
+        failures=failures,
+        console=make_console(stderr=json_path == "-"),
+    )
+    write_json(render(result), json_path)
+    if not result.passed:
+        sys.exit(1)
 
 
 def find_failures(
+    how: How,
     *,
-    library: str,
-    options: Mapping[str, str] = {},
     seconds: float,
     seed: int,
     max_cases: int | None,
@@ -37,8 +109,7 @@ def find_failures(
     Ctrl-C ends the run, not the report.
 
     Args:
-        library: Name of the library.
-        options: CMake options that it was built with.
+        how: On which library.
         seconds: When to stop.
         seed: What the cases are drawn from.
         max_cases: The most cases to draw.
@@ -59,7 +130,7 @@ def find_failures(
     started, start = datetime.now(timezone.utc), time.perf_counter()
     stored = read_cases(failures) if failures.exists() else []
     with (
-        held_library(library, options) as found,
+        held_library(how.library, how.options) as found,
         Runner(found.module_path) as runner,
         Ticker(console) as ticker,
     ):
@@ -70,8 +141,8 @@ def find_failures(
                 add_case(failures, verdict.case, comment=f"{verdict.status}: {verdict.reason}")
             command = repro(
                 verdict.case,
-                library=library,
-                options=options,
+                library=how.library,
+                options=how.options,
                 modes=(),
                 environment=chosen(),
             )
@@ -95,8 +166,143 @@ def find_failures(
         found=fuzzer.found,
         failures_file=kept_in,
         interrupted=fuzzer.interrupted,
-        options=options,
+        options=how.options,
         environment=chosen(),
     )
     print_summary(console, fuzz)
     return fuzz
+
+
+class Ticker:
+    """How far the run is: a line that changes on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._start = self._last = time.monotonic()
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("[progress.description]{task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("0 cases", total=None)
+
+    def __enter__(self) -> Ticker:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def show(self, tally: Tally, n_found: int) -> None:
+        """Show what is counted so far."""
+        now = time.monotonic()
+        words = (
+            f"{tally.cases} cases, {tally.cases / max(now - self._start, 1e-9):.0f} a second, "
+            f"{_plural(n_found, 'failure')}"
+        )
+        self._progress.update(self._task, description=words)
+        if not self._console.is_terminal and now - self._last >= _LINE_SECONDS:
+            self._last = now
+            self._console.print(f"{now - self._start:5.0f} s  {words}", soft_wrap=True)
+
+
+def print_found(console: Console, found: Found, *, command: str, kept_in: str) -> None:
+    """Print a failure: the smallest case, why it fails, the command that repeats it."""
+    verdict = found.verdict
+    head = Text(f"{verdict.status}: {label(verdict.case)}", style="bold red")
+    if verdict.case != found.drawn:
+        head.append(f", shrunk from {label(found.drawn)}", style="not bold default")
+    console.print(head, soft_wrap=True)
+    for line in explain(verdict):
+        console.print(Text(f"    {line}"), soft_wrap=True)
+    console.print(Text(f"    {command}", style="dim"), soft_wrap=True)
+    console.print(Text(f"    kept in {kept_in}", style="dim"), soft_wrap=True)
+
+
+def print_summary(console: Console, fuzz: Fuzz) -> None:
+    """Print what ran, and how it ended."""
+    tally = fuzz.tally
+    for name, counts in (
+        ("paths", tally.paths),
+        ("modes", tally.modes),
+        ("types", tally.types),
+        ("regimes", tally.regimes),
+    ):
+        listed = ", ".join(f"{what} {n}" for what, n in counts.most_common())
+        console.print(Text(f"{name:8} {listed or 'none'}"), soft_wrap=True)
+    parts = [f"{tally.statuses[s]} {s}" for s in STATUSES if tally.statuses[s]]
+    ended = " (interrupted)" if fuzz.interrupted else ""
+    text = Text(f"{_plural(tally.cases, 'case')}{ended}: {', '.join(parts) or 'none ran'}")
+    if fuzz.found:
+        text.append(f", {_plural(len(fuzz.found), 'kind')} of failure")
+    text.stylize("bold green" if fuzz.passed else "bold red")
+    library = fuzz.library
+    text.append(
+        f" | library {library['name']} of {library['upstream']}, ggml {library['ggml_version']}"
+        f" | seed {fuzz.seed} | {fuzz.seconds:.1f} s",
+        style="not bold default",
+    )
+    console.print(text, soft_wrap=True)
+
+
+def render(fuzz: Fuzz) -> str:
+    """Return the JSON document, ending in a newline."""
+    return json.dumps(document(fuzz), indent=1, allow_nan=False) + "\n"
+
+
+def document(fuzz: Fuzz) -> dict[str, Any]:
+    """Return the document as plain data."""
+    tally = fuzz.tally
+    return {
+        "schema": SCHEMA,
+        "tool": {"version": fuzz.tool_version},
+        "library": dict(fuzz.library),
+        "machine": dict(fuzz.machine),
+        "started": fuzz.started.isoformat(timespec="seconds"),
+        "seconds": round(fuzz.seconds, 3),
+        "interrupted": fuzz.interrupted,
+        "seed": fuzz.seed,
+        "summary": {
+            "cases": tally.cases,
+            **{status: tally.statuses[status] for status in STATUSES},
+            "failures": len(fuzz.found),
+        },
+        "coverage": {
+            "paths": _sorted(tally.paths),
+            "modes": _sorted(tally.modes),
+            "types": _sorted(tally.types),
+            "regimes": _sorted(tally.regimes),
+        },
+        "failures_file": fuzz.failures_file,
+        "failures": [_failure(fuzz, found) for found in fuzz.found],
+    }
+
+
+def _failure(fuzz: Fuzz, found: Found) -> dict[str, Any]:
+    return {
+        "case": str(found.verdict.case),
+        "drawn": str(found.drawn),
+        "status": found.verdict.status,
+        "path": found.verdict.path,
+        "reason": found.verdict.reason,
+        "explanation": explain(found.verdict),
+        "cases": found.count,
+        "repro": repro(
+            found.verdict.case,
+            library=str(fuzz.library["name"]),
+            options=fuzz.options,
+            modes=(),
+            environment=fuzz.environment,
+        ),
+    }
+
+
+def _sorted(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items()))
+
+
+def _plural(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"

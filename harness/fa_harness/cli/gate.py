@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import platform
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.text import Text
 
@@ -15,48 +18,119 @@ from fa_harness import __version__, progress
 from fa_harness.build.library import Library
 from fa_harness.build.named import held_library
 from fa_harness.case.case import Case
-from fa_harness.case.selection import select
-from fa_harness.cli.run import run_with
+from fa_harness.case.selection import Selection, select
+from fa_harness.cli import options
+from fa_harness.cli.options import How, Reports
+from fa_harness.cli.run import EndedError, run_with
 from fa_harness.engine.runner import Runner
 from fa_harness.errors import UsageError
 from fa_harness.files import replace_file
 from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.project import Project, find_project, locked, writing
-from fa_harness.report.console import print_changes, print_gate
+from fa_harness.report.annotations import render as annotate
+from fa_harness.report.console import label
 from fa_harness.report.results import Results
 from fa_harness.series.series import series_for
 from fa_harness.speed import baseline, gate
 from fa_harness.speed import rows as speed
 from fa_harness.speed.baseline import Baseline
-from fa_harness.speed.gate import Gate, Ratio
+from fa_harness.speed.gate import KINDS, Gate, Ratio
 from fa_harness.speed.rows import Row
+from fa_harness.terminal import make_console
 from fa_harness.upstream.source import find_source
+
+_STYLE = {"ok": "green", "regressed": "bold red", "skipped": "yellow"}
+"""Of a check, by its status."""
+
+_how = options.as_record(
+    How,
+    "how",
+    options.library,
+    options.define,
+    click.option("-v", "--verbose", is_flag=True, help="Print every case's repro line."),
+)
+
+
+@click.command("gate")
+@_how
+@click.option(
+    "--baseline",
+    "baseline_file",
+    type=options.PATH,
+    metavar="FILE",
+    help="Compare with this one [default: baselines/UPSTREAM.CLASS.json].",
+)
+@click.option("--update-baseline", "update", is_flag=True, help="Make this run the baseline.")
+@options.seed
+@click.option("--threads", type=int, metavar="T", help="Compute the cases with T threads.")
+@click.option("--no-speed", is_flag=True, help="Leave the speed rows out.")
+@options.reports
+def command(
+    *,
+    how: How,
+    baseline_file: Path | None,
+    update: bool,
+    seed: int | None,
+    threads: int | None,
+    no_speed: bool,
+    reports: Reports,
+) -> None:
+    """Stop a patch that is wrong, less exact or slower than the baseline.
+
+    Runs the suite gate and some speed rows, and compares them with the baseline of the same
+    upstream and machine class. What cannot be compared is skipped, with a reason. Exit status 1: a
+    case does not pass; a case or a comparison of the baseline is gone; an error grew by more than
+    its margin; bits that were the same no longer are; a ratio of times got worse.
+
+    In a job of GitHub Actions what is wrong is annotated, too, and the summary written.
+    """
+    reports.check()
+    console = make_console(stderr=reports.to_stdout)
+    try:
+        results, judged, new_baseline = run_gate(
+            how,
+            baseline_file=baseline_file,
+            update=update,
+            seed=seed,
+            threads=threads,
+            with_speed=not no_speed,
+            console=console,
+        )
+    except EndedError as end:
+        reports.write(end.results)
+        raise end.cause from None
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        click.echo(annotate(results, judged), nl=False, err=reports.to_stdout)
+        reports = dataclasses.replace(
+            reports, summary=os.environ.get("GITHUB_STEP_SUMMARY") or None
+        )
+    reports.write(results, judged)
+    if new_baseline is not None:
+        write_baseline(*new_baseline, console)
+    if not judged.passed:
+        sys.exit(1)
 
 
 def run_gate(
+    how: How,
     *,
-    library: str,
-    options: Mapping[str, str] = {},
     baseline_file: Path | None,
     update: bool,
     seed: int | None,
     threads: int | None,
     with_speed: bool,
     console: Console,
-    verbose: bool,
 ) -> tuple[Results, Gate, tuple[Path, Baseline] | None]:
     """Run the gate's cases and speed rows, and compare them with a baseline.
 
     Args:
-        library: Name of the library.
-        options: CMake options that it was built with.
+        how: On which library.
         baseline_file: Instead of the one of the upstream and the machine class.
         update: Make this run the baseline, if all of its cases pass.
         seed: Of all cases, instead of their own.
         threads: Of all cases, instead of their own.
         with_speed: Measure speed, too.
         console: What is printed on.
-        verbose: Print repro lines of the cases that pass, too.
 
     Returns:
         The run, what the gate found in it, and with `update` the baseline to write and where, if
@@ -78,21 +152,13 @@ def run_gate(
             f"--baseline {baseline_file}: there is no such file; --update-baseline makes it"
         )
     project = find_project()
-    cases = select(suite="gate", seed=seed, threads=() if threads is None else (threads,))
-    with held_library(library, options) as found, Runner(found.module_path) as runner:
+    of_threads = () if threads is None else (threads,)
+    cases = select(Selection(suite="gate", seed=seed, threads=of_threads))
+    with held_library(how.library, how.options) as found, Runner(found.module_path) as runner:
         class_ = baseline.machine_class(platform.machine(), runner.features)
         file = baseline_file or project.baselines / baseline.file_name(found.upstream, class_)
         before = _baseline(project, file)
-        results = run_with(
-            runner,
-            found,
-            cases,
-            options=options,
-            modes=None,
-            timeout=None,
-            console=console,
-            verbose=verbose,
-        )
+        results = run_with(runner, found, cases, how, modes=None, console=console)
         made_with = what_made(project, found, results, class_)
         measured: list[Row] = []
         ratios: list[Ratio] | str = "left out (--no-speed)"
@@ -116,7 +182,7 @@ def run_gate(
         file=project.relative(file.resolve()),
         ratios=ratios,
     )
-    print_gate(console, judged)
+    _print(console, judged)
     new = None
     if update and judged.passed:
         cpu = results.machine["cpu"]
@@ -148,7 +214,7 @@ def write_baseline(file: Path, new: Baseline, console: Console) -> None:
         with writing(file):
             file.parent.mkdir(exist_ok=True)
             replace_file(file.resolve(), baseline.render(new))
-    print_changes(console, project.relative(file.resolve()), gate.changes(found, new))
+    _print_changes(console, project.relative(file.resolve()), gate.changes(found, new))
 
 
 def _baseline(project: Project, file: Path) -> Baseline | str:
@@ -218,3 +284,33 @@ def _compare_speed(library: Library, before: Baseline | str) -> list[Ratio] | st
         for row in _measure_speed(library, slower, **more):
             compared[row.case] = gate.confirmed(compared[row.case], compare(row))
     return [ratio for ratios in compared.values() for ratio in ratios]
+
+
+def _print(console: Console, gate: Gate) -> None:
+    """Print what stops the patch, then each part of the gate, then the verdict."""
+    for finding in gate.findings:
+        if finding.kind != "failed":  # those have their lines above
+            kind, name = KINDS[finding.kind], label(Case.parse(finding.case))
+            console.print(Text(f"{kind}: {name}", style="bold red"), soft_wrap=True)
+            console.print(Text(f"    {finding.text}", style="red"), soft_wrap=True)
+            console.print(Text(f"    {finding.repro}", style="dim"), soft_wrap=True)
+    for check in gate.checks:
+        line = Text(f"  {check.status:9}  {check.name:15}  {check.reason}")
+        line.stylize(_STYLE[check.status], 2, 11)
+        console.print(line, soft_wrap=True)
+    for note in gate.notes:
+        console.print(Text(f"  note       {note}", style="dim"), soft_wrap=True)
+    n = len(gate.findings)
+    verdict = "gate: pass" if gate.passed else f"gate: fail, {n} finding{'s' * (n != 1)}"
+    text = Text(verdict, style="bold green" if gate.passed else "bold red")
+    text.append(f" | baseline {gate.baseline}", style="not bold default")
+    console.print(text, soft_wrap=True)
+
+
+def _print_changes(console: Console, file: str, changes: Sequence[str]) -> None:
+    """Print what a baseline has otherwise than before."""
+    for change in changes:
+        console.print(Text(f"  {change}"), soft_wrap=True)
+    n = len(changes)
+    what = f"{n} change{'s' * (n != 1)}" if n else "nothing changed"
+    console.print(Text(f"baseline {file}: written, {what}", style="bold"), soft_wrap=True)

@@ -1,24 +1,82 @@
-"""`mutants`: faults in the kernel, and the cases that notice them."""
+"""`mutants`: faults in the kernel, and the cases that notice them.
+
+Its JSON has the schema `fa-harness.mutants/1`.
+"""
 
 from __future__ import annotations
 
+import json
+import shlex
+import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import Any
 
+import click
 from rich.console import Console
+from rich.text import Text
 
 from fa_harness import __version__
 from fa_harness.build.named import held_library
 from fa_harness.build.names import MUTANTS
 from fa_harness.case.selection import regex
 from fa_harness.case.suites import suite as cases_of_suite
+from fa_harness.cli import options
+from fa_harness.cli.options import Reports
 from fa_harness.errors import UsageError
 from fa_harness.hunt import mutants
-from fa_harness.hunt.mutants import Mutant, Outcome
+from fa_harness.hunt.mutants import STATUSES, SUITES, Mutant, Outcome
 from fa_harness.machine import cpu_model, usable_cores
+from fa_harness.progress import counter
 from fa_harness.project import find_project
-from fa_harness.report.mutants import Score, Table, print_summary
+from fa_harness.report.console import label
+from fa_harness.terminal import make_console, write_json
+
+SCHEMA = "fa-harness.mutants/1"
+
+_STYLE = {
+    "killed": "green",
+    "survived": "bold red",
+    "invalid": "bold red",
+    "equivalent": "yellow",
+}
+_COLUMNS = (("mutant", 30), ("status", 10), ("by", 28), ("case", 0))
+
+
+@click.command("mutants")
+@click.option("--suite", metavar="NAME", help="Try the cases of this suite only.")
+@click.option("-k", "pattern", metavar="REGEX", help="Only mutants whose id matches.")
+@click.option("--list", "list_only", is_flag=True, help="Print the selected mutants, try none.")
+@options.json_path
+@click.option("-v", "--verbose", is_flag=True, help="Print what each mutant does and what told.")
+def command(
+    *,
+    suite: str | None,
+    pattern: str | None,
+    list_only: bool,
+    json_path: str | None,
+    verbose: bool,
+) -> None:
+    """Put faults into the kernel and see whether the cases notice.
+
+    Each mutant of the library `mutants` runs the cases of suite smoke, then more, until one fails;
+    an impostor, which computes nothing, has to fail in all of them. Exit status 1: a mutant
+    survived, or was never computed with.
+    """
+    selected = select_mutants(pattern)
+    if list_only:
+        for mutant in selected:
+            click.echo(f"{mutant.id:30}  {mutant.kind:8}  {mutant.does}")
+        return
+    Reports(json=json_path).check()
+    suites = (suite,) if suite else SUITES
+    console = make_console(stderr=json_path == "-")
+    score = try_mutants(selected, suites, console=console, verbose=verbose)
+    write_json(render(score), json_path)
+    if not score.passed:
+        sys.exit(1)
 
 
 def select_mutants(pattern: str | None) -> list[Mutant]:
@@ -84,3 +142,163 @@ def try_mutants(
     )
     print_summary(console, score)
     return score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What became of all mutants, and what they were tried with."""
+
+    tool_version: str
+    library: dict[str, Any]
+    """What the library is, as its record says."""
+    machine: dict[str, Any]
+    started: datetime
+    seconds: float
+    suites: tuple[str, ...]
+    """The suites that were tried, in their order."""
+    selected: tuple[Mutant, ...]
+    outcomes: tuple[Outcome, ...]
+    """In the order of `selected`; fewer where the run was interrupted."""
+
+    def count(self, status: str) -> int:
+        """Return how many mutants have a status."""
+        return sum(outcome.status == status for outcome in self.outcomes)
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether mutants are left that were not tried."""
+        return len(self.outcomes) < len(self.selected)
+
+    @property
+    def by_first_suite(self) -> tuple[int, int]:
+        """How many mutants of the kernel and the API the first suite kills, and of how many."""
+        faults = [
+            outcome
+            for outcome in self.outcomes
+            if outcome.mutant.kind != "impostor" and outcome.status != "equivalent"
+        ]
+        return sum(fault.suite == self.suites[0] for fault in faults), len(faults)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every mutant was killed or has a reason why it cannot be."""
+        good = self.count("killed") + self.count("equivalent")
+        return good == len(self.selected) and self.count("killed") > 0
+
+
+class Table:
+    """A line a mutant, with a progress bar below them on a terminal."""
+
+    def __init__(self, console: Console, *, total: int, verbose: bool) -> None:
+        self._console = console
+        self._verbose = verbose
+        self._progress = counter(console)
+        self._task = self._progress.add_task("mutants", total=total)
+
+    def __enter__(self) -> Table:
+        headings = _line([heading for heading, _ in _COLUMNS])
+        self._console.print(Text(headings, style="bold"), soft_wrap=True)
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def add(self, outcome: Outcome) -> None:
+        """Print a mutant's line, and what a person needs to go on where it was not killed."""
+        mutant, status = outcome.mutant, outcome.status
+        case = label(outcome.case) if outcome.case else ""
+        line = Text(_line([mutant.id, status, _by(outcome), case]))
+        at = len(_line([mutant.id, ""]))
+        line.stylize(_STYLE[status], at, at + len(status))
+        self._console.print(line, soft_wrap=True)
+        if status != "killed" or self._verbose:
+            for text in (f"{mutant.patch}: {mutant.does}", f"shown by: {mutant.shown_by}"):
+                self._console.print(Text(f"    {text}"), soft_wrap=True)
+            reason = Text(f"    {outcome.reason}", style=_STYLE[status])
+            self._console.print(reason, soft_wrap=True)
+            self._console.print(Text(f"    {repro(mutant)}", style="dim"), soft_wrap=True)
+        self._progress.advance(self._task)
+
+
+def print_summary(console: Console, score: Score) -> None:
+    """Print the last line: how many mutants, what became of them, on what, how long."""
+    parts = [f"{score.count(status)} {status}" for status in STATUSES if score.count(status)]
+    n, total = len(score.outcomes), len(score.selected)
+    mutants = f"{n} of {total} mutants (interrupted)" if score.is_interrupted else f"{n} mutants"
+    text = Text(f"{mutants}: {', '.join(parts) or 'none ran'}", style="bold")
+    text.stylize("green" if score.passed else "red")
+    alone, faults = score.by_first_suite
+    share = f" ({alone / faults:.0%})" if faults else ""
+    text.append(
+        f" | suite {score.suites[0]} alone kills {alone} of {faults} faults{share}"
+        f" | ggml {score.library['ggml_version']} | {score.seconds:.1f} s",
+        style="not bold default",
+    )
+    console.print(text, soft_wrap=True)
+
+
+def render(score: Score) -> str:
+    """Return the JSON document, ending in a newline."""
+    return json.dumps(document(score), indent=1, allow_nan=False) + "\n"
+
+
+def document(score: Score) -> dict[str, Any]:
+    """Return the JSON document as plain data."""
+    alone, faults = score.by_first_suite
+    return {
+        "schema": SCHEMA,
+        "tool": {"version": score.tool_version},
+        "library": score.library,
+        "machine": score.machine,
+        "started": score.started.isoformat(timespec="seconds"),
+        "seconds": round(score.seconds, 3),
+        "interrupted": score.is_interrupted,
+        "suites": list(score.suites),
+        "summary": {
+            "mutants": len(score.outcomes),
+            **{status: score.count(status) for status in STATUSES},
+            "faults": faults,
+            "killed_by_first_suite": alone,
+        },
+        "results": [_result(outcome) for outcome in score.outcomes],
+    }
+
+
+def repro(mutant: Mutant) -> str:
+    """Return the command that tries a mutant again."""
+    return shlex.join(["fa-harness", "mutants", "-v", "-k", f"^{mutant.id}$"])
+
+
+def _result(outcome: Outcome) -> dict[str, Any]:
+    mutant = outcome.mutant
+    return {
+        "mutant": mutant.id,
+        "class": mutant.class_,
+        "kind": mutant.kind,
+        "patch": mutant.patch,
+        "does": mutant.does,
+        "shown_by": mutant.shown_by,
+        "status": outcome.status,
+        "suite": outcome.suite or None,
+        "case": str(outcome.case) if outcome.case else None,
+        "comparison": outcome.comparison or None,
+        "reason": outcome.reason,
+        "cases": outcome.n_case,
+        "seconds": round(outcome.seconds, 4),
+        "repro": repro(mutant),
+    }
+
+
+def _by(outcome: Outcome) -> str:
+    """Return what told: the comparison, or in short the reason."""
+    if outcome.status != "killed":
+        return ""
+    if outcome.mutant.kind == "impostor":
+        return f"each of {outcome.n_case} cases"
+    return outcome.comparison or outcome.reason.partition("\n")[0].partition(":")[0]
+
+
+def _line(cells: Sequence[str]) -> str:
+    padded = [f"{cell:<{width}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=False)]
+    return "  ".join(padded)

@@ -1,34 +1,140 @@
-"""`perplexity`: a real model with its attention in segments, and with a cache of two types."""
+"""`perplexity`: a real model with its attention in segments, and with a cache of two types.
+
+Its JSON has the schema `fa-harness.perplexity/1`.
+"""
 
 from __future__ import annotations
 
-import os
+import json
 import shlex
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import click
 from rich.console import Console
+from rich.text import Text
 
 from fa_harness import proc, progress
-from fa_harness.errors import FaHarnessError, SetupError
-from fa_harness.model.llama import BENCH, PERPLEXITY, build_llama, is_trapped, no_repack
+from fa_harness.cli import options
+from fa_harness.errors import SetupError, UsageError
+from fa_harness.machine import usable_cores
+from fa_harness.model.llama import BENCH, PERPLEXITY, build_llama, is_trapped, measure, no_repack
+from fa_harness.model.models import find_model, text_path
 from fa_harness.model.perplexity import (
     CacheRun,
+    Judgement,
     Perplexity,
     Run,
     Setting,
     judge,
-    parse,
     plan_mixed,
     plan_segments,
 )
 from fa_harness.project import find_project, writing
-from fa_harness.report.perplexity import EndToEnd, print_caches, print_segments
+from fa_harness.terminal import make_console, write_json
+
+SCHEMA = "fa-harness.perplexity/1"
 
 NOT_ROTATED = {"LLAMA_ATTN_ROT_DISABLE": "1"}
 """llama.cpp rotates K and V of a quantised cache, which helps it, and does not of an F16 one."""
+
+
+@click.command("perplexity")
+@options.model(required=True)
+@click.option(
+    "--text", type=options.PATH, metavar="FILE", help="What it is taken of [default: ours]."
+)
+@click.option("--segments", default="1,2,8", show_default=True, metavar="N,...",
+              help="Numbers of segments.")  # fmt: skip
+@click.option("--context", type=int, default=512, show_default=True, metavar="N",
+              help="Tokens of a chunk.")  # fmt: skip
+@click.option("--ubatch", type=int, metavar="N",
+              help="Rows of a graph, 1 is decoding [default: 512].")  # fmt: skip
+@click.option("--chunks", type=int, default=4, show_default=True, metavar="N",
+              help="Chunks of the text.")  # fmt: skip
+@options.llama_threads
+@click.option("--mixed", is_flag=True,
+              help="Compare caches of two types with uniform ones of their size.")  # fmt: skip
+@options.json_path
+@options.verbose
+def command(
+    *,
+    model: str,
+    accept_terms: bool,
+    text: Path | None,
+    segments: str,
+    context: int,
+    ubatch: int | None,
+    chunks: int,
+    threads: int | None,
+    mixed: bool,
+    json_path: str | None,
+    verbose: bool,
+) -> None:
+    """Run a real model with its attention in segments, and compare the perplexities.
+
+    llama.cpp is built with patches/experimental/, which reads the number of segments from the
+    environment. Where the contract says that no bit differs, all printed digits must be equal,
+    elsewhere the values within 1e-4. Exit status 1: they are not.
+    """
+    try:
+        numbers = [int(word) for word in segments.split(",")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1:
+        raise UsageError(f"--segments {segments}: give numbers of at least 1, as in 1,2,8")
+    if text is not None and not text.is_file():
+        raise UsageError(f"--text {text}: there is no such file")
+    found = find_model(find_project(), model, accept_terms=accept_terms)
+    window = window_of(found)
+    setting = Setting(
+        n_ctx=context,
+        n_ubatch=min(512, context) if ubatch is None else ubatch,
+        threads=threads or usable_cores(),
+        chunks=chunks,
+        n_swa=window,
+        swa_full=mixed and window > 0,
+    )
+    result = compare(
+        model=found,
+        text=(text or text_path()).resolve(),
+        setting=setting,
+        segments=numbers,
+        mixed=mixed,
+        console=make_console(stderr=json_path == "-"),
+        verbose=verbose,
+    )
+    write_json(render(result), json_path)
+    if not result.passed:
+        sys.exit(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndToEnd:
+    """What came of all runs.
+
+    Attributes:
+        model: Its file's name.
+        setting: Of all runs.
+        judgements: Of the runs with segments.
+        results: Of these and the standard run, by name.
+        caches: Uniform caches and mixed ones; empty where they were not asked for.
+        commands: Of each run, by name.
+    """
+
+    model: str
+    setting: Setting
+    judgements: tuple[Judgement, ...]
+    results: Mapping[str, Perplexity]
+    caches: tuple[tuple[CacheRun, Perplexity], ...]
+    commands: Mapping[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether each run is as near to the standard one as it must be."""
+        return all(each.ok for each in self.judgements)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,32 +159,6 @@ class _Programs:
 
     def _command(self, run: Run) -> list[str | Path]:
         return [self.program, "-m", self.model, "-f", self.text, *run.arguments, *self.options]
-
-
-def measure(
-    command: Sequence[str | Path], environment: Mapping[str, str], log: Path
-) -> tuple[Perplexity, float]:
-    """Run `llama-perplexity`; returns what it printed, and how many seconds it took.
-
-    Its log is written by a thread, whose last lines may be lost when the process ends: one that
-    ended well without an estimate is run once more.
-
-    Raises:
-        ProgramError: It failed.
-        FaHarnessError: It printed no estimate.
-    """
-    # settings of the caller's own would change what is compared
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_")}
-    for is_last in (False, True):
-        start = time.perf_counter()
-        output = proc.run(command, env={**inherited, **environment}, log=log)
-        seconds = time.perf_counter() - start
-        try:
-            return parse(output), seconds
-        except FaHarnessError:
-            if is_last:
-                raise
-    raise AssertionError("unreachable")
 
 
 def compare(
@@ -112,12 +192,12 @@ def compare(
     logs = built.cmake.parent / "log"
     with writing(logs):
         logs.mkdir(exist_ok=True)
-    options = no_repack(PERPLEXITY) if is_trapped(built, model, setting.threads, logs) else []
+    extra = no_repack(PERPLEXITY) if is_trapped(built, model, setting.threads, logs) else []
     programs = _Programs(
         program=built.program(PERPLEXITY),
         model=model,
         text=text,
-        options=tuple(options),
+        options=tuple(extra),
         logs=logs,
     )
     runs = plan_segments(setting, segments)
@@ -185,3 +265,68 @@ def window_of(model: Path) -> int:
         return int(window.contents()) if window is not None else 0
     except (ValueError, KeyError, IndexError, OSError) as error:
         raise SetupError(f"model {model}: its metadata cannot be read ({error})") from error
+
+
+def print_segments(
+    console: Console,
+    setting: Setting,
+    judgements: Sequence[Judgement],
+    results: Mapping[str, Perplexity],
+    commands: Mapping[str, str],
+) -> None:
+    """Print a line for each run with segments, and how to repeat those that are off."""
+    console.print(Text(_title(setting), style="bold"), soft_wrap=True)
+    names = [name for name in results if name not in {each.name for each in judgements}]
+    for name in names:
+        console.print(Text(f"  {name:12}  {_value(results[name])}"), soft_wrap=True)
+    for each in judgements:
+        line = Text(f"  {each.name:12}  {_value(results[each.name])}  ")
+        line.append(each.message, style="green" if each.ok else "bold red")
+        console.print(line, soft_wrap=True)
+        if not each.ok:
+            console.print(Text(f"    {commands[each.name]}", style="dim"), soft_wrap=True)
+
+
+def print_caches(
+    console: Console, setting: Setting, caches: Collection[tuple[CacheRun, Perplexity]]
+) -> None:
+    """Print a line for each cache, those of one size together."""
+    console.print(Text(f"KV caches at {setting.n_ctx} tokens", style="bold"), soft_wrap=True)
+    console.print(Text(f"  {'bytes per element':>17}  {'cache':24}  perplexity"), soft_wrap=True)
+    for cache, found in sorted(caches, key=lambda each: -each[0].bytes_per_element):
+        size = f"{cache.bytes_per_element:17.4f}"
+        console.print(Text(f"  {size}  {cache.run.name:24}  {_value(found)}"), soft_wrap=True)
+
+
+def render(result: EndToEnd) -> str:
+    """Return the JSON document, ending in a newline."""
+    document = {
+        "schema": SCHEMA,
+        "passed": result.passed,
+        "model": result.model,
+        "setting": asdict(result.setting),
+        "runs": {name: asdict(found) for name, found in result.results.items()},
+        "judgements": [asdict(each) for each in result.judgements],
+        "caches": [
+            {
+                "name": cache.run.name,
+                "bytes_per_element": cache.bytes_per_element,
+                "hot_window": cache.hot,
+                **asdict(found),
+            }
+            for cache, found in result.caches
+        ],
+        "commands": dict(result.commands),
+    }
+    return json.dumps(document, indent=1) + "\n"
+
+
+def _title(setting: Setting) -> str:
+    words = [f"perplexity, context {setting.n_ctx}, {setting.n_ubatch} rows a graph"]
+    words.append(f"{setting.chunks} chunks, {setting.threads} threads")
+    words += [f"window {setting.n_swa}"] if setting.n_swa else []
+    return ", ".join(words)
+
+
+def _value(found: Perplexity) -> str:
+    return f"{found.estimate:.4f} +/- {found.error:.5f}"

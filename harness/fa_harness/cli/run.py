@@ -2,23 +2,122 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 
+import click
 from rich.console import Console
 
 from fa_harness import __version__
 from fa_harness.build.library import Library
 from fa_harness.build.named import held_library
 from fa_harness.case.case import Case
+from fa_harness.case.selection import Selection, check_modes, select
+from fa_harness.cli import options
+from fa_harness.cli.options import How, Reports
 from fa_harness.engine.runner import Runner
 from fa_harness.errors import FaHarnessError, SetupError
 from fa_harness.judge.verdict import Verdict
 from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.report.console import Table, print_summary
 from fa_harness.report.results import Results
+from fa_harness.terminal import make_console
 from fa_harness.upstream.source import chosen
+
+_what = options.as_record(
+    Selection,
+    "what",
+    options.numbers("--segments", metavar="N", help="Cut the KV cache into N segments."),
+    click.option("--boundaries", metavar="B1,B2,...|random", help="Cut it at these keys instead."),
+    click.option(
+        "--suite",
+        metavar="NAME",
+        help="Cases to run: seed, smoke, default, paths, reduction, mixed, fifo or gate [default].",
+    ),
+    click.option(
+        "--case", "case_string", metavar="STRING", help="Run one case, as a report prints it."
+    ),
+    click.option(
+        "--case-file",
+        type=options.PATH,
+        metavar="FILE",
+        help="Run a case a line, or upstream's tool's output.",
+    ),
+    click.option(
+        "--captured",
+        type=options.PATH,
+        metavar="FILE",
+        help="Run a model's own attention, which `fa-harness capture` has stored.",
+    ),
+    options.modes,
+    options.words("--regime", "regimes", metavar="R", help="Draw the inputs in this data regime."),
+    options.numbers("--threads", metavar="T", help="Compute with T threads."),
+    options.seed,
+    options.words(
+        "--segment-types",
+        metavar="T",
+        help="Types of the segments' K/V for mode mixed: q4_0,q8_0/f16.",
+    ),
+    click.option(
+        "--hot-window", type=int, metavar="N", help="Tokens in the hot window of mode fifo."
+    ),
+    click.option("--group", type=int, metavar="N", help="Tokens that leave it together."),
+    click.option("--cold-type", metavar="T", help="Type in which they are stored then."),
+    options.pattern,
+)
+_how = options.as_record(
+    How,
+    "how",
+    options.library,
+    options.define,
+    click.option(
+        "--timeout",
+        type=options.SECONDS,
+        metavar="SECONDS",
+        help="Give up on a case after this time.",
+    ),
+    click.option(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        help="Print repro lines and steps; keep all outputs in JSON.",
+    ),
+)
+
+
+@click.command("run")
+@_what
+@_how
+@click.option("--list", "list_only", is_flag=True, help="Print the selected cases, run none.")
+@options.reports
+def command(*, what: Selection, how: How, list_only: bool, reports: Reports) -> None:
+    """Compare attention, in one call and over segments, with the oracle.
+
+    A case is computed with one call (standard; full_state: with a state), with a call for each
+    segment (segmented; resumed: each on a backend of its own, the state in a file in between;
+    mixed: segments of different types) and with states of their own that are merged (merged).
+
+    Options that may be repeated also take a comma list: --segments 1,2,7 runs every case three
+    times. Cases that list boundaries of their own keep them.
+    """
+    cases = select(what)
+    if list_only:
+        for case in cases:
+            click.echo(str(case))
+        return
+    modes = check_modes(what.modes, cases)
+    reports.check()
+    console = make_console(stderr=reports.to_stdout)
+    try:
+        results = run_cases(cases, how, modes=modes, console=console)
+    except EndedError as end:
+        reports.write(end.results)
+        raise end.cause from None
+    reports.write(results)
+    if not results.passed:
+        sys.exit(1)
 
 
 class EndedError(FaHarnessError):
@@ -38,14 +137,7 @@ class EndedError(FaHarnessError):
 
 
 def run_cases(
-    cases: Sequence[Case],
-    *,
-    library: str,
-    options: Mapping[str, str] = {},
-    modes: tuple[str, ...] | None,
-    timeout: float | None,
-    console: Console,
-    verbose: bool,
+    cases: Sequence[Case], how: How, *, modes: tuple[str, ...] | None, console: Console
 ) -> Results:
     """Run cases on a built library and print a line for each.
 
@@ -56,29 +148,18 @@ def run_cases(
         SetupError: It is not built, not current, or does not load.
         EndedError: A disk is full, say, or nobody reads the table.
     """
-    with held_library(library, options) as found, Runner(found.module_path) as runner:
-        return run_with(
-            runner,
-            found,
-            cases,
-            options=options,
-            modes=modes,
-            timeout=timeout,
-            console=console,
-            verbose=verbose,
-        )
+    with held_library(how.library, how.options) as found, Runner(found.module_path) as runner:
+        return run_with(runner, found, cases, how, modes=modes, console=console)
 
 
 def run_with(
     runner: Runner,
     library: Library,
     cases: Sequence[Case],
+    how: How,
     *,
-    options: Mapping[str, str],
     modes: tuple[str, ...] | None,
-    timeout: float | None,
     console: Console,
-    verbose: bool,
 ) -> Results:
     """Run cases on a library that a runner has, print a line for each, then the summary.
 
@@ -102,16 +183,18 @@ def run_with(
             verdicts=tuple(verdicts),
             selected=len(cases),
             interrupted=interrupted,
-            options=options,
+            options=how.options,
             environment=chosen(),
         )
 
     interrupted = False
     ended: Exception | SystemExit | None = None
     so_far = results(interrupted=False)
-    with Table(console, total=len(cases), verbose=verbose) as table:
+    with Table(console, total=len(cases), verbose=how.verbose) as table:
         try:
-            for verdict in runner.run(cases, modes=modes, timeout=timeout, with_outputs=verbose):
+            for verdict in runner.run(
+                cases, modes=modes, timeout=how.timeout, with_outputs=how.verbose
+            ):
                 verdicts.append(verdict)
                 table.add(verdict, so_far.repro(verdict))
         except KeyboardInterrupt:

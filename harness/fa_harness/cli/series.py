@@ -1,136 +1,228 @@
-"""`series`: what each patch does to the cases of a suite."""
+"""`series`: the group, and the commands that change the series."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from pathlib import Path
 
-from fa_harness import progress
-from fa_harness.build import builder as build
-from fa_harness.case.case import Case
-from fa_harness.case.suites import suite as cases_of_suite
-from fa_harness.cli.bisect import prefixes
-from fa_harness.engine.runner import Runner
-from fa_harness.errors import SetupError
-from fa_harness.project import Project, locked
-from fa_harness.report.series import CheckedUpstream, Colours, SuiteOutcome, WrongCase
-from fa_harness.series.drift import drift
-from fa_harness.series.lint import Finding
-from fa_harness.series.series import load_series, series_for
-from fa_harness.series.tree import prepare_tree
-from fa_harness.upstream.source import find_source
+import click
+from rich.console import Console
+from rich.text import Text
 
-KERNEL = "+++ b/ggml/src/ggml-cpu/"
-"""In each patch that changes what the CPU backend computes."""
+from fa_harness.build.builder import vendor
+from fa_harness.cli.lazy import LazyGroup
+from fa_harness.errors import UsageError
+from fa_harness.project import Project, find_project, locked
+from fa_harness.series import rework
+from fa_harness.series.rework import Changes
+from fa_harness.terminal import make_console
+from fa_harness.upstream.pins import load_pins
+from fa_harness.upstream.source import Source, chosen, find_source
+
+_LAZY = {
+    "status": "Show each patch: its files, its size, and whether upstream has it",
+    "lint": "Check the patches against upstream's own rules",
+    "check": "Apply, build and try the series on other upstreams",
+}
+_MAIL = click.Path(path_type=Path)
+_Change = Callable[[Project, Source], Changes]
+
+_go_on = click.option("--continue", "go_on", is_flag=True, help="Go on; conflicts are resolved.")
+_abort = click.option("--abort", is_flag=True, help="Give up: the patches are as they were.")
 
 
-def without_effect(project: Project, of_prefixes: list[Colours], suite: str) -> list[Finding]:
-    """Return the patches of the kernel that turn no case of a suite green.
+@click.group(cls=LazyGroup, lazy=_LAZY, package="fa_harness.cli.series_")
+def command() -> None:
+    """Change the patch series: patches are commits while you work on them.
 
-    Args:
-        project: Where `patches/` is.
-        of_prefixes: What `colours` returned.
-        suite: The suite's name.
+    A change that conflicts stops, says what to do, and loses nothing; --continue goes on with it
+    and --abort gives it up. A patch whose content did not change keeps every byte, line numbers
+    among them, until `refresh --line-numbers`.
     """
-    patches = series_for(project, find_source(project)).patches
-    found = []
-    for i, patch in enumerate(patches):
-        before, after = of_prefixes[i], of_prefixes[i + 1]
-        if KERNEL in patch.read_text("utf-8", errors="replace") and not before.red - after.red:
-            text = f"no case of suite {suite} fails before it and passes after it"
-            found.append(
-                Finding(
-                    level="should", rule="test", patch=patch.name, line=1, file="", file_line=0,
-                    text=text,
-                )
-            )  # fmt: skip
-    return found
 
 
-def check(
-    project: Project, upstreams: Sequence[str], suites: Sequence[str]
-) -> Iterator[CheckedUpstream]:
-    """Yield what becomes of the series on each upstream: does it apply, build, and pass.
+@command.command()
+def apply() -> None:
+    """Make the tree of upstream and the series, as `fa-harness vendor` does."""
+    project, _ = _here()
+    click.echo(project.relative(vendor(project).path))
 
-    A case that pristine upstream gets wrong without a state, too, is upstream's own.
 
-    Args:
-        project: Where `patches/` is.
-        upstreams: Names of pins, or folders of checkouts.
-        suites: What runs on the patched library.
+@command.command()
+@click.argument("patch", required=False)
+@_go_on
+@_abort
+def edit(*, patch: str | None, go_on: bool, abort: bool) -> None:
+    """Stop at PATCH, a number or a file name, in a worktree of its own.
 
-    Raises:
-        UsageError: There is no such upstream or suite.
+    Commit there as usual: git commit --amend changes the patch, a new commit is a patch after it.
+    fa-harness series refresh then puts the later patches on top and writes them all.
     """
-    cases = {suite: cases_of_suite(suite) for suite in suites}
-    for name in upstreams:
-        find_source(project, name)
-    for name in upstreams:
-        yield _check(project, name, cases)
+    if go_on or abort:
+        _end(go_on=go_on, arguments=(patch,) if patch else ())
+        return
+    if patch is None:
+        raise UsageError("name the patch to edit; fa-harness series status shows them")
+    project, source = _here()
+    with locked(project):
+        place = rework.edit(project, source, patch)
+    click.echo(
+        f"1. cd {project.relative(place)}\n"
+        "2. edit, and git commit --amend (or git commit for a patch of its own)\n"
+        "3. fa-harness series refresh (or fa-harness series edit --abort)"
+    )
 
 
-def _check(project: Project, name: str, suites: Mapping[str, Sequence[Case]]) -> CheckedUpstream:
-    checked = CheckedUpstream(upstream=name)
-    try:
-        source = find_source(project, name)
-        series = series_for(project, source)
-        with locked(project):
-            tree = prepare_tree(project, source, series)
-        whole = load_series(project)
-        checked = replace(
-            checked,
-            ggml_version=tree.ggml_version,
-            applied=len(series.patches),
-            patches=len(whole.patches),
-            drift=max(drift(tree, series), default=0),
-            variants=sum(a != b for a, b in zip(series.digests, whole.digests, strict=False)),
+@command.command()
+@click.option("--line-numbers", is_flag=True, help="Write patches of which only these moved, too.")
+@_go_on
+@_abort
+def refresh(*, line_numbers: bool, go_on: bool, abort: bool) -> None:
+    """Write commits to patches/: of an edit, or else of the branch `series` in the tree."""
+    _change(
+        lambda project, source: rework.refresh(project, source, line_numbers=line_numbers),
+        arguments=("--line-numbers",) if line_numbers else None,
+        go_on=go_on,
+        abort=abort,
+    )
+
+
+@command.command()
+@click.argument("mails", nargs=-1, type=_MAIL, metavar="FILE...")
+@click.option("--after", metavar="PATCH", help="After this patch, instead of at the end.")
+@_go_on
+@_abort
+def add(*, mails: tuple[Path, ...], after: str | None, go_on: bool, abort: bool) -> None:
+    """Put patches that git format-patch made into the series."""
+    _change(
+        lambda project, source: rework.add(project, source, mails, after),
+        arguments=mails,
+        go_on=go_on,
+        abort=abort,
+    )
+
+
+@command.command()
+@click.argument("patches", nargs=-1, metavar="PATCH...")
+@_go_on
+@_abort
+def drop(*, patches: tuple[str, ...], go_on: bool, abort: bool) -> None:
+    """Take patches out of the series."""
+    _change(
+        lambda project, source: rework.drop(project, source, patches),
+        arguments=patches,
+        go_on=go_on,
+        abort=abort,
+    )
+
+
+@command.command()
+@click.argument("patches", nargs=-1, metavar="PATCH...")
+@_go_on
+@_abort
+def reorder(*, patches: tuple[str, ...], go_on: bool, abort: bool) -> None:
+    """Bring patches to the front, in this order; the others stay behind them as they were."""
+    _change(
+        lambda project, source: rework.reorder(project, source, patches),
+        arguments=patches,
+        go_on=go_on,
+        abort=abort,
+    )
+
+
+@command.command()
+@click.option("--onto", metavar="NAME|DIR", help="A pin, or a checkout of your own.")
+@click.option("--suite", "suites", multiple=True, metavar="NAME", default=("seed", "smoke"),
+              show_default="seed, smoke", help="Run this suite then; may be repeated.")  # fmt: skip
+@click.option("--no-suites", is_flag=True, help="Run none.")
+@_go_on
+@_abort
+def rebase(
+    *, onto: str | None, suites: tuple[str, ...], no_suites: bool, go_on: bool, abort: bool
+) -> None:
+    """Move the series to another upstream, three-way, show what changed in it, and run suites.
+
+    What upstream has taken is dropped. A pin becomes the default one. Exit status 1: the series
+    does not build there, or gets wrong what upstream gets right; the patches are moved. fa-harness
+    series check tells how it does on the other upstreams.
+    """
+    if not (go_on or abort) and onto is None:
+        raise UsageError("name where to: --onto NAME, a pin, or --onto DIR, a checkout")
+    changes = _change(
+        lambda project, source: rework.rebase(project, source, find_source(project, onto)),
+        arguments=(onto,) if onto else None,
+        go_on=go_on,
+        abort=abort,
+    )
+    if changes and changes.onto and not no_suites:
+        from fa_harness.cli.series_check import print_checks  # NumPy takes its time to load
+
+        console = make_console(stderr=False)
+        [checked] = print_checks(console, find_project(), (changes.onto,), suites)
+        if not checked.passed:
+            raise click.exceptions.Exit(1)
+
+
+def _change(
+    change: _Change, *, arguments: tuple[object, ...] | None = None, go_on: bool, abort: bool
+) -> Changes | None:
+    """Make a change, or end the one that has begun; None if that was given up."""
+    if go_on or abort:
+        return _end(go_on=go_on, arguments=arguments or ())
+    if arguments == ():
+        raise UsageError("name one patch at least; fa-harness series status shows them")
+    project, source = _here()
+    with locked(project):
+        changes = change(project, source)
+    print_changes(make_console(stderr=False), changes)
+    return changes
+
+
+def _end(*, go_on: bool, arguments: tuple[object, ...]) -> Changes | None:
+    project, source = _here()
+    if arguments:
+        raise UsageError("--continue and --abort take nothing else: they are of what has begun")
+    source = _begun(project, source)
+    with locked(project):
+        if not go_on:
+            rework.abort(project, source)
+            return None
+        changes = rework.go_on(project, source)
+    print_changes(make_console(stderr=False), changes)
+    return changes
+
+
+def _begun(project: Project, source: Source) -> Source:
+    """Return the upstream whose change is meant: the one that was named, or the only one."""
+    if rework.begun(project, source) or chosen():
+        return source
+    pins = [find_source(project, name) for name in load_pins(project.pins_file).upstreams]
+    found = [pin for pin in pins if rework.begun(project, pin)]
+    if len(found) > 1:
+        names = ", ".join(pin.name for pin in found)
+        raise UsageError(f"changes have begun on {names}; say which with UPSTREAM=NAME")
+    return found[0] if found else source
+
+
+def _here() -> tuple[Project, Source]:
+    project = find_project()
+    return project, find_source(project)
+
+
+def print_changes(console: Console, changes: Changes) -> None:
+    """Print what a change of the series did to `patches/`."""
+    for name in changes.written:
+        console.print(Text(f"written: {name}"), soft_wrap=True)
+    for before, after in changes.renamed:
+        console.print(Text(f"renamed: {before} -> {after}"), soft_wrap=True)
+    for name in changes.removed:
+        console.print(Text(f"removed: {name}"), soft_wrap=True)
+    for title in changes.dropped:
+        console.print(
+            Text(f"dropped: {title}: nothing of it is left, upstream has it", style="yellow"),
+            soft_wrap=True,
         )
-        libraries = build.build(project, ["patched", "pristine"], upstream=name)
-        patched, pristine = (Runner(library.module_path) for library in libraries)
-        with patched, pristine:
-            results = {suite: _outcome(patched, pristine, cases) for suite, cases in suites.items()}
-    except SetupError as error:
-        return replace(checked, problem=str(error))
-    return replace(checked, suites=results)
-
-
-def _outcome(patched: Runner, pristine: Runner, cases: Sequence[Case]) -> SuiteOutcome:
-    wrong = []
-    for verdict in patched.run(cases):
-        if verdict.status in ("pass", "unsupported"):
-            continue
-        [without] = pristine.run([verdict.case], modes=())
-        wrong.append(
-            WrongCase(
-                case=str(verdict.case),
-                status=verdict.status,
-                reason=verdict.reason,
-                # the same numbers in its reason, too: nothing else is wrong beside that
-                is_upstreams=(without.status, without.reason) == (verdict.status, verdict.reason),
-            )
-        )
-    return SuiteOutcome(cases=len(cases), wrong=tuple(wrong))
-
-
-def colours(project: Project, suite: str) -> list[Colours]:
-    """Run a suite on the library of each prefix of the series, upstream as it is first.
-
-    Libraries that are missing or not current are built.
-
-    Raises:
-        UsageError: There is no such suite.
-        SetupError: A library does not build or does not load.
-    """
-    cases = cases_of_suite(suite)
-    names = [prefix.library for prefix in prefixes(series_for(project, find_source(project)))]
-    found = []
-    libraries = build.build(project, names)
-    with progress.bar(f"running suite {suite}") as advance:
-        for n, library in enumerate(libraries):
-            advance(n, len(libraries))
-            with Runner(library.module_path) as runner:
-                verdicts = list(runner.run(cases))
-            red = frozenset(str(v.case) for v in verdicts if v.status != "pass")
-            found.append(Colours(red=red, counts=dict(Counter(v.status for v in verdicts))))
-    return found
+    if changes.range_diff:
+        console.print(Text(changes.range_diff), soft_wrap=True)
+    if not (changes.written or changes.renamed or changes.removed or changes.dropped):
+        console.print(Text("nothing changed"), soft_wrap=True)

@@ -2,27 +2,79 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+import click
 from rich.console import Console
+from rich.text import Text
 
 from fa_harness.build.library import Library
 from fa_harness.build.named import held_library
 from fa_harness.case.case import Case
+from fa_harness.case.selection import check_modes
+from fa_harness.cli import options
+from fa_harness.cli.options import How
 from fa_harness.engine.modes import missing_option
 from fa_harness.engine.runner import Runner
 from fa_harness.errors import UsageError
+from fa_harness.files import check_writable, write_report
 from fa_harness.hunt import emit_c
-from fa_harness.hunt.shrink import Failure, Shrunk, shrink
+from fa_harness.hunt.shrink import Failure, Shrunk, Step, shrink
 from fa_harness.judge.verdict import Verdict
-from fa_harness.report.results import repro
-from fa_harness.report.shrink import print_shrink_step, print_shrunk
+from fa_harness.report.results import explain, repro
+from fa_harness.terminal import make_console
 from fa_harness.upstream.source import chosen
 
 _SIMPLER_SECONDS = 5.0
 """A case that is simpler than one that fails has this time; where that is not enough, it hangs."""
+
+
+@click.command("shrink")
+@click.option(
+    "--case",
+    "case_string",
+    required=True,
+    metavar="STRING",
+    help="A failing case, as a report prints it.",
+)
+@options.modes
+@options.library_of
+@click.option(
+    "--seconds",
+    type=options.SECONDS,
+    default=60.0,
+    metavar="S",
+    show_default=True,
+    help="Stop after this time.",
+)
+@click.option(
+    "--emit-c",
+    "c_file",
+    type=options.PATH,
+    metavar="FILE",
+    help="Write a C program of it that needs ggml alone.",
+)
+def command(
+    *, case_string: str, modes: tuple[str, ...], how: How, seconds: float, c_file: Path | None
+) -> None:
+    """Find the smallest case that fails as a case does, and print it.
+
+    Exit status 1: it was found; 2: the case does not fail.
+    """
+    case = Case.parse(case_string)
+    checked = check_modes(modes, [case])
+    if c_file is not None:
+        check_writable(c_file)
+    console = make_console(stderr=True)
+    smallest = shrink_case(case, how, modes=checked, seconds=seconds, console=console)
+    click.echo(str(smallest.shrunk.case))
+    click.echo(smallest.repro)
+    if c_file is not None:
+        write_report(c_file, c_program(smallest))
+    sys.exit(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +91,7 @@ class Smallest:
 
 
 def shrink_case(
-    case: Case,
-    *,
-    library: str,
-    options: Mapping[str, str] = {},
-    modes: tuple[str, ...] | None,
-    seconds: float,
-    console: Console,
+    case: Case, how: How, *, modes: tuple[str, ...] | None, seconds: float, console: Console
 ) -> Smallest:
     """Find the smallest case that fails on a library as a case does, and print each step to it.
 
@@ -53,8 +99,7 @@ def shrink_case(
 
     Args:
         case: A case that fails, crashes or hangs.
-        library: Name of the library.
-        options: CMake options that it was built with.
+        how: On which library.
         modes: What to compute; None for each case's own.
         seconds: After these, counted from the end of its own run, the smallest so far is returned.
         console: Where the steps go.
@@ -63,7 +108,7 @@ def shrink_case(
         UsageError: The case does not fail, or there is no library of that name.
         SetupError: It is not built, not current, or does not load.
     """
-    with held_library(library, options) as found, Runner(found.module_path) as runner:
+    with held_library(how.library, how.options) as found, Runner(found.module_path) as runner:
         [verdict] = runner.run([case], modes=modes)
         verdicts = {case: verdict}
         end = time.monotonic() + seconds
@@ -87,13 +132,15 @@ def shrink_case(
             case,
             fails,
             out_of_time=lambda: interrupted or time.monotonic() > end,
-            on_step=lambda step: print_shrink_step(console, step),
+            on_step=lambda step: _print_step(console, step),
         )
         if shrunk is None:
-            how = "passes" if verdict.status == "pass" else f"is {verdict.status}"
+            ended = "passes" if verdict.status == "pass" else f"is {verdict.status}"
             reason = f" ({verdict.reason})" if verdict.reason else ""
-            raise UsageError(f"{case} {how} on library {library!r}{reason}: nothing to shrink")
-        print_shrunk(console, shrunk, verdicts[shrunk.case])
+            raise UsageError(
+                f"{case} {ended} on library {how.library!r}{reason}: nothing to shrink"
+            )
+        _print_end(console, shrunk, verdicts[shrunk.case])
         return Smallest(
             shrunk=shrunk,
             verdict=verdicts[shrunk.case],
@@ -101,8 +148,8 @@ def shrink_case(
             library=found,
             repro=repro(
                 shrunk.case,
-                library=library,
-                options=options,
+                library=how.library,
+                options=how.options,
                 modes=modes or (),
                 environment=chosen(),
             ),
@@ -121,3 +168,26 @@ def c_program(smallest: Smallest) -> str:
         library=f"library {built.name} of {built.upstream}, ggml {built.ggml_version}",
         features=smallest.features,
     )
+
+
+def _print_step(console: Console, step: Step) -> None:
+    """Print what is simpler in a case that still fails, and what shows that it does."""
+    line = Text(f"  {step.what}")
+    line.append(f"  {_words(step.failure.name)}", style="dim")
+    console.print(line, soft_wrap=True)
+
+
+def _print_end(console: Console, shrunk: Shrunk, verdict: Verdict) -> None:
+    """Print how far it went, and why the smallest case fails."""
+    n = len(shrunk.steps)
+    end = "nothing simpler fails" if shrunk.finished else "stopped before all was tried"
+    console.print(
+        Text(f"{n} step{'s' * (n != 1)}, {shrunk.tried} cases run: {end}", style="bold"),
+        soft_wrap=True,
+    )
+    for line in explain(verdict):
+        console.print(Text(f"    {line}"), soft_wrap=True)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

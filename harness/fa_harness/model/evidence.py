@@ -81,6 +81,38 @@ PARTS: Mapping[str, str] = {
 # test-backend-ops
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """All that was gathered.
+
+    Attributes:
+        tool_version: Of the harness.
+        branch: The branch that was made.
+        base: The commit that it stands on.
+        tip: Its last commit.
+        subjects: Titles of its commits, the first one first.
+        machine: What it was measured on, by what people call it.
+        variables: What commands name `$LIKE_THIS`, and its value.
+        build: Commands that build the programs.
+        sections: The parts, in their order.
+    """
+
+    tool_version: str
+    branch: str
+    base: str
+    tip: str
+    subjects: tuple[str, ...]
+    machine: Mapping[str, str]
+    variables: Mapping[str, str]
+    build: tuple[str, ...]
+    sections: tuple[Section, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no part speaks against the patches."""
+        return all(section.passed is not False for section in self.sections)
+
+
 def parse_ops(output: str) -> dict[str, str]:
     """Return the status of each flash-attention case: `OK`, `FAIL` or `not supported`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 import fa_harness
 from fa_harness import proc, progress
 from fa_harness.build import toolchain
-from fa_harness.errors import SetupError
+from fa_harness.errors import FaHarnessError, SetupError
+from fa_harness.model.perplexity import Perplexity, parse
 from fa_harness.project import Project, locked, writing
 from fa_harness.series.series import load_experiments, series_for
 from fa_harness.series.tree import prepare_tree
@@ -239,3 +241,29 @@ def _build_capture(built: Programs, *, verbose: bool) -> None:
     )
     with writing(mark):
         mark.write_text(digest, encoding="utf-8")
+
+
+def measure(
+    command: Sequence[str | Path], environment: Mapping[str, str], log: Path
+) -> tuple[Perplexity, float]:
+    """Run `llama-perplexity`; returns what it printed, and how many seconds it took.
+
+    Its log is written by a thread, whose last lines may be lost when the process ends: one that
+    ended well without an estimate is run once more.
+
+    Raises:
+        ProgramError: It failed.
+        FaHarnessError: It printed no estimate.
+    """
+    # settings of the caller's own would change what is compared
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_")}
+    for is_last in (False, True):
+        start = time.perf_counter()
+        output = proc.run(command, env={**inherited, **environment}, log=log)
+        seconds = time.perf_counter() - start
+        try:
+            return parse(output), seconds
+        except FaHarnessError:
+            if is_last:
+                raise
+    raise AssertionError("unreachable")

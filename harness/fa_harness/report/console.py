@@ -15,7 +15,6 @@ from fa_harness.engine.modes import MODES
 from fa_harness.judge.verdict import STATUSES, Verdict
 from fa_harness.progress import counter
 from fa_harness.report.results import Results, explain
-from fa_harness.speed.gate import KINDS, Gate
 
 STATUS_STYLE = {
     "pass": "green",
@@ -25,8 +24,6 @@ STATUS_STYLE = {
     "unsupported": "yellow",
     "mistrusted": "bold magenta",
 }
-
-_CHECK_STYLE = {"ok": "green", "regressed": "bold red", "skipped": "yellow"}
 
 _CASE_WIDTHS = (20, 62)  # least and most columns for the case, by what the others leave of the line
 _COLUMNS = (  # of the others: heading, width, to the right
@@ -138,36 +135,6 @@ def print_summary(console: Console, results: Results) -> None:
     console.print(text, soft_wrap=True)
 
 
-def print_gate(console: Console, gate: Gate) -> None:
-    """Print what stops the patch, then each part of the gate, then the verdict."""
-    for finding in gate.findings:
-        if finding.kind != "failed":  # those have their lines above
-            kind, name = KINDS[finding.kind], label(Case.parse(finding.case))
-            console.print(Text(f"{kind}: {name}", style="bold red"), soft_wrap=True)
-            console.print(Text(f"    {finding.text}", style="red"), soft_wrap=True)
-            console.print(Text(f"    {finding.repro}", style="dim"), soft_wrap=True)
-    for check in gate.checks:
-        line = Text(f"  {check.status:9}  {check.name:15}  {check.reason}")
-        line.stylize(_CHECK_STYLE[check.status], 2, 11)
-        console.print(line, soft_wrap=True)
-    for note in gate.notes:
-        console.print(Text(f"  note       {note}", style="dim"), soft_wrap=True)
-    n = len(gate.findings)
-    verdict = "gate: pass" if gate.passed else f"gate: fail, {n} finding{'s' * (n != 1)}"
-    text = Text(verdict, style="bold green" if gate.passed else "bold red")
-    text.append(f" | baseline {gate.baseline}", style="not bold default")
-    console.print(text, soft_wrap=True)
-
-
-def print_changes(console: Console, file: str, changes: Sequence[str]) -> None:
-    """Print what a baseline has otherwise than before."""
-    for change in changes:
-        console.print(Text(f"  {change}"), soft_wrap=True)
-    n = len(changes)
-    what = f"{n} change{'s' * (n != 1)}" if n else "nothing changed"
-    console.print(Text(f"baseline {file}: written, {what}", style="bold"), soft_wrap=True)
-
-
 def label(case: Case) -> str:
     """Return a case in a few words: shape, then what is not usual about it."""
     usual = (0, 2, 1, 3) if case.captured else (0, 1, 2, 3)  # a model's cache is permuted
@@ -201,6 +168,13 @@ def label(case: Case) -> str:
         (case.seed != 0, f"seed={case.seed}"),
     ]
     return " ".join([*words, *(word for shown, word in options if shown), f"t{case.threads}"])
+
+
+def speed_label(case: Case) -> str:
+    """Return a case whose speed is measured in a few words."""
+    size = f"{case.hsk}" if case.hsk == case.hsv else f"{case.hsk}/{case.hsv}"
+    heads = f"h{case.n_head}/{case.n_head_kv}"
+    return f"b{case.n_batch} kv{case.n_kv} hs{size} {heads} {case.type_K} t{case.threads}"
 
 
 def _cuts(case: Case) -> str:

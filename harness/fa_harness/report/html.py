@@ -15,8 +15,7 @@ from fa_harness.arrays import F32
 from fa_harness.case.case import Case
 from fa_harness.judge.shares import Shares
 from fa_harness.judge.verdict import Verdict
-from fa_harness.report.bench import label as row_label
-from fa_harness.report.console import label
+from fa_harness.report.console import label, speed_label
 from fa_harness.report.results import Results
 from fa_harness.report.troubles import Trouble, headline, in_short, origin, passed, troubles
 from fa_harness.speed.bench import Interval
@@ -63,7 +62,7 @@ def _document(results: Results, gate: Gate | None) -> Iterator[str]:
 
 
 def _css() -> str:
-    return files("fa_harness.report.results").joinpath("report.css").read_text(encoding="utf-8")
+    return files("fa_harness.report").joinpath("report.css").read_text(encoding="utf-8")
 
 
 def _checks(gate: Gate) -> Iterator[str]:
@@ -194,7 +193,7 @@ def _speed(ratios: Sequence[Ratio]) -> Iterator[str]:
     low = min((each.low for each in told), default=1.0)
     high = max((each.high for each in told), default=1.0)
     for ratio in ratios:
-        cells = [_text(row_label(Case.parse(ratio.case))), _text(ratio.way.replace("_", " "))]
+        cells = [_text(speed_label(Case.parse(ratio.case))), _text(ratio.way.replace("_", " "))]
         cells += [_interval(ratio.now), _interval(ratio.before)]
         cells += [_range((ratio.before, ratio.now), low, high)]
         cells += [f"<b>{ratio.status}</b> {_text(ratio.reason)}"]

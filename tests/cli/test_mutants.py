@@ -6,8 +6,8 @@ from datetime import datetime, timezone
 from rich.console import Console
 
 from fa_harness.case.suites import suite
+from fa_harness.cli.mutants import SCHEMA, Score, Table, document, print_summary, render
 from fa_harness.hunt.mutants import Mutant, Outcome
-from fa_harness.report.mutants import SCHEMA, Score, Table, document, print_summary, render
 
 MUTANT = Mutant(
     id="norm-never-vec",

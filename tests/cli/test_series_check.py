@@ -5,7 +5,7 @@ import json
 
 from rich.console import Console
 
-from fa_harness.report.series import (
+from fa_harness.cli.series_check import (
     CheckedUpstream,
     SuiteOutcome,
     WrongCase,

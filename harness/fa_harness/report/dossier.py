@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
-from rich.console import Console
-from rich.text import Text
-
-from fa_harness.model.evidence import Section
+from fa_harness.model.evidence import Evidence
 
 SCHEMA = "fa-harness.evidence/1"
 
@@ -33,38 +29,6 @@ CHECKLIST = (
 """What upstream's CONTRIBUTING asks of the author; a person ticks it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """All that was gathered.
-
-    Attributes:
-        tool_version: Of the harness.
-        branch: The branch that was made.
-        base: The commit that it stands on.
-        tip: Its last commit.
-        subjects: Titles of its commits, the first one first.
-        machine: What it was measured on, by what people call it.
-        variables: What commands name `$LIKE_THIS`, and its value.
-        build: Commands that build the programs.
-        sections: The parts, in their order.
-    """
-
-    tool_version: str
-    branch: str
-    base: str
-    tip: str
-    subjects: tuple[str, ...]
-    machine: Mapping[str, str]
-    variables: Mapping[str, str]
-    build: tuple[str, ...]
-    sections: tuple[Section, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether no part speaks against the patches."""
-        return all(section.passed is not False for section in self.sections)
-
-
 def render(evidence: Evidence) -> str:
     """Return the JSON document, ending in a newline."""
     document = {"schema": SCHEMA, "passed": evidence.passed, **dataclasses.asdict(evidence)}
@@ -74,18 +38,6 @@ def render(evidence: Evidence) -> str:
 def markdown(evidence: Evidence) -> str:
     """Return the document in Markdown, ending in a newline."""
     return "\n".join(_lines(evidence)) + "\n"
-
-
-def print_section(console: Console, section: Section) -> None:
-    """Print a part when it is done."""
-    style = {True: "green", False: "bold red", None: "yellow"}[section.passed]
-    console.print(Text(section.title, style=style), soft_wrap=True)
-    widths = [max(map(len, column)) for column in zip(section.head, *section.rows, strict=True)]
-    for row in (section.head, *section.rows) if section.rows else ():
-        cells = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-        console.print(Text(f"  {cells}".rstrip()), soft_wrap=True)
-    for note in section.notes:
-        console.print(Text(f"  {note}", style="dim"), soft_wrap=True)
 
 
 def _lines(evidence: Evidence) -> Iterator[str]:

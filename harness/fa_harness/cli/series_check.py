@@ -1,0 +1,241 @@
+"""`series check`: what becomes of the series on other upstreams.
+
+Its JSON has the schema `fa-harness.series-check/1`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from fa_harness.build import builder as build
+from fa_harness.case.case import Case
+from fa_harness.case.suites import suite as cases_of_suite
+from fa_harness.cli import options
+from fa_harness.engine.runner import Runner
+from fa_harness.errors import SetupError
+from fa_harness.project import Project, find_project, locked
+from fa_harness.report.results import command as command_line
+from fa_harness.series.drift import drift
+from fa_harness.series.series import load_series, series_for
+from fa_harness.series.tree import prepare_tree
+from fa_harness.terminal import make_console, write_json
+from fa_harness.upstream.pins import load_pins
+from fa_harness.upstream.source import find_source
+
+SCHEMA = "fa-harness.series-check/1"
+
+
+@click.command("check")
+@click.option("--upstream", "names", multiple=True, required=True, metavar="NAME|DIR|all",
+              help="A pin, or a checkout of your own; may be repeated.")  # fmt: skip
+@click.option("--suite", "suites", multiple=True, metavar="NAME", default=("seed", "smoke"),
+              show_default="seed, smoke", help="Run this suite; may be repeated.")  # fmt: skip
+@click.option("--markdown", metavar="FILE", help="Write the matrix; - is standard output.")
+@options.json_path
+def command(
+    *, names: tuple[str, ...], suites: tuple[str, ...], markdown: str | None, json_path: str | None
+) -> None:
+    """Apply, build and try the series on other upstreams.
+
+    A case that pristine upstream gets wrong in the same way is upstream's own, and is shown. Exit
+    status 1: the series does not apply or build somewhere, or gets something else wrong.
+    """
+    project = find_project()
+    pins = load_pins(project.pins_file)
+    wanted = tuple(pins.upstreams) if "all" in names else tuple(dict.fromkeys(names))
+    console = make_console(stderr="-" in (markdown, json_path))
+    checked = print_checks(console, project, wanted, suites)
+    write_json(markdown_check(checked, suites), markdown)
+    write_json(render_check(checked), json_path)
+    if not all(each.passed for each in checked):
+        raise click.exceptions.Exit(1)
+
+
+def print_checks(
+    console: Console, project: Project, upstreams: Sequence[str], suites: Sequence[str]
+) -> list[CheckedUpstream]:
+    """Check the series on upstreams and print each when it is done."""
+    checked = []
+    for each in check(project, upstreams, suites):
+        print_check(console, each)
+        checked.append(each)
+    return checked
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongCase:
+    """A case that does not pass on an upstream."""
+
+    case: str
+    status: str
+    reason: str
+    is_upstreams: bool
+    """Pristine upstream gets it wrong in the same way, without a state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteOutcome:
+    """How a suite came out on an upstream."""
+
+    cases: int
+    wrong: tuple[WrongCase, ...]
+
+    def __str__(self) -> str:
+        """Return it in a few words."""
+        own = sum(case.is_upstreams for case in self.wrong)
+        ours = len(self.wrong) - own
+        words = [f"{self.cases - len(self.wrong)} of {self.cases}"]
+        words += [f"{ours} not"] if ours else []
+        words += [f"{own} not upstream either"] if own else []
+        return ", ".join(words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedUpstream:
+    """What became of the series on one upstream."""
+
+    upstream: str
+    ggml_version: str = ""
+    patches: int = 0
+    """Of the whole series."""
+    applied: int = 0
+    drift: int = 0
+    """Lines by which the hunk that moved most is off."""
+    variants: int = 0
+    """Patches that have something else there."""
+    problem: str = ""
+    """Why it does not apply or does not build."""
+    suites: Mapping[str, SuiteOutcome] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether it applies, builds, and gets nothing wrong that upstream gets right."""
+        wrong = [case for outcome in self.suites.values() for case in outcome.wrong]
+        return not self.problem and all(case.is_upstreams for case in wrong)
+
+
+_MATRIX = ("upstream", "ggml", "patches", "variants", "drift")
+
+
+def print_check(console: Console, checked: CheckedUpstream) -> None:
+    """Print a line for an upstream, and what is wrong there below it."""
+    style = "green" if checked.passed else "bold red"
+    cells = _cells(checked)
+    words = "  ".join(f"{name} {cell}" for name, cell in zip(_MATRIX[1:], cells[1:5], strict=True))
+    line = Text(f"{cells[0]:18}  {words}")
+    for suite, outcome in checked.suites.items():
+        line.append(f"  {suite}: {outcome}", style=style)
+    if checked.problem:
+        line.append("  does not apply, build or load", style=style)
+    console.print(line, soft_wrap=True)
+    for text in checked.problem.splitlines():
+        console.print(Text(f"    {text}"), soft_wrap=True)
+    for outcome in checked.suites.values():
+        for case in outcome.wrong:
+            whose = ", upstream's own" if case.is_upstreams else ""
+            repeat = command_line(
+                "run", "--case", case.case,
+                library="patched", options={}, environment={"UPSTREAM": checked.upstream},
+            )  # fmt: skip
+            console.print(Text(f"    {case.status}{whose}: {case.reason}"), soft_wrap=True)
+            console.print(Text(f"      {repeat}", style="dim"), soft_wrap=True)
+
+
+def markdown_check(checked: Sequence[CheckedUpstream], suites: Sequence[str]) -> str:
+    """Return the matrix as a Markdown table."""
+    head = [*_MATRIX, *suites]
+    lines = [head, ["---"] * len(head)]
+    for each in checked:
+        lines.append([*_cells(each), *(str(each.suites.get(suite, "-")) for suite in suites)])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def render_check(checked: Sequence[CheckedUpstream]) -> str:
+    """Return the JSON document, ending in a newline."""
+    document = {
+        "schema": SCHEMA,
+        "passed": all(each.passed for each in checked),
+        "upstreams": [{**asdict(each), "passed": each.passed} for each in checked],
+    }
+    return json.dumps(document, indent=1) + "\n"
+
+
+def _cells(checked: CheckedUpstream) -> list[str]:
+    return [
+        checked.upstream,
+        checked.ggml_version or "-",
+        f"{checked.applied} of {checked.patches}" if not checked.problem else "-",
+        str(checked.variants),
+        str(checked.drift),
+    ]
+
+
+def check(
+    project: Project, upstreams: Sequence[str], suites: Sequence[str]
+) -> Iterator[CheckedUpstream]:
+    """Yield what becomes of the series on each upstream: does it apply, build, and pass.
+
+    A case that pristine upstream gets wrong without a state, too, is upstream's own.
+
+    Args:
+        project: Where `patches/` is.
+        upstreams: Names of pins, or folders of checkouts.
+        suites: What runs on the patched library.
+
+    Raises:
+        UsageError: There is no such upstream or suite.
+    """
+    cases = {suite: cases_of_suite(suite) for suite in suites}
+    for name in upstreams:
+        find_source(project, name)
+    for name in upstreams:
+        yield _check(project, name, cases)
+
+
+def _check(project: Project, name: str, suites: Mapping[str, Sequence[Case]]) -> CheckedUpstream:
+    checked = CheckedUpstream(upstream=name)
+    try:
+        source = find_source(project, name)
+        series = series_for(project, source)
+        with locked(project):
+            tree = prepare_tree(project, source, series)
+        whole = load_series(project)
+        checked = replace(
+            checked,
+            ggml_version=tree.ggml_version,
+            applied=len(series.patches),
+            patches=len(whole.patches),
+            drift=max(drift(tree, series), default=0),
+            variants=sum(a != b for a, b in zip(series.digests, whole.digests, strict=False)),
+        )
+        libraries = build.build(project, ["patched", "pristine"], upstream=name)
+        patched, pristine = (Runner(library.module_path) for library in libraries)
+        with patched, pristine:
+            results = {suite: _outcome(patched, pristine, cases) for suite, cases in suites.items()}
+    except SetupError as error:
+        return replace(checked, problem=str(error))
+    return replace(checked, suites=results)
+
+
+def _outcome(patched: Runner, pristine: Runner, cases: Sequence[Case]) -> SuiteOutcome:
+    wrong = []
+    for verdict in patched.run(cases):
+        if verdict.status in ("pass", "unsupported"):
+            continue
+        [without] = pristine.run([verdict.case], modes=())
+        wrong.append(
+            WrongCase(
+                case=str(verdict.case),
+                status=verdict.status,
+                reason=verdict.reason,
+                # the same numbers in its reason, too: nothing else is wrong beside that
+                is_upstreams=(without.status, without.reason) == (verdict.status, verdict.reason),
+            )
+        )
+    return SuiteOutcome(cases=len(cases), wrong=tuple(wrong))

@@ -1,0 +1,99 @@
+"""`series lint`: the patches against upstream's own rules.
+
+Its JSON has the schema `fa-harness.lint/1`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from fa_harness.cli import options
+from fa_harness.cli.series_status import Colours, colours
+from fa_harness.project import Project, find_project
+from fa_harness.series.lint import Finding, lint
+from fa_harness.series.series import series_for
+from fa_harness.terminal import make_console, write_json
+from fa_harness.upstream.source import find_source
+
+SCHEMA = "fa-harness.lint/1"
+_KERNEL = "+++ b/ggml/src/ggml-cpu/"
+"""In each patch that changes what the CPU backend computes."""
+
+
+@click.command("lint")
+@click.option(
+    "--suite", metavar="NAME", help="Each patch must turn a case of this suite green, too."
+)
+@options.json_path
+def command(*, suite: str | None, json_path: str | None) -> None:
+    """Check the patches against upstream's own rules.
+
+    ASCII, white space, indentation, the subject's form, upstream's .clang-format on the lines that
+    are added, new files, size, cases in test-backend-ops. Exit status 1: a rule is broken that
+    upstream insists on (must); what a reviewer would ask about (should) is shown only.
+    """
+    project = find_project()
+    source = find_source(project)
+    findings, missing = lint(project, source)
+    if suite:
+        findings += without_effect(project, colours(project, suite), suite)
+    print_lint(make_console(stderr=json_path == "-"), findings, missing)
+    write_json(render_lint(findings, missing, upstream=source.label), json_path)
+    if any(finding.level == "must" for finding in findings):
+        raise click.exceptions.Exit(1)
+
+
+def without_effect(project: Project, of_prefixes: list[Colours], suite: str) -> list[Finding]:
+    """Return the patches of the kernel that turn no case of a suite green.
+
+    Args:
+        project: Where `patches/` is.
+        of_prefixes: What `colours` returned.
+        suite: The suite's name.
+    """
+    patches = series_for(project, find_source(project)).patches
+    found = []
+    for i, patch in enumerate(patches):
+        before, after = of_prefixes[i], of_prefixes[i + 1]
+        if _KERNEL in patch.read_text("utf-8", errors="replace") and not before.red - after.red:
+            text = f"no case of suite {suite} fails before it and passes after it"
+            found.append(
+                Finding(
+                    level="should", rule="test", patch=patch.name, line=1, file="", file_line=0,
+                    text=text,
+                )
+            )  # fmt: skip
+    return found
+
+
+def print_lint(console: Console, findings: Sequence[Finding], missing: Sequence[str]) -> None:
+    """Print a line for each finding: the patch's line, the upstream line, and what is wrong."""
+    for finding in findings:
+        style = "bold red" if finding.level == "must" else "yellow"
+        line = Text(f"patches/{finding.patch}:{finding.line}: ")
+        line.append(f"{finding.level} [{finding.rule}]", style=style)
+        where = f" {finding.file}:{finding.file_line}:" if finding.file else ""
+        line.append(f"{where} {finding.text}")
+        console.print(line, soft_wrap=True)
+    for text in missing:
+        console.print(Text(f"not checked: {text}", style="yellow"), soft_wrap=True)
+    counts = {level: sum(f.level == level for f in findings) for level in ("must", "should")}
+    words = ", ".join(f"{n} {level}" for level, n in counts.items())
+    console.print(Text(words, style="bold red" if counts["must"] else "bold"), soft_wrap=True)
+
+
+def render_lint(findings: Sequence[Finding], missing: Sequence[str], *, upstream: str) -> str:
+    """Return the JSON document, ending in a newline."""
+    document = {
+        "schema": SCHEMA,
+        "upstream": upstream,
+        "findings": [asdict(finding) for finding in findings],
+        "not_checked": list(missing),
+    }
+    return json.dumps(document, indent=1) + "\n"

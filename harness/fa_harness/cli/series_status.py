@@ -1,0 +1,153 @@
+"""`series status`: the patches of the series, and which cases each turns green.
+
+Its JSON has the schema `fa-harness.series/1`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from fa_harness import progress
+from fa_harness.build import builder as build
+from fa_harness.case.suites import suite as cases_of_suite
+from fa_harness.cli import options
+from fa_harness.cli.bisect import prefixes
+from fa_harness.engine.runner import Runner
+from fa_harness.project import Project, find_project
+from fa_harness.series.series import series_for
+from fa_harness.series.status import Status
+from fa_harness.series.status import status as status_of
+from fa_harness.terminal import make_console, write_json
+from fa_harness.upstream.source import find_source
+
+SCHEMA = "fa-harness.series/1"
+
+
+@click.command("status")
+@click.option("--suite", metavar="NAME", help="Run this suite on each prefix of the series, too.")
+@options.json_path
+def command(*, suite: str | None, json_path: str | None) -> None:
+    """Show each patch: its files, its size, and whether upstream has it.
+
+    With --suite also which cases it turns from red to green. Red is every case that does not pass,
+    also one whose op the library does not have yet.
+    """
+    project = find_project()
+    source = find_source(project)
+    patches = status_of(project, source)
+    of_suite = colours(project, suite) if suite else []
+    print_status(make_console(stderr=json_path == "-"), patches, of_suite, suite=suite)
+    write_json(render_status(patches, of_suite, suite=suite, upstream=source.label), json_path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colours:
+    """How the cases of a suite came out on one library."""
+
+    red: frozenset[str]
+    """Case strings of those that the library has no right answer to: it gives a wrong one or, of
+    an op that it does not have, none."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Cases by status."""
+
+    def __str__(self) -> str:
+        """Return the counts in words."""
+        return ", ".join(f"{n} {status}" for status, n in sorted(self.counts.items()))
+
+
+def colours(project: Project, suite: str) -> list[Colours]:
+    """Run a suite on the library of each prefix of the series, upstream as it is first.
+
+    Libraries that are missing or not current are built.
+
+    Raises:
+        UsageError: There is no such suite.
+        SetupError: A library does not build or does not load.
+    """
+    cases = cases_of_suite(suite)
+    names = [prefix.library for prefix in prefixes(series_for(project, find_source(project)))]
+    found = []
+    libraries = build.build(project, names)
+    with progress.bar(f"running suite {suite}") as advance:
+        for n, library in enumerate(libraries):
+            advance(n, len(libraries))
+            with Runner(library.module_path) as runner:
+                verdicts = list(runner.run(cases))
+            red = frozenset(str(v.case) for v in verdicts if v.status != "pass")
+            found.append(Colours(red=red, counts=dict(Counter(v.status for v in verdicts))))
+    return found
+
+
+def print_status(
+    console: Console, patches: Sequence[Status], colours: Sequence[Colours], *, suite: str | None
+) -> None:
+    """Print a line a patch, and its files below it.
+
+    Args:
+        console: Where to.
+        patches: The series.
+        colours: What the suite's cases did on each prefix, upstream as it is first; else empty.
+        suite: The suite's name.
+    """
+    width = max((len(patch.title) for patch in patches), default=0)
+    for i, patch in enumerate(patches):
+        added = sum(file.added for file in patch.files)
+        removed = sum(file.removed for file in patch.files)
+        line = Text(f"{patch.name[:4]}  {patch.title:{width}}  +{added:<4} -{removed:<4}")
+        if colours:
+            line.append(f"  {_turned(colours[i], colours[i + 1])}")
+        if patch.is_upstream:
+            line.append("  upstream has it", style="yellow")
+        console.print(line, soft_wrap=True)
+        for file in patch.files:
+            console.print(
+                Text(f"      {file.path}  +{file.added} -{file.removed}", style="dim"),
+                soft_wrap=True,
+            )
+    total = sum(patch.size for patch in patches)
+    words = f"{len(patches)} patches, {total} lines"
+    if colours:
+        words += f" | suite {suite}: {colours[0]} -> {colours[-1]}"
+    console.print(Text(words, style="bold"), soft_wrap=True)
+
+
+def render_status(
+    patches: Sequence[Status], colours: Sequence[Colours], *, suite: str | None, upstream: str
+) -> str:
+    """Return the JSON document, ending in a newline."""
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "upstream": upstream,
+        "suite": suite if colours else None,
+        "patches": [
+            {
+                "name": patch.name,
+                "title": patch.title,
+                "files": [
+                    {"path": file.path, "added": file.added, "removed": file.removed}
+                    for file in patch.files
+                ],
+                "is_upstream": patch.is_upstream,
+                "before": colours[i].counts if colours else None,
+                "after": colours[i + 1].counts if colours else None,
+                "turned_green": sorted(colours[i].red - colours[i + 1].red) if colours else None,
+                "turned_red": sorted(colours[i + 1].red - colours[i].red) if colours else None,
+            }
+            for i, patch in enumerate(patches)
+        ],
+    }
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+def _turned(before: Colours, after: Colours) -> str:
+    green, red = len(before.red - after.red), len(after.red - before.red)
+    words = [f"{n} {word}" for n, word in ((green, "red -> green"), (red, "green -> red")) if n]
+    return ", ".join(words) or "-"
