@@ -10,11 +10,12 @@ from fa_harness.judge.compare import Comparison, Worst
 from fa_harness.judge.verdict import Verdict
 from fa_harness.report.results import Results
 from fa_harness.speed import gate
-from fa_harness.speed.baseline import Baseline, Speed
+from fa_harness.speed.baseline import Baseline, NoBaseline, Speed
 from fa_harness.speed.gate import Gate, Ratio
 
 CASE = Case(n_kv=64, segments=3, regime="normal")
 OTHER = Case(n_kv=65, segments=3, regime="normal")
+NONE = NoBaseline(reason="there is none", text="no baseline: x.json does not exist; make it")
 MADE_WITH: dict[str, Any] = {
     "tool": "1.2",
     "library": "patched",
@@ -60,6 +61,15 @@ def verdict(
     )
 
 
+def compared(case: Case = CASE, *, of_bound: float = 0.1) -> Verdict:
+    """A case that passes, with bits and an error that a gate can compare."""
+    return verdict(
+        case,
+        standard_again=comparison(bitwise=True, required="bits", of_bound=0.0),
+        standard_vs_oracle=comparison(of_bound=of_bound),
+    )
+
+
 def results(*verdicts: Verdict, selected: int | None = None) -> Results:
     return Results(
         tool_version="1.2",
@@ -83,11 +93,12 @@ def baseline_of(run: Results, speed: Speed | None = None, **made_with: Any) -> B
 
 def judged(
     run: Results,
-    before: Baseline | str,
+    before: Baseline | NoBaseline,
     *,
     ratios: Sequence[Ratio] | str = "left out",
     seed: int | None = None,
     made_with: Mapping[str, Any] = MADE_WITH,
+    strict: bool = False,
 ) -> Gate:
     return gate.judge(
         run,
@@ -97,6 +108,7 @@ def judged(
         baseline=before,
         file="baselines/x.json",
         ratios=ratios,
+        strict=strict,
     )
 
 

@@ -40,10 +40,11 @@ CASES = [
     Case(hsk=64, hsv=64, n_head_kv=2, n_kv=40, n_batch=3, segments=3, regime="normal"),
 ]
 SMALL = (
-    "from fa_harness.case import suites; from fa_harness.case.case import Case\n"
-    "from fa_harness.cli import main as cli\n"
+    "from fa_harness.case import suites\n"
+    "from fa_harness.case.case import Case\n"
+    "from fa_harness.cli.main import main\n"
     f"suites.SUITES['gate'] = lambda: [Case.parse(text) for text in {[*map(str, CASES)]!r}]\n"
-    "cli.main()"
+    "main()"
 )
 """A gate of two cases, in a process of its own."""
 
@@ -89,11 +90,12 @@ def test_a_gate_passes_against_its_own_baseline(call: Call, file: Path) -> None:
     assert ended.status == 0
     for line in (
         "ok         cases            2 pass",
-        "ok         errors           as in the base",
+        "ok         errors           as in the baseline, 2 of 2 cases",
     ):
         assert line in ended.stdout
     assert "skipped    speed            left out (--no-speed)" in ended.stdout
-    assert f"gate: pass | baseline {file}" in ended.stdout
+    made = "gate: pass, 4 of 5 checks made; not checked: speed"
+    assert f"{made} | baseline {file}" in ended.stdout
 
 
 def test_a_library_with_the_bug_is_stopped_and_its_baseline_refused(
@@ -132,14 +134,35 @@ def test_an_error_that_grew_is_stopped(call: Call, file: Path) -> None:
     assert "standard vs oracle: takes " in ended.stdout
 
 
-def test_without_a_baseline_the_cases_gate_and_the_rest_is_skipped(
+def test_a_gate_names_the_baseline_it_lacks_first_and_counts_what_it_checked(
     call: Call, monkeypatch: pytest.MonkeyPatch, patched: Library
 ) -> None:
-    monkeypatch.setattr(baseline, "file_name", lambda *_: "none.json")
+    monkeypatch.setattr(baseline, "machine_class", lambda *_: "some-class")
     ended = call()
     assert ended.status == 0
-    assert "there is no baseline baselines/none.json; fa-harness gate --update" in ended.stdout
-    assert ended.stdout.count("skipped") == 4
+    lines = ended.stdout.splitlines()
+    file = f"baselines/{patched.upstream}.some-class.json"
+    of = f"upstream {patched.upstream}, machine class some-class"
+    assert lines[0].startswith(f"no baseline: {file} does not exist ({of}); ")
+    assert lines[0].endswith("fa-harness gate --update-baseline makes it")
+    assert ended.stdout.count("skipped  ") == 4
+    assert lines[-1] == (
+        "gate: pass, 1 of 5 checks made; not checked: nothing is gone, bit-exactness, errors, "
+        "speed | no baseline"
+    )
+
+
+def test_a_strict_gate_fails_where_something_was_not_checked(
+    call: Call, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = call("--baseline", file, "--no-speed", "--strict")
+    assert ended.status == 1
+    assert "gate: fail (--strict), 4 of 5 checks made; not checked: speed |" in ended.stdout
+    monkeypatch.setattr(baseline, "machine_class", lambda *_: "some-class")
+    ended = call("--strict")
+    assert ended.status == 1
+    assert ended.stdout.startswith("no baseline: ")
+    assert "gate: fail (--strict), 1 of 5 checks made; not checked: nothing is" in ended.stdout
 
 
 @pytest.mark.parametrize(
@@ -168,6 +191,9 @@ def test_a_wrong_call_is_refused(call: Call, tmp_path: Path) -> None:
     ended = call("--update-baseline", "--seed", 3)
     assert (ended.status, ended.stdout) == (2, "")
     assert "leave them out, or name another file with --baseline" in ended.stderr
+    ended = call("--update-baseline", "--strict")
+    assert (ended.status, ended.stdout) == (2, "")
+    assert "--strict: a run that becomes the baseline is compared with none" in ended.stderr
 
 
 def test_the_reports_are_of_one_run_and_json_stands_alone_on_standard_output(
@@ -180,8 +206,9 @@ def test_the_reports_are_of_one_run_and_json_stands_alone_on_standard_output(
     assert (document["schema"], document["gate"]["passed"]) == ("fa-harness.gate/1", True)
     assert [result["case"] for result in document["results"]] == [*map(str, CASES)]
     assert ET.parse(paths["junit"]).getroot().get("failures") == "0"
-    assert paths["markdown"].read_text().startswith("## ✅ gate passed: 2 cases")
-    assert "gate passed: 2 cases" in paths["html"].read_text()
+    headline = "gate passed, 4 of 5 checks made: 2 cases"
+    assert paths["markdown"].read_text().startswith(f"## ✅ {headline}")
+    assert headline in paths["html"].read_text()
 
 
 def test_in_github_actions_what_is_wrong_is_annotated_and_the_summary_added_to(
@@ -193,10 +220,12 @@ def test_in_github_actions_what_is_wrong_is_annotated_and_the_summary_added_to(
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     ended = call("--library", "0001", "--baseline", file, "--no-speed")
     assert ended.status == 1
-    commands = [line for line in ended.stdout.splitlines() if line.startswith("::")]
+    commands = [line for line in ended.stdout.splitlines() if line.startswith("::error")]
     assert len(commands) == 2
     assert all(line.startswith("::error title=fail%3A hs") for line in commands)
-    assert summary.read_text().startswith("# before\n## ❌ gate failed: 2 findings")
+    assert summary.read_text().startswith(
+        "# before\n## ❌ gate failed, 1 of 5 checks made: 2 finding"
+    )
 
 
 def test_every_case_of_the_gate_passes_on_the_series_with_a_seed_of_no_choice(
@@ -312,7 +341,7 @@ def test_a_baseline_that_cannot_be_written_keeps_no_report_back(
 def test_a_gate_that_is_interrupted_while_it_measures_keeps_its_report_and_does_not_pass(
     call: Call, patched: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: Any, **__: Any) -> list[speed.Row]:
+    def interrupt(*_: Any, **__: Any) -> list[speed.SpeedRow]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(speed, "measure", interrupt)
@@ -362,7 +391,7 @@ def test_what_a_killed_process_held_is_deleted_and_what_a_living_one_holds_is_no
 ) -> None:
     code = (
         "import os, sys, pathlib\n"
-        "from fa_harness.library import held, load\n"
+        "from fa_harness.build.library import held, load\n"
         "with held(load(pathlib.Path(sys.argv[1]))):\n"
         "    os.kill(os.getpid(), 9)"
     )
@@ -413,10 +442,10 @@ def test_a_ratio_that_got_worse_is_measured_twice_and_stopped(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patched: Library
 ) -> None:
     monkeypatch.setattr(speed, "ROWS", speed.ROWS[:1])
-    measured: list[speed.Row] = []
+    measured: list[speed.SpeedRow] = []
     measure = speed.measure
 
-    def counted(*arguments: Any, **more: Any) -> list[speed.Row]:
+    def counted(*arguments: Any, **more: Any) -> list[speed.SpeedRow]:
         rows = measure(*arguments, **more)
         measured.extend(rows)
         return rows

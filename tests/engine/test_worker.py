@@ -176,8 +176,8 @@ def test_the_child_ends_when_its_parent_does(
     code = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from fa_harness.cases import Case\n"
-        "from fa_harness.worker import Worker\n"
+        "from fa_harness.case.case import Case\n"
+        "from fa_harness.engine.worker import Worker\n"
         "worker = Worker(Path(sys.argv[1])).__enter__()\n"
         "if len(sys.argv) > 2:\n"
         "    worker.submit(Case.parse(sys.argv[2]), ('standard',), 600)\n"

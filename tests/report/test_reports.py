@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from fa_harness.judge.shares import Shares
-from fa_harness.report import html, junit, markdown
+from fa_harness.report import html, json, junit, markdown
 from fa_harness.report.annotations import render as annotate
 from fa_harness.report.results import Results
 from fa_harness.speed.bench import Interval
 from fa_harness.speed.gate import Gate, Ratio
-from gates import CASE, OTHER, baseline_of, comparison, failing, judged, results, verdict
+from gates import CASE, NONE, OTHER, baseline_of, compared, failing, judged, results, verdict
 
 NASTY = "<script>alert('&')</script> ]]> | `x` \x00\x1b[31m\ud800 % , : \r\n::error::second line"
-GOOD = results(verdict(), verdict(OTHER))
-GROWN = results(verdict(standard_vs_oracle=comparison(of_bound=0.9)), verdict(OTHER))
-WAS = baseline_of(results(verdict(standard_vs_oracle=comparison()), verdict(OTHER)))
+GOOD = results(compared(), compared(OTHER))
+GROWN = results(compared(of_bound=0.9), compared(OTHER))
+WAS = baseline_of(GOOD)
 EMPTY = {"br", "meta", "input", "link", "img", "path", "rect"}
 
 
@@ -104,7 +104,9 @@ def test_junit_is_xml_whatever_a_reason_holds(text: str) -> None:
 
 def test_markdown_begins_with_the_verdict() -> None:
     assert markdown.render(GOOD).startswith("## ✅ run passed: 2 cases (2 pass)")
-    assert markdown.render(GROWN, judged(GROWN, WAS)).startswith("## ❌ gate failed: 1 finding, ")
+    assert markdown.render(GROWN, judged(GROWN, WAS)).startswith(
+        "## ❌ gate failed, 4 of 5 checks made: 1 finding, "
+    )
 
 
 def test_markdown_has_a_row_for_what_is_wrong_and_the_repro_line_folded() -> None:
@@ -268,8 +270,68 @@ def test_html_shows_a_reason_as_text_whatever_it_holds(text: str) -> None:
     assert "\x00" not in rendered
 
 
-def test_every_report_of_a_gate_that_passes_says_so() -> None:
-    gate = judged(GOOD, baseline_of(GOOD))
-    for render in (junit.render, markdown.render, html.render):
-        assert render(GOOD, gate)
-    assert "gate passed: 2 cases (2 pass)" in Elements(html.render(GOOD, gate)).text
+RENDER = {"junit": junit.render, "markdown": markdown.render, "html": html.render}
+
+
+def as_text(kind: str, run: Results, gate: Gate) -> str:
+    """Return what a report says, without the form's own marks."""
+    text = RENDER[kind](run, gate)
+    if kind == "junit":
+        return " ".join(
+            value for each in ET.fromstring(text).iter() for value in each.attrib.values()
+        )
+    return Elements(text).text if kind == "html" else text.replace("\\", "")
+
+
+@pytest.mark.parametrize("kind", RENDER)
+def test_every_report_of_a_gate_counts_what_was_checked_and_names_what_was_not(kind: str) -> None:
+    text = as_text(kind, GOOD, judged(GOOD, baseline_of(GOOD)))
+    assert "4 of 5 checks made" in text
+    assert "not checked: speed" in text
+
+
+@pytest.mark.parametrize("kind", RENDER)
+def test_every_report_names_the_baseline_that_a_gate_lacks_before_its_checks(kind: str) -> None:
+    text = as_text(kind, GOOD, judged(GOOD, NONE))
+    assert text.index(NONE.text) < text.index("bit-exactness")
+    assert "1 of 5 checks made" in text
+    assert "not checked: nothing is gone, bit-exactness, errors, speed" in text
+    assert "baselines/x.json" not in text  # a file that does not exist
+
+
+def test_the_json_of_a_gate_counts_what_was_checked_and_names_what_was_not() -> None:
+    found = json.document(GOOD, judged(GOOD, NONE))["gate"]
+    assert found["verdict"].startswith("pass, 1 of 5 checks made; not checked: ")
+    assert found["checks_made"] == 1
+    assert found["not_checked"] == ["nothing is gone", "bit-exactness", "errors", "speed"]
+    assert found["without_baseline"] == NONE.text
+    assert (found["passed"], found["strict"]) == (True, False)
+
+
+def test_a_page_is_green_only_where_most_was_checked() -> None:
+    def state(gate: Gate) -> str | None:
+        return Elements(html.render(GOOD, gate)).of("header")[0]["class"]
+
+    assert state(judged(GOOD, baseline_of(GOOD))) == "good"
+    assert state(judged(GOOD, NONE)) == "unchecked"
+    assert state(judged(GOOD, NONE, strict=True)) == "bad"
+    assert markdown.render(GOOD, judged(GOOD, NONE)).startswith("## ⚠️ gate passed, 1 of 5")
+
+
+def test_a_strict_gate_has_a_failure_in_junit_for_each_check_that_was_not_made() -> None:
+    root = ET.fromstring(junit.render(GOOD, judged(GOOD, NONE, strict=True)))
+    assert (root.get("failures"), root.get("skipped")) == ("4", "0")
+
+
+def test_what_was_not_checked_is_annotated_and_a_missing_baseline_is_a_warning() -> None:
+    assert annotate(GOOD, judged(GOOD, baseline_of(GOOD))) == (
+        "::notice title=not checked::gate passed, 4 of 5 checks made: 2 cases (2 pass)"
+        "%0Anot checked: speed\n"
+    )
+    [warning] = annotate(GOOD, judged(GOOD, NONE)).splitlines()
+    assert warning.startswith("::warning title=not checked::gate passed, 1 of 5 checks made")
+    assert f"%0A{NONE.text}%0Anot checked: nothing is gone, " in warning
+    [error, _] = annotate(GOOD, judged(GOOD, NONE, strict=True)).splitlines()
+    assert error.startswith(
+        "::error title=fa-harness::gate failed, 1 of 5 checks made: not all was"
+    )

@@ -1,5 +1,6 @@
 """What a gate finds in a run, what it lets pass, and what it will not tell."""
 
+import dataclasses
 import random
 import re
 from collections.abc import Sequence
@@ -7,13 +8,26 @@ from collections.abc import Sequence
 import pytest
 
 from fa_harness.case.case import Case
+from fa_harness.report.results import Results
 from fa_harness.speed import gate
-from fa_harness.speed.baseline import Baseline, Speed
+from fa_harness.speed.baseline import Baseline, NoBaseline, Speed
 from fa_harness.speed.gate import Ratio
-from fa_harness.speed.rows import WAYS, Row
-from gates import MADE_WITH, OTHER, baseline_of, comparison, failing, judged, results, verdict
+from fa_harness.speed.rows import WAYS, SpeedRow
+from gates import (
+    CASE,
+    MADE_WITH,
+    NONE,
+    OTHER,
+    baseline_of,
+    compared,
+    comparison,
+    failing,
+    judged,
+    results,
+    verdict,
+)
 
-GOOD = results(verdict(standard_vs_oracle=comparison(of_bound=0.1)), verdict(OTHER))
+GOOD = results(compared(), compared(OTHER))
 
 
 def kinds(found: gate.Gate) -> list[str]:
@@ -25,6 +39,82 @@ def status(found: gate.Gate, name: str) -> tuple[str, str]:
     return check.status, check.reason
 
 
+def test_a_gate_counts_the_checks_that_it_made() -> None:
+    assert judged(GOOD, NONE).verdict == (
+        "pass, 1 of 5 checks made; not checked: nothing is gone, bit-exactness, errors, speed"
+    )
+    fine = ratio_of(1.0, before=history())
+    assert judged(GOOD, baseline_of(GOOD), ratios=[fine]).verdict == "pass, 5 of 5 checks made"
+
+
+@pytest.mark.parametrize(
+    ("run", "before", "missing"),
+    [
+        pytest.param(
+            results(*GOOD.verdicts, verdict(CASE.with_(seed=3), "unsupported")),
+            baseline_of(results(*GOOD.verdicts, verdict(CASE.with_(seed=3), "unsupported"))),
+            ("cases (1 of 3 cases)", "bit-exactness (1 of 3 cases)", "errors (1 of 3 cases)"),
+            id="unsupported",
+        ),
+        pytest.param(
+            GOOD,
+            baseline_of(results(GOOD.verdicts[0])),
+            ("bit-exactness (1 of 2 cases)", "errors (1 of 2 cases)"),
+            id="new",
+        ),
+        pytest.param(
+            results(verdict(), verdict(OTHER)),
+            baseline_of(results(verdict(), verdict(OTHER))),
+            ("bit-exactness", "errors"),
+            id="nothing to compare",
+        ),
+        pytest.param(
+            results(GOOD.verdicts[0], selected=2),
+            baseline_of(GOOD),
+            (
+                "cases (1 of 2 cases)",
+                "nothing is gone",
+                "bit-exactness (1 of 2 cases)",
+                "errors (1 of 2 cases)",
+            ),
+            id="interrupted",
+        ),
+    ],
+)
+def test_a_part_of_a_check_that_is_missing_is_named(
+    run: Results, before: Baseline, missing: tuple[str, ...]
+) -> None:
+    fine = ratio_of(1.0, before=history())
+    found = judged(run, before, ratios=[fine])
+    assert found.not_checked == missing
+    assert not judged(run, before, ratios=[fine], strict=True).passed
+
+
+def test_a_run_in_which_every_case_crashed_is_not_as_in_the_baseline() -> None:
+    run = results(verdict(status="crash"), verdict(OTHER, "crash"))
+    found = judged(run, baseline_of(GOOD))
+    for name in ("bit-exactness", "errors"):
+        assert status(found, name)[0] == "skipped"
+
+
+def test_ratios_that_are_too_noisy_are_counted_among_what_was_not_checked() -> None:
+    ratios = [
+        ratio_of(1.0, before=history()),
+        ratio_of(1.0, spread=0.2, before=history()),
+    ]
+    found = judged(GOOD, baseline_of(GOOD), ratios=ratios)
+    assert found.verdict == "pass, 5 of 5 checks made; not checked: speed (1 of 2 ratios)"
+
+
+def test_a_strict_gate_passes_only_where_all_was_checked() -> None:
+    fine = ratio_of(1.0, before=history())
+    assert judged(GOOD, baseline_of(GOOD), ratios=[fine], strict=True).passed
+    found = judged(GOOD, baseline_of(GOOD), strict=True)
+    assert not found.passed
+    assert found.verdict == "fail (--strict), 4 of 5 checks made; not checked: speed"
+    assert found.findings == ()
+
+
 def test_the_same_run_passes_with_every_check_told() -> None:
     found = judged(GOOD, baseline_of(GOOD))
     assert found.passed
@@ -33,7 +123,7 @@ def test_the_same_run_passes_with_every_check_told() -> None:
 
 @pytest.mark.parametrize("bad", ["fail", "crash", "timeout", "mistrusted"])
 def test_a_case_that_does_not_pass_stops_the_patch(bad: str) -> None:
-    found = judged(failing("why", status=bad), "no baseline")
+    found = judged(failing("why", status=bad), NONE)
     assert not found.passed
     assert kinds(found) == ["failed"]
     assert found.findings[0].text == f"{bad}: why"
@@ -41,8 +131,9 @@ def test_a_case_that_does_not_pass_stops_the_patch(bad: str) -> None:
 
 
 def test_a_run_without_a_baseline_passes_with_the_rest_skipped_and_the_reason() -> None:
-    found = judged(GOOD, "there is none")
+    found = judged(GOOD, NONE)
     assert found.passed
+    assert found.without_baseline == NONE.text
     assert status(found, "cases")[0] == "ok"
     for name in ("nothing is gone", "bit-exactness", "errors"):
         assert status(found, name) == ("skipped", "there is none")
@@ -62,7 +153,8 @@ def test_a_case_that_is_no_longer_supported_is_gone() -> None:
 
 
 def test_a_comparison_that_is_no_longer_made_is_gone() -> None:
-    found = judged(results(verdict(), verdict(OTHER)), baseline_of(GOOD))
+    run = results(verdict(standard_again=comparison(bitwise=True)), compared(OTHER))
+    found = judged(run, baseline_of(GOOD))
     assert kinds(found) == ["gone"]
     assert found.findings[0].text == "no longer compared: standard vs oracle"
 
@@ -80,14 +172,14 @@ def test_a_new_case_is_no_finding() -> None:
 
 @pytest.mark.parametrize(("share", "grew"), [(0.1, False), (0.16, False), (0.161, True), (1, True)])
 def test_an_error_may_grow_by_its_margin(share: float, grew: bool) -> None:
-    run = results(verdict(standard_vs_oracle=comparison(of_bound=share)), verdict(OTHER))
+    run = results(compared(of_bound=share), compared(OTHER))
     found = judged(run, baseline_of(GOOD))
     assert kinds(found) == ["error_grew"] * grew
     assert found.passed is not grew
 
 
 def test_an_error_that_grew_is_told_with_what_it_was_and_may_be() -> None:
-    run = results(verdict(standard_vs_oracle=comparison(of_bound=0.5)), verdict(OTHER))
+    run = results(compared(of_bound=0.5), compared(OTHER))
     [finding] = judged(run, baseline_of(GOOD)).findings
     assert finding.text == ("standard vs oracle: takes 50.0% of its bound, was 10.0%, may be 16.0%")
 
@@ -119,7 +211,8 @@ def test_bits_of_another_compiler_are_not_compared_but_errors_are() -> None:
 
 
 def test_a_case_that_fails_is_not_told_twice() -> None:
-    run = results(verdict(status="fail", standard_vs_oracle=comparison(of_bound=9)), verdict(OTHER))
+    bad = dataclasses.replace(compared(of_bound=9), status="fail")
+    run = results(bad, compared(OTHER))
     assert kinds(judged(run, baseline_of(GOOD))) == ["failed"]
 
 
@@ -145,7 +238,7 @@ def test_another_seed_is_skipped() -> None:
     found = judged(results(verdict()), baseline_of(GOOD), seed=7)
     assert status(found, "errors") == (
         "skipped",
-        "the baseline is of seed of each case's own, this run of seed 7: other numbers, hence "
+        "the baseline is of seed of each case's own, this run of seed 7: other numbers, so "
         "other errors",
     )
 
@@ -174,10 +267,10 @@ def history(*, spread: float = 0.005, n: int = 24) -> dict[str, tuple[float, ...
     }
 
 
-def compared(
+def ratio_of(
     full_state: float, *, spread: float = 0.005, before: dict[str, tuple[float, ...]]
 ) -> Ratio:
-    row = Row(
+    row = SpeedRow(
         case=ROW,
         ratios={
             "again": ratios(1, spread, seed=7),
@@ -190,61 +283,61 @@ def compared(
 
 
 def test_the_same_speed_is_ok() -> None:
-    assert compared(1.0, before=history()).status == "ok"
+    assert ratio_of(1.0, before=history()).status == "ok"
 
 
 def test_a_ratio_that_is_a_tenth_worse_is_slower() -> None:
-    found = compared(1.1, before=history())
+    found = ratio_of(1.1, before=history())
     assert found.status == "regressed"
     assert re.match(r"takes 1\.(09|10)\d of .*, was (0\.99|1\.00)\d: ", found.reason)
 
 
 def test_a_ratio_that_is_a_per_cent_worse_without_a_doubt_is_not_slower() -> None:
-    assert compared(1.01, spread=0.0005, before=history(spread=0.0005)).status == "ok"
+    assert ratio_of(1.01, spread=0.0005, before=history(spread=0.0005)).status == "ok"
 
 
 def test_a_faster_ratio_is_ok() -> None:
-    assert compared(0.8, before=history()).status == "ok"
+    assert ratio_of(0.8, before=history()).status == "ok"
 
 
 def test_one_process_that_a_neighbour_spoilt_does_not_decide() -> None:
     spoilt = (*ratios(1, 0.005, 11, 8), 40.0)
-    row = Row(case=ROW, ratios=dict.fromkeys(("again", "full_state", "segmented"), spoilt))
+    row = SpeedRow(case=ROW, ratios=dict.fromkeys(("again", "full_state", "segmented"), spoilt))
     assert gate.compare_speed(row, history(), cores=2)[0].status == "ok"
 
 
 def test_a_noisy_machine_is_skipped_with_the_reason_never_ok() -> None:
-    found = compared(1.0, spread=0.2, before=history())
+    found = ratio_of(1.0, spread=0.2, before=history())
     assert found.status == "skipped"
     assert "too noisy: " in found.reason
 
 
 def test_what_is_far_beyond_the_noise_is_slower_nevertheless() -> None:
-    assert compared(3.0, spread=0.05, before=history()).status == "regressed"
+    assert ratio_of(3.0, spread=0.05, before=history()).status == "regressed"
 
 
 @pytest.mark.parametrize("before", [{}, history(n=9)])
 def test_too_little_history_is_skipped(before: dict[str, tuple[float, ...]]) -> None:
-    found = compared(9.0, before=before)
+    found = ratio_of(9.0, before=before)
     assert found.status == "skipped"
     assert found.reason.startswith("too little history: ")
 
 
 def test_a_row_of_more_threads_than_cores_is_skipped() -> None:
-    row = Row(case=ROW.with_(threads=4), ratios={})
+    row = SpeedRow(case=ROW.with_(threads=4), ratios={})
     assert {ratio.status for ratio in gate.compare_speed(row, history(), cores=2)} == {"skipped"}
 
 
 def test_only_what_is_slower_twice_counts() -> None:
-    slow, fine = compared(1.3, before=history()), compared(1.0, before=history())
+    slow, fine = ratio_of(1.3, before=history()), ratio_of(1.0, before=history())
     assert [ratio.status for ratio in gate.confirmed([slow], [fine])] == ["ok"]
     assert [ratio.status for ratio in gate.confirmed([slow], [slow])] == ["regressed"]
 
 
 @pytest.mark.parametrize("order", [0, 1])
 def test_a_process_that_died_in_one_of_two_measurements_is_a_finding(order: int) -> None:
-    died = gate.compare_speed(Row(case=ROW, fault="SIGSEGV"), history(), cores=2)
-    fine = [compared(1.0, before=history())]
+    died = gate.compare_speed(SpeedRow(case=ROW, fault="SIGSEGV"), history(), cores=2)
+    fine = [ratio_of(1.0, before=history())]
     pair = (died, fine) if order else (fine, died)
     [ratio] = gate.confirmed(*pair)
     assert ratio.status == "regressed"
@@ -253,7 +346,7 @@ def test_a_process_that_died_in_one_of_two_measurements_is_a_finding(order: int)
 
 
 def test_a_slower_ratio_fails_the_gate_and_a_skipped_one_does_not() -> None:
-    slow, noisy = compared(1.3, before=history()), compared(1.0, spread=0.2, before=history())
+    slow, noisy = ratio_of(1.3, before=history()), ratio_of(1.0, spread=0.2, before=history())
     assert kinds(judged(GOOD, baseline_of(GOOD), ratios=[slow])) == ["slower"]
     found = judged(GOOD, baseline_of(GOOD), ratios=[noisy])
     assert found.passed
@@ -263,7 +356,7 @@ def test_a_slower_ratio_fails_the_gate_and_a_skipped_one_does_not() -> None:
 def test_false_alarms_of_the_same_speed_are_rarer_than_the_level() -> None:
     before = history()
     draws = [
-        Row(case=ROW, ratios={way: ratios(centre, seed=100 + i) for way, centre in (
+        SpeedRow(case=ROW, ratios={way: ratios(centre, seed=100 + i) for way, centre in (
             ("again", 1.0), ("full_state", 1.0), ("segmented", 1.105))})
         for i in range(300)
     ]  # fmt: skip
@@ -276,11 +369,11 @@ def test_false_alarms_of_the_same_speed_are_rarer_than_the_level() -> None:
     [
         (baseline_of(GOOD), "the baseline has no speed"),
         (baseline_of(GOOD, Speed(cpu="old", rows={})), "of another CPU, old; this is some"),
-        ("there is none", "there is none"),
+        (NONE, "there is none"),
     ],
 )
 def test_speed_of_another_cpu_or_of_no_baseline_is_not_compared(
-    before: Baseline | str, reason: str
+    before: Baseline | NoBaseline, reason: str
 ) -> None:
     assert reason in str(gate.speed_incomparable(before, "some"))
 
@@ -311,7 +404,7 @@ def test_cases_errors_and_bits_that_changed_are_told() -> None:
 def test_speed_that_changed_is_told() -> None:
     was, now = (
         gate.speed_of(
-            [Row(case=ROW, ratios=dict.fromkeys(("again", *WAYS), (ratio,) * 24))], cpu="some"
+            [SpeedRow(case=ROW, ratios=dict.fromkeys(("again", *WAYS), (ratio,) * 24))], cpu="some"
         )
         for ratio in (1.0, 0.5)
     )

@@ -33,14 +33,18 @@ from fa_harness.report.results import Results
 from fa_harness.series.series import series_for
 from fa_harness.speed import baseline, gate
 from fa_harness.speed import rows as speed
-from fa_harness.speed.baseline import Baseline
+from fa_harness.speed.baseline import Baseline, NoBaseline
 from fa_harness.speed.gate import KINDS, Gate, Ratio
-from fa_harness.speed.rows import Row
+from fa_harness.speed.rows import SpeedRow
 from fa_harness.terminal import make_console
 from fa_harness.upstream.source import find_source
 
 _STYLE = {"ok": "green", "regressed": "bold red", "skipped": "yellow"}
 """Of a check, by its status."""
+_BECOMES_THE_BASELINE = NoBaseline(
+    reason="becomes the baseline",
+    text="this run becomes the baseline, so it is compared with none",
+)
 
 _how = options.as_record(
     How,
@@ -64,6 +68,7 @@ _how = options.as_record(
 @options.seed
 @click.option("--threads", type=int, metavar="T", help="Compute the cases with T threads.")
 @click.option("--no-speed", is_flag=True, help="Leave the speed rows out.")
+@click.option("--strict", is_flag=True, help="Exit 1 if something could not be checked, too.")
 @options.reports
 def command(
     *,
@@ -73,16 +78,18 @@ def command(
     seed: int | None,
     threads: int | None,
     no_speed: bool,
+    strict: bool,
     reports: Reports,
 ) -> None:
     """Stop a patch that is wrong, less exact or slower than the baseline.
 
     Runs the suite gate and some speed rows, and compares them with the baseline of the same
-    upstream and machine class. What cannot be compared is skipped, with a reason. Exit status 1: a
-    case does not pass; a case or a comparison of the baseline is gone; an error grew by more than
-    its margin; bits that were the same no longer are; a ratio of times got worse.
+    upstream and machine class. Checks that cannot be made are skipped, with a reason, and the
+    verdict counts them. Exit status 1: a case does not pass; a case or a comparison of the baseline
+    is gone; an error grew by more than its margin; bits that were the same no longer are; a ratio
+    of times got worse; with --strict, something was not checked.
 
-    In a job of GitHub Actions what is wrong is annotated, too, and the summary written.
+    A job of GitHub Actions also gets annotations and a summary.
     """
     reports.check()
     console = make_console(stderr=reports.to_stdout)
@@ -94,6 +101,7 @@ def command(
             seed=seed,
             threads=threads,
             with_speed=not no_speed,
+            strict=strict,
             console=console,
         )
     except EndedError as end:
@@ -119,6 +127,7 @@ def run_gate(
     seed: int | None,
     threads: int | None,
     with_speed: bool,
+    strict: bool,
     console: Console,
 ) -> tuple[Results, Gate, tuple[Path, Baseline] | None]:
     """Run the gate's cases and speed rows, and compare them with a baseline.
@@ -130,6 +139,7 @@ def run_gate(
         seed: Of all cases, instead of their own.
         threads: Of all cases, instead of their own.
         with_speed: Measure speed, too.
+        strict: Fail where something was not checked.
         console: What is printed on.
 
     Returns:
@@ -138,7 +148,7 @@ def run_gate(
 
     Raises:
         UsageError: There is no library or baseline of that name, or it would become the usual
-            baseline with unusual cases.
+            baseline with unusual cases, or a new baseline shall be checked strictly.
         SetupError: The library is not built, not current, or does not load; the baseline is broken
             or of a newer fa-harness.
     """
@@ -146,6 +156,11 @@ def run_gate(
         raise UsageError(
             "--update-baseline: later runs without --seed and --threads compare with it; leave "
             "them out, or name another file with --baseline"
+        )
+    if update and strict:
+        raise UsageError(
+            "--strict: a run that becomes the baseline is compared with none; leave "
+            "--update-baseline or --strict out"
         )
     if baseline_file is not None and not update and not baseline_file.is_file():
         raise UsageError(
@@ -157,10 +172,13 @@ def run_gate(
     with held_library(how.library, how.options) as found, Runner(found.module_path) as runner:
         class_ = baseline.machine_class(platform.machine(), runner.features)
         file = baseline_file or project.baselines / baseline.file_name(found.upstream, class_)
-        before = _baseline(project, file)
+        shown = project.relative(file.resolve())
+        before = _baseline(file) or baseline.missing(shown, upstream=found.upstream, class_=class_)
+        if isinstance(before, NoBaseline) and not update:
+            _print_without_baseline(console, before.text)
         results = run_with(runner, found, cases, how, modes=None, console=console)
         made_with = what_made(project, found, results, class_)
-        measured: list[Row] = []
+        measured: list[SpeedRow] = []
         ratios: list[Ratio] | str = "left out (--no-speed)"
         try:
             if not results.passed:
@@ -178,9 +196,10 @@ def run_gate(
         made_with=made_with,
         seed=seed,
         threads=threads,
-        baseline="becomes the baseline" if update else before,
-        file=project.relative(file.resolve()),
+        baseline=_BECOMES_THE_BASELINE if update else before,
+        file=shown,
         ratios=ratios,
+        strict=strict,
     )
     _print(console, judged)
     new = None
@@ -207,8 +226,7 @@ def write_baseline(file: Path, new: Baseline, console: Console) -> None:
     """
     project = find_project()
     with locked(project):  # what changed is told against what is replaced, not what was read before
-        old = _baseline(project, file)
-        found = None if isinstance(old, str) else old
+        found = _baseline(file)
         if new.speed is None and found is not None:
             new = dataclasses.replace(new, speed=found.speed)
         with writing(file):
@@ -217,15 +235,12 @@ def write_baseline(file: Path, new: Baseline, console: Console) -> None:
     _print_changes(console, project.relative(file.resolve()), gate.changes(found, new))
 
 
-def _baseline(project: Project, file: Path) -> Baseline | str:
-    """Return a baseline, or why there is none."""
+def _baseline(file: Path) -> Baseline | None:
+    """Return a baseline, or None where there is no such file."""
     try:
         return baseline.load(file)
     except FileNotFoundError:
-        return (
-            f"there is no baseline {project.relative(file.resolve())}; "
-            "fa-harness gate --update-baseline makes it"
-        )
+        return None
 
 
 def what_made(project: Project, library: Library, results: Results, class_: str) -> dict[str, Any]:
@@ -254,14 +269,14 @@ def what_made(project: Project, library: Library, results: Results, class_: str)
 
 def _measure_speed(
     library: Library, cases: Sequence[Case], *, processes: int = speed.PROCESSES, seed: int = 0
-) -> list[Row]:
+) -> list[SpeedRow]:
     with progress.bar("measuring speed") as advance:
         return speed.measure(
             library.module_path, cases, processes=processes, seed=seed, advance=advance
         )
 
 
-def _compare_speed(library: Library, before: Baseline | str) -> list[Ratio] | str:
+def _compare_speed(library: Library, before: Baseline | NoBaseline) -> list[Ratio] | str:
     """Measure the speed rows and compare them; those that look slower twice."""
     why_not = gate.speed_incomparable(before, cpu_model())
     if why_not is not None:
@@ -270,7 +285,7 @@ def _compare_speed(library: Library, before: Baseline | str) -> list[Ratio] | st
     assert before.speed is not None
     history = before.speed.rows
 
-    def compare(row: Row) -> list[Ratio]:
+    def compare(row: SpeedRow) -> list[Ratio]:
         return gate.compare_speed(row, history.get(str(row.case), {}), cores=usable_cores())
 
     compared = {row.case: compare(row) for row in _measure_speed(library, speed.ROWS)}
@@ -287,7 +302,9 @@ def _compare_speed(library: Library, before: Baseline | str) -> list[Ratio] | st
 
 
 def _print(console: Console, gate: Gate) -> None:
-    """Print what stops the patch, then each part of the gate, then the verdict."""
+    """Print what stops the patch, then each check, then the verdict."""
+    if gate.without_baseline:
+        _print_without_baseline(console, gate.without_baseline)
     for finding in gate.findings:
         if finding.kind != "failed":  # those have their lines above
             kind, name = KINDS[finding.kind], label(Case.parse(finding.case))
@@ -300,11 +317,15 @@ def _print(console: Console, gate: Gate) -> None:
         console.print(line, soft_wrap=True)
     for note in gate.notes:
         console.print(Text(f"  note       {note}", style="dim"), soft_wrap=True)
-    n = len(gate.findings)
-    verdict = "gate: pass" if gate.passed else f"gate: fail, {n} finding{'s' * (n != 1)}"
-    text = Text(verdict, style="bold green" if gate.passed else "bold red")
-    text.append(f" | baseline {gate.baseline}", style="not bold default")
+    style = "red" if not gate.passed else "yellow" if gate.is_mostly_unchecked else "green"
+    text = Text(f"gate: {gate.verdict}", style=f"bold {style}")
+    of_baseline = "no baseline" if gate.without_baseline else f"baseline {gate.baseline}"
+    text.append(f" | {of_baseline}", style="not bold default")
     console.print(text, soft_wrap=True)
+
+
+def _print_without_baseline(console: Console, why: str) -> None:
+    console.print(Text(why, style="bold yellow"), soft_wrap=True)
 
 
 def _print_changes(console: Console, file: str, changes: Sequence[str]) -> None:

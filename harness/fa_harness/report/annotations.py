@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fa_harness.report.results import Results
-from fa_harness.report.troubles import headline, passed, troubles
+from fa_harness.report.troubles import headline, passed, troubles, unchecked
 from fa_harness.speed.gate import Gate
 
 MOST = 10
@@ -11,7 +11,7 @@ MOST = 10
 
 
 def render(results: Results, gate: Gate | None = None) -> str:
-    """Return the commands, worst first, a line each; empty where all is well.
+    """Return the commands, worst first, a line each; empty where all was checked and is well.
 
     Args:
         results: The run.
@@ -26,6 +26,10 @@ def render(results: Results, gate: Gate | None = None) -> str:
         lines.append(f"fa-harness: {len(found) - MOST} more; the report has them all")
     if not found and not passed(results, gate):
         lines.append(f"::error title=fa-harness::{_data(headline(results, gate))}")
+    if gate is not None and unchecked(gate):
+        level = "warning" if gate.without_baseline or gate.is_mostly_unchecked else "notice"
+        text = "\n".join([headline(results, gate), *unchecked(gate)])
+        lines.append(f"::{level} title=not checked::{_data(text)}")
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -17,7 +17,15 @@ from fa_harness.judge.shares import Shares
 from fa_harness.judge.verdict import Verdict
 from fa_harness.report.console import label, speed_label
 from fa_harness.report.results import Results
-from fa_harness.report.troubles import Trouble, headline, in_short, origin, passed, troubles
+from fa_harness.report.troubles import (
+    Trouble,
+    headline,
+    in_short,
+    origin,
+    passed,
+    troubles,
+    unchecked,
+)
 from fa_harness.speed.bench import Interval
 from fa_harness.speed.gate import Gate, Ratio
 
@@ -44,11 +52,15 @@ def render(results: Results, gate: Gate | None = None) -> str:
 def _document(results: Results, gate: Gate | None) -> Iterator[str]:
     found = troubles(results, gate)
     state = "good" if passed(results, gate) else "bad"
+    if state == "good" and gate and gate.is_mostly_unchecked:
+        state = "unchecked"
     title = _text(headline(results, gate))
     yield '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield f"<title>{title}</title>\n<style>\n{_css()}</style>\n</head>\n<body>"
     yield f'<header class="{state}"><h1>{title}</h1>'
+    for line in unchecked(gate) if gate else ():
+        yield f'<p class="not-checked">{_text(line)}</p>'
     yield f"<p>{_text(origin(results))}, {results.started:%Y-%m-%d %H:%M}</p></header>\n<main>"
     if gate:
         yield from _checks(gate)
@@ -73,7 +85,8 @@ def _checks(gate: Gate) -> Iterator[str]:
             f"<span>{_text(check.reason)}</span></li>"
         )
     yield "</ul>"
-    yield f"<p>Compared with {_text(gate.baseline)}.</p>"
+    if not gate.without_baseline:
+        yield f"<p>Compared with {_text(gate.baseline)}.</p>"
     if gate.notes:
         notes = "".join(f"<li>{_text(note)}</li>" for note in gate.notes)
         yield f'<ul class="notes">{notes}</ul>'

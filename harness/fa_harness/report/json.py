@@ -54,7 +54,12 @@ def document(results: Results, gate: Gate | None = None) -> dict[str, Any]:
 def _gate(gate: Gate) -> dict[str, Any]:
     return {
         "passed": gate.passed,
+        "strict": gate.strict,
+        "verdict": gate.verdict,
+        "checks_made": gate.n_made,
+        "not_checked": list(gate.not_checked),
         "baseline": gate.baseline,
+        "without_baseline": gate.without_baseline,
         "checks": [vars(check) for check in gate.checks],
         "findings": [vars(finding) for finding in gate.findings],
         "notes": list(gate.notes),

@@ -45,10 +45,13 @@ def render(results: Results, gate: Gate | None = None) -> str:
                 _bad(element, "failure", trouble)
         for check in gate.checks:
             element = _testcase(checks, "check", check.name, 0.0)
-            if check.status == "skipped":
-                ET.SubElement(element, "skipped", message=_clean(check.reason))
-            elif check.status == "regressed":
+            if check.status == "regressed":
                 ET.SubElement(element, "failure", message=_clean(check.reason), type=check.name)
+            elif check.not_checked and gate.strict:
+                message = _clean(f"not checked ({check.not_checked}): {check.reason}")
+                ET.SubElement(element, "failure", message=message, type="not checked")
+            elif check.status == "skipped":
+                ET.SubElement(element, "skipped", message=_clean(check.reason))
     if results.interrupted:
         missing_cases = results.selected - len(results.verdicts)
         element = _testcase(cases, "run", "all cases ran", 0.0)
@@ -100,7 +103,8 @@ def _properties(suite: ET.Element, results: Results, gate: Gate | None) -> None:
         "features": " ".join(results.features),
         "cpu": results.machine["cpu"],
         "fa-harness": results.tool_version,
-        **({"baseline": gate.baseline} if gate else {}),
+        **({"baseline": gate.without_baseline or gate.baseline} if gate else {}),
+        **({"gate": gate.verdict} if gate else {}),
     }
     properties = ET.SubElement(suite, "properties")
     for name, value in values.items():

@@ -8,12 +8,20 @@ from collections.abc import Iterator
 from fa_harness.case.case import Case
 from fa_harness.report.console import label
 from fa_harness.report.results import Results
-from fa_harness.report.troubles import Trouble, headline, in_short, origin, passed, troubles
+from fa_harness.report.troubles import (
+    Trouble,
+    headline,
+    in_short,
+    origin,
+    passed,
+    troubles,
+    unchecked,
+)
 from fa_harness.speed.gate import Gate, Ratio
 
 _MOST = 30
 """Troubles with details; a summary may have 1 MiB."""
-_MARKS = {"ok": "✅", "regressed": "❌", "skipped": "⚪"}
+_MARKS = {"ok": "✅", "regressed": "❌", "skipped": "⚪", "unchecked": "⚠️"}
 
 
 def render(results: Results, gate: Gate | None = None) -> str:
@@ -27,8 +35,13 @@ def render(results: Results, gate: Gate | None = None) -> str:
 
 
 def _lines(results: Results, gate: Gate | None) -> Iterator[str]:
-    mark = _MARKS["ok" if passed(results, gate) else "regressed"]
-    yield from (f"## {mark} {_text(headline(results, gate))}", "", _text(origin(results)), "")
+    state = "ok" if passed(results, gate) else "regressed"
+    if state == "ok" and gate and gate.is_mostly_unchecked:
+        state = "unchecked"
+    yield from (f"## {_MARKS[state]} {_text(headline(results, gate))}", "")
+    for line in unchecked(gate) if gate else ():
+        yield from (f"**{_text(line)}**", "")
+    yield from (_text(origin(results)), "")
     found = troubles(results, gate)
     if len(found) > 1:
         yield from (f"- **{_text(each)}**" for each in in_short(found))
@@ -46,7 +59,9 @@ def _lines(results: Results, gate: Gate | None) -> Iterator[str]:
         for check in gate.checks:
             status = f"{_MARKS[check.status]} {check.status}"
             yield f"| {check.name} | {status} | {_text(check.reason)} |"
-        yield from ("", f"Baseline: {_text(gate.baseline)}", "")
+        if not gate.without_baseline:
+            yield from ("", f"Baseline: {_text(gate.baseline)}")
+        yield ""
         yield from (f"- {_text(note)}" for note in gate.notes)
     if found:
         yield from _folded("Details", [line for each in found[:_MOST] for line in _details(each)])

@@ -97,13 +97,28 @@ def passed(results: Results, gate: Gate | None) -> bool:
 def headline(results: Results, gate: Gate | None) -> str:
     """Return the verdict in a line."""
     what = "gate" if gate else "run"
+    made = f", {gate.n_made} of {len(gate.checks)} checks made" if gate else ""
     n = len(troubles(results, gate))
     if passed(results, gate):
-        return f"{what} passed: {_counts(results)}"
-    if n == 0:
-        why = "interrupted" if results.interrupted else "no case passed"
-        return f"{what} failed: {why}, {_counts(results)}"
-    return f"{what} failed: {n} finding{'s' * (n != 1)}, {_counts(results)}"
+        return f"{what} passed{made}: {_counts(results)}"
+    if n:
+        why = f"{n} finding{'s' * (n != 1)}"
+    elif results.interrupted:
+        why = "interrupted"
+    else:
+        why = "not all was checked (--strict)" if results.passed else "no case passed"
+    return f"{what} failed{made}: {why}, {_counts(results)}"
+
+
+def unchecked(gate: Gate) -> list[str]:
+    """Return what a report has to say of checks that a gate did not make, a line each.
+
+    What is missing to make them comes first.
+    """
+    missing = [gate.without_baseline] if gate.without_baseline else []
+    if gate.not_checked:
+        missing.append(f"not checked: {', '.join(gate.not_checked)}")
+    return missing
 
 
 def _counts(results: Results) -> str:

@@ -29,7 +29,7 @@ _NEWER = re.compile(r"fa-harness\.baseline/([2-9]|[1-9][0-9]+)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expected:
+class CaseRecord:
     """How a case came out."""
 
     status: str
@@ -66,8 +66,18 @@ class Baseline:
     seed: int | None
     """The seed of all cases; None where each had its own."""
     threads: int | None
-    cases: Mapping[str, Expected]
+    cases: Mapping[str, CaseRecord]
     speed: Speed | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoBaseline:
+    """Why a run is compared with no baseline."""
+
+    reason: str
+    """In a few words, for each check that is skipped."""
+    text: str
+    """In full, with the next step; a gate prints it before anything else."""
 
 
 def machine_class(machine: str, features: Sequence[str]) -> str:
@@ -91,7 +101,24 @@ def file_name(upstream: str, class_: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', upstream)}.{class_}.json"
 
 
-def expected(verdict: Verdict) -> Expected:
+def missing(file: str, *, upstream: str, class_: str) -> NoBaseline:
+    """Return what to say where a baseline does not exist: which was looked for, how to make it.
+
+    Args:
+        file: The file, as messages show it.
+        upstream: What it would be of.
+        class_: The machine class that it would be of.
+    """
+    return NoBaseline(
+        reason="there is no baseline",
+        text=(
+            f"no baseline: {file} does not exist (upstream {upstream}, machine class {class_}); "
+            "without it only the cases are checked; fa-harness gate --update-baseline makes it"
+        ),
+    )
+
+
+def record(verdict: Verdict) -> CaseRecord:
     """Return how a case came out, as a baseline holds it."""
     bits, bound, of_bound = [], [], {}
     for name, comparison in sorted(verdict.comparisons.items()):
@@ -101,7 +128,9 @@ def expected(verdict: Verdict) -> Expected:
             bits.append(name)
         else:
             bound.append(name)
-    return Expected(status=verdict.status, bits=tuple(bits), bound=tuple(bound), of_bound=of_bound)
+    return CaseRecord(
+        status=verdict.status, bits=tuple(bits), bound=tuple(bound), of_bound=of_bound
+    )
 
 
 def share(comparison: Comparison) -> float:
@@ -198,8 +227,8 @@ def _read(document: Mapping[str, Any]) -> Baseline:
     )
 
 
-def _read_case(fields: Any) -> Expected:
-    return Expected(
+def _read_case(fields: Any) -> CaseRecord:
+    return CaseRecord(
         status=_of_type(str, fields["status"]),
         bits=tuple(_of_type(str, name) for name in _of_type(list, fields["bits"])),
         bound=tuple(_of_type(str, name) for name in _of_type(list, fields["bound"])),

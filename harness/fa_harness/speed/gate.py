@@ -1,26 +1,25 @@
-"""What a gate stops: a run and its speed rows against a baseline. Pure functions, no I/O.
+"""Judge a run and its speed rows against a baseline. Pure functions, no I/O.
 
-Five kinds of findings stop a patch. What cannot be told is `skipped` with a reason, never `ok`.
+Five checks can stop a patch. A check that cannot be made is `skipped`, with a reason. It never
+counts as `ok`, and the verdict says how many checks were made.
 
-**error_grew.** The measure is the share of its bound that the worst of a case's elements takes. The
-same library, machine class, seed and threads give the same bits, hence the same share. A change
-that only orders operations anew draws the same roundings once more: the largest of some hundred to
-thousand errors of equal size then differs by a tenth or two, as the extremes of such draws do, and
-by half at the most. A lost bit doubles it. So a share may be 1.5 times the baseline's and a
-hundredth of the bound more, the latter for shares of nearly nothing.
+**error_grew.** The measure is the worst error of a case as a share of its bound. The same library,
+machine class, seed and threads give the same bits, so the same share. A change that only reorders
+operations draws the same roundings again. The largest of some hundred to a thousand errors of equal
+size then differs by 10 to 20 %, and by half at most. A lost bit doubles it. So a share may be 1.5
+times the baseline's plus a hundredth of the bound. The hundredth is for shares of nearly nothing.
 
 **slower.** The measure is the ratio of a way's time to one call without a state, in the same
-process and round. Rounds of one process share its places in memory: as samples they would count one
-draw many times. So each process gives one number, the median of its rounds, and those of several
-processes are compared with those of the baseline by a rank test (Mann-Whitney, one-sided): not one
-mean, which a neighbour on the machine can spoil. What runs on the core's other thread shifts all
-ratios of a measurement, unseen by standard compared with itself. So the test is not whether a ratio
-is above the baseline's but whether it is above `EFFECT` times those, times the noise: how far
-standard compared with itself reaches from 1 in either measurement. What is above is measured again
-with twice the processes, and counts if it is above in that measurement, too. Each test errs with a
-probability of at most `LEVEL` beside what `EFFECT` leaves for drifts; a smaller loss is for
-`fa-harness bench`, whose limits are of one run. Where an interval is wider than `EFFECT`, such a
-loss could not be seen, and nothing is told.
+process and round. The rounds of one process share its places in memory, so they are one sample, not
+many. Each process gives one number, the median of its rounds. A rank test (Mann-Whitney, one-sided)
+compares the numbers of several processes with the baseline's: a busy neighbour can spoil a mean,
+but not the ranks. A program on the core's other thread shifts all ratios of a measurement, and
+standard compared with itself does not show that. So the test asks whether a ratio is above `EFFECT`
+times the baseline's, times the noise: how far standard compared with itself reaches from 1 in
+either measurement. A ratio above that is measured again with twice the processes, and counts only
+if it is above again. Each test errs with a probability of at most `LEVEL`, beyond the drift that
+`EFFECT` allows. `fa-harness bench`, whose limits are of one run, finds smaller losses. An interval
+wider than `EFFECT` could hide such a loss, so its check is skipped.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ import numpy as np
 
 from fa_harness.judge.verdict import Verdict
 from fa_harness.report.results import Results, explain
-from fa_harness.speed.baseline import Baseline, Expected, Speed, expected, share
+from fa_harness.speed.baseline import Baseline, CaseRecord, NoBaseline, Speed, record, share
 from fa_harness.speed.bench import Interval, median_interval, reach
 from fa_harness.speed.ranks import p_greater
-from fa_harness.speed.rows import WAYS, Row
+from fa_harness.speed.rows import WAYS, SpeedRow
 
 GROWTH = 1.5
 FLOOR = 0.01
@@ -57,9 +56,12 @@ KINDS = {
 }
 """What stops a patch, worst first, in words."""
 
+OF_BASELINE = ("nothing is gone", "bit-exactness", "errors")
+"""The checks that compare cases with a baseline."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class Regression:
     """One thing that stops a patch."""
 
     kind: str
@@ -73,13 +75,15 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
-    """One part of a gate."""
+class GateCheck:
+    """One of the checks of a gate."""
 
     name: str
     status: str
-    """`ok`, `regressed`, or `skipped`: not told."""
+    """`ok`, `regressed` or `skipped`."""
     reason: str
+    not_checked: str
+    """What of it was not checked, such as `2 of 10 ratios`; `all` where it is skipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +108,58 @@ class Gate:
     """All that a gate found."""
 
     baseline: str
-    """The file that was compared with."""
-    checks: tuple[Check, ...]
-    findings: tuple[Finding, ...]
+    """The file that was compared with, or looked for."""
+    without_baseline: str
+    """Why the run was compared with no baseline, and what to do; empty where it was compared."""
+    checks: tuple[GateCheck, ...]
+    findings: tuple[Regression, ...]
     """Worst first."""
     ratios: tuple[Ratio, ...]
     notes: tuple[str, ...]
     """In what the run differs from what the baseline was made with."""
+    strict: bool
+    """Whether a check that was not made fails the gate."""
     passed: bool
+
+    @property
+    def n_made(self) -> int:
+        """How many checks were made, at least in part."""
+        return sum(check.status != "skipped" for check in self.checks)
+
+    @property
+    def not_checked(self) -> tuple[str, ...]:
+        """The checks that were not made, and the parts that are missing of the others."""
+        return tuple(
+            check.name if check.status == "skipped" else f"{check.name} ({check.not_checked})"
+            for check in self.checks
+            if check.not_checked
+        )
+
+    @property
+    def is_mostly_unchecked(self) -> bool:
+        """Whether most checks were not made: such a gate that passes says little."""
+        return 2 * self.n_made < len(self.checks)
+
+    @property
+    def coverage(self) -> str:
+        """How much was checked: `4 of 5 checks made; not checked: speed`."""
+        missing = f"; not checked: {', '.join(self.not_checked)}" if self.not_checked else ""
+        return f"{self.n_made} of {len(self.checks)} checks made{missing}"
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in a line: `pass, 4 of 5 checks made; not checked: speed`."""
+        n = len(self.findings)
+        words = "pass" if self.passed else "fail"
+        if n:
+            words += f", {n} finding{'s' * (n != 1)}"
+        elif self.strict and self.not_checked:
+            words += " (--strict)"
+        return f"{words}, {self.coverage}"
+
+
+_Checked = tuple[GateCheck, Sequence[Regression]]
+"""A check, and what it found."""
 
 
 def judge(
@@ -120,9 +168,10 @@ def judge(
     made_with: Mapping[str, Any],
     seed: int | None,
     threads: int | None,
-    baseline: Baseline | str,
+    baseline: Baseline | NoBaseline,
     file: str,
     ratios: Sequence[Ratio] | str,
+    strict: bool = False,
 ) -> Gate:
     """Compare a run with a baseline.
 
@@ -134,23 +183,26 @@ def judge(
         baseline: What to compare with, or why there is nothing.
         file: The baseline's file, as messages show it.
         ratios: The speed rows, compared with the baseline, or why there are none.
+        strict: Fail where something was not checked.
     """
     failed = list(_failed(results))
-    why_not = incomparable(baseline, made_with, seed=seed, threads=threads)
-    gone: list[Finding] = []
-    grown: list[Finding] = []
-    lost: list[Finding] = []
+    if isinstance(baseline, Baseline):
+        nothing = incomparable(baseline, made_with, seed=seed, threads=threads)
+    else:
+        nothing = baseline
     notes: tuple[str, ...] = ()
-    bits_why_not = why_not
-    if isinstance(baseline, Baseline) and why_not is None:
+    if isinstance(baseline, Baseline) and nothing is None:
         notes = tuple(_notes(baseline.made_with, made_with))
-        bits_why_not = _other_build(baseline.made_with, made_with)
-        if not results.interrupted:
-            gone = list(_gone(results, baseline))
-        grown = list(_grown(results, baseline))
-        lost = [] if bits_why_not else list(_bits_lost(results, baseline))
+        of_baseline = [
+            _check_gone(results, baseline),
+            _check_bits(results, baseline, made_with),
+            _check_errors(results, baseline),
+        ]
+    else:
+        assert nothing is not None
+        of_baseline = [_skipped(name, nothing.reason) for name in OF_BASELINE]
     slower = [
-        Finding(
+        Regression(
             kind="failed" if ratio.way == ALL else "slower",
             case=ratio.case,
             text=f"speed, {ratio.way.replace('_', ' ')}: {ratio.reason}",
@@ -159,43 +211,50 @@ def judge(
         for ratio in ([] if isinstance(ratios, str) else ratios)
         if ratio.status == "regressed"
     ]
-    findings = (*failed, *gone, *lost, *grown, *slower)
+    checks = (
+        _check_cases(results, failed),
+        *(check for check, _ in of_baseline),
+        _check_speed(ratios, slower),
+    )
+    findings = (*failed, *(found for _, some in of_baseline for found in some), *slower)
+    is_complete = not any(check.not_checked for check in checks)
     return Gate(
         baseline=file,
-        checks=(
-            _check_cases(results, failed),
-            _check("nothing is gone", gone, why_not),
-            _check("bit-exactness", lost, bits_why_not),
-            _check("errors", grown, why_not),
-            _check_speed(ratios, slower),
-        ),
+        without_baseline="" if nothing is None else nothing.text,
+        checks=checks,
         findings=findings,
         ratios=() if isinstance(ratios, str) else tuple(ratios),
         notes=notes,
-        passed=results.passed and not results.interrupted and not findings,
+        strict=strict,
+        passed=(
+            results.passed
+            and not results.interrupted
+            and not findings
+            and (is_complete or not strict)
+        ),
     )
 
 
 def incomparable(
-    baseline: Baseline | str, made_with: Mapping[str, Any], *, seed: int | None, threads: int | None
-) -> str | None:
+    baseline: Baseline, made_with: Mapping[str, Any], *, seed: int | None, threads: int | None
+) -> NoBaseline | None:
     """Return why a run's cases cannot be compared with a baseline, or None."""
-    if isinstance(baseline, str):
-        return baseline
     for key, what in (("upstream", "upstream"), ("class", "machine class")):
-        if baseline.made_with[key] != made_with[key]:
-            return (
-                f"the baseline is of {what} {baseline.made_with[key]}, this run of {made_with[key]}"
-            )
+        theirs, ours = baseline.made_with[key], made_with[key]
+        if theirs != ours:
+            reason = f"the baseline is of {what} {theirs}, this run of {ours}"
+            return NoBaseline(reason=reason, text=f"{reason}; name another file with --baseline")
     for name, theirs, ours in (
         ("seed", baseline.seed, seed),
         ("threads", baseline.threads, threads),
     ):
         if theirs != ours:
-            return (
+            reason = (
                 f"the baseline is of {name} {_own(theirs)}, this run of {name} {_own(ours)}: other "
-                "numbers, hence other errors"
+                "numbers, so other errors"
             )
+            advice = f"leave --{name} out" if theirs is None else f"give --{name} {theirs}"
+            return NoBaseline(reason=reason, text=f"{reason}; {advice}")
     return None
 
 
@@ -203,62 +262,80 @@ def _own(value: int | None) -> str:
     return "of each case's own" if value is None else str(value)
 
 
-def _failed(results: Results) -> Iterator[Finding]:
+def _failed(results: Results) -> Iterator[Regression]:
     for verdict in results.verdicts:
         if verdict.status not in ("pass", "unsupported"):
             text = f"{verdict.status}: {explain(verdict)[0]}"
-            yield _finding("failed", results, verdict, text)
+            yield _regression("failed", results, verdict, text)
 
 
-def _gone(results: Results, baseline: Baseline) -> Iterator[Finding]:
+def _check_gone(results: Results, baseline: Baseline) -> _Checked:
     """Find what was compared for the baseline and now is not: cases, and comparisons of one."""
+    name = "nothing is gone"
+    if results.interrupted:
+        return _skipped(name, "interrupted: which cases are gone is not known")
     verdicts = {str(verdict.case): verdict for verdict in results.verdicts}
+    found = []
     for case, before in baseline.cases.items():
         verdict = verdicts.get(case)
         if verdict is None:
             text = "the case of the baseline is not among those that ran"
-            yield Finding(kind="gone", case=case, text=text, repro=results.repro_of_gate)
+            found.append(Regression(kind="gone", case=case, text=text, repro=results.repro_of_gate))
         elif verdict.status == "unsupported" and before.status == "pass":
-            yield _finding("gone", results, verdict, f"unsupported now: {verdict.reason}")
+            found.append(_regression("gone", results, verdict, f"unsupported: {verdict.reason}"))
         elif verdict.status == "pass":
             missing = [name for name in before.comparisons if name not in verdict.comparisons]
             if missing:
                 words = ", ".join(name.replace("_", " ") for name in missing)
-                yield _finding("gone", results, verdict, f"no longer compared: {words}")
+                found.append(_regression("gone", results, verdict, f"no longer compared: {words}"))
+    n_known = len(baseline.cases) - sum(
+        verdicts[case].status not in ("pass", before.status)
+        for case, before in baseline.cases.items()
+        if case in verdicts
+    )
+    return _check(name, found, of=(n_known, len(baseline.cases)))
 
 
-def _bits_lost(results: Results, baseline: Baseline) -> Iterator[Finding]:
+def _check_bits(results: Results, baseline: Baseline, made_with: Mapping[str, Any]) -> _Checked:
+    name = "bit-exactness"
+    other_build = _other_build(baseline.made_with, made_with)
+    if other_build is not None:
+        return _skipped(name, other_build)
+    found, n_compared = [], 0
     for verdict, before in _passing(results, baseline):
-        lost = [
-            name
-            for name in before.bits
-            if name in verdict.comparisons and not verdict.comparisons[name].bitwise
-        ]
+        known = [each for each in before.bits if each in verdict.comparisons]
+        n_compared += bool(known)
+        lost = [each for each in known if not verdict.comparisons[each].bitwise]
         if lost:
-            worst = max(lost, key=lambda name: verdict.comparisons[name].max_abs)
+            worst = max(lost, key=lambda each: verdict.comparisons[each].max_abs)
             text = (
-                f"{', '.join(name.replace('_', ' ') for name in lost)}: had the same bits, now "
+                f"{', '.join(each.replace('_', ' ') for each in lost)}: had the same bits, now "
                 f"differ by up to {verdict.comparisons[worst].max_abs:.2e}"
             )
-            yield _finding("bits_lost", results, verdict, text)
+            found.append(_regression("bits_lost", results, verdict, text))
+    return _check(name, found, of=(n_compared, results.selected))
 
 
-def _grown(results: Results, baseline: Baseline) -> Iterator[Finding]:
+def _check_errors(results: Results, baseline: Baseline) -> _Checked:
+    found, n_compared = [], 0
     for verdict, before in _passing(results, baseline):
-        grown = {
+        shares = {
             name: share(verdict.comparisons[name])
-            for name, was in before.of_bound.items()
-            if name in verdict.comparisons and share(verdict.comparisons[name]) > allowed_share(was)
+            for name in before.of_bound
+            if name in verdict.comparisons
         }
+        n_compared += bool(shares)
+        allowed = {name: allowed_share(before.of_bound[name]) for name in shares}
+        grown = [name for name in shares if shares[name] > allowed[name]]
         if grown:
-            name = max(grown, key=lambda name: grown[name] / allowed_share(before.of_bound[name]))
+            name = max(grown, key=lambda name: shares[name] / allowed[name])
             more = f"; so did {len(grown) - 1} other errors" if len(grown) > 1 else ""
             text = (
-                f"{name.replace('_', ' ')}: takes {grown[name]:.1%} of its bound, was "
-                f"{before.of_bound[name]:.1%}, may be {allowed_share(before.of_bound[name]):.1%}"
-                f"{more}"
+                f"{name.replace('_', ' ')}: takes {shares[name]:.1%} of its bound, was "
+                f"{before.of_bound[name]:.1%}, may be {allowed[name]:.1%}{more}"
             )
-            yield _finding("error_grew", results, verdict, text)
+            found.append(_regression("error_grew", results, verdict, text))
+    return _check("errors", found, of=(n_compared, results.selected))
 
 
 def allowed_share(before: float) -> float:
@@ -266,7 +343,7 @@ def allowed_share(before: float) -> float:
     return GROWTH * before + FLOOR
 
 
-def _passing(results: Results, baseline: Baseline) -> Iterator[tuple[Verdict, Expected]]:
+def _passing(results: Results, baseline: Baseline) -> Iterator[tuple[Verdict, CaseRecord]]:
     """Yield the cases that pass and are in the baseline: what fails is a finding already."""
     for verdict in results.verdicts:
         before = baseline.cases.get(str(verdict.case))
@@ -274,8 +351,8 @@ def _passing(results: Results, baseline: Baseline) -> Iterator[tuple[Verdict, Ex
             yield verdict, before
 
 
-def _finding(kind: str, results: Results, verdict: Verdict, text: str) -> Finding:
-    return Finding(kind=kind, case=str(verdict.case), text=text, repro=results.repro(verdict))
+def _regression(kind: str, results: Results, verdict: Verdict, text: str) -> Regression:
+    return Regression(kind=kind, case=str(verdict.case), text=text, repro=results.repro(verdict))
 
 
 def _other_build(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
@@ -305,45 +382,66 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[s
     return ", ".join(f"{key} {before.get(key)} (here {now.get(key)})" for key in keys)
 
 
-def _check_cases(results: Results, failed: Sequence[Finding]) -> Check:
+def _check_cases(results: Results, failed: Sequence[Regression]) -> GateCheck:
     n_pass, unsupported = results.count("pass"), results.count("unsupported")
+    n_unknown = results.selected - len(results.verdicts) + unsupported
     if failed:
-        return Check(name="cases", status="regressed", reason=f"{len(failed)} do not pass")
-    if results.interrupted or not results.passed:
-        reason = "interrupted" if results.interrupted else "none passed"
-        return Check(name="cases", status="regressed", reason=f"{reason}: {n_pass} passed")
-    more = f", {unsupported} unsupported" if unsupported else ""
-    return Check(name="cases", status="ok", reason=f"{n_pass} pass{more}")
+        status, reason = "regressed", f"{len(failed)} do not pass"
+    elif results.interrupted or not results.passed:
+        status = "regressed"
+        reason = f"{'interrupted' if results.interrupted else 'none passed'}: {n_pass} passed"
+    else:
+        status = "ok"
+        reason = f"{n_pass} pass" + (f", {unsupported} unsupported" if unsupported else "")
+    return GateCheck(
+        name="cases",
+        status=status,
+        reason=reason,
+        not_checked=f"{n_unknown} of {results.selected} cases" if n_unknown else "",
+    )
 
 
-def _check(name: str, findings: Sequence[Finding], why_not: str | None) -> Check:
-    if why_not is not None:
-        return Check(name=name, status="skipped", reason=why_not)
-    if findings:
-        return Check(name=name, status="regressed", reason=f"{len(findings)} cases")
-    return Check(name=name, status="ok", reason="as in the baseline")
+def _check(name: str, found: Sequence[Regression], *, of: tuple[int, int]) -> _Checked:
+    """Return a check of `of[0]` of `of[1]` cases and what it found."""
+    n_compared, n_case = of
+    if found:
+        status, reason = "regressed", f"{len(found)} cases"
+    elif n_compared:
+        status, reason = "ok", f"as in the baseline, {n_compared} of {n_case} cases"
+    else:
+        return _skipped(name, "no case that passed has such a comparison in the baseline")
+    left = n_case - n_compared
+    not_checked = f"{left} of {n_case} cases" if left > 0 else ""
+    return GateCheck(name=name, status=status, reason=reason, not_checked=not_checked), found
 
 
-def _check_speed(ratios: Sequence[Ratio] | str, slower: Sequence[Finding]) -> Check:
+def _skipped(name: str, reason: str) -> _Checked:
+    return GateCheck(name=name, status="skipped", reason=reason, not_checked="all"), ()
+
+
+def _check_speed(ratios: Sequence[Ratio] | str, slower: Sequence[Regression]) -> GateCheck:
     if isinstance(ratios, str):
-        return Check(name="speed", status="skipped", reason=ratios)
+        return _skipped("speed", ratios)[0]
     counts = {s: sum(ratio.status == s for ratio in ratios) for s in ("ok", "regressed", "skipped")}
-    words = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
-    if slower:
-        return Check(name="speed", status="regressed", reason=f"{words} of {len(ratios)} ratios")
-    if counts["ok"] == 0:
+    if not slower and counts["ok"] == 0:
         reasons = dict.fromkeys(ratio.reason for ratio in ratios)
-        return Check(name="speed", status="skipped", reason="; ".join(reasons))
-    return Check(name="speed", status="ok", reason=f"{words} of {len(ratios)} ratios")
+        return _skipped("speed", "; ".join(reasons))[0]
+    words = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
+    return GateCheck(
+        name="speed",
+        status="regressed" if slower else "ok",
+        reason=f"{words} of {len(ratios)} ratios",
+        not_checked=f"{counts['skipped']} of {len(ratios)} ratios" if counts["skipped"] else "",
+    )
 
 
 # speed
 
 
-def speed_incomparable(baseline: Baseline | str, cpu: str) -> str | None:
+def speed_incomparable(baseline: Baseline | NoBaseline, cpu: str) -> str | None:
     """Return why no speed row can be compared with a baseline, or None."""
-    if isinstance(baseline, str):
-        return baseline
+    if isinstance(baseline, NoBaseline):
+        return baseline.reason
     if baseline.speed is None:
         return "the baseline has no speed"
     if baseline.speed.cpu != cpu:
@@ -351,7 +449,9 @@ def speed_incomparable(baseline: Baseline | str, cpu: str) -> str | None:
     return None
 
 
-def compare_speed(row: Row, before: Mapping[str, Sequence[float]], *, cores: int) -> list[Ratio]:
+def compare_speed(
+    row: SpeedRow, before: Mapping[str, Sequence[float]], *, cores: int
+) -> list[Ratio]:
     """Compare a speed row with a baseline's.
 
     Args:
@@ -440,12 +540,12 @@ def new_baseline(
         made_with=made_with,
         seed=seed,
         threads=threads,
-        cases={str(verdict.case): expected(verdict) for verdict in results.verdicts},
+        cases={str(verdict.case): record(verdict) for verdict in results.verdicts},
         speed=speed,
     )
 
 
-def speed_of(rows: Sequence[Row], *, cpu: str) -> Speed:
+def speed_of(rows: Sequence[SpeedRow], *, cpu: str) -> Speed:
     """Return the speed of a baseline.
 
     Args:
@@ -474,7 +574,7 @@ def changes(old: Baseline | None, new: Baseline) -> list[str]:
     return lines + _speed_changes(old.speed, new.speed)
 
 
-def _case_changes(was: Expected, now: Expected) -> Iterator[str]:
+def _case_changes(was: CaseRecord, now: CaseRecord) -> Iterator[str]:
     if was.status != now.status:
         yield f"{was.status} -> {now.status}"
     for what, names in (

@@ -73,7 +73,7 @@ ROWS: tuple[Case, ...] = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SpeedRow:
     """A measured speed row."""
 
     case: Case
@@ -90,7 +90,7 @@ def measure(
     processes: int = PROCESSES,
     seed: int = 0,
     advance: Advance = lambda _done, _total: None,
-) -> list[Row]:
+) -> list[SpeedRow]:
     """Measure rows in turn, so that what drifts on the machine moves all of them alike.
 
     Args:
@@ -100,7 +100,7 @@ def measure(
         seed: Draws the order in each round.
         advance: Told how many processes have ended, and how many there will be.
     """
-    rows = [Row(case=case) for case in cases]
+    rows = [SpeedRow(case=case) for case in cases]
     for n in range(processes):
         for i, row in enumerate(rows):
             advance(n * len(rows) + i, processes * len(rows))
@@ -109,7 +109,7 @@ def measure(
     return rows
 
 
-def _with_one_more(row: Row, module_path: Path, *, seed: int) -> Row:
+def _with_one_more(row: SpeedRow, module_path: Path, *, seed: int) -> SpeedRow:
     """Return a row with what one more process measured."""
     command = [sys.executable, "-m", "fa_harness.speed.rows", module_path, row.case, ROUNDS, seed]
     try:
@@ -124,12 +124,12 @@ def _with_one_more(row: Row, module_path: Path, *, seed: int) -> Row:
             env={**os.environ, "GGML_NO_BACKTRACE": "1"},
         )
     except subprocess.TimeoutExpired:
-        return Row(case=row.case, fault=f"no result after {_TIMEOUT:g} s")
+        return SpeedRow(case=row.case, fault=f"no result after {_TIMEOUT:g} s")
     if done.returncode != 0:
         code = done.returncode
         end = signal.Signals(-code).name if code < 0 else f"exit status {code}"
         lines = done.stderr.strip().splitlines()[-3:]
-        return Row(case=row.case, fault="\n  ".join([end, *lines]))
+        return SpeedRow(case=row.case, fault="\n  ".join([end, *lines]))
     medians: dict[str, float] = json.loads(done.stdout)
     return replace(
         row, ratios={way: (*row.ratios.get(way, ()), median) for way, median in medians.items()}
