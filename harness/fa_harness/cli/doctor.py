@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import platform
+
 import click
 
+from fa_harness.build.builder import find
 from fa_harness.build.library import Library
 from fa_harness.case.suites import suite
-from fa_harness.doctor import check
+from fa_harness.doctor import Finding, check
 from fa_harness.engine.runner import Runner
-from fa_harness.errors import SetupError
-from fa_harness.project import find_project
+from fa_harness.errors import FaHarnessError, SetupError
+from fa_harness.machine import cpu_model
+from fa_harness.project import Project, find_project
+from fa_harness.speed import baseline
+from fa_harness.speed.gate import speed_incomparable
 
 _STYLE = {"ok": "green", "note": "yellow", "problem": "red"}
 
@@ -17,8 +23,9 @@ _STYLE = {"ok": "green", "note": "yellow", "problem": "red"}
 @click.command("doctor")
 def command() -> None:
     """Show what a run would use on this machine, and what is wrong with it."""
-    report = check(find_project(), try_library=try_library)
-    for finding in report.findings:
+    project = find_project()
+    report = check(project, try_library=try_library)
+    for finding in (*report.findings, baseline_here(project)):
         mark = click.style(f"{finding.status:7}", fg=_STYLE[finding.status])
         click.echo(f"{mark}  {finding.name:16}  {finding.value}")
     if report.problems:
@@ -35,3 +42,25 @@ def try_library(library: Library) -> str | None:
     except SetupError as error:
         return str(error)
     return None
+
+
+def baseline_here(project: Project) -> Finding:
+    """Tell whether `gate` has a baseline to compare with on this machine."""
+    name = "baseline"
+    try:
+        library = find(project, "patched")
+        with Runner(library.module_path) as runner:
+            class_ = baseline.machine_class(platform.machine(), runner.features)
+        file = project.baselines / baseline.file_name(library.upstream, class_)
+        found = baseline.load(file)
+    except FileNotFoundError:
+        shown = project.relative(file)
+        missing = baseline.missing(shown, upstream=library.upstream, class_=class_)
+        return Finding(name=name, value=missing.text, status="note")
+    except FaHarnessError as error:
+        return Finding(name=name, value=f"not known: {error}", status="note")
+    no_speed = speed_incomparable(found, cpu_model())
+    value = f"{project.relative(file)} (machine class {class_})"
+    if no_speed is not None:
+        return Finding(name=name, value=f"{value}, speed not comparable: {no_speed}", status="note")
+    return Finding(name=name, value=value)
