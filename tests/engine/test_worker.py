@@ -145,17 +145,49 @@ def test_a_child_that_does_not_answer_is_a_timeout_and_ended(patched: Library) -
 
 
 def test_a_result_that_came_in_time_counts_however_late_it_is_looked_at(patched: Library) -> None:
-    case = SMALL.with_(n_batch=80)  # more than a pipe holds: the child waits until it is read
+    case = SMALL.with_(n_batch=400)  # more than a socket holds: the child waits until it is read
     with Worker(patched.module_path) as worker:
         worker.submit(case, modes_of(case), 60)
-        assert worker._process is not None
-        assert worker._process.stdout is not None
-        assert select.select([worker._process.stdout], [], [], 60)[0]
+        assert worker._connection is not None
+        assert worker._connection.poll(60)
         worker._deadline = 0.0
         run = worker.result()
         assert isinstance(run, Run)
-        assert len(pickle.dumps(run)) > 1 << 16
+        assert len(pickle.dumps(run)) > 1 << 18
         assert isinstance(compute(worker, SMALL), Run)
+
+
+BROKEN_OFF = (
+    "if name == 'ggml_backend_graph_compute' and n > 1:\n"
+    "            from multiprocessing.connection import Connection\n"
+    "            def begin(self, reply, **_):\n"
+    "                os.write(self.fileno(), bytes(reply[:10]))\n"
+    "                {then}\n"
+    "            Connection._send = begin"
+)
+"""The child sends ten bytes of its reply, and then..."""
+
+
+def test_a_child_that_dies_in_the_middle_of_a_reply_is_a_crash(
+    around_patched: Callable[[str], Path],
+) -> None:
+    module = around_patched(BROKEN_OFF.format(then="os.kill(os.getpid(), signal.SIGKILL)"))
+    with Worker(module) as worker:
+        lost = compute(worker, SMALL)
+        assert isinstance(lost, Lost)
+        assert lost.status == "crash"
+        assert lost.reason.endswith(": SIGKILL")
+
+
+def test_a_child_that_hangs_in_the_middle_of_a_reply_is_a_timeout(
+    around_patched: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fa_harness.engine.worker._REPLY_SECONDS", 1)
+    module = around_patched(BROKEN_OFF.format(then="signal.pause()"))
+    with Worker(module) as worker:
+        lost = compute(worker, SMALL)
+        assert isinstance(lost, Lost)
+        assert lost.status == "timeout"
 
 
 def test_a_case_that_takes_too_long_is_a_timeout_in_its_mode(patched: Library) -> None:

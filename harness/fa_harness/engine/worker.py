@@ -1,8 +1,8 @@
 """A library in a child process: a crash or a hang there becomes a status, and the run goes on.
 
-The child is started once and computes case after case. Frames go over its standard input and
-output: eight bytes of length, then a pickle. Which mode it computes stands in memory that both
-share, and what the library prints in a file, whose last lines explain an abort.
+The child is started once and computes case after case. Cases and results go over a connection of
+`multiprocessing`. The mode that is being computed stands in memory that both processes share. What
+the library prints goes to a file, whose last lines explain an abort.
 
 The child ends with its parent, whatever ends that. One that is started again must have loaded the
 same library: a run does not mix two.
@@ -15,9 +15,9 @@ import ctypes
 import hashlib
 import mmap
 import os
-import pickle
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -25,6 +25,7 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,13 +35,12 @@ from fa_harness.case.case import Case
 from fa_harness.engine.modes import Run
 from fa_harness.errors import SetupError
 
-_HEADER = struct.Struct("<Q")
 _STDERR_LINES = 6
 _MODE_BYTES = 16
 """The longest name of a mode fits in."""
 _START_SECONDS = 60.0
-_REPLY_SECONDS = 60.0
-"""For a reply whose first bytes have come."""
+_REPLY_SECONDS = 60
+"""For the next bytes of a reply whose first have come."""
 _END_SECONDS = 60.0
 """A child that has closed its output is ended then; one that dies may first dump its memory."""
 
@@ -71,6 +71,7 @@ class Worker:
         self._mutant = mutant
         self._lost_at_start: Lost | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
         self._stderr: IO[bytes] | None = None
         self._mode: mmap.mmap | None = None
         """The mode that the child computes, written by it: a frame for each would cost more."""
@@ -201,27 +202,24 @@ class Worker:
             mode = Path(self._files.name, "mode")
             mode.write_bytes(bytes(_MODE_BYTES))  # of a hole, a full disk makes a signal
             self._mode = _shared(mode)
-            self._process = subprocess.Popen(
-                [
-                    *prefix,
-                    sys.executable,
-                    "-m",
-                    "fa_harness.engine.worker",
-                    self._module_path,
-                    mode,
-                ],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._stderr,
-                # ggml starts a debugger on an abort where it finds one: seconds for lines nobody
-                # reads
-                env={
-                    **os.environ,
-                    "GGML_NO_BACKTRACE": "1",
-                    "TMPDIR": self._files.name,
-                    **settings,
-                },
-            )
+            self._connection, theirs = _connected()
+            program = [*prefix, sys.executable, "-m", "fa_harness.engine.worker"]
+            with theirs:
+                self._process = subprocess.Popen(
+                    [*program, self._module_path, mode, str(theirs.fileno())],
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.PIPE,  # its end tells the child that the parent has ended
+                    stdout=self._stderr,
+                    stderr=self._stderr,
+                    # ggml starts a debugger on an abort where it finds one: seconds for lines
+                    # nobody reads
+                    env={
+                        **os.environ,
+                        "GGML_NO_BACKTRACE": "1",
+                        "TMPDIR": self._files.name,
+                        **settings,
+                    },
+                )
         except OSError as error:
             self._stop()
             raise SetupError(
@@ -242,24 +240,17 @@ class Worker:
 
     def _stop(self) -> None:
         if self._process is not None:
-            self._kill()
-        if self._mode is not None:
-            self._mode.close()
-        if self._stderr is not None:
-            self._stderr.close()
+            self._process.kill()
+            self._process.wait()
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        for resource in (self._connection, self._mode, self._stderr):
+            if resource is not None:
+                resource.close()
         if self._files is not None:
             self._files.cleanup()
-        self._process = self._mode = self._stderr = self._files = None
+        self._process = self._connection = self._mode = self._stderr = self._files = None
         self.is_busy = False
-
-    def _kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):  # what is left to write has no reader
-                    pipe.close()
 
     def _end(self) -> str:
         assert self._process is not None
@@ -277,21 +268,36 @@ class Worker:
         return "".join(f"\n  {line}" for line in shown)
 
     def _send(self, message: Any) -> None:
-        assert self._process is not None
-        assert self._process.stdin is not None
+        assert self._connection is not None
         # had it died after its last reply, `result` meets the end of its output and says how
-        with contextlib.suppress(BrokenPipeError):
-            _write(self._process.stdin, message)
+        with contextlib.suppress(ConnectionError):
+            self._connection.send(message)
 
     def _receive(self, deadline: float) -> tuple[str, Any]:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        fd = self._process.stdout.fileno()
-        header = _read(fd, _HEADER.size, deadline)
-        # it is done, and waits for room in the pipe
-        deadline = max(deadline, time.monotonic() + _REPLY_SECONDS)
-        kind, value = pickle.loads(_read(fd, _HEADER.unpack(header)[0], deadline))
+        """Return the child's next reply.
+
+        Raises:
+            EOFError: It ended, be it in the middle of a reply.
+            TimeoutError: It does not answer.
+        """
+        assert self._connection is not None
+        # what came in time counts, however late it is looked at
+        if not self._connection.poll(max(deadline - time.monotonic(), 0)):
+            raise TimeoutError
+        try:
+            kind, value = self._connection.recv()
+        except BlockingIOError:
+            raise TimeoutError from None
+        except OSError as error:
+            raise EOFError from error
         return kind, value
+
+
+def _connected() -> tuple[Connection, socket.socket]:
+    """Return the parent's end of a connection, and the child's."""
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _REPLY_SECONDS, 0))
+    return Connection(ours.detach()), theirs
 
 
 def _shared(path: Path) -> mmap.mmap:
@@ -317,26 +323,6 @@ def _started_with(module_path: Path) -> tuple[list[str], dict[str, str]]:
     return sanitizers.started_with(library.name, library.preload)
 
 
-def _read(fd: int, size: int, deadline: float) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        # what came in time counts, however late it is looked at
-        left = max(deadline - time.monotonic(), 0)
-        if not select.select([fd], [], [], left)[0]:
-            raise TimeoutError
-        chunk = os.read(fd, size - len(data))
-        if not chunk:
-            raise EOFError
-        data += chunk
-    return bytes(data)
-
-
-def _write(stream: IO[bytes], message: Any) -> None:
-    data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-    stream.write(_HEADER.pack(len(data)) + data)
-    stream.flush()
-
-
 def _poison_new_memory() -> None:
     """Let `malloc` hand out memory full of NaN, whatever the float type, where it is glibc's."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -345,8 +331,8 @@ def _poison_new_memory() -> None:
         mallopt(m_perturb, complement_of_0xff)
 
 
-def _serve(module_path: Path, mode_path: Path) -> None:
-    """Compute cases until standard input ends."""
+def _serve(module_path: Path, mode_path: Path, descriptor: int) -> None:
+    """Compute cases until the parent closes its end of the connection."""
     from fa_harness.case.inputs import make_inputs
     from fa_harness.engine import ggml
     from fa_harness.engine.modes import lacking, run_case
@@ -354,10 +340,9 @@ def _serve(module_path: Path, mode_path: Path) -> None:
     _poison_new_memory()  # what reads work memory before it is written to shows
     for number in (signal.SIGINT, signal.SIGTERM):  # a group gets them: the parent decides
         signal.signal(number, signal.SIG_IGN)
-    requests = os.fdopen(os.dup(0), "rb")
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what the library prints must not get among the replies
-    threading.Thread(target=_end_with_the_parent, args=(requests.fileno(),), daemon=True).start()
+    os.set_inheritable(descriptor, False)
+    connection = Connection(descriptor)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
 
     try:
         digest = _digest(module_path)
@@ -365,16 +350,16 @@ def _serve(module_path: Path, mode_path: Path) -> None:
         if _digest(module_path) != digest:
             raise SetupError(f"{module_path}: was replaced while it was loaded; run again")
     except SetupError as error:
-        _write(replies, ("error", str(error)))
+        connection.send(("error", str(error)))
         return
     known = (digest, library.features(), library.types(), lacking(library), library.mutants)
-    _write(replies, ("ready", known))
+    connection.send(("ready", known))
     shared = _shared(mode_path)
     while True:
-        header = requests.read(_HEADER.size)
-        if not header:
+        try:
+            case, modes, mutant = connection.recv()
+        except EOFError:
             return
-        case, modes, mutant = pickle.loads(requests.read(_HEADER.unpack(header)[0]))
         try:
             inputs = make_inputs(case)
             library.set_mutant(mutant)
@@ -388,14 +373,14 @@ def _serve(module_path: Path, mode_path: Path) -> None:
             reply = ("setup", f"temporary files cannot be used ({error}); make room for them")
         except (MemoryError, RuntimeError) as error:
             reply = ("error", f"{type(error).__name__}: {error}")
-        _write(replies, reply)
+        connection.send(reply)
 
 
-def _end_with_the_parent(requests: int) -> None:
-    """End this process, be it in the middle of a case, once nobody can send a request any more."""
-    pipe = select.poll()
-    pipe.register(requests, 0)  # a hang-up is told unasked
-    pipe.poll()
+def _end_with_the_parent() -> None:
+    """End this process, even in the middle of a case, once the parent's end of stdin is closed."""
+    poll = select.poll()
+    poll.register(0, 0)  # a hang-up is told unasked
+    poll.poll()
     os._exit(1)
 
 
@@ -414,4 +399,4 @@ def _digest(module_path: Path) -> str:
 
 
 if __name__ == "__main__":
-    _serve(Path(sys.argv[1]), Path(sys.argv[2]))
+    _serve(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
