@@ -114,6 +114,17 @@ def test_the_library_is_that_of_the_setting(pytester: pytest.Pytester, bug: Libr
     pytester.runpytest().assert_outcomes(passed=1)
 
 
+def test_the_library_is_held_while_the_tests_run(
+    pytester: pytest.Pytester, patched: Library
+) -> None:
+    pytester.makepyfile(
+        "def test_place(ggml_library):\n"
+        "    assert '.held-' in ggml_library.path.parent.name\n"
+        "    assert ggml_library.module_path.is_file()\n"
+    )
+    pytester.runpytest().assert_outcomes(passed=1)
+
+
 def test_a_library_that_is_not_built_is_an_error_that_says_what_to_run(
     pytester: pytest.Pytester,
 ) -> None:

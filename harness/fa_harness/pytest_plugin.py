@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from fa_harness.build.library import Library
     from fa_harness.case.case import Case
     from fa_harness.engine.runner import Runner
+
+T = TypeVar("T")
 
 _MARKER = (
     "fa_cases(suite=, case_file=, segments=[...], ...): run the test, which uses the fixture "
@@ -120,32 +122,36 @@ class CaseUnderTest:
             pytest.fail("\n".join([*lines, command]), pytrace=False)
 
 
-@pytest.fixture(scope="session")
-def ggml_library(request: pytest.FixtureRequest) -> Library:
-    """The built library that `--fa-library` names, else the setting `fa_library`."""
-    from fa_harness.build.named import current_library
+def _entered(
+    stack: contextlib.ExitStack, make: Callable[[], contextlib.AbstractContextManager[T]]
+) -> T:
+    """Make and enter a context; what cannot be fails the test without a traceback."""
     from fa_harness.errors import FaHarnessError
+
+    try:
+        return stack.enter_context(make())
+    except FaHarnessError as error:
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
+
+
+@pytest.fixture(scope="session")
+def ggml_library(request: pytest.FixtureRequest) -> Iterator[Library]:
+    """The built library that `--fa-library` names, else the setting `fa_library`, held."""
+    from fa_harness.build.named import held_library
 
     config = request.config
     name = config.getoption("--fa-library") or config.getini("fa_library")
-    try:
-        return current_library(name, {})
-    except FaHarnessError as error:
-        raise pytest.fail.Exception(str(error), pytrace=False) from None
+    with contextlib.ExitStack() as stack:
+        yield _entered(stack, lambda: held_library(name, {}))
 
 
 @pytest.fixture(scope="session")
 def _fa_runner(ggml_library: Library) -> Iterator[Runner]:
     """Keep the library's processes from test to test."""
     from fa_harness.engine.runner import Runner
-    from fa_harness.errors import SetupError
 
     with contextlib.ExitStack() as stack:
-        try:
-            runner = stack.enter_context(Runner(ggml_library.module_path))
-        except SetupError as error:
-            raise pytest.fail.Exception(str(error), pytrace=False) from None
-        yield runner
+        yield _entered(stack, lambda: Runner(ggml_library.module_path))
 
 
 @pytest.fixture

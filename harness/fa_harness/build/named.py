@@ -1,29 +1,16 @@
-"""Libraries by name, as they were built: those that are not current are refused."""
+"""Libraries by name, held while they run: those that are not current are refused or built."""
 
 from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from fa_harness.build import builder as build
 from fa_harness.build.library import Library, held
 from fa_harness.build.names import defined
 from fa_harness.errors import SetupError
 from fa_harness.project import Project, find_project
-
-
-def current_library(name: str, options: Mapping[str, str]) -> Library:
-    """Return a library as it was built.
-
-    Raises:
-        UsageError: There is no library of that name.
-        SetupError: It is not built, or not current.
-    """
-    project = find_project()
-    library = build.find(project, name, options=options)
-    _check_current(project, library, options)
-    return library
 
 
 @contextlib.contextmanager
@@ -36,12 +23,33 @@ def held_library(name: str, options: Mapping[str, str]) -> Iterator[Library]:
     """
     project = find_project()
     with held(build.find(project, name, options=options)) as library:
-        _check_current(project, library, options)
+        stale = build.is_stale(project, library, options=options)
+        if stale:
+            again = shlex.join(["fa-harness", "build", library.name, *defined(options)])
+            raise SetupError(f"library {library.name!r} is not current: {stale}; run `{again}`")
         yield library
 
 
-def _check_current(project: Project, library: Library, options: Mapping[str, str]) -> None:
-    stale = build.is_stale(project, library, options=options)
-    if stale:
-        again = shlex.join(["fa-harness", "build", library.name, *defined(options)])
-        raise SetupError(f"library {library.name!r} is not current: {stale}; run `{again}`")
+@contextlib.contextmanager
+def built_libraries(
+    project: Project,
+    names: Iterable[str],
+    *,
+    upstream: str | None = None,
+    options: Mapping[str, str] = {},
+) -> Iterator[list[Library]]:
+    """Build libraries that are not current, and give all of them, held.
+
+    Args:
+        project: Where they are.
+        names: Of libraries.
+        upstream: Name of a pin; None for the usual one.
+        options: CMake options that they are built with.
+
+    Raises:
+        UsageError: There is no library or upstream of that name.
+        SetupError: One does not build.
+    """
+    libraries = build.build(project, names, upstream=upstream, options=options)
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(held(library)) for library in libraries]

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fa_harness import __version__
-from fa_harness.build.named import current_library
+from fa_harness.build.named import held_library
 from fa_harness.case.case import Case
 from fa_harness.cli import options
 from fa_harness.cli.options import How, Reports
@@ -111,31 +111,33 @@ def measure_speed(
         UsageError: There is no library of that name, or the one to measure has no state.
         SetupError: One is not built, not current, or does not load beside the other.
     """
-    found = current_library(how.library, how.options)
-    other = current_library(baseline, how.options)
-    started, start = datetime.now(timezone.utc), time.perf_counter()
-    loaded = ggml.load(found.module_path), ggml.load(other.module_path)
-    rows: list[Row] = []
-    interrupted = False
-    with Table(console, total=len(cases)) as table:
-        try:
-            for row in bench.run(*loaded, cases, rounds=rounds):
-                rows.append(row)
-                table.add(row)
-        except KeyboardInterrupt:
-            interrupted = True
-    result = Bench(
-        tool_version=__version__,
-        library=found.to_json(),
-        baseline=other.to_json(),
-        machine={"cpu": cpu_model(), "threads": usable_cores()},
-        started=started,
-        seconds=time.perf_counter() - start,
-        rounds=rounds,
-        rows=tuple(rows),
-        selected=len(cases),
-        interrupted=interrupted,
-    )
+    with (
+        held_library(how.library, how.options) as found,
+        held_library(baseline, how.options) as other,
+    ):
+        started, start = datetime.now(timezone.utc), time.perf_counter()
+        loaded = ggml.load(found.module_path), ggml.load(other.module_path)
+        rows: list[Row] = []
+        interrupted = False
+        with Table(console, total=len(cases)) as table:
+            try:
+                for row in bench.run(*loaded, cases, rounds=rounds):
+                    rows.append(row)
+                    table.add(row)
+            except KeyboardInterrupt:
+                interrupted = True
+        result = Bench(
+            tool_version=__version__,
+            library=found.to_json(),
+            baseline=other.to_json(),
+            machine={"cpu": cpu_model(), "threads": usable_cores()},
+            started=started,
+            seconds=time.perf_counter() - start,
+            rounds=rounds,
+            rows=tuple(rows),
+            selected=len(cases),
+            interrupted=interrupted,
+        )
     print_summary(console, result)
     return result
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -14,9 +14,8 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from fa_harness.build import builder as build
-from fa_harness.build.library import Library, held
-from fa_harness.build.named import current_library
+from fa_harness.build.library import Library
+from fa_harness.build.named import built_libraries, held_library
 from fa_harness.build.names import library_names
 from fa_harness.case.case import Case
 from fa_harness.cli import options
@@ -82,17 +81,16 @@ def bisect_case(
     """
     project = find_project()
     wanted = prefixes(series_for(project, find_source(project)))
-    if may_build:
-        names = [prefix.library for prefix in wanted]
-        libraries = build.build(project, names, options=options)
-    else:
-        libraries = [_built(prefix.library, options) for prefix in wanted]
-    started, start = datetime.now(timezone.utc), time.perf_counter()
+    names = [prefix.library for prefix in wanted]
     rows = []
-    print_headings(console)
-    with contextlib.ExitStack() as stack:
-        as_built = [stack.enter_context(held(library)) for library in libraries]
-        for prefix, library in zip(wanted, as_built, strict=True):
+    with (
+        built_libraries(project, names, options=options)
+        if may_build
+        else _as_built(names, options) as libraries
+    ):
+        started, start = datetime.now(timezone.utc), time.perf_counter()
+        print_headings(console)
+        for prefix, library in zip(wanted, libraries, strict=True):
             with Runner(library.module_path) as runner:
 
                 def run_modes(modes: tuple[str, ...] | None, runner: Runner = runner) -> Verdict:
@@ -123,11 +121,14 @@ def prefixes(series: Series) -> list[Prefix]:
     ]
 
 
-def _built(name: str, options: Mapping[str, str]) -> Library:
-    try:
-        return current_library(name, options)
-    except SetupError as error:
-        raise SetupError(f"{error}; or let `fa-harness bisect --build` do it") from error
+@contextlib.contextmanager
+def _as_built(names: Sequence[str], options: Mapping[str, str]) -> Iterator[list[Library]]:
+    with contextlib.ExitStack() as stack:
+        try:
+            libraries = [stack.enter_context(held_library(name, options)) for name in names]
+        except SetupError as error:
+            raise SetupError(f"{error}; or let `fa-harness bisect --build` do it") from error
+        yield libraries
 
 
 def print_headings(console: Console) -> None:

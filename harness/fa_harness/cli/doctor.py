@@ -7,7 +7,7 @@ import platform
 import click
 
 from fa_harness.build.builder import find
-from fa_harness.build.library import Library
+from fa_harness.build.library import Library, held
 from fa_harness.case.suites import suite
 from fa_harness.doctor import Finding, check
 from fa_harness.engine.runner import Runner
@@ -35,7 +35,7 @@ def command() -> None:
 def try_library(library: Library) -> str | None:
     """Run a few small cases on a library; return why it died, or None."""
     try:
-        with Runner(library.module_path) as runner:
+        with held(library) as held_one, Runner(held_one.module_path) as runner:
             for verdict in runner.run(suite("smoke")[:8], modes=("standard",)):
                 if verdict.status in ("crash", "timeout"):
                     return f"{verdict.status} in {verdict.case}: {verdict.reason}"
@@ -48,8 +48,7 @@ def baseline_here(project: Project) -> Finding:
     """Tell whether `gate` has a baseline to compare with on this machine."""
     name = "baseline"
     try:
-        library = find(project, "patched")
-        with Runner(library.module_path) as runner:
+        with held(find(project, "patched")) as library, Runner(library.module_path) as runner:
             class_ = baseline.machine_class(platform.machine(), runner.features)
         file = project.baselines / baseline.file_name(library.upstream, class_)
         found = baseline.load(file)

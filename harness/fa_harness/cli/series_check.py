@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from fa_harness.build import builder as build
+from fa_harness.build.named import built_libraries
 from fa_harness.case.case import Case
 from fa_harness.case.suites import suite as cases_of_suite
 from fa_harness.cli import options
@@ -214,9 +214,11 @@ def _check(project: Project, name: str, suites: Mapping[str, Sequence[Case]]) ->
             drift=max(drift(tree, series), default=0),
             variants=sum(a != b for a, b in zip(series.digests, whole.digests, strict=False)),
         )
-        libraries = build.build(project, ["patched", "pristine"], upstream=name)
-        patched, pristine = (Runner(library.module_path) for library in libraries)
-        with patched, pristine:
+        with (
+            built_libraries(project, ["patched", "pristine"], upstream=name) as libraries,
+            Runner(libraries[0].module_path) as patched,
+            Runner(libraries[1].module_path) as pristine,
+        ):
             results = {suite: _outcome(patched, pristine, cases) for suite, cases in suites.items()}
     except SetupError as error:
         return replace(checked, problem=str(error))

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fa_harness import progress
-from fa_harness.build import builder as build
+from fa_harness.build.named import built_libraries
 from fa_harness.case.suites import suite as cases_of_suite
 from fa_harness.cli import options
 from fa_harness.cli.bisect import prefixes
@@ -75,8 +75,10 @@ def colours(project: Project, suite: str) -> list[Colours]:
     cases = cases_of_suite(suite)
     names = [prefix.library for prefix in prefixes(series_for(project, find_source(project)))]
     found = []
-    libraries = build.build(project, names)
-    with progress.bar(f"running suite {suite}") as advance:
+    with (
+        built_libraries(project, names) as libraries,
+        progress.bar(f"running suite {suite}") as advance,
+    ):
         for n, library in enumerate(libraries):
             advance(n, len(libraries))
             with Runner(library.module_path) as runner:
