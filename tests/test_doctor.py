@@ -7,7 +7,7 @@ import pytest
 from fa_harness import doctor
 from fa_harness.build import builder as build
 from fa_harness.build.library import Library
-from fa_harness.doctor import Finding, Report, check
+from fa_harness.doctor import Diagnosis, Report, check
 from fa_harness.project import Project
 
 
@@ -27,7 +27,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     return project
 
 
-def found(report: Report, name: str) -> Finding:
+def found(report: Report, name: str) -> Diagnosis:
     return next(finding for finding in report.findings if finding.name == name)
 
 

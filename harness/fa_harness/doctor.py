@@ -35,7 +35,7 @@ TryLibrary = Callable[[Library], str | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class Diagnosis:
     """One thing that a run would use.
 
     Attributes:
@@ -53,10 +53,10 @@ class Finding:
 class Report:
     """All findings, in the order in which a run needs the things."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[Diagnosis, ...]
 
     @property
-    def problems(self) -> tuple[Finding, ...]:
+    def problems(self) -> tuple[Diagnosis, ...]:
         """The findings that keep runs from working."""
         return tuple(found for found in self.findings if found.status == "problem")
 
@@ -76,23 +76,23 @@ def check(project: Project, *, try_library: TryLibrary | None = None) -> Report:
         _probe("CMake", lambda: toolchain.find_cmake().version),
         _probe("Ninja", lambda: toolchain.find_ninja().version),
         _probe("git", lambda: toolchain.find_git().version),
-        Finding(name="compiler cache", value=toolchain.find_launcher() or "none (optional)"),
+        Diagnosis(name="compiler cache", value=toolchain.find_launcher() or "none (optional)"),
         _probe("upstream", lambda: _upstream(project)),
         _probe("patch series", lambda: _series(project)),
         *_libraries(project, try_library),
-        Finding(name="CPU", value=f"{cpu_model()} ({platform.machine()})"),
-        Finding(name="CPU features", value=_features()),
+        Diagnosis(name="CPU", value=f"{cpu_model()} ({platform.machine()})"),
+        Diagnosis(name="CPU features", value=_features()),
         _cores(),
         _disk(project),
     ]
     return Report(findings=tuple(findings))
 
 
-def _probe(name: str, look: Callable[[], str]) -> Finding:
+def _probe(name: str, look: Callable[[], str]) -> Diagnosis:
     try:
-        return Finding(name=name, value=look())
+        return Diagnosis(name=name, value=look())
     except FaHarnessError as error:
-        return Finding(name=name, value=str(error), status="problem")
+        return Diagnosis(name=name, value=str(error), status="problem")
 
 
 def _python() -> str:
@@ -118,7 +118,7 @@ def _series(project: Project) -> str:
     return f"{len(patches.patches)} patches ({'applied' if applied else 'not applied yet'})"
 
 
-def _libraries(project: Project, try_library: TryLibrary | None) -> Iterator[Finding]:
+def _libraries(project: Project, try_library: TryLibrary | None) -> Iterator[Diagnosis]:
     try:
         patches = series.series_for(project, source.find_source(project))
     except FaHarnessError:
@@ -129,41 +129,41 @@ def _libraries(project: Project, try_library: TryLibrary | None) -> Iterator[Fin
         yield _library(project, name, try_library)
 
 
-def _library(project: Project, name: str, try_library: TryLibrary | None) -> Finding:
+def _library(project: Project, name: str, try_library: TryLibrary | None) -> Diagnosis:
     label = f"library {name}"
     try:
         library = build.find(project, name)
         stale = build.is_stale(project, library)
     except FaHarnessError as error:
-        return Finding(name=label, value=str(error), status="note")
+        return Diagnosis(name=label, value=str(error), status="note")
     died = try_library(library) if try_library else None
     if died:
         value = (
             f"does not run on this machine: {died}; build it without the features that this CPU "
             "lists but does not have (CFLAGS and CXXFLAGS, such as -mno-amx-tile)"
         )
-        return Finding(name=label, value=value, status="problem")
+        return Diagnosis(name=label, value=value, status="problem")
     if stale:
         value = f"stale ({stale}): fa-harness build {name}"
-        return Finding(name=label, value=value, status="note")
-    return Finding(name=label, value="current, runs here" if try_library else "current")
+        return Diagnosis(name=label, value=value, status="note")
+    return Diagnosis(name=label, value="current, runs here" if try_library else "current")
 
 
 def _features() -> str:
     return " ".join(name for name in cpu_features() if FEATURES.fullmatch(name)) or "unknown"
 
 
-def _cores() -> Finding:
+def _cores() -> Diagnosis:
     usable, present = usable_cores(), os.cpu_count() or 1
     if usable < present:
         value = f"{usable} usable of {present} (affinity or CPU quota)"
-        return Finding(name="cores", value=value, status="note")
-    return Finding(name="cores", value=str(usable))
+        return Diagnosis(name="cores", value=value, status="note")
+    return Diagnosis(name="cores", value=str(usable))
 
 
-def _disk(project: Project) -> Finding:
+def _disk(project: Project) -> Diagnosis:
     free = shutil.disk_usage(project.root).free
     if free < NEEDED_BYTES:
         value = f"{free >> 20} MiB free, a build needs {NEEDED_BYTES >> 20}; free some space"
-        return Finding(name="disk", value=value, status="problem")
-    return Finding(name="disk", value=f"{free >> 30} GiB free")
+        return Diagnosis(name="disk", value=value, status="problem")
+    return Diagnosis(name="disk", value=f"{free >> 30} GiB free")

@@ -11,26 +11,26 @@ from fa_harness.case.case import Case
 from fa_harness.cli.bench import Table, document, explain, print_summary, render
 from fa_harness.report.console import speed_label
 from fa_harness.speed import bench
-from fa_harness.speed.bench import Bench, Comparison, Interval, Model, Row
+from fa_harness.speed.bench import Bench, BenchRow, Interval, LimitedRatio, Model
 
 CASE = bench.SHAPES[2]
 MODEL = Model(state=0.01, nodes=0.02, padding=0.0)
 
 
-def comparison(median: float, limit: float | None, *, width: float = 0.002) -> Comparison:
+def comparison(median: float, limit: float | None, *, width: float = 0.002) -> LimitedRatio:
     ratio = Interval(median=median, low=median - width / 2, high=median + width / 2)
-    return Comparison(of="full_state", to="standard", ratio=ratio, limit=limit)
+    return LimitedRatio(of="full_state", to="standard", ratio=ratio, limit=limit)
 
 
-def row(case: Case = CASE, *, full_state: float = 1.0, width: float = 0.002) -> Row:
-    chain = Comparison(
+def row(case: Case = CASE, *, full_state: float = 1.0, width: float = 0.002) -> BenchRow:
+    chain = LimitedRatio(
         of="segmented_8",
         to="standard",
         ratio=Interval(median=0.8, low=0.79, high=0.81),
         limit=MODEL.ratio * bench.CHAIN,
         model=MODEL,
     )
-    return Row(
+    return BenchRow(
         case=case,
         seconds={"standard": 8.1234e-3},
         comparisons={
@@ -49,7 +49,7 @@ def row(case: Case = CASE, *, full_state: float = 1.0, width: float = 0.002) -> 
     )
 
 
-def result(rows: Sequence[Row], *, selected: int | None = None) -> Bench:
+def result(rows: Sequence[BenchRow], *, selected: int | None = None) -> Bench:
     return Bench(
         tool_version="1",
         library={"name": "patched", "ggml_version": "0.25.3"},
@@ -64,7 +64,7 @@ def result(rows: Sequence[Row], *, selected: int | None = None) -> Bench:
     )
 
 
-def printed(rows: Sequence[Row]) -> list[str]:
+def printed(rows: Sequence[BenchRow]) -> list[str]:
     console = Console(file=io.StringIO(), width=150, highlight=False)
     with Table(console, total=len(rows)) as table:
         for one in rows:
@@ -137,7 +137,7 @@ def test_a_noisy_row_decides_nothing() -> None:
         ([row()], 3, "1 of 3 rows (interrupted): 1 pass | library patched against pristine"),
     ],
 )
-def test_the_summary_counts(rows: list[Row], selected: int | None, text: str) -> None:
+def test_the_summary_counts(rows: list[BenchRow], selected: int | None, text: str) -> None:
     console = Console(file=io.StringIO(), width=150, highlight=False)
     found = result(rows, selected=selected)
     print_summary(console, found)

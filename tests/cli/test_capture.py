@@ -13,7 +13,7 @@ from rich.console import Console
 import captured
 from fa_harness.case import captures
 from fa_harness.cli import capture
-from fa_harness.cli.capture import Request, capture_model
+from fa_harness.cli.capture import CaptureRequest, capture_model
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.model.llama import CAPTURE, Programs
 from fa_harness.proc import ProgramError
@@ -29,18 +29,18 @@ shutil.copy({{stream!r}}, arguments[2])
 
 
 @pytest.fixture
-def request_(tmp_path: Path) -> Request:
+def request_(tmp_path: Path) -> CaptureRequest:
     model, text = tmp_path / "drawn.gguf", tmp_path / "text.txt"
     model.write_bytes(b"GGUF")
     text.write_text("once upon a time")
-    return Request(
+    return CaptureRequest(
         model=model, text=text, layers=(0, 5), tokens=40, ubatch=40, decode=1,
         types=("q8_0", "f16"), threads=2, repack=True,
     )  # fmt: skip
 
 
 def run(
-    request: Request, out: Path, monkeypatch: pytest.MonkeyPatch, code: str = ""
+    request: CaptureRequest, out: Path, monkeypatch: pytest.MonkeyPatch, code: str = ""
 ) -> tuple[captures.Capture, str]:
     built = Programs(src=out.parent, cmake=out.parent, setup={}, label="llama.cpp of 'x'")
     stream, program = out.with_name("stream"), built.program(CAPTURE)
@@ -55,7 +55,7 @@ def run(
 
 
 def test_the_capture_holds_what_the_program_wrote_and_names_the_model(
-    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request_: CaptureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "drawn.npz"
     made, printed = run(request_, out, monkeypatch)
@@ -68,7 +68,7 @@ def test_the_capture_holds_what_the_program_wrote_and_names_the_model(
 
 
 def test_the_program_is_told_all_that_was_asked_for(
-    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request_: CaptureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = tmp_path / "told"
     run(
@@ -85,7 +85,7 @@ def test_the_program_is_told_all_that_was_asked_for(
 
 @pytest.mark.parametrize("number", [signal.SIGILL, signal.SIGSEGV], ids=lambda s: s.name)
 def test_where_amx_is_not_what_the_machine_says_the_model_runs_without_it(
-    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    request_: CaptureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str], number: signal.Signals,
 ) -> None:  # fmt: skip
     code = f"'--no-repack' in arguments or os.kill(os.getpid(), {int(number)})"
@@ -95,7 +95,7 @@ def test_where_amx_is_not_what_the_machine_says_the_model_runs_without_it(
 
 
 def test_a_model_that_crashes_without_amx_too_is_an_error_of_the_environment(
-    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request_: CaptureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = f"os.kill(os.getpid(), {int(signal.SIGSEGV)})"
     with pytest.raises(ProgramError, match=r"was killed by signal 11: .* --no-repack"):
@@ -105,7 +105,7 @@ def test_a_model_that_crashes_without_amx_too_is_an_error_of_the_environment(
 
 @pytest.mark.parametrize(("status", "kind"), [(2, UsageError), (1, SetupError)])
 def test_what_the_program_says_is_passed_on(
-    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int,
+    request_: CaptureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int,
     kind: type[Exception],
 ) -> None:  # fmt: skip
     words = "fa-harness-capture: the text has 5 tokens, and 40 are wanted"
@@ -116,7 +116,7 @@ def test_what_the_program_says_is_passed_on(
 
 
 def test_a_cache_type_that_is_not_known_is_refused_before_anything_is_built(
-    request_: Request, tmp_path: Path
+    request_: CaptureRequest, tmp_path: Path
 ) -> None:
     wrong = dataclasses.replace(request_, types=("f16", "q6_K"))
     with pytest.raises(UsageError, match="type 'q6_K' is unknown; known are f32, f16,"):
@@ -124,7 +124,7 @@ def test_a_cache_type_that_is_not_known_is_refused_before_anything_is_built(
 
 
 def test_a_stream_that_breaks_off_leaves_an_older_capture_as_it_was(
-    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request_: CaptureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "drawn.npz"
     run(request_, out, monkeypatch)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fa_harness.case.case import Case
 from fa_harness.cli.bisect import document, print_headings, print_row, print_turns, render
-from fa_harness.hunt.bisect import Bisected, Prefix, Row, run_on
+from fa_harness.hunt.bisect import Bisected, Prefix, PrefixVerdict, run_on
 from fa_harness.judge.verdict import Verdict
 
 CASE = Case(hsk=64, hsv=64, n_head_kv=2, n_kv=90, n_batch=3, segments=3)
@@ -36,7 +36,7 @@ def bisected(*statuses: str) -> Bisected:
         started=datetime(2026, 1, 1, tzinfo=timezone.utc),
         seconds=1.0,
         rows=tuple(
-            Row(prefix=prefix, verdict=verdict(status, reason=f"it is {status}"))
+            PrefixVerdict(prefix=prefix, verdict=verdict(status, reason=f"it is {status}"))
             for prefix, status in zip(PREFIXES, statuses, strict=True)
         ),
     )

@@ -7,7 +7,7 @@ import pytest
 
 from fa_harness.project import Project
 from fa_harness.series import lint
-from fa_harness.series.lint import Finding
+from fa_harness.series.lint import Violation
 from fa_harness.series.series import load_series
 from fa_harness.series.tree import prepare_tree
 from fa_harness.upstream.source import find_source
@@ -22,7 +22,7 @@ def _no_clang_format(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lint, "_clang_format", list)
 
 
-def findings(project: Project) -> list[Finding]:
+def findings(project: Project) -> list[Violation]:
     return lint.lint(project, find_source(project))[0]
 
 

@@ -29,7 +29,7 @@ from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.progress import counter
 from fa_harness.report.console import speed_label
 from fa_harness.speed import bench
-from fa_harness.speed.bench import Bench, Comparison, Interval, Row
+from fa_harness.speed.bench import Bench, BenchRow, Interval, LimitedRatio
 from fa_harness.speed.timing import SEGMENTS
 from fa_harness.terminal import make_console, write_json
 
@@ -117,7 +117,7 @@ def measure_speed(
     ):
         started, start = datetime.now(timezone.utc), time.perf_counter()
         loaded = ggml.load(found.module_path), ggml.load(other.module_path)
-        rows: list[Row] = []
+        rows: list[BenchRow] = []
         interrupted = False
         with Table(console, total=len(cases)) as table:
             try:
@@ -159,7 +159,7 @@ class Table:
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
 
-    def add(self, row: Row) -> None:
+    def add(self, row: BenchRow) -> None:
         """Print a row, and each limit that it does not keep."""
         shown = [row.comparisons.get(name) for name in _RATIOS]
         seconds = row.seconds["standard"]
@@ -216,7 +216,7 @@ def print_summary(console: Console, result: Bench) -> None:
     )
 
 
-def explain(comparison: Comparison) -> str:
+def explain(comparison: LimitedRatio) -> str:
     """Return a ratio, its interval and its limit in words."""
     text = (
         f"{comparison.of} / {comparison.to}: {comparison.ratio.median:.3f}"
@@ -261,7 +261,7 @@ def document(result: Bench) -> dict[str, Any]:
     }
 
 
-def _row(row: Row) -> dict[str, Any]:
+def _row(row: BenchRow) -> dict[str, Any]:
     return {
         "case": str(row.case),
         "status": row.status,
@@ -283,7 +283,7 @@ def _row(row: Row) -> dict[str, Any]:
     }
 
 
-def _ratio(comparison: Comparison) -> dict[str, Any]:
+def _ratio(comparison: LimitedRatio) -> dict[str, Any]:
     model = comparison.model
     terms: Mapping[str, float] | None = {**vars(model), "ratio": model.ratio} if model else None
     return {
@@ -305,7 +305,7 @@ def repro(case: Case) -> str:
     return shlex.join(["fa-harness", "bench", "--threads", str(case.threads), "-k", pattern])
 
 
-def _median(comparison: Comparison | None) -> str:
+def _median(comparison: LimitedRatio | None) -> str:
     if comparison is None:
         return "-"
     bound = comparison.model.ratio if comparison.model else comparison.limit

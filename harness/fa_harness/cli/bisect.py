@@ -22,7 +22,7 @@ from fa_harness.cli import options
 from fa_harness.cli.options import Reports
 from fa_harness.engine.runner import Runner
 from fa_harness.errors import SetupError
-from fa_harness.hunt.bisect import Bisected, Prefix, Row, Turn, run_on
+from fa_harness.hunt.bisect import Bisected, Prefix, PrefixVerdict, Turn, run_on
 from fa_harness.judge.verdict import Verdict
 from fa_harness.project import find_project
 from fa_harness.report.console import STATUS_STYLE
@@ -136,7 +136,7 @@ def print_headings(console: Console) -> None:
     console.print(Text(_line("library", "patch", "status", "modes"), style="bold"), soft_wrap=True)
 
 
-def print_row(console: Console, row: Row) -> None:
+def print_row(console: Console, row: PrefixVerdict) -> None:
     """Print a library's line, and what failed there below it."""
     verdict = row.verdict
     modes = ", ".join(verdict.modes) or "-"

@@ -87,7 +87,7 @@ def command(
     """
     check_writable(out)
     project = find_project()
-    request = Request(
+    request = CaptureRequest(
         model=find_model(project, model, accept_terms=accept_terms),
         text=text or text_path(),
         layers=layers,
@@ -102,7 +102,7 @@ def command(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class CaptureRequest:
     """What is to be captured."""
 
     model: Path
@@ -121,7 +121,7 @@ class Request:
 
 
 def capture_model(
-    project: Project, request: Request, out: Path, *, console: Console, verbose: bool
+    project: Project, request: CaptureRequest, out: Path, *, console: Console, verbose: bool
 ) -> Capture:
     """Run a model and write a capture of its attention.
 
@@ -163,7 +163,7 @@ def capture_model(
     return capture
 
 
-def _run(program: Path, request: Request, stream: Path, *, verbose: bool) -> None:
+def _run(program: Path, request: CaptureRequest, stream: Path, *, verbose: bool) -> None:
     options = {
         "--tokens": request.tokens,
         "--ubatch": request.ubatch,

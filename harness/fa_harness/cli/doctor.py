@@ -9,7 +9,7 @@ import click
 from fa_harness.build.builder import find
 from fa_harness.build.library import Library, held
 from fa_harness.case.suites import suite
-from fa_harness.doctor import Finding, check
+from fa_harness.doctor import Diagnosis, check
 from fa_harness.engine.runner import Runner
 from fa_harness.errors import FaHarnessError, SetupError
 from fa_harness.machine import cpu_model
@@ -44,7 +44,7 @@ def try_library(library: Library) -> str | None:
     return None
 
 
-def baseline_here(project: Project) -> Finding:
+def baseline_here(project: Project) -> Diagnosis:
     """Tell whether `gate` has a baseline to compare with on this machine."""
     name = "baseline"
     try:
@@ -55,11 +55,13 @@ def baseline_here(project: Project) -> Finding:
     except FileNotFoundError:
         shown = project.relative(file)
         missing = baseline.missing(shown, upstream=library.upstream, class_=class_)
-        return Finding(name=name, value=missing.text, status="note")
+        return Diagnosis(name=name, value=missing.text, status="note")
     except FaHarnessError as error:
-        return Finding(name=name, value=f"not known: {error}", status="note")
+        return Diagnosis(name=name, value=f"not known: {error}", status="note")
     no_speed = speed_incomparable(found, cpu_model())
     value = f"{project.relative(file)} (machine class {class_})"
     if no_speed is not None:
-        return Finding(name=name, value=f"{value}, speed not comparable: {no_speed}", status="note")
-    return Finding(name=name, value=value)
+        return Diagnosis(
+            name=name, value=f"{value}, speed not comparable: {no_speed}", status="note"
+        )
+    return Diagnosis(name=name, value=value)

@@ -16,7 +16,7 @@ from fa_harness.errors import UsageError
 from fa_harness.machine import usable_cores
 from fa_harness.model.checkout import open_checkout
 from fa_harness.model.evidence import PARTS, Section
-from fa_harness.model.gather import Request, gather
+from fa_harness.model.gather import EvidenceRequest, gather
 from fa_harness.model.models import find_model, text_path
 from fa_harness.project import find_project, writing
 from fa_harness.report.dossier import markdown, render
@@ -85,7 +85,7 @@ def command(
     project = find_project()
     open_checkout(project, onto, branch)  # a model may be a large download, in vain
     found = find_model(project, model, accept_terms=accept_terms) if model else None
-    request = Request(
+    request = EvidenceRequest(
         onto=onto,
         branch=branch,
         folder=(out or Path(f"evidence-{branch.replace('/', '-')}")).resolve(),

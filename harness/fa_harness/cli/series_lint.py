@@ -16,7 +16,7 @@ from rich.text import Text
 from fa_harness.cli import options
 from fa_harness.cli.series_status import Colours, colours
 from fa_harness.project import Project, find_project
-from fa_harness.series.lint import Finding, lint
+from fa_harness.series.lint import Violation, lint
 from fa_harness.series.series import series_for
 from fa_harness.terminal import make_console, write_json
 from fa_harness.upstream.source import find_source
@@ -49,7 +49,7 @@ def command(*, suite: str | None, json_path: str | None) -> None:
         raise click.exceptions.Exit(1)
 
 
-def without_effect(project: Project, of_prefixes: list[Colours], suite: str) -> list[Finding]:
+def without_effect(project: Project, of_prefixes: list[Colours], suite: str) -> list[Violation]:
     """Return the patches of the kernel that turn no case of a suite green.
 
     Args:
@@ -64,7 +64,7 @@ def without_effect(project: Project, of_prefixes: list[Colours], suite: str) -> 
         if _KERNEL in patch.read_text("utf-8", errors="replace") and not before.red - after.red:
             text = f"no case of suite {suite} fails before it and passes after it"
             found.append(
-                Finding(
+                Violation(
                     level="should", rule="test", patch=patch.name, line=1, file="", file_line=0,
                     text=text,
                 )
@@ -72,7 +72,7 @@ def without_effect(project: Project, of_prefixes: list[Colours], suite: str) -> 
     return found
 
 
-def print_lint(console: Console, findings: Sequence[Finding], missing: Sequence[str]) -> None:
+def print_lint(console: Console, findings: Sequence[Violation], missing: Sequence[str]) -> None:
     """Print a line for each finding: the patch's line, the upstream line, and what is wrong."""
     for finding in findings:
         style = "bold red" if finding.level == "must" else "yellow"
@@ -88,7 +88,7 @@ def print_lint(console: Console, findings: Sequence[Finding], missing: Sequence[
     console.print(Text(words, style="bold red" if counts["must"] else "bold"), soft_wrap=True)
 
 
-def render_lint(findings: Sequence[Finding], missing: Sequence[str], *, upstream: str) -> str:
+def render_lint(findings: Sequence[Violation], missing: Sequence[str], *, upstream: str) -> str:
     """Return the JSON document, ending in a newline."""
     document = {
         "schema": SCHEMA,

@@ -22,7 +22,7 @@ from fa_harness.engine.runner import Runner
 from fa_harness.errors import UsageError
 from fa_harness.files import check_writable, write_report
 from fa_harness.hunt import emit_c
-from fa_harness.hunt.shrink import Failure, Shrunk, Step, shrink
+from fa_harness.hunt.shrink import Failure, Shrunk, Simplification, shrink
 from fa_harness.judge.verdict import Verdict
 from fa_harness.report.results import explain, repro
 from fa_harness.terminal import make_console
@@ -170,7 +170,7 @@ def c_program(smallest: Smallest) -> str:
     )
 
 
-def _print_step(console: Console, step: Step) -> None:
+def _print_step(console: Console, step: Simplification) -> None:
     """Print what is simpler in a case that still fails, and what shows that it does."""
     line = Text(f"  {step.what}")
     line.append(f"  {_words(step.failure.name)}", style="dim")

@@ -24,7 +24,7 @@ class Prefix:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class PrefixVerdict:
     """A case on one of the libraries."""
 
     prefix: Prefix
@@ -43,7 +43,7 @@ class Row:
 class Turn:
     """A library on which a case changes its colour against the one before that can compute it."""
 
-    row: Row
+    row: PrefixVerdict
     to_red: bool
 
 
@@ -55,7 +55,7 @@ class Bisected:
     upstream: str
     started: datetime
     seconds: float
-    rows: tuple[Row, ...]
+    rows: tuple[PrefixVerdict, ...]
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -74,7 +74,7 @@ class Bisected:
         return not self.rows[-1].is_red
 
 
-def run_on(prefix: Prefix, run: Callable[[tuple[str, ...] | None], Verdict]) -> Row:
+def run_on(prefix: Prefix, run: Callable[[tuple[str, ...] | None], Verdict]) -> PrefixVerdict:
     """Return a case's row on a library, in all modes that this one has.
 
     Args:
@@ -83,9 +83,9 @@ def run_on(prefix: Prefix, run: Callable[[tuple[str, ...] | None], Verdict]) -> 
     """
     verdict = run(None)
     if verdict.status != "unsupported":
-        return Row(prefix=prefix, verdict=verdict)
+        return PrefixVerdict(prefix=prefix, verdict=verdict)
     # a library without a state has the one mode that needs none
     standard = run(("standard",))
     if standard.status == "unsupported":
-        return Row(prefix=prefix, verdict=verdict)
-    return Row(prefix=prefix, verdict=standard, lacks=verdict.reason)
+        return PrefixVerdict(prefix=prefix, verdict=verdict)
+    return PrefixVerdict(prefix=prefix, verdict=standard, lacks=verdict.reason)

@@ -60,7 +60,7 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class Simplification:
     """A simpler case that still fails."""
 
     case: Case
@@ -77,7 +77,7 @@ class Shrunk:
     """The smallest case found."""
     failure: Failure
     """How it fails."""
-    steps: tuple[Step, ...]
+    steps: tuple[Simplification, ...]
     """The way to it."""
     tried: int
     """Different cases that were run."""
@@ -90,7 +90,7 @@ def shrink(
     fails: Callable[[Case], Failure | None],
     *,
     out_of_time: Callable[[], bool] = lambda: False,
-    on_step: Callable[[Step], None] = lambda step: None,
+    on_step: Callable[[Simplification], None] = lambda step: None,
 ) -> Shrunk | None:
     """Return the smallest case that fails as a case does; None where that one does not fail.
 
@@ -112,7 +112,7 @@ def shrink(
     failure = failure_of(case)
     if failure is None:
         return None
-    steps: list[Step] = []
+    steps: list[Simplification] = []
     finished = True
     is_by_name = True
     while True:
@@ -125,7 +125,7 @@ def shrink(
             if found is None or not failure.is_like(found):
                 continue
             if not is_by_name or found.name == failure.name:
-                step = Step(case=candidate, what=what, failure=found)
+                step = Simplification(case=candidate, what=what, failure=found)
                 break
         if step is not None:
             steps.append(step)

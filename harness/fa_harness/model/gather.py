@@ -60,7 +60,7 @@ _OF_LIBRARIES = {"proof", "suite", "mutants"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class EvidenceRequest:
     """What is asked for.
 
     Attributes:
@@ -94,7 +94,7 @@ class Request:
     options: Mapping[str, str] = field(default_factory=dict)
 
 
-def gather(request: Request, *, verbose: bool = False) -> Iterator[Evidence]:
+def gather(request: EvidenceRequest, *, verbose: bool = False) -> Iterator[Evidence]:
     """Make the branch and gather the evidence; yields what there is after each part.
 
     Raises:
@@ -124,7 +124,7 @@ def gather(request: Request, *, verbose: bool = False) -> Iterator[Evidence]:
         yield _evidence(gatherer, commits, sections)
 
 
-def _check(request: Request) -> None:
+def _check(request: EvidenceRequest) -> None:
     """Find out before anything is built whether it can work."""
     unknown = sorted(set(request.parts) - set(PARTS))
     if unknown:
@@ -144,7 +144,9 @@ def _check(request: Request) -> None:
             )
 
 
-def _build(request: Request, work: Path, commits: Commits, *, verbose: bool) -> dict[str, Programs]:
+def _build(
+    request: EvidenceRequest, work: Path, commits: Commits, *, verbose: bool
+) -> dict[str, Programs]:
     targets = [TEST_BACKEND_OPS]
     if request.model is not None:
         targets += [BENCH, PERPLEXITY]
@@ -229,7 +231,7 @@ class _Gatherer:
     """Runs what gives the numbers, keeps what it printed, and makes the sections."""
 
     def __init__(
-        self, request: Request, checkout: Checkout, builds: Mapping[str, Programs]
+        self, request: EvidenceRequest, checkout: Checkout, builds: Mapping[str, Programs]
     ) -> None:
         self.request = request
         self.checkout = checkout

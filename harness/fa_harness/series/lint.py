@@ -33,7 +33,7 @@ _HUNK = re.compile(r"@@ -\d+(?:,\d+)? \+(\d+)(?:,\d+)? @@")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class Violation:
     """Something that breaks a rule."""
 
     level: str
@@ -60,7 +60,7 @@ class _Added:
     text: str
 
 
-def lint(project: Project, source: Source) -> tuple[list[Finding], list[str]]:
+def lint(project: Project, source: Source) -> tuple[list[Violation], list[str]]:
     """Check the series.
 
     Returns:
@@ -71,7 +71,7 @@ def lint(project: Project, source: Source) -> tuple[list[Finding], list[str]]:
     """
     series = series_for(project, source)
     tree = prepare_tree(project, source, series)
-    findings: list[Finding] = []
+    findings: list[Violation] = []
     touched: set[str] = set()
     for i, patch in enumerate(series.patches):
         lines = patch.read_text("utf-8", errors="surrogateescape").splitlines()
@@ -92,11 +92,13 @@ def lint(project: Project, source: Source) -> tuple[list[Finding], list[str]]:
     return findings, missing
 
 
-def _of_patch(level: str, rule: str, patch: str, line: int, text: str) -> Finding:
-    return Finding(level=level, rule=rule, patch=patch, line=line, file="", file_line=0, text=text)
+def _of_patch(level: str, rule: str, patch: str, line: int, text: str) -> Violation:
+    return Violation(
+        level=level, rule=rule, patch=patch, line=line, file="", file_line=0, text=text
+    )
 
 
-def _of_message(patch: Path, lines: list[str]) -> Iterator[Finding]:
+def _of_message(patch: Path, lines: list[str]) -> Iterator[Violation]:
     subject = title(patch)
     at = next((i for i, line in enumerate(lines, 1) if line.startswith("Subject:")), 1)
     if not re.fullmatch(r"[a-z][\w./-]* : \S.*[^.\s]", subject):
@@ -114,7 +116,7 @@ def _of_message(patch: Path, lines: list[str]) -> Iterator[Finding]:
             yield _of_patch("must", "ascii", patch.name, i, f"not ASCII: {line.strip()}")
 
 
-def _of_lines(patch: str, added: list[_Added]) -> Iterator[Finding]:
+def _of_lines(patch: str, added: list[_Added]) -> Iterator[Violation]:
     for each in added:
         is_code = PurePosixPath(each.file).suffix in _CODE
         indentation = each.text[: len(each.text) - len(each.text.lstrip())]
@@ -124,13 +126,13 @@ def _of_lines(patch: str, added: list[_Added]) -> Iterator[Finding]:
             ("tabs", is_code and "\t" in indentation, "a tab; upstream indents by 4 spaces"),
         ):
             if broken:
-                yield Finding(
+                yield Violation(
                     level="must", rule=rule, patch=patch, line=each.line, file=each.file,
                     file_line=each.file_line, text=text,
                 )  # fmt: skip
 
 
-def _of_size(patch: str, lines: list[str]) -> Iterator[Finding]:
+def _of_size(patch: str, lines: list[str]) -> Iterator[Violation]:
     is_change = re.compile(r"[+-](?!\+\+ |-- )")
     start = next((i for i, line in enumerate(lines) if line.startswith("diff --git ")), len(lines))
     size = sum(bool(is_change.match(line)) for line in lines[start:])
@@ -144,7 +146,7 @@ def _of_size(patch: str, lines: list[str]) -> Iterator[Finding]:
             yield _of_patch("should", "new-file", patch, i, text)
 
 
-def _of_format(tree: Tree, n: int, patch: str, added: list[_Added]) -> Iterator[Finding]:
+def _of_format(tree: Tree, n: int, patch: str, added: list[_Added]) -> Iterator[Violation]:
     """Yield what upstream's .clang-format has otherwise in the lines that a patch adds."""
     if not (tree.path / ".clang-format").is_file() or not _clang_format():
         return
@@ -153,7 +155,7 @@ def _of_format(tree: Tree, n: int, patch: str, added: list[_Added]) -> Iterator[
             continue
         of_file = {each.file_line: each for each in added if each.file == file}
         for line, wanted in _formatted(tree, n, file, list(of_file)):
-            yield Finding(
+            yield Violation(
                 level="should", rule="format", patch=patch, line=of_file[line].line, file=file,
                 file_line=line, text=f"clang-format has: {wanted}",
             )  # fmt: skip

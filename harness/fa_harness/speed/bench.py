@@ -277,7 +277,7 @@ def tiles(case: Case, n_segments: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class LimitedRatio:
     """A ratio of times within a round, and its limit."""
 
     of: str
@@ -313,13 +313,13 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class BenchRow:
     """A case's times, ratios and what was planned for it."""
 
     case: Case
     seconds: Mapping[str, float]
     """Medians of one computation."""
-    comparisons: Mapping[str, Comparison]
+    comparisons: Mapping[str, LimitedRatio]
     unavailable: Mapping[str, str]
     """Comparisons that cannot be made, and why."""
     outliers: int
@@ -368,7 +368,7 @@ class Row:
         return next((status for status in ("over", "noisy") if status in statuses), "pass")
 
 
-def judge(case: Case, timings: Timings, *, attempts: int = 1) -> Row:
+def judge(case: Case, timings: Timings, *, attempts: int = 1) -> BenchRow:
     """Return a case's ratios and their limits.
 
     Args:
@@ -379,9 +379,9 @@ def judge(case: Case, timings: Timings, *, attempts: int = 1) -> Row:
     seconds = timings.seconds
     medians = {name: float(np.median(each)) for name, each in seconds.items()}
 
-    def compare(of: str, to: str, limit: float | None, **more: Any) -> Comparison:
+    def compare(of: str, to: str, limit: float | None, **more: Any) -> LimitedRatio:
         ratio = median_interval(seconds[of] / seconds[to])
-        return Comparison(of=of, to=to, ratio=ratio, limit=limit, **more)
+        return LimitedRatio(of=of, to=to, ratio=ratio, limit=limit, **more)
 
     again = compare("again", "standard", None)
     # Code that is as fast as another cannot be told from it by more than from itself: the reach of
@@ -428,7 +428,7 @@ def judge(case: Case, timings: Timings, *, attempts: int = 1) -> Row:
             max(LONG_DECODE, of_parts.low),
             limit_high=max(LONG_DECODE, of_parts.high),
         )
-    return Row(
+    return BenchRow(
         case=case,
         seconds=medians,
         comparisons=comparisons,
@@ -475,7 +475,7 @@ class Bench:
     started: datetime
     seconds: float
     rounds: int
-    rows: tuple[Row, ...]
+    rows: tuple[BenchRow, ...]
     selected: int
     interrupted: bool
 
@@ -499,7 +499,7 @@ def run(
     cases: Sequence[Case],
     *,
     rounds: int,
-) -> Iterator[Row]:
+) -> Iterator[BenchRow]:
     """Measure cases one after another; one that does not pass once more, with twice the rounds.
 
     One that is still noisy is measured with as many as will probably tell, unless that takes too
@@ -535,7 +535,7 @@ def run(
         yield row
 
 
-def _rounds_that_tell(row: Row, most: int) -> int:
+def _rounds_that_tell(row: BenchRow, most: int) -> int:
     """Return how many rounds will probably tell what is noisy; 0 for none or more than `most`.
 
     An interval's width falls with the root of the rounds. That many would leave half of them too
