@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from fa_harness import progress
+from fa_harness import terminal
 from fa_harness.errors import SetupError
 from fa_harness.project import writing
 
@@ -57,7 +57,7 @@ def run(
     words = [str(word) for word in command]
     pasteable = paste(words, cwd=cwd)
     if verbose:
-        progress.stage(f"$ {pasteable}")
+        terminal.stage(f"$ {pasteable}")
     lines: list[str] = []
     log_path = log or Path(os.devnull)
     with writing(log_path), log_path.open("w", encoding="utf-8") as log_file:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fa_harness import progress
+from fa_harness import terminal
 from fa_harness.errors import SetupError
 
 
@@ -97,7 +97,7 @@ def locked(project: Project) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(descriptor, 32, 0).decode().strip() or "unknown"
-            progress.stage(f"waiting for another fa-harness (pid {holder}) in {project.root}")
+            terminal.stage(f"waiting for another fa-harness (pid {holder}) in {project.root}")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

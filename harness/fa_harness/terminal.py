@@ -1,7 +1,11 @@
-"""Where commands print to."""
+"""What a person sees: where tables go, and how far a step is. rich is imported where it is used."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,9 +13,15 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
+
+Advance = Callable[[float, float | None], None]
+"""Called with what is done and the total, in the bar's unit; the total may be unknown."""
 
 _WIDTH = 150
 """Columns of a table that goes to a pipe; on a terminal it is the terminal's."""
+_LINE_SECONDS = 2.0
+"""In a pipe, a step says how far it is at most this often."""
 
 
 def make_console(*, stderr: bool) -> Console:
@@ -36,3 +46,70 @@ def write_json(text: str, json_path: str | None) -> None:
         click.echo(text, nl=False)
     elif json_path is not None:
         write_report(Path(json_path), text)
+
+
+def stage(text: str) -> None:
+    """Print one line on standard error that says what happens now."""
+    click.echo(text, err=True)
+
+
+@contextlib.contextmanager
+def bar(text: str, *, in_bytes: bool = False) -> Iterator[Advance]:
+    """Show a step on standard error: a bar on a terminal, a line at each tenth of it elsewhere."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield _lines(text, in_bytes=in_bytes)
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    count = DownloadColumn() if in_bytes else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True, markup=False)) as progress:
+        task = progress.add_task(text, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _lines(text: str, *, in_bytes: bool) -> Advance:
+    stage(text)
+    tenth, last = 0, time.monotonic()
+
+    def advance(done: float, total: float | None) -> None:
+        nonlocal tenth, last
+        now = time.monotonic()
+        if total and tenth < 10 * done // total < 10 and now - last >= _LINE_SECONDS:
+            tenth, last = int(10 * done // total), now
+            stage(
+                f"{text}: {done / 1e6:.1f} of {total / 1e6:.1f} MB"
+                if in_bytes
+                else f"{text}: {done:.0f} of {total:.0f}"
+            )
+
+    return advance
+
+
+def counter(console: Console) -> Progress:
+    """Return a bar that counts below a table while it grows, on a terminal only."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    return Progress(
+        TextColumn("[progress.description]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fa_harness
-from fa_harness import proc, progress
+from fa_harness import proc, terminal
 from fa_harness.build import toolchain
 from fa_harness.build.library import Library, load, save
 from fa_harness.build.names import MUTANTS, patches_of
@@ -386,7 +386,7 @@ def _configure(
     *,
     verbose: bool,
 ) -> None:
-    progress.stage(f"configuring {plan.source.label} with {setup['cxx_compiler']}")
+    terminal.stage(f"configuring {plan.source.label} with {setup['cxx_compiler']}")
     definitions = {
         **plan.options,
         "CMAKE_MAKE_PROGRAM": tools["ninja"].command[0],

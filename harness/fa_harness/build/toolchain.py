@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fa_harness import proc, progress
+from fa_harness import proc, terminal
 from fa_harness.errors import SetupError
 from fa_harness.machine import usable_cores
 from fa_harness.project import writing
@@ -130,7 +130,7 @@ def run_ninja(
         SetupError: There is no Ninja, or the compiler refuses the sources.
     """
     compiled: list[str] = []
-    with progress.bar(f"building {what}") as advance:
+    with terminal.bar(f"building {what}") as advance:
 
         def follow(line: str) -> None:
             step = re.match(r"\[(\d+)/(\d+)\] (.*)", line)

@@ -26,12 +26,11 @@ from fa_harness.cli.options import How, Reports
 from fa_harness.engine import ggml
 from fa_harness.engine.modes import path
 from fa_harness.machine import cpu_model, usable_cores
-from fa_harness.progress import counter
 from fa_harness.report.console import speed_label
 from fa_harness.speed import bench
 from fa_harness.speed.bench import Bench, BenchRow, Interval, LimitedRatio
 from fa_harness.speed.timing import SEGMENTS
-from fa_harness.terminal import make_console, write_json
+from fa_harness.terminal import counter, make_console, write_json
 
 SCHEMA = "fa-harness.bench/1"
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fa_harness import __version__, proc, progress
+from fa_harness import __version__, proc, terminal
 from fa_harness.case import captures
 from fa_harness.case.captures import Capture, Entry
 from fa_harness.case.quants import TYPES
@@ -143,7 +143,7 @@ def capture_model(
     built = build_llama(project, (), capture=True, verbose=verbose)
     with tempfile.TemporaryDirectory(prefix="fa-harness-") as folder:
         stream = Path(folder, "stream")
-        progress.stage(f"running {request.model.name}")
+        terminal.stage(f"running {request.model.name}")
         with writing(stream):
             _run(built.program(CAPTURE), request, stream, verbose=verbose)
             with stream.open("rb") as file:
@@ -185,7 +185,7 @@ def _run(program: Path, request: CaptureRequest, stream: Path, *, verbose: bool)
         except proc.ProgramError as error:
             if error.status not in KILLED:
                 raise
-            progress.stage(TRAP)
+            terminal.stage(TRAP)
             proc.run([*command, "--no-repack"], verbose=verbose)
     except proc.ProgramError as error:
         if error.status == _WRONG_CALL:

@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from fa_harness import __version__, progress
+from fa_harness import __version__, terminal
 from fa_harness.build.library import Library
 from fa_harness.build.named import held_library
 from fa_harness.case.case import Case
@@ -270,7 +270,7 @@ def what_made(project: Project, library: Library, results: Results, class_: str)
 def _measure_speed(
     library: Library, cases: Sequence[Case], *, processes: int = speed.PROCESSES, seed: int = 0
 ) -> list[SpeedRow]:
-    with progress.bar("measuring speed") as advance:
+    with terminal.bar("measuring speed") as advance:
         return speed.measure(
             library.module_path, cases, processes=processes, seed=seed, advance=advance
         )

@@ -29,10 +29,9 @@ from fa_harness.errors import UsageError
 from fa_harness.hunt import mutants
 from fa_harness.hunt.mutants import STATUSES, SUITES, Mutant, Outcome
 from fa_harness.machine import cpu_model, usable_cores
-from fa_harness.progress import counter
 from fa_harness.project import find_project
 from fa_harness.report.console import label
-from fa_harness.terminal import make_console, write_json
+from fa_harness.terminal import counter, make_console, write_json
 
 SCHEMA = "fa-harness.mutants/1"
 

@@ -16,7 +16,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from fa_harness import proc, progress
+from fa_harness import proc, terminal
 from fa_harness.cli import options
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.machine import usable_cores
@@ -238,7 +238,7 @@ def _with_unrotated(planned: Sequence[CacheRun]) -> list[CacheRun]:
 
 
 def _run_all(programs: _Programs, runs: Sequence[Run]) -> Iterator[tuple[str, Perplexity]]:
-    with progress.bar(f"running {PERPLEXITY}") as advance:
+    with terminal.bar(f"running {PERPLEXITY}") as advance:
         for n, run in enumerate(runs):
             advance(n, len(runs))
             try:

@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from fa_harness import progress
+from fa_harness import terminal
 from fa_harness.build.named import built_libraries
 from fa_harness.case.suites import suite as cases_of_suite
 from fa_harness.cli import options
@@ -77,7 +77,7 @@ def colours(project: Project, suite: str) -> list[Colours]:
     found = []
     with (
         built_libraries(project, names) as libraries,
-        progress.bar(f"running suite {suite}") as advance,
+        terminal.bar(f"running suite {suite}") as advance,
     ):
         for n, library in enumerate(libraries):
             advance(n, len(libraries))

@@ -14,7 +14,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from fa_harness import proc, progress
+from fa_harness import proc, terminal
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.proc import ProgramError
 from fa_harness.project import Project, locked, writing
@@ -142,7 +142,7 @@ def make_commits(
     Raises:
         SetupError: A patch does not apply.
     """
-    progress.stage(f"applying the patch series on {checkout.path} ({checkout.head[:9]})")
+    terminal.stage(f"applying the patch series on {checkout.path} ({checkout.head[:9]})")
     shutil.rmtree(repository, ignore_errors=True)
     with writing(repository):
         repository.mkdir(parents=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fa_harness import __version__, proc, progress
+from fa_harness import __version__, proc, terminal
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.machine import available_memory, cpu_model, usable_cores
 from fa_harness.model.checkout import Checkout, Commits, make_branch, make_commits, open_checkout
@@ -117,7 +117,7 @@ def gather(request: EvidenceRequest, *, verbose: bool = False) -> Iterator[Evide
     gatherer = _Gatherer(request, checkout, builds)
     gatherer.try_model()
     make_branch(checkout, commits, request.branch)
-    progress.stage(f"{checkout.path} has the branch '{request.branch}'")
+    terminal.stage(f"{checkout.path} has the branch '{request.branch}'")
     sections: list[Section] = []
     for part in request.parts:
         sections.append(gatherer.measure(part))
@@ -267,7 +267,7 @@ class _Gatherer:
             return skipped_section(part, "no --model")
         if part == "perplexity" and self.request.text is None:
             return skipped_section(part, "no --text")
-        progress.stage(f"gathering: {PARTS[part]}")
+        terminal.stage(f"gathering: {PARTS[part]}")
         measure: Callable[[], Section] = getattr(self, f"_{part}")
         return measure()
 
@@ -371,7 +371,7 @@ class _Gatherer:
 
     def _rounds(self, n: int, what: str) -> Iterator[tuple[int, str]]:
         """Yield which build runs next: before and after in turn, in an order drawn anew."""
-        with progress.bar(f"running {what}") as advance:
+        with terminal.bar(f"running {what}") as advance:
             for i in range(n):
                 names = list(self.builds)
                 random.shuffle(names)

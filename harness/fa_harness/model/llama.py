@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fa_harness
-from fa_harness import proc, progress
+from fa_harness import proc, terminal
 from fa_harness.build import toolchain
 from fa_harness.errors import FaHarnessError, SetupError
 from fa_harness.model.perplexity import Perplexity, parse
@@ -114,7 +114,7 @@ def build_programs(
     built = Programs(src=folder / "src", cmake=folder / "cmake", setup=setup, label=label)
     check_out(repository, commit, built.src, verbose=verbose)
     toolchain.prepare_cmake_dir(built.cmake, setup)
-    progress.stage(f"configuring {label}")
+    terminal.stage(f"configuring {label}")
     definitions = {
         **OPTIONS,
         **options,
@@ -211,7 +211,7 @@ def is_trapped(built: Programs, model: Path, threads: int, logs: Path) -> bool:
         proc.run([*command, *no_repack(BENCH)], log=logs / f"{BENCH}-probe-no-repack.txt")
     except proc.ProgramError as error:
         raise SetupError(f"model {model} does not run\n{error}") from error
-    progress.stage(TRAP)
+    terminal.stage(TRAP)
     return True
 
 

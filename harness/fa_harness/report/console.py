@@ -13,8 +13,8 @@ from fa_harness.case.case import CAPTURED, Case
 from fa_harness.case.rolling import CacheStep
 from fa_harness.engine.modes import MODES
 from fa_harness.judge.verdict import STATUSES, Verdict
-from fa_harness.progress import counter
 from fa_harness.report.results import Results, explain
+from fa_harness.terminal import counter
 
 STATUS_STYLE = {
     "pass": "green",

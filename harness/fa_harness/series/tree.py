@@ -8,7 +8,7 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from fa_harness import progress
+from fa_harness import terminal
 from fa_harness.errors import SetupError
 from fa_harness.proc import ProgramError
 from fa_harness.project import Project, writing
@@ -107,7 +107,7 @@ def prepare_tree(
             _refuse_to_lose_work(project, path, state, state.commits[-1], is_exported=is_exported)
         state = _make_repository(project, source, path, verbose=verbose)
     if series.patches:
-        progress.stage(f"applying the patch series on {source.label}")
+        terminal.stage(f"applying the patch series on {source.label}")
     applied = _apply(project, source, path, UPSTREAM_REF, series, verbose=verbose)
     _refuse_to_lose_work(project, path, state, applied.commits[-1], is_exported=is_exported)
     git(path, "checkout", "--quiet", "-B", BRANCH, applied.commits[-1], verbose=verbose)
@@ -138,7 +138,7 @@ def extend_tree(
     Raises:
         SetupError: the first patch does not apply.
     """
-    progress.stage(f"applying {project.relative(series.file.parent)} on the patch series")
+    terminal.stage(f"applying {project.relative(series.file.parent)} on the patch series")
     start = tree.commits[-1]
     applied = _apply(project, source, tree.path, start, series, n_needed=1, verbose=verbose)
     return replace(
@@ -184,7 +184,7 @@ def _save_state(path: Path, state: _State) -> None:
 
 def _make_repository(project: Project, source: Source, path: Path, *, verbose: bool) -> _State:
     """A new repository at `path` with one commit: upstream as it came."""
-    progress.stage(f"unpacking {source.label}")
+    terminal.stage(f"unpacking {source.label}")
     partial = path.with_name(f".{path.name}.new")
     shutil.rmtree(partial, ignore_errors=True)
     with writing(partial):
@@ -278,7 +278,7 @@ def _apply(
                         "the tree is as it was; bring the patch up to date, or correct "
                         f"{project.relative(series.file)}"
                     ) from error
-                progress.stage(f"{what} and is left out:\n{where}")
+                terminal.stage(f"{what} and is left out:\n{where}")
                 left_out.append(patch.name)
                 git(worktree, "am", "--quit", verbose=verbose)
                 git(worktree, "reset", "--quiet", "--hard", verbose=verbose)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from fa_harness.case.case import Case
-from fa_harness.progress import Advance
+from fa_harness.terminal import Advance
 
 WAYS = ("full_state", "segmented")
 """What is compared with the baseline; `again`, one call without a state, tells the noise."""

@@ -22,7 +22,7 @@ from unearth import Link, PackageFinder
 from unearth.auth import MultiDomainBasicAuth
 from unearth.fetchers import Fetcher, PyPIClient
 
-from fa_harness import progress
+from fa_harness import terminal
 from fa_harness.errors import SetupError
 from fa_harness.files import sha256
 from fa_harness.project import Project, writing
@@ -281,7 +281,7 @@ def _download(client: Fetcher, link: Link, wanted: PackageFile, target: Path) ->
     digest = hashlib.sha256()
     text = f"fetching {link.filename} from {link.parsed.hostname or link.file_path.parent}"
     try:
-        with progress.bar(text, in_bytes=True) as advance, writing(part):
+        with terminal.bar(text, in_bytes=True) as advance, writing(part):
             part.parent.mkdir(parents=True, exist_ok=True)
             with part.open("wb") as out:
                 for chunk, total in _chunks(client, link):

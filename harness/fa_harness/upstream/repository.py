@@ -9,7 +9,7 @@ import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from fa_harness import progress
+from fa_harness import terminal
 from fa_harness.errors import SetupError
 from fa_harness.proc import ProgramError
 from fa_harness.project import Project, writing
@@ -53,7 +53,7 @@ def fetch_commit(project: Project, owner: str, url: str, ref: str) -> tuple[str,
             (repository / "info").mkdir(exist_ok=True)
             attributes = "* -text -ident -filter -export-subst -export-ignore\n"
             (repository / "info" / "attributes").write_text(attributes)
-        progress.stage(f"fetching {ref} from {url}")
+        terminal.stage(f"fetching {ref} from {url}")
         try:
             local = _LOCAL if url.startswith("file://") else []
             git(repository, "fetch", "--quiet", "--depth=1", "--no-tags", *local, "--", url, ref)
