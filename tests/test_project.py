@@ -3,6 +3,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -45,12 +46,17 @@ def test_paths_in_the_project_are_shown_relative_to_it(project: Project) -> None
     assert project.relative(Path("/elsewhere/x")) == "/elsewhere/x"
 
 
+def lock_of(project: Project, what: str) -> Path:
+    return project.build / ".locks" / f"{what.replace('/', '+')}.lock"
+
+
 def test_a_second_process_waits_for_the_lock_says_for_whom_and_gets_it(project: Project) -> None:
     code = (
         "import sys; from pathlib import Path; from fa_harness.project import Project, locked\n"
-        "with locked(Project(root=Path(sys.argv[1]))): print('mine', flush=True); input()"
+        "with locked(Project(root=Path(sys.argv[1])), 'my-llama'):\n"
+        " print('mine', flush=True); input()"
     )
-    with locked(project):
+    with locked(project, "my-llama"):
         other = subprocess.Popen(
             [sys.executable, "-c", code, str(project.root)],
             stdin=subprocess.PIPE,
@@ -61,9 +67,10 @@ def test_a_second_process_waits_for_the_lock_says_for_whom_and_gets_it(project: 
         assert other.stderr is not None
         assert other.stdout is not None
         line = other.stderr.readline()
-        assert f"waiting for another fa-harness (pid {os.getpid()})" in line
+        waits = f"waiting for another fa-harness (pid {os.getpid()}), which works on my-llama"
+        assert waits in line
     assert other.stdout.readline() == "mine\n"
-    with (project.build / ".lock").open() as lock, pytest.raises(BlockingIOError):
+    with lock_of(project, "my-llama").open() as lock, pytest.raises(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     other.communicate("\n", timeout=30)
     assert other.returncode == 0
@@ -72,12 +79,54 @@ def test_a_second_process_waits_for_the_lock_says_for_whom_and_gets_it(project: 
 def test_the_lock_of_a_killed_process_does_not_hold(project: Project) -> None:
     code = (
         "import os, sys; from pathlib import Path; from fa_harness.project import Project, locked\n"
-        "with locked(Project(root=Path(sys.argv[1]))): os.kill(os.getpid(), 9)"
+        "with locked(Project(root=Path(sys.argv[1])), 'my-llama'): os.kill(os.getpid(), 9)"
     )
     ended = subprocess.run([sys.executable, "-c", code, str(project.root)], check=False)
     assert ended.returncode == -9
-    with locked(project):
-        assert (project.build / ".lock").read_text() == f"{os.getpid()}\n"
+    with locked(project, "my-llama"):
+        assert lock_of(project, "my-llama").read_text() == f"{os.getpid()}\n"
+
+
+def is_free(project: Project, what: str) -> bool:
+    """Whether another process could take a lock now."""
+    code = (
+        "import fcntl, sys\n"
+        "with open(sys.argv[1]) as lock: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    )
+    command = [sys.executable, "-c", code, str(lock_of(project, what))]
+    return subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode == 0
+
+
+def test_who_works_on_one_upstream_does_not_keep_others_from_another(project: Project) -> None:
+    with locked(project, "my-llama/abi"):
+        pass
+    with locked(project, "mine"):
+        assert not is_free(project, "mine")
+        assert is_free(project, "my-llama/abi")
+
+
+def test_a_thread_that_holds_a_lock_may_take_it_again(project: Project) -> None:
+    with locked(project, "mine"):
+        with locked(project, "mine"):
+            pass
+        assert not is_free(project, "mine")
+    assert is_free(project, "mine")
+
+
+def test_another_thread_of_the_process_waits_for_the_lock(project: Project) -> None:
+    order = []
+
+    def other() -> None:
+        with locked(project, "mine"):
+            order.append("other")
+
+    with locked(project, "mine"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+    thread.join(30)
+    assert order == ["first", "other"]
 
 
 def test_a_full_disk_is_told_from_other_failures_to_write() -> None:

@@ -114,8 +114,10 @@ def _upstream(project: Project) -> str:
 def _series(project: Project) -> str:
     found = source.find_source(project)
     patches = series.series_for(project, found)
-    applied = tree.current_tree(project, found, patches) is not None
-    return f"{len(patches.patches)} patches ({'applied' if applied else 'not applied yet'})"
+    prepared = tree.current_tree(project, found, patches)
+    if prepared and (said := tree.note(found, patches, prepared.applied)):
+        return said.removeprefix("series: ")
+    return f"{len(patches.patches)} patches ({'applied' if prepared else 'not applied yet'})"
 
 
 def _libraries(project: Project, try_library: TryLibrary | None) -> Iterator[Diagnosis]:

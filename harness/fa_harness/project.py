@@ -6,12 +6,19 @@ import contextlib
 import errno
 import fcntl
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fa_harness import terminal
 from fa_harness.errors import SetupError
+
+PATCHES = "patches"
+"""The lock of whoever changes the series or the pins."""
+
+_held: set[tuple[int, Path]] = set()
+"""Which thread holds which lock."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +90,22 @@ def find_project(start: Path | None = None) -> Project:
 
 
 @contextlib.contextmanager
-def locked(project: Project) -> Iterator[None]:
-    """Hold the project's only lock: one process at a time fills `vendor/` and `build/`.
+def locked(project: Project, what: str) -> Iterator[None]:
+    """Hold one of the project's locks: one process at a time changes what it is named after.
 
-    The lock is the kernel's, so a killed process leaves none behind.
+    The lock is the kernel's, so a killed process leaves none behind. A thread that holds it may
+    take it again. Who takes several takes them in this order: `PATCHES`, a build folder, the tree
+    of a checkout, that of a pin, an archive.
+
+    Args:
+        project: Whose.
+        what: A tree's folder, a build folder, `PATCHES`, or a file, as people know it.
     """
-    path = project.build / ".lock"
+    path = project.build / ".locks" / f"{what.replace('/', '+')}.lock"
+    key = (threading.get_ident(), path)
+    if key in _held:
+        yield
+        return
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -97,12 +114,14 @@ def locked(project: Project) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(descriptor, 32, 0).decode().strip() or "unknown"
-            terminal.stage(f"waiting for another fa-harness (pid {holder}) in {project.root}")
+            terminal.stage(f"waiting for another fa-harness (pid {holder}), which works on {what}")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        _held.add(key)
         yield
     finally:
+        _held.discard(key)
         os.close(descriptor)
 
 

@@ -42,7 +42,8 @@ def with_fault(fault: str, name: str, tmp_path: Path) -> Iterator[Path]:
     [work] = (library.path.parents[1] / "work").glob("*/src")
     source = work / "ggml" / "src" / "ggml-cpu" / "traits.cpp"
     folder = tmp_path / name
-    with locked(find_project()):
+    project = find_project()
+    with locked(project, str(library.path.parents[1].relative_to(project.build))):
         right = source.read_text()
         begin = "ggml_tensor * op) {\n"
         # not where a library is asked for its features, with one head

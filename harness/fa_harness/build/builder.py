@@ -18,14 +18,14 @@ import fa_harness
 from fa_harness import proc, terminal
 from fa_harness.build import toolchain
 from fa_harness.build.library import Library, load, save
-from fa_harness.build.names import MUTANTS, patches_of
+from fa_harness.build.names import MUTANTS, build_command, patches_of
 from fa_harness.build.sanitizers import SANITIZERS
 from fa_harness.engine.ggml import bindings
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.machine import cpu_features
 from fa_harness.project import Project, locked, writing
 from fa_harness.series.series import Series, load_mutants, series_for
-from fa_harness.series.tree import Tree, extend_tree, prepare_tree
+from fa_harness.series.tree import Tree, current_tree, extend_tree, note, prepare_tree
 from fa_harness.upstream.git import check_out, git
 from fa_harness.upstream.source import Source, find_source
 
@@ -71,6 +71,11 @@ class _Plan:
         return dataclasses.replace(self, options={**OPTIONS, **own, **self.asked})
 
     @property
+    def lock(self) -> str:
+        """What is locked while it is built."""
+        return str(self.folder.relative_to(self.project.build))
+
+    @property
     def folder(self) -> Path:
         """Where it is built: one folder per upstream, Python ABI and set of options."""
         key = str(sysconfig.get_config_var("SOABI"))
@@ -80,7 +85,7 @@ class _Plan:
 
     def tag(self, work: Path) -> str:
         """What ends the names of the shared libraries of one build folder, and of no other."""
-        return f"{work.name}-{_digest(str(self.folder.relative_to(self.project.build)))[:8]}"
+        return f"{work.name}-{_digest(self.lock)[:8]}"
 
     def library_path(self, name: str) -> Path:
         return self.folder / "lib" / name
@@ -97,9 +102,12 @@ class _Plan:
 
     def inputs(self, name: str) -> dict[str, str]:
         """All that the library depends on, by what people call it."""
+        digests = self.patches(name).digests
+        if self.source.root:  # whether a checkout takes one patch depends on the others
+            digests += self.series.digests
         return {
             "upstream": f"{self.source.digest} {self.source.commit}",
-            "patches": _digest("\n".join(self.patches(name).digests)),
+            "patches": _digest("\n".join(digests)),
             "CMake options": json.dumps(self.options, sort_keys=True),
             "compilers": _compilers(),
             "compiler flags": json.dumps(_flags(), sort_keys=True),
@@ -129,8 +137,7 @@ def vendor(project: Project, *, upstream: str | None = None, verbose: bool = Fal
         SetupError: the upstream cannot be had, or a patch does not apply.
     """
     source = find_source(project, upstream)
-    with locked(project):
-        return prepare_tree(project, source, series_for(project, source), verbose=verbose)
+    return prepare_tree(project, source, series_for(project, source), verbose=verbose)
 
 
 def build(
@@ -161,14 +168,13 @@ def build(
     names = list(names)
     plan = _plan(project, upstream, options)
     libraries = {name: _current(plan, name) for name in names}
-    if None in libraries.values():
-        with locked(project):
-            # Whoever held the lock may have built them meanwhile.
-            libraries = {name: _current(plan, name) for name in names}
-            missing = [name for name, library in libraries.items() if library is None]
-            for together in _by_options(plan, missing):
-                own_plan = plan.of(together[0])
-                libraries.update(_build_missing(own_plan, together, verbose=verbose))
+    for together in _by_options(plan, [name for name in names if libraries[name] is None]):
+        with locked(project, plan.of(together[0]).lock):
+            # Whoever held the lock may have built them, and the sources may have changed.
+            plan = _plan(project, upstream, options)
+            libraries |= {name: _current(plan, name) for name in together}
+            missing = [name for name in together if libraries[name] is None]
+            libraries |= _build_missing(plan.of(together[0]), missing, verbose=verbose)
     return [library for name in names if (library := libraries[name])]
 
 
@@ -192,8 +198,8 @@ def build_test_backend_ops(
     [library] = build(project, [name], upstream=upstream, options=options, verbose=verbose)
     program = library.path / TEST_BACKEND_OPS
     if not program.exists():
-        with locked(project):
-            plan = _plan(project, upstream, options).of(name)
+        plan = _plan(project, upstream, options).of(name)
+        with locked(project, plan.lock):
             bench = _Workbench(plan, verbose=verbose)
             work = bench.prepare(name)
             if not (work.src / "tests" / f"{TEST_BACKEND_OPS}.cpp").is_file():
@@ -225,8 +231,8 @@ def find(
     try:
         return load(plan.library_path(name))
     except FileNotFoundError:
-        asked = "".join(f" -D {key}={value}" for key, value in options.items())
-        raise SetupError(f"library '{name}' is not built: fa-harness build {name}{asked}") from None
+        again = build_command(name, options)
+        raise SetupError(f"library '{name}' is not built: {again}") from None
 
 
 def is_stale(
@@ -267,7 +273,9 @@ def _by_options(plan: _Plan, names: Iterable[str]) -> list[list[str]]:
 
 
 def _build_missing(plan: _Plan, names: list[str], *, verbose: bool) -> dict[str, Library]:
-    """Build `names`, whose plan it is; the caller holds the lock."""
+    """Build `names`, whose plan it is; the caller holds its lock."""
+    if not names:
+        return {}
     preload = {name: _preload(name) for name in names}
     bench = _Workbench(plan, verbose=verbose)
     libraries: dict[str, Library] = {}
@@ -286,6 +294,7 @@ def _build_missing(plan: _Plan, names: list[str], *, verbose: bool) -> dict[str,
             inputs=plan.inputs(name),
             compiled=compiled,
             preload=preload[name],
+            series_note=note(plan.source, plan.series, bench.tree.applied),
         )
         _install(library, products=work.cmake / "lib", headers=work.headers)
         libraries[name] = library
@@ -293,7 +302,7 @@ def _build_missing(plan: _Plan, names: list[str], *, verbose: bool) -> dict[str,
 
 
 class _Workbench:
-    """Build folders of a plan, and the tools that fill them; for the holder of the lock."""
+    """Build folders of a plan, and the tools that fill them; for the holder of its lock."""
 
     def __init__(self, plan: _Plan, *, verbose: bool) -> None:
         self._plan = plan
@@ -317,19 +326,37 @@ class _Workbench:
 
     def prepare(self, name: str) -> _Work:
         """Check out the patches of a library and configure; return where Ninja runs."""
-        count, tree = len(self._plan.patches(name).patches), self._tree_of(name)
-        folder = self._plan.folder / "work" / f"{_last_header_patch(tree, count):04}"
-        names = [each for each in self._plan.patches(name).names if each not in tree.left_out]
-        work = _Work(src=folder / "src", cmake=folder / "cmake", series=tuple(names))
-        check_out(tree.path, tree.contents[count], work.src, verbose=self._verbose)
+        with locked(self._plan.project, self._plan.source.folder):
+            work = self._check_out(name)
         toolchain.prepare_cmake_dir(work.cmake, self.setup)
         with writing(work.cmake):
             bindings.emit_c(work.headers, work.cmake / "_ggml.c")
-        if folder not in self._configured:
+        if work.src not in self._configured:
             _configure(
                 self._plan, work.src, work.cmake, self.setup, self.tools, verbose=self._verbose
             )
-            self._configured.add(folder)
+            self._configured.add(work.src)
+        return work
+
+    def _check_out(self, name: str) -> _Work:
+        plan = self._plan
+        patches = plan.patches(name)
+        count = len(patches.patches)
+        try:
+            tree = self._tree_of(name)
+            folder = plan.folder / "work" / f"{_last_header_patch(tree, count):04}"
+            work = _Work(
+                src=folder / "src",
+                cmake=folder / "cmake",
+                series=tree.patches(patches if name == MUTANTS else plan.series, count),
+            )
+            check_out(tree.path, tree.contents[count], work.src, verbose=self._verbose)
+        except proc.ProgramError as error:
+            if current_tree(plan.project, plan.source, plan.series) == self.tree:
+                raise
+            raise SetupError(
+                f"{plan.source.label} was changed while it was built; run again"
+            ) from error
         return work
 
     def _tree_of(self, name: str) -> Tree:

@@ -36,7 +36,8 @@ class Library:
         upstream: name of the pin, or `dir:<folder>` for a developer's own checkout.
         upstream_commit: upstream's own commit; empty where it is not known.
         ggml_version: as ggml/CMakeLists.txt has it.
-        series: file names of the patches applied, in order.
+        series: file names of the patches that it has, in order.
+        series_note: what became of the series, where that is not plain.
         build: what made it: options, compilers, flags, launcher, CMake, Python.
         inputs: digests or versions of all that the build depends on; a library is stale when
             one of them has changed.
@@ -55,6 +56,7 @@ class Library:
     inputs: dict[str, str]
     compiled: tuple[str, ...]
     preload: tuple[str, ...] = ()
+    series_note: str = ""
 
     @property
     def module_path(self) -> Path:
@@ -74,6 +76,7 @@ class Library:
             "upstream_commit": self.upstream_commit,
             "ggml_version": self.ggml_version,
             "series": list(self.series),
+            "series_note": self.series_note,
             "build": self.build,
         }
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 
+from fa_harness import terminal
 from fa_harness.build import builder as build
 from fa_harness.build.library import Library, held
-from fa_harness.build.names import defined
+from fa_harness.build.names import build_command
 from fa_harness.errors import SetupError
 from fa_harness.project import Project, find_project
 
@@ -25,8 +26,9 @@ def held_library(name: str, options: Mapping[str, str]) -> Iterator[Library]:
     with held(build.find(project, name, options=options)) as library:
         stale = build.is_stale(project, library, options=options)
         if stale:
-            again = shlex.join(["fa-harness", "build", library.name, *defined(options)])
+            again = build_command(library.name, options)
             raise SetupError(f"library {library.name!r} is not current: {stale}; run `{again}`")
+        _say(library.series_note)
         yield library
 
 
@@ -53,3 +55,10 @@ def built_libraries(
     libraries = build.build(project, names, upstream=upstream, options=options)
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(held(library)) for library in libraries]
+
+
+@functools.cache
+def _say(text: str) -> None:
+    """Print a line, once however many libraries it is true of."""
+    if text:
+        terminal.stage(text)

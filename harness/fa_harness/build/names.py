@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 
 from fa_harness.build.sanitizers import SANITIZERS
 from fa_harness.errors import UsageError
 from fa_harness.project import Project
 from fa_harness.series.series import Series, load_mutants
+from fa_harness.upstream.source import NO_SERIES, chosen
 
 WHOLE = ("patched", *SANITIZERS)
 """Libraries that have every patch."""
@@ -40,3 +42,9 @@ def patches_of(project: Project, series: Series, name: str) -> Series:
 def defined(options: Mapping[str, str]) -> list[str]:
     """Return CMake options as the command line takes them."""
     return [word for name, value in options.items() for word in ("-D", f"{name}={value}")]
+
+
+def build_command(name: str, options: Mapping[str, str]) -> str:
+    """Return the command that builds a library for the upstream that is chosen now."""
+    as_it_is = ["--no-series"] if NO_SERIES in chosen() else []
+    return shlex.join(["fa-harness", "build", name, *as_it_is, *defined(options)])

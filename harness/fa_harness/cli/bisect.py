@@ -47,6 +47,7 @@ _WIDTHS = (8, 66, 11)
 )
 @click.option("--build", "may_build", is_flag=True, help="Build the libraries that are missing.")
 @options.define
+@options.no_series
 @options.json_path
 def command(
     *, case_string: str, may_build: bool, options: Mapping[str, str], json_path: str | None

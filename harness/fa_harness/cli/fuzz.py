@@ -137,7 +137,7 @@ def find_failures(
 
         def keep(failure: Found) -> None:
             verdict = failure.verdict
-            with locked(project):
+            with locked(project, kept_in):
                 add_case(failures, verdict.case, comment=f"{verdict.status}: {verdict.reason}")
             command = repro(
                 verdict.case,

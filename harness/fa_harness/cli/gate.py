@@ -51,6 +51,7 @@ _how = options.as_record(
     "how",
     options.library,
     options.define,
+    options.no_series,
     click.option("-v", "--verbose", is_flag=True, help="Print every case's repro line."),
 )
 
@@ -225,7 +226,8 @@ def write_baseline(file: Path, new: Baseline, console: Console) -> None:
         SetupError: It cannot be written; an older one is left as it was.
     """
     project = find_project()
-    with locked(project):  # what changed is told against what is replaced, not what was read before
+    # what changed is told against what is replaced, not what was read before
+    with locked(project, file.name):
         found = _baseline(file)
         if new.speed is None and found is not None:
             new = dataclasses.replace(new, speed=found.speed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import click
 
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.files import check_writable, write_report
+from fa_harness.upstream.source import NO_SERIES
 
 if TYPE_CHECKING:
     from fa_harness.report.results import Results
@@ -83,6 +85,20 @@ define = click.option(
     callback=_definitions,
     metavar="NAME=VALUE",
     help="The library built with this CMake option, such as GGML_OPENMP=ON; may be repeated.",
+)
+
+
+def _without_series(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        os.environ[NO_SERIES] = "1"  # repro lines name it, as they name UPSTREAM_DIR
+
+
+no_series = click.option(
+    "--no-series",
+    is_flag=True,
+    expose_value=False,
+    callback=_without_series,
+    help="Take upstream, or your checkout, as it is, without the patches.",
 )
 modes = words(
     "--mode",
@@ -155,7 +171,7 @@ class How:
     verbose: bool = False
 
 
-library_of = as_record(How, "how", library, define)
+library_of = as_record(How, "how", library, define, no_series)
 """The options of a command that takes a library as it is built."""
 
 

@@ -72,6 +72,7 @@ _how = options.as_record(
     "how",
     options.library,
     options.define,
+    options.no_series,
     click.option(
         "--timeout",
         type=options.SECONDS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -12,7 +13,7 @@ from rich.text import Text
 from fa_harness.build.builder import vendor
 from fa_harness.cli.lazy import LazyGroup
 from fa_harness.errors import UsageError
-from fa_harness.project import Project, find_project, locked
+from fa_harness.project import Project, find_project
 from fa_harness.series import rework
 from fa_harness.series.rework import Changes
 from fa_harness.terminal import make_console
@@ -64,8 +65,7 @@ def edit(*, patch: str | None, go_on: bool, abort: bool) -> None:
     if patch is None:
         raise UsageError("name the patch to edit; fa-harness series status shows them")
     project, source = _here()
-    with locked(project):
-        place = rework.edit(project, source, patch)
+    place = rework.edit(project, source, patch)
     click.echo(
         f"1. cd {project.relative(place)}\n"
         "2. edit, and git commit --amend (or git commit for a patch of its own)\n"
@@ -148,8 +148,15 @@ def rebase(
     """
     if not (go_on or abort) and onto is None:
         raise UsageError("name where to: --onto NAME, a pin, or --onto DIR, a checkout")
+
+    def change(project: Project, source: Source) -> Changes:
+        target = find_source(project, onto)
+        if source.root and source.root == target.root:  # UPSTREAM_DIR is where it is to go
+            source = find_source(project, load_pins(project.pins_file).default)
+        return rework.rebase(project, source, target)
+
     changes = _change(
-        lambda project, source: rework.rebase(project, source, find_source(project, onto)),
+        change,
         arguments=(onto,) if onto else None,
         go_on=go_on,
         abort=abort,
@@ -172,8 +179,7 @@ def _change(
     if arguments == ():
         raise UsageError("name one patch at least; fa-harness series status shows them")
     project, source = _here()
-    with locked(project):
-        changes = change(project, source)
+    changes = change(project, source)
     print_changes(make_console(stderr=False), changes)
     return changes
 
@@ -183,18 +189,17 @@ def _end(*, go_on: bool, arguments: tuple[object, ...]) -> Changes | None:
     if arguments:
         raise UsageError("--continue and --abort take nothing else: they are of what has begun")
     source = _begun(project, source)
-    with locked(project):
-        if not go_on:
-            rework.abort(project, source)
-            return None
-        changes = rework.go_on(project, source)
+    if not go_on:
+        rework.abort(project, source)
+        return None
+    changes = rework.go_on(project, source)
     print_changes(make_console(stderr=False), changes)
     return changes
 
 
 def _begun(project: Project, source: Source) -> Source:
     """Return the upstream whose change is meant: the one that was named, or the only one."""
-    if rework.begun(project, source) or chosen():
+    if rework.begun(project, source) or {"UPSTREAM", "UPSTREAM_DIR"} & set(chosen()):
         return source
     pins = [find_source(project, name) for name in load_pins(project.pins_file).upstreams]
     found = [pin for pin in pins if rework.begun(project, pin)]
@@ -206,7 +211,7 @@ def _begun(project: Project, source: Source) -> Source:
 
 def _here() -> tuple[Project, Source]:
     project = find_project()
-    return project, find_source(project)
+    return project, replace(find_source(project), takes_series=True)
 
 
 def print_changes(console: Console, changes: Changes) -> None:

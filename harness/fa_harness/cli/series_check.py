@@ -19,11 +19,11 @@ from fa_harness.case.suites import suite as cases_of_suite
 from fa_harness.cli import options
 from fa_harness.engine.runner import Runner
 from fa_harness.errors import SetupError
-from fa_harness.project import Project, find_project, locked
+from fa_harness.project import Project, find_project
 from fa_harness.report.results import command as command_line
 from fa_harness.series.drift import drift
 from fa_harness.series.series import load_series, series_for
-from fa_harness.series.tree import prepare_tree
+from fa_harness.series.tree import note, prepare_tree
 from fa_harness.terminal import make_console, write_json
 from fa_harness.upstream.pins import load_pins
 from fa_harness.upstream.source import find_source
@@ -203,15 +203,15 @@ def _check(project: Project, name: str, suites: Mapping[str, Sequence[Case]]) ->
     try:
         source = find_source(project, name)
         series = series_for(project, source)
-        with locked(project):
-            tree = prepare_tree(project, source, series)
+        tree = prepare_tree(project, source, series)
         whole = load_series(project)
+        checked = replace(checked, ggml_version=tree.ggml_version, patches=len(whole.patches))
+        if tree.applied.conflict:
+            return replace(checked, problem=note(source, series, tree.applied))
         checked = replace(
             checked,
-            ggml_version=tree.ggml_version,
             applied=len(series.patches),
-            patches=len(whole.patches),
-            drift=max(drift(tree, series), default=0),
+            drift=max(drift(tree, series), default=0) if tree.applied.is_exact else 0,
             variants=sum(a != b for a, b in zip(series.digests, whole.digests, strict=False)),
         )
         with (

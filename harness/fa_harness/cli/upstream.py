@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from fa_harness.project import find_project, locked
+from fa_harness.project import find_project
 from fa_harness.upstream.newer import add as add_pin
 from fa_harness.upstream.newer import newest
 
@@ -24,9 +24,7 @@ def add_upstream(*, spec: str, name: str | None) -> None:
     commit id of a git repository. Of a branch the pin is today's commit. A pin of DIR holds on this
     machine.
     """
-    project = find_project()
-    with locked(project):
-        pin = add_pin(project, spec, name)
+    pin = add_pin(find_project(), spec, name)
     origin = f"{pin.git} {pin.commit}" if pin.git else f"{pin.package} {pin.version}"
     click.echo(f"{pin.name}: {origin}, ggml {pin.ggml_version or 'unknown'}")
 
@@ -44,6 +42,5 @@ def update_upstreams(*, adding: bool) -> None:
         if not adding:
             click.echo(f"{each.package} {each.pinned}: fa-harness upstream add {spec}")
             continue
-        with locked(project):
-            pin = add_pin(project, spec)
+        pin = add_pin(project, spec)
         click.echo(f"{pin.name}: {spec}, ggml {pin.ggml_version or 'unknown'}")

@@ -188,10 +188,11 @@ def _fetch_blobs(project: Project, repository: Path, *, verbose: bool) -> None:
     """Get the files that the patches were made for, without which git cannot merge three-way."""
     pin = load_pins(project.pins_file).get()
     source = find_source(project, pin.name)
-    with locked(project):
+    with locked(project, source.folder):
         tree = prepare_tree(project, source, load_series(project), verbose=verbose)
-    fetch = ("fetch", "--quiet", "--no-tags")
-    git(repository, *fetch, tree.path, f"+{tree.commits[-1]}:refs/fa-harness/pin", verbose=verbose)
+        fetch = ("fetch", "--quiet", "--no-tags")
+        spec = f"+{tree.commits[-1]}:refs/fa-harness/pin"
+        git(repository, *fetch, tree.path, spec, verbose=verbose)
 
 
 def make_branch(checkout: Checkout, commits: Commits, branch: str) -> None:

@@ -107,8 +107,8 @@ def gather(request: EvidenceRequest, *, verbose: bool = False) -> Iterator[Evide
     _check(request)
     checkout = open_checkout(project, request.onto, request.branch)
     work = project.build / "evidence" / checkout.folder
-    commits = make_commits(project, checkout, work / "repository", verbose=verbose)
-    with locked(project):
+    with locked(project, f"evidence/{checkout.folder}"):
+        commits = make_commits(project, checkout, work / "repository", verbose=verbose)
         if _OF_LIBRARIES & set(request.parts):
             before = work / "before" / "src"
             check_out(commits.repository, commits.base, before, verbose=verbose)
@@ -170,14 +170,13 @@ def _build(
 def _try_series(project: Project, src: Path, onto: Path, *, verbose: bool) -> None:
     """Find out whether the series applies as libraries are built, to the line.
 
-    The caller holds the project's lock.
-
     Raises:
         SetupError: It needs to be merged, which commits are.
     """
     source = source_of(src)
     try:
-        prepare_tree(project, source, series_for(project, source), verbose=verbose)
+        series = series_for(project, source)
+        prepare_tree(project, source, series, exactly=True, verbose=verbose)
     except SetupError as error:
         parts = ", ".join(part for part in PARTS if part in _OF_LIBRARIES)
         raise SetupError(

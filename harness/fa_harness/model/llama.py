@@ -17,7 +17,7 @@ from fa_harness.errors import FaHarnessError, SetupError
 from fa_harness.model.perplexity import Perplexity, parse
 from fa_harness.project import Project, locked, writing
 from fa_harness.series.series import load_experiments, series_for
-from fa_harness.series.tree import prepare_tree
+from fa_harness.series.tree import note, prepare_tree
 from fa_harness.upstream.git import check_out, git
 from fa_harness.upstream.source import find_source, whole_of
 
@@ -87,7 +87,7 @@ def build_programs(
 ) -> Programs:
     """Build programs of a commit of llama.cpp; those that are current cost no compiler.
 
-    The caller holds the project's lock.
+    The caller holds the lock of the folder.
 
     Args:
         repository: Has the commit.
@@ -169,8 +169,12 @@ def build_llama(
     if experimental:
         series = series.then(load_experiments(project))
         whole = whole.named("experimental")
-    with locked(project):
+    with locked(project, whole.folder):
         tree = prepare_tree(project, whole, series, verbose=verbose)
+        if experimental and tree.applied.conflict:
+            raise SetupError(
+                f"{note(whole, series, tree.applied)}; the experimental patches need the series"
+            )
         built = build_programs(
             tree.path,
             tree.commits[-1],

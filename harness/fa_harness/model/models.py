@@ -97,7 +97,7 @@ def find_model(project: Project, model: str, *, accept_terms: bool) -> Path:
         return _own_model(model)
     known = _Known(project=project, name=model, model=MODELS[model])
     if not known.is_current():
-        with locked(project):
+        with locked(project, f"model {model}"):
             # Whoever held the lock may have fetched it meanwhile.
             if not known.is_current():
                 known.fetch(accept_terms=accept_terms)

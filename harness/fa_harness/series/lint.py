@@ -70,7 +70,7 @@ def lint(project: Project, source: Source) -> tuple[list[Violation], list[str]]:
         SetupError: The series does not apply, or the upstream cannot be had.
     """
     series = series_for(project, source)
-    tree = prepare_tree(project, source, series)
+    tree = prepare_tree(project, source, series, exactly=True)
     findings: list[Violation] = []
     touched: set[str] = set()
     for i, patch in enumerate(series.patches):

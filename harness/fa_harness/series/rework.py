@@ -8,19 +8,20 @@ before the last pick.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fa_harness.errors import FaHarnessError, SetupError, UsageError
 from fa_harness.files import replace_file
 from fa_harness.proc import ProgramError
-from fa_harness.project import Project, writing
+from fa_harness.project import PATCHES, Project, locked, writing
 from fa_harness.series import variants
 from fa_harness.series.series import Series, load_series, series_for, title
 from fa_harness.series.tree import (
@@ -50,6 +51,17 @@ _HUNK = re.compile(r"^@@ .* @@.*$", re.MULTILINE)
 
 class ConflictError(FaHarnessError):
     """A patch does not go where it should; the message has the steps to take."""
+
+
+@contextlib.contextmanager
+def changing(project: Project, *sources: Source) -> Iterator[None]:
+    """Hold `patches/`, the pins and the trees of upstreams, while they change."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(project, PATCHES))
+        # checkouts first, as one whose tree is prepared takes the pin's
+        for source in sorted(sources, key=lambda each: (each.root is None, each.folder)):
+            stack.enter_context(locked(project, source.folder))
+        yield
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +135,12 @@ def edit(project: Project, source: Source, patch: str) -> Path:
         UsageError: There is no such patch.
         SetupError: Another change has begun, or the series does not apply.
     """
-    series = load_series(project)
-    tree = _tree(project, source, series)
-    at = find(series, patch) + 1
-    return _begin(project, source, tree, "series edit", at, tree.commits[at + 1 :])
+    find(load_series(project), patch)  # before anything is waited for
+    with changing(project, source):
+        series = load_series(project)
+        tree = _tree(project, source, series)
+        at = find(series, patch) + 1
+        return _begin(project, source, tree, "series edit", at, tree.commits[at + 1 :])
 
 
 def refresh(project: Project, source: Source, *, line_numbers: bool = False) -> Changes:
@@ -153,17 +167,18 @@ def refresh(project: Project, source: Source, *, line_numbers: bool = False) -> 
         return go_on(project, source)
     if not (path / ".git").exists():
         raise UsageError(f"there is no tree of '{source.label}' yet; fa-harness vendor makes it")
-    series = load_series(project)
-    _refuse_variants(project, source, series)
-    if made_of(project, source) != series.digests:
-        raise SetupError(
-            f"{project.relative(path)} was made of other patches than patches/ has now, and its "
-            "commits would undo what changed; fa-harness vendor brings it up to date, unless it "
-            "holds work of your own"
-        )
-    _refuse_uncommitted(project, path)
-    changes = _export(project, path, BRANCH, line_numbers=line_numbers)
-    prepare_tree(project, source, load_series(project), is_exported=True)
+    with changing(project, source):
+        series = load_series(project)
+        _refuse_variants(project, source, series)
+        if made_of(project, source) != series.digests:
+            raise SetupError(
+                f"{project.relative(path)} was made of other patches than patches/ has now, and "
+                "its commits would undo what changed; fa-harness vendor brings it up to date, "
+                "unless it holds work of your own"
+            )
+        _refuse_uncommitted(project, path)
+        changes = _export(project, path, BRANCH, line_numbers=line_numbers)
+        prepare_tree(project, source, load_series(project), exactly=True, is_exported=True)
     return changes
 
 
@@ -174,12 +189,14 @@ def reorder(project: Project, source: Source, order: Sequence[str]) -> Changes:
         UsageError: A patch is not there, or named twice.
         ConflictError: One does not go on top of another.
     """
-    series = load_series(project)
-    first = [find(series, patch) for patch in order]
-    if len(set(first)) != len(first):
-        raise UsageError("a patch is named twice; name each once")
-    rest = [i for i in range(len(series.names)) if i not in first]
-    return _of(project, source, series, "series reorder", [*first, *rest])
+
+    def reordered(series: Series) -> list[int]:
+        first = [find(series, patch) for patch in order]
+        if len(set(first)) != len(first):
+            raise UsageError("a patch is named twice; name each once")
+        return [*first, *(i for i in range(len(series.names)) if i not in first)]
+
+    return _of(project, source, "series reorder", reordered)
 
 
 def drop(project: Project, source: Source, patches: Sequence[str]) -> Changes:
@@ -189,10 +206,12 @@ def drop(project: Project, source: Source, patches: Sequence[str]) -> Changes:
         UsageError: A patch is not there.
         ConflictError: A later one needs one of them.
     """
-    series = load_series(project)
-    gone = {find(series, patch) for patch in patches}
-    kept = [i for i in range(len(series.names)) if i not in gone]
-    return _of(project, source, series, "series drop", kept)
+
+    def kept(series: Series) -> list[int]:
+        gone = {find(series, patch) for patch in patches}
+        return [i for i in range(len(series.names)) if i not in gone]
+
+    return _of(project, source, "series drop", kept)
 
 
 def add(project: Project, source: Source, mails: Sequence[Path], after: str | None) -> Changes:
@@ -211,9 +230,19 @@ def add(project: Project, source: Source, mails: Sequence[Path], after: str | No
     for mail in mails:
         if not mail.is_file():
             raise UsageError(f"there is no file {mail}; git format-patch makes one")
+    _place_after(load_series(project), after)  # before anything is waited for
+    with changing(project, source):
+        return _add(project, source, mails, after)
+
+
+def _place_after(series: Series, after: str | None) -> int:
+    return len(series.names) if after is None else find(series, after) + 1
+
+
+def _add(project: Project, source: Source, mails: Sequence[Path], after: str | None) -> Changes:
     series = load_series(project)
     tree = _tree(project, source, series)
-    at = len(series.names) if after is None else find(series, after) + 1
+    at = _place_after(series, after)
     place = _begin(project, source, tree, "series add", at, tree.commits[at + 1 :])
     for mail in mails:
         try:
@@ -245,15 +274,16 @@ def rebase(project: Project, source: Source, onto: Source) -> Changes:
     """
     if source.digest == onto.digest:
         raise UsageError(f"the series is for '{onto.label}' already")
-    series = load_series(project)
-    old = _tree(project, source, series)
-    _refuse_begun(project, onto)
-    # only the upstream: its tree may not take the patches
-    new = prepare_tree(project, onto, series.first(0))
-    for name, commit in ((_OLD_UPSTREAM, old.commits[0]), (_OLD_SERIES, old.commits[-1])):
-        git(new.path, "fetch", "--quiet", "--no-tags", old.path, f"+{commit}:{name}")
-    _begin(project, onto, new, "series rebase", 0, old.commits[1:])
-    return _go_on(project, onto, new.path)
+    with changing(project, source, onto):
+        series = load_series(project)
+        old = _tree(project, source, series)
+        _refuse_begun(project, onto)
+        # only the upstream: its tree may not take the patches
+        new = prepare_tree(project, onto, series.first(0))
+        for name, commit in ((_OLD_UPSTREAM, old.commits[0]), (_OLD_SERIES, old.commits[-1])):
+            git(new.path, "fetch", "--quiet", "--no-tags", old.path, f"+{commit}:{name}")
+        _begin(project, onto, new, "series rebase", 0, old.commits[1:])
+        return _go_on(project, onto, new.path)
 
 
 def go_on(project: Project, source: Source) -> Changes:
@@ -263,12 +293,19 @@ def go_on(project: Project, source: Source) -> Changes:
         UsageError: Nothing has begun.
         ConflictError: It is not resolved, or there is another.
     """
-    path = project.sources / source.folder
-    rework = _load(path)
-    if rework is None:
+    if begun(project, source) is None:
         raise UsageError(
             f"nothing to go on with: no change of the series has begun on '{source.label}'"
         )
+    with changing(project, source):
+        return _continue(project, source)
+
+
+def _continue(project: Project, source: Source) -> Changes:
+    path = project.sources / source.folder
+    rework = _load(path)
+    if rework is None:
+        raise UsageError(f"the change of the series on '{source.label}' has ended meanwhile")
     place = worktree(project, source)
     if not _picking(place):
         if rework.conflict_at not in ("", git(place, "rev-parse", "HEAD")):
@@ -294,12 +331,12 @@ def abort(project: Project, source: Source) -> None:
     Raises:
         UsageError: Nothing has begun.
     """
-    path = project.sources / source.folder
-    if _load(path) is None:
+    if begun(project, source) is None:
         raise UsageError(
             f"nothing to give up: no change of the series has begun on '{source.label}'"
         )
-    _end(project, source, path)
+    with changing(project, source):
+        _end(project, source, project.sources / source.folder)
 
 
 def begun(project: Project, source: Source) -> Rework | None:
@@ -312,7 +349,7 @@ def begun(project: Project, source: Source) -> Rework | None:
 
 def _tree(project: Project, source: Source, series: Series) -> Tree:
     _refuse_variants(project, source, series)
-    tree = prepare_tree(project, source, series)
+    tree = prepare_tree(project, source, series, exactly=True)
     _refuse_begun(project, source)
     _refuse_uncommitted(project, tree.path)
     if not are_same_patches(tree.path, BRANCH, tree.commits[-1]):
@@ -341,11 +378,14 @@ def _refuse_begun(project: Project, source: Source) -> None:
 
 
 def _of(
-    project: Project, source: Source, series: Series, command: str, order: Sequence[int]
+    project: Project, source: Source, command: str, order: Callable[[Series], list[int]]
 ) -> Changes:
-    tree = _tree(project, source, series)
-    _begin(project, source, tree, command, 0, [tree.commits[i + 1] for i in order])
-    return _go_on(project, source, tree.path)
+    order(load_series(project))  # before anything is waited for
+    with changing(project, source):
+        series = load_series(project)
+        tree = _tree(project, source, series)
+        _begin(project, source, tree, command, 0, [tree.commits[i + 1] for i in order(series)])
+        return _go_on(project, source, tree.path)
 
 
 def _begin(
@@ -404,7 +444,7 @@ def _go_on(project: Project, source: Source, path: Path) -> Changes:
     changes = _export(project, path, tip)
     git(path, "checkout", "--quiet", "-B", BRANCH, tip)
     _end(project, source, path)
-    prepare_tree(project, source, load_series(project), is_exported=True)
+    prepare_tree(project, source, load_series(project), exactly=True, is_exported=True)
     changes = replace(changes, dropped=rework.dropped)
     if rework.command != "series rebase":
         return changes

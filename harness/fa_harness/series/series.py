@@ -59,12 +59,14 @@ def load_series(project: Project) -> Series:
 def series_for(project: Project, source: Source) -> Series:
     """The series as it is for an upstream: where a variant holds, with that.
 
-    Patches with another content are written below `vendor/src`.
+    Patches with another content are written below `vendor/src`. A source that takes none has none.
 
     Raises:
         SetupError: as for `load_series`; or the variants say something that cannot be.
     """
     series = load_series(project)
+    if not source.takes_series:
+        return series.first(0)
     variants = load_variants(project.patches)
     version = parse_version(source.variants_as)
     for variant in variants:

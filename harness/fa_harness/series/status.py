@@ -47,7 +47,7 @@ def status(project: Project, source: Source) -> list[Status]:
         SetupError: The series does not apply, or the upstream cannot be had.
     """
     series = series_for(project, source)
-    tree = prepare_tree(project, source, series)
+    tree = prepare_tree(project, source, series, exactly=True)
     with TemporaryDirectory() as folder:
         index = Path(folder) / "index"
         git(tree.path, "read-tree", UPSTREAM_REF, index=index)

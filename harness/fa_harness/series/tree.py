@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fa_harness import terminal
 from fa_harness.errors import SetupError
-from fa_harness.proc import ProgramError
-from fa_harness.project import Project, writing
-from fa_harness.series.series import Series
+from fa_harness.files import sha256
+from fa_harness.project import Project, locked, writing
+from fa_harness.series.applying import Applied, DoesNotApplyError, apply, merge
+from fa_harness.series.series import Series, series_for
 from fa_harness.upstream import layout
 from fa_harness.upstream.git import git
-from fa_harness.upstream.source import Source, unpack
+from fa_harness.upstream.pins import Pin, load_pins
+from fa_harness.upstream.source import Source, find_source, unpack
 
 UPSTREAM_REF = "refs/fa-harness/upstream"
+MADE_FOR_REF = "refs/fa-harness/made-for"
 BRANCH = "series"
 STATE = ".git/fa-harness.json"
 REWORK = ".git/fa-harness-rework.json"
@@ -31,16 +33,55 @@ class Tree:
     Attributes:
         path: the git repository; branch `series` is checked out.
         ggml_version: as its files have it; empty where they do not say.
-        commits: of each state, from pristine upstream to the whole series.
-        contents: git's ids of the files of each state; equal files, equal id.
-        left_out: file names of patches that do not apply; their states are those before them.
+        applied: the states, and what became of the patches.
     """
 
     path: Path
     ggml_version: str
-    commits: tuple[str, ...]
-    contents: tuple[str, ...]
-    left_out: tuple[str, ...] = ()
+    applied: Applied
+
+    @property
+    def commits(self) -> tuple[str, ...]:
+        """Of each state, from pristine upstream to the whole series."""
+        return self.applied.commits
+
+    @property
+    def contents(self) -> tuple[str, ...]:
+        """Git's ids of the files of each state; equal files, equal id."""
+        return self.applied.contents
+
+    def patches(self, series: Series, n: int) -> tuple[str, ...]:
+        """The file names of the patches of the series that state `n` really has."""
+        applied = self.applied
+        last = applied.held if applied.conflict else max(n, applied.held)
+        return tuple(name for name in series.names[:last] if name not in applied.left_out)
+
+
+def note(source: Source, series: Series, applied: Applied) -> str:
+    """One line on what became of the series, and how to ask for the other; empty where it is plain.
+
+    Args:
+        source: The upstream.
+        series: What was to be applied.
+        applied: What was.
+    """
+    label, n, held = source.label, len(series.patches), applied.held
+    has = f"has {'all' if held == n else 'the first'} {held} patches already" if held else ""
+    if not source.takes_series:
+        return f"series: not applied, as --no-series says; {label} is taken as it is"
+    if applied.conflict:
+        return (
+            f"series: not applied, {applied.conflict}; {label} {has and f'{has} and '}is taken as "
+            f"it is (to resolve: fa-harness series rebase --onto {source.name})"
+        )
+    if held == n and n:
+        return f"series: {label} {has}; none is applied"
+    if applied.is_merged:
+        return (
+            f"series: {label} {has and f'{has}; '}{n - held} patches are merged into it "
+            "(--no-series takes it as it is)"
+        )
+    return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +91,7 @@ class _State:
     source: str
     series: tuple[str, ...]
     ggml_version: str
-    commits: tuple[str, ...]
-    contents: tuple[str, ...]
+    applied: Applied
 
 
 def current_tree(project: Project, source: Source, series: Series) -> Tree | None:
@@ -60,12 +100,7 @@ def current_tree(project: Project, source: Source, series: Series) -> Tree | Non
     state = _load_state(path)
     if state is None or (state.source, state.series) != (source.digest, series.digests):
         return None
-    return Tree(
-        path=path,
-        ggml_version=state.ggml_version,
-        commits=state.commits,
-        contents=state.contents,
-    )
+    return Tree(path=path, ggml_version=state.ggml_version, applied=state.applied)
 
 
 def prepare_tree(
@@ -73,17 +108,22 @@ def prepare_tree(
     source: Source,
     series: Series,
     *,
+    exactly: bool = False,
     is_exported: bool = False,
     verbose: bool = False,
 ) -> Tree:
-    """Make the tree current: unpack the source, apply the series. The caller holds the lock.
+    """Make the tree current: unpack the source, apply the series.
 
     Interrupted at any point, it leaves either no tree or the one from before.
+
+    Patches apply on a pin as they are. On a checkout they are merged where they do not; those that
+    it has already are found. Where they conflict, every state is the checkout as it is.
 
     Args:
         project: Where it goes.
         source: The upstream.
         series: What is applied.
+        exactly: Patches apply as they are on a checkout, too.
         is_exported: The commits of the tree's branch were just written to the series.
         verbose: Print every command.
 
@@ -91,9 +131,26 @@ def prepare_tree(
         SetupError: a patch does not apply (the message says which, and where), the tree holds
             work of the user's own that would be lost, or the source cannot be had.
     """
-    tree = current_tree(project, source, series)
-    if tree is not None:
+    with locked(project, source.folder):
+        tree = current_tree(project, source, series)
+        if tree is None or (exactly and not tree.applied.is_exact):
+            _prepare(
+                project, source, series, exactly=exactly, is_exported=is_exported, verbose=verbose
+            )
+            tree = current_tree(project, source, series)
+            assert tree is not None
         return tree
+
+
+def _prepare(
+    project: Project,
+    source: Source,
+    series: Series,
+    *,
+    exactly: bool,
+    is_exported: bool,
+    verbose: bool,
+) -> None:
     path = project.sources / source.folder
     state = _load_state(path)
     if state is None or state.source != source.digest:
@@ -104,26 +161,94 @@ def prepare_tree(
                 "or --abort of its command"
             )
         if state is not None:
-            _refuse_to_lose_work(project, path, state, state.commits[-1], is_exported=is_exported)
+            tip = state.applied.commits[-1]
+            _refuse_to_lose_work(project, path, state, tip, is_exported=is_exported)
         state = _make_repository(project, source, path, verbose=verbose)
     if series.patches:
         terminal.stage(f"applying the patch series on {source.label}")
-    applied = _apply(project, source, path, UPSTREAM_REF, series, verbose=verbose)
-    _refuse_to_lose_work(project, path, state, applied.commits[-1], is_exported=is_exported)
-    git(path, "checkout", "--quiet", "-B", BRANCH, applied.commits[-1], verbose=verbose)
-    _save_state(
-        path,
-        _State(
-            source=source.digest,
-            series=series.digests,
-            ggml_version=state.ggml_version,
-            commits=applied.commits,
-            contents=applied.contents,
-        ),
+    applied = _apply(project, source, path, series, exactly=exactly, verbose=verbose)
+    _refuse_changed(project, series)
+    tip = applied.commits[-1]
+    _refuse_to_lose_work(project, path, state, tip, is_exported=is_exported)
+    git(path, "checkout", "--quiet", "-B", BRANCH, tip, verbose=verbose)
+    _save_state(path, replace(state, series=series.digests, applied=applied))
+    if said := note(source, series, applied):
+        terminal.stage(said)
+
+
+def _refuse_changed(project: Project, series: Series) -> None:
+    """Whoever changes the series does not wait for those who apply it elsewhere."""
+    try:
+        now = tuple(sha256(patch) for patch in series.patches)
+    except OSError:
+        now = ()
+    if now != series.digests:
+        raise SetupError(
+            f"{project.relative(series.file.parent)} was changed while it was applied; run again"
+        )
+
+
+def _apply(
+    project: Project,
+    source: Source,
+    repository: Path,
+    series: Series,
+    *,
+    exactly: bool,
+    verbose: bool,
+) -> Applied:
+    try:
+        return apply(repository, UPSTREAM_REF, series, onto=source.label, verbose=verbose)
+    except DoesNotApplyError as error:
+        if exactly or isinstance(source.origin, Pin):
+            raise _with_remedy(project, series, error) from error
+        made_for = _states_made_for(project, source, repository, series, error, verbose=verbose)
+        return merge(repository, UPSTREAM_REF, series, made_for, onto=source.label, verbose=verbose)
+
+
+def _states_made_for(
+    project: Project,
+    source: Source,
+    repository: Path,
+    series: Series,
+    refusal: DoesNotApplyError,
+    *,
+    verbose: bool,
+) -> tuple[str, ...]:
+    """Fetch the tree of the pin that the patches were made for; returns its states.
+
+    It is the default pin, or another that gets the same variants of them.
+    """
+    pins = load_pins(project.pins_file)
+    for name in dict.fromkeys((pins.default, *pins.upstreams)):
+        pin = find_source(project, name)
+        of_pin = series_for(project, pin)
+        if series.digests[: len(of_pin.digests)] == of_pin.digests:
+            break
+    else:
+        raise refusal
+    terminal.stage(f"merging the patch series, which was made for {pin.label}")
+    try:
+        with locked(project, pin.folder):
+            tree = prepare_tree(project, pin, of_pin, verbose=verbose)
+            fetch = ("fetch", "--quiet", "--no-tags")
+            spec = f"+{tree.commits[-1]}:{MADE_FOR_REF}"
+            git(repository, *fetch, tree.path, spec, verbose=verbose)
+    except SetupError as error:
+        raise SetupError(
+            f"patch '{refusal.patch}' does not apply on {source.label} as it is, and to merge it "
+            f"takes the sources that it was made for:\n{error}\n"
+            f"--no-series takes {source.label} as it is"
+        ) from error
+    return tree.commits
+
+
+def _with_remedy(project: Project, series: Series, error: DoesNotApplyError) -> DoesNotApplyError:
+    return DoesNotApplyError(
+        f"{error}\nthe tree is as it was; bring the patch up to date, or correct "
+        f"{project.relative(series.file)}",
+        patch=error.patch,
     )
-    tree = current_tree(project, source, series)
-    assert tree is not None
-    return tree
 
 
 def extend_tree(
@@ -132,21 +257,27 @@ def extend_tree(
     """The tree with further states: its last one with the first patches of another series.
 
     They are commits of no branch: what is checked out, and what `current_tree` tells, stays.
-    The caller holds the lock. A patch that does not apply is left out, and said; not the first,
-    which the others stand on.
+    A patch that does not apply is left out, and said; not the first, which the others stand on.
 
     Raises:
         SetupError: the first patch does not apply.
     """
     terminal.stage(f"applying {project.relative(series.file.parent)} on the patch series")
-    start = tree.commits[-1]
-    applied = _apply(project, source, tree.path, start, series, n_needed=1, verbose=verbose)
-    return replace(
-        tree,
-        commits=tree.commits + applied.commits[1:],
-        contents=tree.contents + applied.contents[1:],
-        left_out=applied.left_out,
+    with locked(project, source.folder):
+        start = tree.commits[-1]
+        try:
+            further = apply(
+                tree.path, start, series, onto=source.label, n_needed=1, verbose=verbose
+            )
+        except DoesNotApplyError as error:
+            raise _with_remedy(project, series, error) from error
+    applied = replace(
+        tree.applied,
+        commits=tree.commits + further.commits[1:],
+        contents=tree.contents + further.contents[1:],
+        left_out=further.left_out,
     )
+    return replace(tree, applied=applied)
 
 
 def made_of(project: Project, source: Source) -> tuple[str, ...]:
@@ -168,8 +299,12 @@ def are_same_patches(repository: Path, tip: str, other: str) -> bool:
 def _load_state(path: Path) -> _State | None:
     try:
         record = json.loads((path / STATE).read_text(encoding="utf-8"))
-        for field in ("series", "commits", "contents"):
-            record[field] = tuple(record[field])
+        if "applied" not in record:  # by 0.1.0 and before
+            record["applied"] = {key: record.pop(key) for key in ("commits", "contents")}
+        applied = {"left_out": (), **record["applied"]}
+        for field in ("commits", "contents", "left_out"):
+            applied[field] = tuple(applied[field])
+        record |= {"series": tuple(record["series"]), "applied": Applied(**applied)}
         return _State(**record)
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -211,8 +346,10 @@ def _make_repository(project: Project, source: Source, path: Path, *, verbose: b
         source=source.digest,
         series=(),
         ggml_version=version,
-        commits=(git(partial, "rev-parse", "HEAD"),),
-        contents=(git(partial, "rev-parse", "HEAD^{tree}"),),
+        applied=Applied(
+            commits=(git(partial, "rev-parse", "HEAD"),),
+            contents=(git(partial, "rev-parse", "HEAD^{tree}"),),
+        ),
     )
     _save_state(partial, state)
     old = path.with_name(f".{path.name}.old")
@@ -224,120 +361,13 @@ def _make_repository(project: Project, source: Source, path: Path, *, verbose: b
     return state
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Applied:
-    """What came of applying a series; the fields are those of `Tree`."""
-
-    commits: tuple[str, ...]
-    contents: tuple[str, ...]
-    left_out: tuple[str, ...]
-
-
-def _apply(
-    project: Project,
-    source: Source,
-    repository: Path,
-    start: str,
-    series: Series,
-    *,
-    n_needed: int | None = None,
-    verbose: bool,
-) -> _Applied:
-    """Apply a series on `start` in a worktree of its own.
-
-    The tree itself is not touched, whatever becomes of the patches. Those after the first
-    `n_needed` may be left out; None means that each is needed.
-    """
-    worktree = repository.with_name(f".{repository.name}.am")
-    shutil.rmtree(worktree, ignore_errors=True)
-    git(repository, "worktree", "prune", verbose=verbose)
-    git(
-        repository,
-        "worktree",
-        "add",
-        "--quiet",
-        "--detach",
-        worktree,
-        start,
-        verbose=verbose,
-    )
-    try:
-        commits = [git(worktree, "rev-parse", "HEAD")]
-        contents = [git(worktree, "rev-parse", "HEAD^{tree}")]
-        left_out = []
-        for number, patch in enumerate(series.patches):
-            try:
-                _apply_one(worktree, patch, verbose=verbose)
-            except ProgramError as error:
-                hunks = _rejects(worktree, patch, error.output)
-                where = "\n".join(f"  {line}" for line in hunks)
-                what = f"patch '{patch.name}' does not apply on upstream '{source.label}'"
-                if n_needed is None or number < n_needed:
-                    raise SetupError(
-                        f"{what} after {number} patches of the series:\n{where}\n"
-                        "the tree is as it was; bring the patch up to date, or correct "
-                        f"{project.relative(series.file)}"
-                    ) from error
-                terminal.stage(f"{what} and is left out:\n{where}")
-                left_out.append(patch.name)
-                git(worktree, "am", "--quit", verbose=verbose)
-                git(worktree, "reset", "--quiet", "--hard", verbose=verbose)
-                git(worktree, "clean", "--quiet", "--force", "-d", "-x", verbose=verbose)
-            commits.append(git(worktree, "rev-parse", "HEAD"))
-            contents.append(git(worktree, "rev-parse", "HEAD^{tree}"))
-    finally:
-        shutil.rmtree(worktree, ignore_errors=True)
-        git(repository, "worktree", "prune", verbose=verbose)
-    return _Applied(commits=tuple(commits), contents=tuple(contents), left_out=tuple(left_out))
-
-
-def _apply_one(worktree: Path, patch: Path, *, verbose: bool) -> None:
-    git(
-        worktree,
-        "am",
-        "--quiet",
-        "--no-3way",
-        "--committer-date-is-author-date",
-        "--no-gpg-sign",
-        "--whitespace=nowarn",
-        patch,
-        verbose=verbose,
-    )
-
-
-def _rejects(worktree: Path, patch: Path, am_output: str) -> list[str]:
-    """Which hunks of which files do not apply, in the throw-away `worktree`."""
-    git(worktree, "reset", "--quiet", "--hard")
-    try:
-        output = git(worktree, "apply", "--reject", "--verbose", patch)
-    except ProgramError as error:
-        output = error.output
-    lines: dict[str, list[str]] = {}
-    hunks: dict[str, list[tuple[str, bool]]] = {}
-    for line in output.splitlines():
-        if match := re.fullmatch(r"error: patch failed: (.+):(\d+)", line):
-            lines.setdefault(match[1], []).append(match[2])
-        elif match := re.fullmatch(r"Applying patch (.+) with \d+ rejects?\.\.\.", line):
-            hunks[file := match[1]] = []
-        elif hunks and (match := re.match(r"(Hunk|Rejected hunk) #(\d+)", line)):
-            hunks[file].append((match[2], match[1] == "Rejected hunk"))
-    found = [
-        f"{file}: hunk {number} of {len(of_file)}, line {line}"
-        for file, of_file in hunks.items()
-        for number, line in zip(
-            [number for number, rejected in of_file if rejected], lines[file], strict=True
-        )
-    ]
-    return found or [line for line in (output + "\n" + am_output).splitlines() if "error" in line]
-
-
 def _refuse_to_lose_work(
     project: Project, path: Path, state: _State, new_tip: str, *, is_exported: bool
 ) -> None:
     """A developer may edit and commit in the tree; a refresh must not throw that away."""
     changed = git(path, "status", "--porcelain", "--untracked-files=no")
     tip = git(path, "rev-parse", BRANCH)
-    known = (state.commits[-1], new_tip)
+    known = (state.applied.commits[-1], new_tip)
     is_known = is_exported or any(are_same_patches(path, tip, each) for each in known)
     if changed or not is_known:
         what = ", ".join(changed.split("\n")) if changed else f"commits on branch '{BRANCH}'"

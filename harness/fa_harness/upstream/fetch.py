@@ -25,7 +25,7 @@ from unearth.fetchers import Fetcher, PyPIClient
 from fa_harness import terminal
 from fa_harness.errors import SetupError
 from fa_harness.files import sha256
-from fa_harness.project import Project, writing
+from fa_harness.project import Project, locked, writing
 from fa_harness.upstream.index import IndexConfig, load_index_config
 from fa_harness.upstream.layout import detect_layout, place
 from fa_harness.upstream.pins import Pin
@@ -96,6 +96,12 @@ def fetch(project: Project, pin: Pin) -> Path:
     found = cached(project, pin)
     if found is not None:
         return found
+    with locked(project, pin.archive_name):
+        # Whoever held the lock may have fetched it meanwhile.
+        return cached(project, pin) or _fetch(project, pin)
+
+
+def _fetch(project: Project, pin: Pin) -> Path:
     if pin.git:
         return _fetch_commit(project, pin)
     sdist = PackageFile(

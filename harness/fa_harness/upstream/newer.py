@@ -12,7 +12,7 @@ from packaging.version import InvalidVersion, Version
 
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.files import replace_file, sha256
-from fa_harness.project import Project, writing
+from fa_harness.project import PATCHES, Project, locked, writing
 from fa_harness.upstream.fetch import fetch, newest_version
 from fa_harness.upstream.layout import version_in
 from fa_harness.upstream.pins import Pin, load_pins
@@ -37,7 +37,7 @@ class Newest:
 
 
 def add(project: Project, spec: str, name: str | None = None) -> Pin:
-    """Pin another version of a package, or a commit. The caller holds the lock.
+    """Pin another version of a package, or a commit.
 
     Args:
         project: Where `vendor/upstreams.toml` is.
@@ -51,14 +51,27 @@ def add(project: Project, spec: str, name: str | None = None) -> Pin:
         SetupError: The sdist or the commit cannot be had or holds no ggml, or the checkout has
             changes that are not committed.
     """
-    pins = load_pins(project.pins_file).upstreams.values()
     package = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+]*)", spec)
+    url, ref = ("", "") if package else _repository(spec)
+    with locked(project, PATCHES):
+        return _add(project, spec, name, package=package, url=url, ref=ref)
+
+
+def _add(
+    project: Project,
+    spec: str,
+    name: str | None,
+    *,
+    package: re.Match[str] | None,
+    url: str,
+    ref: str,
+) -> Pin:
+    pins = load_pins(project.pins_file).upstreams.values()
     if package:
         new = Pin(name=spec, package=package[1], version=package[2], sha256="", root="")
         _refuse_twice(spec, new, pins)
         archive = fetch(project, new)
     else:
-        url, ref = _repository(spec)
         commit, archive = fetch_commit(project, f"upstream '{spec}'", url, ref)
         new = Pin(name=spec, git=url, commit=commit, sha256="", root="")
         _refuse_twice(spec, new, pins)

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from fa_harness import terminal
 from fa_harness.errors import SetupError
 from fa_harness.proc import ProgramError
-from fa_harness.project import Project, writing
+from fa_harness.project import Project, locked, writing
 from fa_harness.upstream.git import git
 
 _LOCAL = ["--upload-pack=git -c 'safe.directory=*' upload-pack"]
@@ -28,7 +28,7 @@ def fetch_commit(project: Project, owner: str, url: str, ref: str) -> tuple[str,
     """Fetch one commit without its history, and write its archive into `vendor/cache/`.
 
     The files are those that are committed: no attribute of the repository changes a byte of them
-    or leaves one out. The caller holds the lock.
+    or leaves one out.
 
     Args:
         project: Where the cache is.
@@ -42,6 +42,11 @@ def fetch_commit(project: Project, owner: str, url: str, ref: str) -> tuple[str,
     Raises:
         SetupError: The repository or the commit cannot be had, or there is no git.
     """
+    with locked(project, "git-fetch"):
+        return _fetch_commit(project, owner, url, ref)
+
+
+def _fetch_commit(project: Project, owner: str, url: str, ref: str) -> tuple[str, Path]:
     repository = project.cache / ".git-fetch"
     partial = project.cache / ".git-fetch.tar.gz"
     shutil.rmtree(repository, ignore_errors=True)

@@ -37,6 +37,7 @@ class Source:
         origin: the pin, or the checkout's files: place in the tree -> path.
         root: the checkout's folder; None for a pin.
         is_whole: it is llama.cpp with all its files, not the part that a library is built from.
+        takes_series: the patches go on it; else every library is upstream as it is.
     """
 
     label: str
@@ -48,6 +49,7 @@ class Source:
     origin: Pin | dict[str, Path]
     root: Path | None = None
     is_whole: bool = False
+    takes_series: bool = True
 
     @property
     def name(self) -> str:
@@ -59,22 +61,29 @@ class Source:
         return replace(self, folder=f"{self.folder}-{suffix}")
 
 
+NO_SERIES = "NO_SERIES"
+"""The variable of the environment that keeps the patches from every upstream."""
+
+
 def chosen() -> dict[str, str]:
-    """Return the variables of the environment that say which upstream is meant.
+    """Return the variables of the environment that say which upstream is meant, and how.
 
     Raises:
-        UsageError: Both are set.
+        UsageError: A pin and a checkout are meant.
     """
-    found = {
-        name: value for name in ("UPSTREAM", "UPSTREAM_DIR") if (value := os.environ.get(name))
-    }
-    if len(found) > 1:
+    names = ("UPSTREAM", "UPSTREAM_DIR", NO_SERIES)
+    found = {name: value for name in names if (value := os.environ.get(name))}
+    if {"UPSTREAM", "UPSTREAM_DIR"} <= set(found):
         raise UsageError("UPSTREAM (a pin) and UPSTREAM_DIR (a checkout) are both set; unset one")
+    if found.get(NO_SERIES) == "0":
+        del found[NO_SERIES]
     return found
 
 
 def find_source(project: Project, upstream: str | None = None) -> Source:
     """The upstream of that name; for None what UPSTREAM or UPSTREAM_DIR says, else the default pin.
+
+    Where none is named, NO_SERIES keeps the patches from it, too.
 
     Args:
         project: where the pins are.
@@ -85,7 +94,11 @@ def find_source(project: Project, upstream: str | None = None) -> Source:
         SetupError: the pins are wrong, or the folder is no checkout of llama.cpp or ggml.
     """
     environment = chosen() if upstream is None else {}
-    upstream = upstream or environment.get("UPSTREAM")
+    found = _find(project, upstream or environment.get("UPSTREAM"), environment)
+    return replace(found, takes_series=NO_SERIES not in environment)
+
+
+def _find(project: Project, upstream: str | None, environment: Mapping[str, str]) -> Source:
     checkout = environment.get("UPSTREAM_DIR")
     if checkout:
         try:
