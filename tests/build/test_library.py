@@ -49,6 +49,7 @@ def test_a_report_says_which_library_ran_without_this_machines_paths(library: Li
         "upstream_commit": "0c1e57098",
         "ggml_version": "0.25.3",
         "series": ["0001-a.patch"],
+        "series_note": "",
         "build": {"options": {"GGML_NATIVE": "ON"}, "launcher": None},
     }
 
