@@ -15,7 +15,7 @@ from fa_harness.project import Project
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A project with one patch, not fetched, and the library `patched` as if it were built."""
     monkeypatch.delenv("UPSTREAM_DIR", raising=False)
-    project = Project(root=tmp_path)
+    project = Project(data=tmp_path, home=tmp_path)
     project.patches.mkdir()
     project.series_file.write_text("0001-a.patch\n")
     (project.patches / "0001-a.patch").write_text("patch")
@@ -34,7 +34,7 @@ def found(report: Report, name: str) -> Diagnosis:
 def pretend_built(project: Project, monkeypatch: pytest.MonkeyPatch, stale: str | None) -> Library:
     library = Library(
         name="patched",
-        path=project.root,
+        path=project.home,
         module="_ggml.so",
         upstream="mini",
         upstream_commit="abc123",
@@ -62,9 +62,9 @@ def test_a_machine_that_can_build_has_no_problem(project: Project) -> None:
 
 
 def test_looking_changes_nothing(project: Project) -> None:
-    before = set(project.root.rglob("*"))
+    before = set(project.home.rglob("*"))
     check(project)
-    assert set(project.root.rglob("*")) == before
+    assert set(project.home.rglob("*")) == before
 
 
 def test_a_missing_compiler_is_a_problem_with_its_next_step(

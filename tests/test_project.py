@@ -6,11 +6,12 @@ import sys
 import threading
 from pathlib import Path
 
+import platformdirs
 import pytest
 
 from fa_harness import project as project_module
-from fa_harness.errors import SetupError
-from fa_harness.project import Project, find_project, locked, writing
+from fa_harness.errors import SetupError, UsageError
+from fa_harness.project import HOME_VARIABLE, Project, find_project, locked, writing
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -20,25 +21,113 @@ def project(tmp_path: Path) -> Project:
     for name in ("patches/series", "vendor/upstreams.toml"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
-    return Project(root=tmp_path)
+    return Project(data=tmp_path, home=tmp_path)
 
 
 def test_the_project_is_found_from_a_folder_in_it(project: Project) -> None:
-    deep = project.root / "a" / "b"
+    deep = project.home / "a" / "b"
     deep.mkdir(parents=True)
     assert find_project(deep) == project
 
 
 def test_elsewhere_the_checkout_of_the_package_is_taken(tmp_path: Path) -> None:
-    assert find_project(tmp_path) == Project(root=CHECKOUT)
+    assert find_project(tmp_path) == Project(data=CHECKOUT, home=CHECKOUT)
 
 
-def test_without_a_project_the_error_says_what_makes_one(
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package outside any checkout, with patches and pins of its own; where it lies."""
+    package = tmp_path / "site" / "fa_harness"
+    for name in ("patches/series", "vendor/upstreams.toml"):
+        (package / "shipped" / name).parent.mkdir(parents=True)
+        (package / "shipped" / name).touch()
+    monkeypatch.setattr(project_module, "PACKAGE", package)
+    monkeypatch.setattr(project_module, "SHIPPED", package / "shipped")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user's cache"))
+    monkeypatch.delenv(HOME_VARIABLE, raising=False)
+    return package
+
+
+def test_an_installed_package_works_with_its_own_patches_in_the_users_cache(
+    installed: Path, tmp_path: Path
+) -> None:
+    project = find_project(tmp_path)
+    assert project.series_file == installed / "shipped" / "patches" / "series"
+    assert project.build == tmp_path / "user's cache" / "fa-harness" / "build"
+    assert list(tmp_path.glob("user*")) == [], "looking makes no folder"
+
+
+def test_a_checkout_around_the_working_directory_goes_before_the_installed_package(
+    installed: Path, tmp_path: Path
+) -> None:
+    checkout = tmp_path / "checkout"
+    for name in ("patches/series", "vendor/upstreams.toml"):
+        (checkout / name).parent.mkdir(parents=True)
+        (checkout / name).touch()
+    assert find_project(checkout / "patches") == Project(data=checkout, home=checkout)
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_variable_moves_sources_and_builds_of_an_installation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(project_module, "__file__", str(tmp_path / "site" / "project.py"))
-    with pytest.raises(SetupError, match=r"no folder with patches/series and vendor/upstreams"):
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "elsewhere"))
+    assert find_project(tmp_path).cache == tmp_path / "elsewhere" / "vendor" / "cache"
+
+
+def test_the_variable_moves_sources_and_builds_of_a_checkout(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "elsewhere"))
+    found = find_project(project.data)
+    assert (found.data, found.home) == (project.data, tmp_path / "elsewhere")
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_user_without_a_home_is_told_to_name_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relative = Path("~/.cache/fa-harness")  # what platformdirs says then
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_name, **_more: relative)
+    with pytest.raises(SetupError, match=r"no home folder .*; set FA_HARNESS_HOME to a folder"):
         find_project(tmp_path)
+
+
+def test_an_incomplete_installation_is_told_from_a_missing_checkout(
+    installed: Path, tmp_path: Path
+) -> None:
+    (installed / "shipped" / "patches" / "series").unlink()
+    with pytest.raises(SetupError, match=r"incomplete: .* lacks patches/series .*; install it"):
+        find_project(tmp_path)
+
+
+def test_what_would_change_the_installed_package_is_refused(
+    installed: Path, tmp_path: Path
+) -> None:
+    project = find_project(tmp_path)
+    expected = "series drop changes patches, which belongs to the installed package; run it in "
+    with pytest.raises(UsageError, match=expected):
+        project.refuse_to_change_shipped(project.patches, "series drop")
+    own = Project(data=tmp_path, home=tmp_path)
+    own.refuse_to_change_shipped(own.patches, "series drop")
+
+
+@pytest.mark.usefixtures("installed")
+def test_paths_of_an_installation_are_shown_in_full(tmp_path: Path) -> None:
+    project = find_project(tmp_path)
+    assert project.relative(project.cache) == str(project.cache)
+
+
+def test_a_home_that_cannot_be_written_is_named_with_the_variable(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    project = Project(data=tmp_path, home=tmp_path / "file" / "home")
+    with (
+        pytest.raises(
+            SetupError, match=r"cannot write .*/file/home.*FA_HARNESS_HOME=/a/folder/of/yours"
+        ),
+        locked(project, "mine"),
+    ):
+        pass
 
 
 def test_paths_in_the_project_are_shown_relative_to_it(project: Project) -> None:
@@ -53,12 +142,13 @@ def lock_of(project: Project, what: str) -> Path:
 def test_a_second_process_waits_for_the_lock_says_for_whom_and_gets_it(project: Project) -> None:
     code = (
         "import sys; from pathlib import Path; from fa_harness.project import Project, locked\n"
-        "with locked(Project(root=Path(sys.argv[1])), 'my-llama'):\n"
+        "p = Path(sys.argv[1])\n"
+        "with locked(Project(data=p, home=p), 'my-llama'):\n"
         " print('mine', flush=True); input()"
     )
     with locked(project, "my-llama"):
         other = subprocess.Popen(
-            [sys.executable, "-c", code, str(project.root)],
+            [sys.executable, "-c", code, str(project.home)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -79,9 +169,10 @@ def test_a_second_process_waits_for_the_lock_says_for_whom_and_gets_it(project: 
 def test_the_lock_of_a_killed_process_does_not_hold(project: Project) -> None:
     code = (
         "import os, sys; from pathlib import Path; from fa_harness.project import Project, locked\n"
-        "with locked(Project(root=Path(sys.argv[1])), 'my-llama'): os.kill(os.getpid(), 9)"
+        "p = Path(sys.argv[1])\n"
+        "with locked(Project(data=p, home=p), 'my-llama'): os.kill(os.getpid(), 9)"
     )
-    ended = subprocess.run([sys.executable, "-c", code, str(project.root)], check=False)
+    ended = subprocess.run([sys.executable, "-c", code, str(project.home)], check=False)
     assert ended.returncode == -9
     with locked(project, "my-llama"):
         assert lock_of(project, "my-llama").read_text() == f"{os.getpid()}\n"

@@ -125,9 +125,10 @@ def test_the_library_is_held_while_the_tests_run(
     pytester.runpytest().assert_outcomes(passed=1)
 
 
-def test_a_library_that_is_not_built_is_an_error_that_says_what_to_run(
-    pytester: pytest.Pytester,
+def test_a_library_that_cannot_be_built_is_an_error_that_says_what_to_do(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("CC", "gone")
     for file, text in {
         "patches/series": "",
         "vendor/upstreams.toml": (
@@ -141,7 +142,7 @@ def test_a_library_that_is_not_built_is_an_error_that_says_what_to_run(
     pytester.makepyfile(TEST.format('suite="seed"'))
     done = pytester.runpytest()
     done.assert_outcomes(errors=1)
-    done.stdout.fnmatch_lines(["library 'patched' is not built: fa-harness build patched"])
+    done.stdout.fnmatch_lines(["C compiler: CC is 'gone', but there is no program 'gone'; *"])
     done.stdout.no_fnmatch_line("*Traceback*")
     done.stdout.no_fnmatch_line("*another exception*")
 

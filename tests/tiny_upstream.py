@@ -60,6 +60,7 @@ def own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
             "CFLAGS",
             "CXXFLAGS",
             "LDFLAGS",
+            "FA_HARNESS_HOME",
         ):
             monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -114,9 +115,10 @@ def sha256(path: Path) -> str:
 @pytest.fixture
 def project(tmp_path: Path, index: Path) -> Project:
     """A project without patches whose only pin is the sdist in the index."""
-    project = Project(root=tmp_path / "project")
+    root = tmp_path / "project"
+    project = Project(data=root, home=root)
     write_files(
-        project.root,
+        root,
         {
             "patches/series": "",
             "vendor/upstreams.toml": (

@@ -164,7 +164,8 @@ def _cores() -> Diagnosis:
 
 
 def _disk(project: Project) -> Diagnosis:
-    free = shutil.disk_usage(project.root).free
+    there = next(each for each in (project.home, *project.home.parents) if each.is_dir())
+    free = shutil.disk_usage(there).free
     if free < NEEDED_BYTES:
         value = f"{free >> 20} MiB free, a build needs {NEEDED_BYTES >> 20}; free some space"
         return Diagnosis(name="disk", value=value, status="problem")

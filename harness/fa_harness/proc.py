@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fa_harness import terminal
 from fa_harness.errors import SetupError
-from fa_harness.project import writing
+from fa_harness.project import DISK_IS_FULL, writing
 
 SHOWN_LINES = 20
 
@@ -120,5 +120,5 @@ def _failure(program: str, pasteable: str, status: int, lines: list[str], log: P
     if log is not None:
         parts.append(f"the whole output is in {log}")
     if any(os.strerror(errno.ENOSPC) in line for line in lines):
-        parts.append("the disk is full; free some space and run again")
+        parts.append(DISK_IS_FULL)
     return "\n".join(parts)

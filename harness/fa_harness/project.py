@@ -1,4 +1,4 @@
-"""Where things are in a checkout, and how two runs in it keep out of each other's way."""
+"""Where things are, and how two runs keep out of each other's way."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ import fcntl
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import platformdirs
+
 from fa_harness import terminal
-from fa_harness.errors import SetupError
+from fa_harness.config import FILE, Config, load_config
+from fa_harness.errors import SetupError, UsageError
+
+HOME_VARIABLE = "FA_HARNESS_HOME"
+PACKAGE = Path(__file__).resolve().parent
+SHIPPED = PACKAGE / "shipped"
+"""The patches, pins and baselines of an installed package, laid out as in a checkout."""
 
 PATCHES = "patches"
 """The lock of whoever changes the series or the pins."""
@@ -23,14 +31,22 @@ _held: set[tuple[int, Path]] = set()
 
 @dataclass(frozen=True, kw_only=True)
 class Project:
-    """A checkout of the harness: its patches, its pins, and the folders that it fills."""
+    """What the tool works with, and the folders that it fills.
 
-    root: Path
+    Attributes:
+        data: Patches, pins and baselines: a checkout of fa-harness, or `SHIPPED`.
+        home: Sources and builds: the same checkout, or the user's cache folder.
+        config: What the nearest `fa-harness.toml` says.
+    """
+
+    data: Path
+    home: Path
+    config: Config = field(default_factory=Config)
 
     @property
     def patches(self) -> Path:
         """The folder of the patch series."""
-        return self.root / "patches"
+        return self.config.series or self.data / "patches"
 
     @property
     def series_file(self) -> Path:
@@ -45,48 +61,99 @@ class Project:
     @property
     def pins_file(self) -> Path:
         """The pinned upstreams."""
-        return self.root / "vendor" / "upstreams.toml"
-
-    @property
-    def cache(self) -> Path:
-        """Downloaded archives, each verified against its pin."""
-        return self.root / "vendor" / "cache"
-
-    @property
-    def sources(self) -> Path:
-        """Trees: one git repository per upstream."""
-        return self.root / "vendor" / "src"
+        return self.data / "vendor" / "upstreams.toml"
 
     @property
     def baselines(self) -> Path:
         """What gates compare with, one file per upstream and machine class."""
-        return self.root / "baselines"
+        return self.config.baselines or self.data / "baselines"
+
+    @property
+    def cache(self) -> Path:
+        """Downloaded archives, each verified against its pin."""
+        return self.home / "vendor" / "cache"
+
+    @property
+    def sources(self) -> Path:
+        """Trees: one git repository per upstream."""
+        return self.home / "vendor" / "src"
+
+    @property
+    def edits(self) -> Path:
+        """Worktrees in which a change of the series is made."""
+        return self.home / "vendor" / "edit"
 
     @property
     def build(self) -> Path:
         """Everything that compilers make."""
-        return self.root / "build"
+        return self.home / "build"
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether patches, pins and baselines are the package's own, outside any checkout."""
+        return self.data == SHIPPED
 
     def relative(self, path: Path) -> str:
-        """`path` as messages show it: relative to the root where it lies inside."""
-        return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
+        """`path` as messages show it: relative to the checkout where it lies inside one."""
+        inside = not self.is_installed and path.is_relative_to(self.data)
+        return str(path.relative_to(self.data)) if inside else str(path)
+
+    def refuse_to_change_shipped(self, path: Path, what: str) -> None:
+        """Refuse a command that would change a file of the installed package.
+
+        Args:
+            path: The file or folder that the command changes.
+            what: The command.
+
+        Raises:
+            UsageError: It is the package's, which the next installation would overwrite.
+        """
+        if path.is_relative_to(SHIPPED):
+            raise UsageError(
+                f"{what} changes {path.name}, which belongs to the installed package; run it in "
+                f"a checkout of fa-harness, or name a folder of your own in {FILE} "
+                "(fa-harness init)"
+            )
 
 
 def find_project(start: Path | None = None) -> Project:
-    """The project around `start` (the working directory), else the one this package lies in.
+    """The checkout of fa-harness around `start` (the working directory) or this package, else the
+    installation; with what the nearest `fa-harness.toml` says.
 
     Raises:
-        SetupError: neither holds `patches/series` and `vendor/upstreams.toml`.
+        UsageError: the `fa-harness.toml` is broken.
+        SetupError: the installation is, or there is no folder for sources and builds.
     """
     start = (start or Path.cwd()).resolve()
-    for root in (start, *start.parents, *Path(__file__).resolve().parents):
-        project = Project(root=root)
-        if project.series_file.is_file() and project.pins_file.is_file():
-            return project
-    raise SetupError(
-        f"no project at {start} or above: there is no folder with patches/series and "
-        "vendor/upstreams.toml; run inside a checkout of fa-harness"
-    )
+    data = next(filter(_is_data, (start, *start.parents, *PACKAGE.parents)), SHIPPED)
+    if not _is_data(data):
+        raise SetupError(
+            f"the installation of fa-harness is incomplete: {SHIPPED} lacks patches/series or "
+            "vendor/upstreams.toml; install it again"
+        )
+    config = load_config(start)
+    return Project(data=data, home=_home(data), config=config)
+
+
+def _is_data(folder: Path) -> bool:
+    needed = ("patches/series", "vendor/upstreams.toml")
+    return all((folder / name).is_file() for name in needed)
+
+
+def _home(data: Path) -> Path:
+    """Where sources and builds go: FA_HARNESS_HOME, else the checkout, else the user's cache."""
+    asked = os.environ.get(HOME_VARIABLE)
+    if asked:
+        return Path(asked).expanduser().resolve()
+    if data != SHIPPED:
+        return data
+    cache = platformdirs.user_cache_path("fa-harness", appauthor=False)
+    if not cache.is_absolute():  # no HOME, and a user whom the system does not know
+        raise SetupError(
+            f"user {os.getuid()} has no home folder for sources and builds; set {HOME_VARIABLE} "
+            "to a folder that can be written"
+        )
+    return cache
 
 
 @contextlib.contextmanager
@@ -116,8 +183,9 @@ def locked(project: Project, what: str) -> Iterator[None]:
             holder = os.pread(descriptor, 32, 0).decode().strip() or "unknown"
             terminal.stage(f"waiting for another fa-harness (pid {holder}), which works on {what}")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        with writing(path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         _held.add(key)
         yield
     finally:
@@ -136,9 +204,14 @@ def writing(path: Path) -> Iterator[None]:
             error
         )
         if full:
-            raise SetupError(
-                f"cannot write {path}: the disk is full; free some space and run again"
-            ) from error
+            raise SetupError(f"cannot write {path}: {DISK_IS_FULL}") from error
         raise SetupError(
-            f"cannot write {error.filename or path}: {error.strerror or error}"
+            f"cannot write {error.filename or path}: {error.strerror or error}; make it writable, "
+            f"or move sources and builds: {HOME_VARIABLE}=/a/folder/of/yours"
         ) from error
+
+
+DISK_IS_FULL = (
+    "the disk is full; free some space and run again, or move sources and builds to another disk: "
+    f"{HOME_VARIABLE}=/a/folder/there"
+)

@@ -136,13 +136,17 @@ def _entered(
 
 @pytest.fixture(scope="session")
 def ggml_library(request: pytest.FixtureRequest) -> Iterator[Library]:
-    """The built library that `--fa-library` names, else the setting `fa_library`, held."""
+    """The library that `--fa-library` names, else the setting `fa_library`: current, and held."""
     from fa_harness.build.named import held_library
 
     config = request.config
     name = config.getoption("--fa-library") or config.getini("fa_library")
+    capture = config.pluginmanager.getplugin("capturemanager")
+    shown = capture.global_and_fixture_disabled() if capture else contextlib.nullcontext()
     with contextlib.ExitStack() as stack:
-        yield _entered(stack, lambda: held_library(name, {}))
+        with shown:  # a build takes minutes, and says how far it is
+            library = _entered(stack, lambda: held_library(name, {}, start=config.rootpath))
+        yield library
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 
 from fa_harness.project import find_project
 
-SCRIPT = find_project().root / "tools" / "bootstrap.py"
+SCRIPT = find_project().data / "tools" / "bootstrap.py"
 
 
 @pytest.fixture

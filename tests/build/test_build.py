@@ -1,4 +1,5 @@
 import ctypes
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from fa_harness import proc
 from fa_harness.build import toolchain
 from fa_harness.build.builder import build, find, is_stale, vendor
 from fa_harness.build.library import RECORD, Library
+from fa_harness.build.named import held_library
+from fa_harness.config import Config
 from fa_harness.engine.ggml import bindings
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.project import Project
@@ -127,7 +130,7 @@ def test_a_library_works_where_it_is_moved_to_and_tells_upstreams_commit(
     (library,) = build(ready, ["patched"])
     moved = tmp_path / "moved"
     library.path.rename(moved)
-    shutil.rmtree(ready.root)
+    shutil.rmtree(ready.home)
     base = next(moved.glob("libggml-base-*"))
     commit = ctypes.CDLL(str(base)).ggml_commit
     commit.restype = ctypes.c_char_p
@@ -148,6 +151,33 @@ def test_a_changed_patch_makes_stale_what_has_it_and_nothing_else(
     (again,) = build(ready, ["patched"])
     assert (answer(again), again.compiled) == (44, ("src/ggml-cpu/ops.c",))
     assert is_stale(ready, again) is None
+
+
+def test_what_runs_a_stale_library_builds_it_first_and_says_why(
+    ready: Project,
+    add_patch: AddPatch,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(ready.home)
+    with held_library("patched", {}) as library:
+        assert answer(library) == 43
+    assert "is stale" not in capsys.readouterr().err
+    add_patch("third", {OPS: [("return 43;", "return 44;")]})
+    with held_library("patched", {}) as library:
+        assert answer(library) == 44
+    said = capsys.readouterr().err
+    assert "library 'patched' is stale (patches changed): building it again\n" in said
+    with held_library("patched", {}):
+        assert capsys.readouterr().err == ""
+
+
+def test_options_of_the_projects_file_hold_until_a_flag_says_else(ready: Project) -> None:
+    options = {"GGML_OPENMP": "ON", "GGML_LTO": "OFF"}
+    configured = dataclasses.replace(ready, config=Config(build=options))
+    [library] = build(configured, ["pristine"], options={"GGML_LTO": "ON"})
+    made = library.build["options"]
+    assert (made["GGML_OPENMP"], made["GGML_LTO"]) == ("ON", "ON")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from rich.console import Console
 from fa_harness.build.library import Library
 from fa_harness.case.case import Case
 from fa_harness.cli import bisect
-from fa_harness.errors import SetupError
 from fa_harness.project import find_project
 from fa_harness.series.series import load_series
 
@@ -32,7 +31,7 @@ def some_libraries(
 @pytest.mark.usefixtures("some_libraries")
 def test_the_first_patch_turns_a_chain_red_and_the_series_turns_it_green() -> None:
     console = Console(file=io.StringIO(), width=150)
-    found = bisect.bisect_case(CASE, may_build=False, console=console)
+    found = bisect.bisect_case(CASE, console=console)
     pristine, bug, patched = found.rows
     assert (pristine.verdict.status, pristine.verdict.modes) == ("pass", ("standard",))
     assert pristine.lacks.startswith("the library has no ggml_flash_attn_ext_with_state")
@@ -50,16 +49,3 @@ def test_every_prefix_of_the_series_has_a_library_and_the_last_is_patched() -> N
     assert [prefix.patch for prefix in found] == ["", *series.names]
     assert [prefix.library for prefix in found[:3]] == ["pristine", "0001", "0002"]
     assert found[-1].library == "patched"
-
-
-def test_a_library_that_is_missing_is_named_with_both_ways_to_build_it(
-    patched: Library,
-) -> None:
-    with pytest.raises(SetupError) as error:
-        bisect.bisect_case(
-            CASE, may_build=False, options={"FA_OF_NO_BUILD": "1"}, console=Console()
-        )
-    assert str(error.value) == (
-        "library 'pristine' is not built: fa-harness build pristine -D FA_OF_NO_BUILD=1; "
-        "or let `fa-harness bisect --build` do it"
-    )

@@ -278,15 +278,6 @@ def test_a_cmake_option_without_a_name_or_a_value_is_refused(
     assert f"'{definition}' is not NAME=VALUE" in ended.stderr
 
 
-def test_a_library_with_other_cmake_options_is_another_library(call: Call) -> None:
-    ended = call("run", "--suite", "seed", "-D", "FA_HARNESS_TEST=1")
-    assert ended.status == 3
-    assert (
-        "library 'patched' is not built: fa-harness build patched -D FA_HARNESS_TEST=1"
-        in ended.stderr
-    )
-
-
 @pytest.mark.parametrize("command", [["run", "--suite", "seed", "--library"], ["build"]])
 def test_an_unknown_library_is_refused_with_status_2(call: Call, command: list[str]) -> None:
     ended = call(*command, "0099")

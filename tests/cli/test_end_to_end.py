@@ -521,24 +521,10 @@ def the_patch_of_ops(root: Path) -> Path:
     return [path for path in patches if files[path] == ["ggml/src/ggml-cpu/ops.cpp"]][-1]
 
 
-def test_a_library_that_is_not_built_is_refused(checkout: Path) -> None:
-    done = fa_harness("run", "--suite", "seed", cwd=checkout)
-    assert (done.returncode, done.stdout) == (3, "")
-    assert "library 'patched' is not built: fa-harness build patched" in done.stderr
-
-
-def test_a_library_older_than_a_patch_is_refused(checkout: Path) -> None:
-    (checkout / "build").symlink_to(PROJECT.build)
-    assert fa_harness("run", "--suite", "seed", cwd=checkout).returncode == 0
-    with the_patch_of_ops(checkout).open("a") as patch:
-        patch.write("\n")
-    done = fa_harness("run", "--suite", "seed", cwd=checkout)
-    assert (done.returncode, done.stdout) == (3, "")
-    expected = "library 'patched' is not current: patches changed; run `fa-harness build patched`"
-    assert expected in done.stderr
-
-
-def test_a_build_without_a_compiler_says_what_to_install(checkout: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [["build"], ["run", "--suite", "seed"]])
+def test_a_build_without_a_compiler_says_what_to_install(
+    checkout: Path, tmp_path: Path, command: list[str]
+) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
     for tool in (find_git(), find_cmake(), find_ninja()):
@@ -546,8 +532,8 @@ def test_a_build_without_a_compiler_says_what_to_install(checkout: Path, tmp_pat
         assert path is not None
         (programs / Path(path).name).symlink_to(path)
     env = {"PATH": str(programs), "CC": "", "CXX": ""}
-    done = fa_harness("build", cwd=checkout, env=env)
-    assert done.returncode == 3
+    done = fa_harness(*command, cwd=checkout, env=env)
+    assert (done.returncode, done.stdout) == (3, "")
     assert "no C compiler: none of cc, gcc, clang is on PATH; install one" in done.stderr
 
 
@@ -709,9 +695,3 @@ def test_shrink_keeps_to_the_modes_that_are_asked_for() -> None:
     assert done.returncode == 1
     assert " --mode resumed --case " in done.stdout
     assert "resumed vs oracle: " in done.stderr
-
-
-def test_bisect_without_the_libraries_says_how_to_build_them() -> None:
-    done = fa_harness("bisect", "--case", CHAIN, "-D", "FA_OF_NO_BUILD=1")
-    assert done.returncode == 3
-    assert "or let `fa-harness bisect --build` do it" in done.stderr

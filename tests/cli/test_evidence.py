@@ -70,7 +70,7 @@ ANSWER = "return 41;"
 
 @pytest.fixture(autouse=True)
 def _in_the_project(project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(project.root)
+    monkeypatch.chdir(project.home)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "none"))
 
 

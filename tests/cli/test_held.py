@@ -45,7 +45,7 @@ def measure_speed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def bisect_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    bisect.bisect_case(CASE, may_build=True, console=Console(file=io.StringIO()))
+    bisect.bisect_case(CASE, console=Console(file=io.StringIO()))
 
 
 def check_the_series(monkeypatch: pytest.MonkeyPatch) -> None:

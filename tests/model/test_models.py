@@ -84,7 +84,7 @@ def tiny(links: Path, monkeypatch: pytest.MonkeyPatch) -> KnownModel:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    return Project(root=tmp_path / "project")
+    return Project(data=tmp_path / "project", home=tmp_path / "project")
 
 
 def cached(project: Project) -> tuple[str, ...]:

@@ -442,7 +442,7 @@ def test_the_change_that_is_ended_is_of_the_upstream_that_was_named(
     three.pins_file.write_text(
         text + text[text.index("[upstreams.mini]") :].replace("mini]", "two]")
     )
-    monkeypatch.chdir(three.root)
+    monkeypatch.chdir(three.home)
     places = {}
     for name in ("mini", "two"):
         monkeypatch.setenv("UPSTREAM", name)

@@ -146,6 +146,6 @@ def test_another_pin_is_meant_by_its_name_in_the_environment(
     monkeypatch.setenv("UPSTREAM", "gone")
     with pytest.raises(UsageError, match="unknown upstream 'gone'"):
         find_source(project)
-    monkeypatch.setenv("UPSTREAM_DIR", str(project.root))
+    monkeypatch.setenv("UPSTREAM_DIR", str(project.home))
     with pytest.raises(UsageError, match="are both set; unset one"):
         find_source(project)

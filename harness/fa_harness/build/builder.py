@@ -120,12 +120,13 @@ class _Plan:
 
 def _plan(project: Project, upstream: str | None, options: Mapping[str, str]) -> _Plan:
     source = find_source(project, upstream)
+    asked = {**project.config.build, **options}
     return _Plan(
         project=project,
         source=source,
         series=series_for(project, source),
-        asked=options,
-        options={**OPTIONS, **options},
+        asked=asked,
+        options={**OPTIONS, **asked},
     )
 
 
@@ -157,7 +158,7 @@ def build(
         project: where the patches are and the libraries go.
         names: of libraries, see `library_names`.
         upstream: name of a pin; None is what `find_source` takes then.
-        options: CMake options on top of `OPTIONS`.
+        options: CMake options on top of `OPTIONS` and of those of `fa-harness.toml`.
         verbose: print every program that is run.
 
     Raises:
@@ -174,6 +175,9 @@ def build(
             plan = _plan(project, upstream, options)
             libraries |= {name: _current(plan, name) for name in together}
             missing = [name for name in together if libraries[name] is None]
+            for name in missing:
+                if why := _why_stale(plan, name):
+                    terminal.stage(f"library '{name}' is stale ({why}): building it again")
             libraries |= _build_missing(plan.of(together[0]), missing, verbose=verbose)
     return [library for name in names if (library := libraries[name])]
 
@@ -256,12 +260,22 @@ def _stale(plan: _Plan, library: Library) -> str | None:
 
 
 def _current(plan: _Plan, name: str) -> Library | None:
+    library = _loaded(plan, name)
+    return None if library is None or _stale(plan, library) else library
+
+
+def _why_stale(plan: _Plan, name: str) -> str | None:
+    """Why the library that is there is not what a build would make now; None if none is there."""
+    library = _loaded(plan, name)
+    return _stale(plan, library) if library is not None else None
+
+
+def _loaded(plan: _Plan, name: str) -> Library | None:
     plan.patches(name)
     try:
-        library = load(plan.of(name).library_path(name))
+        return load(plan.of(name).library_path(name))
     except (FileNotFoundError, SetupError):
         return None  # a damaged record, or another version's, is built anew
-    return None if _stale(plan, library) else library
 
 
 def _by_options(plan: _Plan, names: Iterable[str]) -> list[list[str]]:

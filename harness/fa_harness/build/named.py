@@ -1,33 +1,41 @@
-"""Libraries by name, held while they run: those that are not current are refused or built."""
+"""Libraries by name, held while they run: what is missing or stale is built first."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 from fa_harness import terminal
 from fa_harness.build import builder as build
 from fa_harness.build.library import Library, held
-from fa_harness.build.names import build_command
 from fa_harness.errors import SetupError
 from fa_harness.project import Project, find_project
 
 
 @contextlib.contextmanager
-def held_library(name: str, options: Mapping[str, str]) -> Iterator[Library]:
-    """Give a library whose files stay what they are while it runs, built anew or not.
+def held_library(
+    name: str, options: Mapping[str, str], *, start: Path | None = None
+) -> Iterator[Library]:
+    """Give a library that is current, and whose files stay what they are while it runs.
+
+    Args:
+        name: Which.
+        options: CMake options that it is built with.
+        start: The folder whose project is meant; None for the working directory.
 
     Raises:
         UsageError: There is no library of that name.
-        SetupError: It is not built, or not current.
+        SetupError: It cannot be built, or what it is made of changed meanwhile.
     """
-    project = find_project()
-    with held(build.find(project, name, options=options)) as library:
+    project = find_project(start)
+    with built_libraries(project, [name], options=options) as [library]:
         stale = build.is_stale(project, library, options=options)
         if stale:
-            again = build_command(library.name, options)
-            raise SetupError(f"library {library.name!r} is not current: {stale}; run `{again}`")
+            raise SetupError(
+                f"library {name!r} is no longer current: {stale} while it was built; run again"
+            )
         _say(library.series_note)
         yield library
 

@@ -108,7 +108,7 @@ def measure_speed(
 
     Raises:
         UsageError: There is no library of that name, or the one to measure has no state.
-        SetupError: One is not built, not current, or does not load beside the other.
+        SetupError: One does not build, or does not load beside the other.
     """
     with (
         held_library(how.library, how.options) as found,

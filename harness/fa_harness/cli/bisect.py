@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
@@ -14,14 +13,12 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from fa_harness.build.library import Library
-from fa_harness.build.named import built_libraries, held_library
+from fa_harness.build.named import built_libraries
 from fa_harness.build.names import library_names
 from fa_harness.case.case import Case
 from fa_harness.cli import options
 from fa_harness.cli.options import Reports
 from fa_harness.engine.runner import Runner
-from fa_harness.errors import SetupError
 from fa_harness.hunt.bisect import Bisected, Prefix, PrefixVerdict, Turn, run_on
 from fa_harness.judge.verdict import Verdict
 from fa_harness.project import find_project
@@ -45,13 +42,10 @@ _WIDTHS = (8, 66, 11)
     metavar="STRING",
     help="A case, as a report prints it.",
 )
-@click.option("--build", "may_build", is_flag=True, help="Build the libraries that are missing.")
 @options.define
 @options.no_series
 @options.json_path
-def command(
-    *, case_string: str, may_build: bool, options: Mapping[str, str], json_path: str | None
-) -> None:
+def command(*, case_string: str, options: Mapping[str, str], json_path: str | None) -> None:
     """Show which patch of the series turned a case red or green.
 
     It runs on the library of each prefix: pristine, 0001, 0002, ..., patched, in the modes that
@@ -60,35 +54,28 @@ def command(
     case = Case.parse(case_string)
     Reports(json=json_path).check()
     console = make_console(stderr=json_path == "-")
-    bisected = bisect_case(case, may_build=may_build, options=options, console=console)
+    bisected = bisect_case(case, options=options, console=console)
     write_json(render(bisected), json_path)
     if not bisected.passed:
         sys.exit(1)
 
 
-def bisect_case(
-    case: Case, *, may_build: bool, options: Mapping[str, str] = {}, console: Console
-) -> Bisected:
+def bisect_case(case: Case, *, options: Mapping[str, str] = {}, console: Console) -> Bisected:
     """Run a case on the library of each prefix of the series, and print each.
 
     Args:
         case: The case.
-        may_build: Build the libraries that are missing or not current.
         options: CMake options that they are built with.
         console: Where the table goes.
 
     Raises:
-        SetupError: One is missing and may not be built, does not build or does not load.
+        SetupError: One does not build or does not load.
     """
     project = find_project()
     wanted = prefixes(series_for(project, find_source(project)))
     names = [prefix.library for prefix in wanted]
     rows = []
-    with (
-        built_libraries(project, names, options=options)
-        if may_build
-        else _as_built(names, options) as libraries
-    ):
+    with built_libraries(project, names, options=options) as libraries:
         started, start = datetime.now(timezone.utc), time.perf_counter()
         print_headings(console)
         for prefix, library in zip(wanted, libraries, strict=True):
@@ -120,16 +107,6 @@ def prefixes(series: Series) -> list[Prefix]:
         pristine,
         *(Prefix(library=name, patch=path.name, title=title(path)) for name, path in patches),
     ]
-
-
-@contextlib.contextmanager
-def _as_built(names: Sequence[str], options: Mapping[str, str]) -> Iterator[list[Library]]:
-    with contextlib.ExitStack() as stack:
-        try:
-            libraries = [stack.enter_context(held_library(name, options)) for name in names]
-        except SetupError as error:
-            raise SetupError(f"{error}; or let `fa-harness bisect --build` do it") from error
-        yield libraries
 
 
 def print_headings(console: Console) -> None:

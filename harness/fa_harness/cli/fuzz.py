@@ -119,7 +119,7 @@ def find_failures(
 
     Raises:
         UsageError: There is no library of that name, or the file holds something else than cases.
-        SetupError: The library is not built, not current, or does not load.
+        SetupError: The library does not build or does not load.
     """
     from fa_harness.case.strategies import draw_cases  # hypothesis takes its time to load
 

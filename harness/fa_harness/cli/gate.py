@@ -150,7 +150,7 @@ def run_gate(
     Raises:
         UsageError: There is no library or baseline of that name, or it would become the usual
             baseline with unusual cases, or a new baseline shall be checked strictly.
-        SetupError: The library is not built, not current, or does not load; the baseline is broken
+        SetupError: The library does not build or does not load; the baseline is broken
             or of a newer fa-harness.
     """
     if update and baseline_file is None and (seed is not None or threads is not None):

@@ -114,7 +114,7 @@ def try_mutants(
 
     Raises:
         UsageError: There is no suite of that name.
-        SetupError: The library `mutants` is not built, not current, or does not load.
+        SetupError: The library `mutants` does not build or does not load.
     """
     cases = {suite: cases_of_suite(suite) for suite in suites}
     started, start = datetime.now(timezone.utc), time.perf_counter()

@@ -146,7 +146,7 @@ def run_cases(
 
     Raises:
         UsageError: There is no library of that name.
-        SetupError: It is not built, not current, or does not load.
+        SetupError: It does not build or does not load.
         EndedError: A disk is full, say, or nobody reads the table.
     """
     with held_library(how.library, how.options) as found, Runner(found.module_path) as runner:

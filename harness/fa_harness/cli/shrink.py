@@ -106,7 +106,7 @@ def shrink_case(
 
     Raises:
         UsageError: The case does not fail, or there is no library of that name.
-        SetupError: It is not built, not current, or does not load.
+        SetupError: It does not build or does not load.
     """
     with held_library(how.library, how.options) as found, Runner(found.module_path) as runner:
         [verdict] = runner.run([case], modes=modes)

@@ -107,7 +107,7 @@ class Changes:
 
 def worktree(project: Project, source: Source) -> Path:
     """Where a change is made, and a user edits."""
-    return project.root / "vendor" / "edit" / source.folder
+    return project.edits / source.folder
 
 
 def find(series: Series, patch: str) -> int:
@@ -157,6 +157,7 @@ def refresh(project: Project, source: Source, *, line_numbers: bool = False) -> 
         ConflictError: A later patch does not go on top of what was edited.
         SetupError: Something is not committed, or patches were changed meanwhile.
     """
+    project.refuse_to_change_shipped(project.patches, "series refresh")
     path = project.sources / source.folder
     if (rework := begun(project, source)) is not None:
         if line_numbers:
@@ -274,6 +275,8 @@ def rebase(project: Project, source: Source, onto: Source) -> Changes:
     """
     if source.digest == onto.digest:
         raise UsageError(f"the series is for '{onto.label}' already")
+    if isinstance(onto.origin, Pin):
+        project.refuse_to_change_shipped(project.pins_file, "series rebase")
     with changing(project, source, onto):
         series = load_series(project)
         old = _tree(project, source, series)
@@ -348,6 +351,7 @@ def begun(project: Project, source: Source) -> Rework | None:
 
 
 def _tree(project: Project, source: Source, series: Series) -> Tree:
+    project.refuse_to_change_shipped(project.patches, "this command")
     _refuse_variants(project, source, series)
     tree = prepare_tree(project, source, series, exactly=True)
     _refuse_begun(project, source)

@@ -51,6 +51,7 @@ def add(project: Project, spec: str, name: str | None = None) -> Pin:
         SetupError: The sdist or the commit cannot be had or holds no ggml, or the checkout has
             changes that are not committed.
     """
+    project.refuse_to_change_shipped(project.pins_file, "upstream add")
     package = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+]*)", spec)
     url, ref = ("", "") if package else _repository(spec)
     with locked(project, PATCHES):

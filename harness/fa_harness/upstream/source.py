@@ -81,9 +81,11 @@ def chosen() -> dict[str, str]:
 
 
 def find_source(project: Project, upstream: str | None = None) -> Source:
-    """The upstream of that name; for None what UPSTREAM or UPSTREAM_DIR says, else the default pin.
+    """The upstream of that name; for None what UPSTREAM or UPSTREAM_DIR says, else
+    `fa-harness.toml`, else the default pin.
 
-    Where none is named, NO_SERIES keeps the patches from it, too.
+    Where none is named, NO_SERIES keeps the patches from it, too, and so does the file, unless
+    NO_SERIES is 0.
 
     Args:
         project: where the pins are.
@@ -95,17 +97,26 @@ def find_source(project: Project, upstream: str | None = None) -> Source:
     """
     environment = chosen() if upstream is None else {}
     found = _find(project, upstream or environment.get("UPSTREAM"), environment)
+    if upstream is None and not project.config.has_series and os.environ.get(NO_SERIES) != "0":
+        return replace(found, takes_series=False)
     return replace(found, takes_series=NO_SERIES not in environment)
 
 
 def _find(project: Project, upstream: str | None, environment: Mapping[str, str]) -> Source:
     checkout = environment.get("UPSTREAM_DIR")
     if checkout:
-        try:
-            return source_of(Path(checkout))
-        except SetupError as error:
-            raise SetupError(f"UPSTREAM_DIR: {error}") from None
+        return _checkout("UPSTREAM_DIR", Path(checkout))
+    config = project.config
+    if upstream is None and config.sources:
+        return _checkout(config.where("sources"), config.sources)
     pins = load_pins(project.pins_file)
+    if upstream is None and config.upstream:
+        upstream = config.upstream
+        if upstream not in pins.upstreams:
+            known = ", ".join(pins.upstreams)
+            raise UsageError(
+                f"{config.where('upstream')} '{upstream}' is no pin; there are {known}"
+            )
     if upstream not in pins.upstreams and upstream is not None and Path(upstream).is_dir():
         return source_of(Path(upstream))
     pin = pins.get(upstream)
@@ -118,6 +129,13 @@ def _find(project: Project, upstream: str | None, environment: Mapping[str, str]
         variants_as=pin.variants_as or pin.ggml_version,
         origin=pin,
     )
+
+
+def _checkout(named_by: str, folder: Path) -> Source:
+    try:
+        return source_of(folder)
+    except SetupError as error:
+        raise SetupError(f"{named_by}: {error}") from None
 
 
 def unpack(project: Project, source: Source, target: Path) -> None:
