@@ -33,7 +33,7 @@ _MARKER = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option and the setting that name the library."""
-    text = "flash-attention library that the cases run on: patched, 0001, asan, ..."
+    text = "flash-attention library that the cases run on: patched, 0001, tsan, ..."
     parser.getgroup("fa-harness").addoption("--fa-library", metavar="NAME", help=text)
     parser.addini("fa_library", text, default="patched")
 

@@ -228,22 +228,45 @@ def test_other_options_are_built_beside_the_usual_ones(ready: Project) -> None:
 def test_a_library_with_a_sanitizer_is_built_with_its_options_beside_the_usual_one(
     ready: Project,
 ) -> None:
-    asan, patched = build(ready, ["asan", "patched"])
+    asan, patched = build(ready, ["asan-ubsan", "patched"])
     assert asan.path.parents[1] != patched.path.parents[1]
     assert asan.series == patched.series
     flags = asan.build["options"]["CMAKE_C_FLAGS_RELWITHDEBINFO"]
-    assert "-fsanitize=address" in flags
+    assert "-fsanitize=address,undefined" in flags
     assert not [value for value in patched.build["options"].values() if "-fsanitize" in value]
     assert [Path(path).name.partition(".")[0] for path in asan.preload] == ["libasan", "libstdc++"]
     assert patched.preload == ()
-    assert find(ready, "asan") == asan
+    assert find(ready, "asan-ubsan") == asan
     assert is_stale(ready, asan) is None
 
 
 def test_asked_options_go_above_those_of_a_library_with_a_sanitizer(ready: Project) -> None:
-    (library,) = build(ready, ["ubsan"], options={"CMAKE_BUILD_TYPE": "Debug"})
+    (library,) = build(ready, ["tsan"], options={"CMAKE_BUILD_TYPE": "Debug"})
     assert library.build["options"]["CMAKE_BUILD_TYPE"] == "Debug"
-    assert find(ready, "ubsan", options={"CMAKE_BUILD_TYPE": "Debug"}) == library
+    assert find(ready, "tsan", options={"CMAKE_BUILD_TYPE": "Debug"}) == library
+
+
+@pytest.mark.skipif(not shutil.which("ccache"), reason="there is no ccache to ask")
+@pytest.mark.parametrize("name", ["patched", "asan-ubsan"])
+def test_a_clone_elsewhere_compiles_nothing_that_the_compiler_cache_has(
+    name: str, ready: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hits_and_misses() -> tuple[int, int]:
+        printed = proc.run(["ccache", "--print-stats"])
+        n = {key: int(value) for key, value in map(str.split, printed.splitlines())}
+        return n["direct_cache_hit"] + n["preprocessed_cache_hit"], n["cache_miss"]
+
+    monkeypatch.setenv("CCACHE_DIR", str(tmp_path / "ccache"))
+    options = {"CMAKE_C_COMPILER_LAUNCHER": "ccache"}
+    elsewhere = Project(root=tmp_path / "another place" / "clone")
+    shutil.copytree(ready.root, elsewhere.root)
+    [first] = build(ready, [name], options=options)
+    n_file = len(first.compiled)
+    assert hits_and_misses() == (0, n_file)
+    [second] = build(elsewhere, [name], options=options)
+    assert hits_and_misses() == (n_file, n_file)
+    for path in first.path.glob("*.so"):
+        assert path.read_bytes() == (second.path / path.name).read_bytes()
 
 
 def test_a_checkout_of_ones_own_is_built_and_an_edit_recompiles_one_file(

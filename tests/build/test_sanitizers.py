@@ -1,4 +1,4 @@
-"""The libraries with a sanitizer: smoke is clean, and a fault in ggml's own sources is a crash."""
+"""The libraries with sanitizers: smoke is clean, and a fault in ggml's own sources is a crash."""
 
 import shutil
 from collections.abc import Iterator
@@ -73,7 +73,7 @@ def test_smoke_is_clean(name: str) -> None:
 
 def test_a_write_past_the_work_memory_is_a_crash_that_says_where(tmp_path: Path) -> None:
     fault = "((char *) params->wdata)[params->wsize] = 1;"
-    verdict = verdict_with(fault, "asan", tmp_path)
+    verdict = verdict_with(fault, "asan-ubsan", tmp_path)
     assert verdict.status == "crash"
     assert verdict.reason.splitlines()[:4] == [
         "standard: SIGABRT",
@@ -86,7 +86,7 @@ def test_a_write_past_the_work_memory_is_a_crash_that_says_where(tmp_path: Path)
 
 def test_an_exception_that_is_caught_is_no_finding(tmp_path: Path) -> None:
     fault = "try { throw params->nth; } catch (int) {}"
-    assert verdict_with(fault, "asan", tmp_path).status == "pass"
+    assert verdict_with(fault, "asan-ubsan", tmp_path).status == "pass"
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_undefined_behaviour_is_a_crash_that_says_where(
     fault: str, what: str, tmp_path: Path
 ) -> None:
     one_thread = f"if (params->ith == 0) {{ {fault} }}"  # two may report at the same time
-    verdict = verdict_with(one_thread, "ubsan", tmp_path)
+    verdict = verdict_with(one_thread, "asan-ubsan", tmp_path)
     assert verdict.status == "crash"
     how, finding_, place = verdict.reason.splitlines()
     assert how == "standard: SIGABRT"

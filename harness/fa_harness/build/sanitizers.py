@@ -14,10 +14,10 @@ _MOST_LINES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Sanitizer:
-    """One of the compiler's sanitizers.
+    """Those of the compiler's sanitizers that one library has.
 
     Attributes:
-        check: what `-fsanitize=` calls it.
+        check: what `-fsanitize=` calls them.
         preload: the compiler's libraries that must be loaded before all else, since the
             interpreter is not linked with them.
         settings: environment variables that a process with it runs under.
@@ -45,16 +45,15 @@ class Sanitizer:
 
 
 SANITIZERS: dict[str, Sanitizer] = {
-    "asan": Sanitizer(
-        check="address",
+    "asan-ubsan": Sanitizer(
+        check="address,undefined",
         # it looks for what throws exceptions as soon as it is loaded, and never again
         preload=("libasan.so", "libstdc++.so"),
-        # the interpreter itself leaves memory to the end of the process
-        settings={"ASAN_OPTIONS": "abort_on_error=1:detect_leaks=0"},
-    ),
-    "ubsan": Sanitizer(
-        check="undefined",
-        settings={"UBSAN_OPTIONS": "abort_on_error=1:halt_on_error=1:print_stacktrace=1"},
+        settings={
+            # the interpreter itself leaves memory to the end of the process
+            "ASAN_OPTIONS": "abort_on_error=1:detect_leaks=0",
+            "UBSAN_OPTIONS": "abort_on_error=1:halt_on_error=1:print_stacktrace=1",
+        },
     ),
     "tsan": Sanitizer(
         check="thread",
@@ -63,7 +62,7 @@ SANITIZERS: dict[str, Sanitizer] = {
         fixed_addresses=True,
     ),
 }
-"""By the name of the library: the whole series, built with one of them."""
+"""By the name of the library: the whole series, built with them."""
 
 
 def started_with(name: str, preload: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from fa_harness import proc, terminal
 from fa_harness.errors import SetupError
-from fa_harness.machine import usable_cores
+from fa_harness.machine import cpu_features, usable_cores
 from fa_harness.project import writing
 
 CMAKE_MINIMUM = (3, 18)
@@ -143,7 +144,7 @@ def run_ninja(
         try:
             proc.run(
                 [*find_ninja().command, "-C", cmake_dir, f"-j{usable_cores() + 1}", *targets],
-                env={**os.environ, "NINJA_STATUS": "[%f/%t] "},
+                env={**os.environ, "NINJA_STATUS": "[%f/%t] ", **_cache_settings(cmake_dir)},
                 log=log,
                 on_line=follow,
                 verbose=verbose,
@@ -151,6 +152,24 @@ def run_ninja(
         except proc.ProgramError as error:
             raise SetupError(f"{what} does not build\n{error}") from error
     return tuple(compiled)
+
+
+def _cache_settings(cmake_dir: Path) -> dict[str, str]:
+    """Return the environment in which a compiler cache knows a build of another folder again.
+
+    A path below the folder of sources and build counts from there, and is absolute in messages
+    only. Code for the CPU at hand (`-march=native`) is of no use to another, which may share the
+    cache.
+    """
+    cpu = hashlib.sha256(" ".join(cpu_features()).encode()).hexdigest()[:8]
+    work = os.path.realpath(cmake_dir.parent)
+    by_cpu = ("CCACHE_NAMESPACE", "SCCACHE_C_CUSTOM_CACHE_BUSTER")
+    return {
+        "CCACHE_ABSSTDERR": "1",
+        "CCACHE_BASEDIR": work,
+        "SCCACHE_BASEDIRS": work,
+        **{name: os.environ.get(name, "") + cpu for name in by_cpu},
+    }
 
 
 def find_python_headers() -> Path:

@@ -17,7 +17,7 @@ from fa_harness.project import find_project
 def command(*, names: tuple[str, ...], options: dict[str, str], verbose: bool) -> None:
     """Build libraries by name [default: patched].
 
-    pristine, 0001, 0002, ..., patched; mutants; asan, ubsan, tsan.
+    pristine, 0001, 0002, ..., patched; mutants; asan-ubsan, tsan.
 
     A library that is current is left alone. UPSTREAM_DIR=/path builds a checkout of your own
     instead of the pinned upstream, UPSTREAM=NAME another pin. A checkout takes the patches by a
