@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +23,9 @@ from fa_harness.case.quants import decode, encode
 from fa_harness.case.selection import Selection, case_of, select
 from fa_harness.engine.ggml import Ggml, load
 from fa_harness.engine.modes import MODES, run_case
+from fa_harness.engine.runner import Runner
 from fa_harness.errors import UsageError
-from fa_harness.hunt.shrink import Failure, shrink
+from fa_harness.hunt.shrink import Failure, _simpler, shrink
 from fa_harness.judge.verdict import Verdict, judge
 from fa_harness.report.console import label, print_summary
 from fa_harness.report.results import Results
@@ -277,7 +279,49 @@ def test_a_captured_case_that_cannot_be_is_refused(
 ) -> None:
     changes = {key: v.format(file=file) if isinstance(v, str) else v for key, v in changes.items()}
     with pytest.raises(UsageError, match=re.escape(message.format(file=file))):
-        case(file).with_(**changes)
+        captures.checked(case(file).with_(**changes))
+
+
+def test_a_case_reads_no_file_when_it_is_made_changed_or_unpickled(file: Path) -> None:
+    of = case(file)
+    pickled = pickle.dumps(of)
+    file.unlink()
+    again = pickle.loads(pickled)
+    assert again.with_(n_kv=10) == Case.parse(str(of)).with_(n_kv=10)
+    with pytest.raises(UsageError, match="cannot be read"):
+        captures.checked(again)
+
+
+@pytest.mark.parametrize("source", ["case_string", "case_file"])
+def test_a_captured_case_that_cannot_be_is_refused_before_it_is_selected(
+    file: Path, tmp_path: Path, source: str
+) -> None:
+    text = str(case(file).with_(n_kv=65))
+    (tmp_path / "cases.txt").write_text(text)
+    chosen: dict[str, Any] = {"case_string": text, "case_file": tmp_path / "cases.txt"}
+    with pytest.raises(UsageError, match=r"kv=65: .* has no more than 64"):
+        select(Selection(**{source: chosen[source]}))
+
+
+def test_a_change_that_a_capture_has_not_is_refused_before_it_is_selected(file: Path) -> None:
+    text = str(case(file).with_(n_batch=40, n_kv=40))
+    with pytest.raises(UsageError, match="hot_window=8: needs a causal mask"):
+        select(Selection(case_string=text, hot_window=8))
+
+
+def test_a_captured_case_that_cannot_be_is_refused_before_it_runs(
+    patched: Library, file: Path
+) -> None:
+    impossible = case(file).with_(n_kv=65)
+    with pytest.raises(UsageError, match="kv=65"):
+        make_inputs(impossible)
+    with Runner(patched.module_path) as runner, pytest.raises(UsageError, match="kv=65"):
+        list(runner.run([impossible]))
+
+
+def test_shrinking_offers_no_case_that_a_capture_has_not(file: Path) -> None:
+    for candidate, _ in _simpler(case(file, segments=4)):
+        captures.checked(candidate)
 
 
 def test_captured_without_a_file_is_no_regime() -> None:

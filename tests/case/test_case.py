@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from fa_harness.case.case import MASK_KINDS, REGIMES, Case, spelled
+from fa_harness.case.case import MASK_KINDS, REGIMES, Case
+from fa_harness.case.case_string import spelled
 from fa_harness.errors import UsageError
 
 UPSTREAM_LINE = (

@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
-from fa_harness.arrays import F32, U8
+from fa_harness.arrays import F16, F32, U8, Array
+from fa_harness.case.case import CAPTURED, Case
+from fa_harness.case.case_string import format_field
 from fa_harness.case.quants import TYPES, decode, row_bytes
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.files import replace_file
-
-F16 = npt.NDArray[np.float16]
 
 SCHEMA = "fa-harness.capture/1"
 _SCHEMA_NAME, _, _SCHEMA_VERSION = SCHEMA.partition("/")
@@ -160,6 +159,57 @@ def entry_of(reference: str) -> Entry:
     return entries[name]
 
 
+def checked(case: Case) -> Case:
+    """Return a case that its capture, if it is of one, has the inputs for.
+
+    A `Case` itself reads no file: this is called where cases are chosen, before one runs.
+
+    Raises:
+        UsageError: There is no such file or entry, or it has not what the case asks for.
+    """
+    if not case.captured:
+        return case
+    entry = entry_of(case.captured)
+    group = entry.n_head // entry.n_head_kv
+    exactly = {"hsk": entry.hsk, "hsv": entry.hsv}
+    at_most = {
+        "n_head_kv": entry.n_head_kv,
+        "n_kv": entry.n_kv,
+        "n_batch": entry.n_batch,
+        "mask_heads": max(1, entry.mask_heads),
+    }
+    off_or = {"max_bias": entry.max_bias, "logit_softcap": entry.logit_softcap}
+    only_if = {
+        "mask": entry.mask_heads > 0,
+        "sinks": entry.has_sinks,
+        "v_is_view_of_k": entry.v_is_view_of_k,
+    }
+    for name, found in exactly.items():
+        if getattr(case, name) != found:
+            raise case.refused(name, f"{case.captured} has {found}")
+    for name, found in at_most.items():
+        if getattr(case, name) > found:
+            raise case.refused(name, f"{case.captured} has no more than {found}")
+    if case.n_group > group or case.ne3 > entry.ne3:
+        raise case.refused("n_group", f"{case.captured} has no more than [{group},{entry.ne3}]")
+    for name, is_there in only_if.items():
+        if getattr(case, name) and not is_there:
+            raise case.refused(name, f"{case.captured} has it not")
+    for name, value in off_or.items():
+        if getattr(case, name) not in (0.0, value):
+            raise case.refused(name, f"{case.captured} has {value:g}")
+    if case.scale != entry.scale:
+        scale = format_field("kq_scale", entry.scale)
+        raise case.refused("kq_scale", f"{case.captured} has {scale}")
+    if case.hot_window and case.mask_kind == CAPTURED and case.n_kv > entry.n_causal:
+        raise case.refused(
+            "hot_window",
+            f"needs a causal mask; that of {case.captured} is one for the first {entry.n_causal} "
+            f"tokens, and kv is {case.n_kv}",
+        )
+    return case
+
+
 def arrays_of(reference: str) -> Arrays:
     """Return the arrays of the entry that `FILE#ENTRY` names.
 
@@ -281,9 +331,7 @@ def save(
         model=model, sha256=sha256, upstream=upstream, entries=tuple(entry for entry, _ in entries)
     )
     meta = {"schema": SCHEMA, "tool": {"version": tool_version}, **dataclasses.asdict(capture)}
-    named: dict[str, npt.NDArray[Any]] = {
-        "meta": np.frombuffer(json.dumps(meta, indent=1).encode(), np.uint8)
-    }
+    named: dict[str, Array] = {"meta": np.frombuffer(json.dumps(meta, indent=1).encode(), np.uint8)}
     for entry, arrays in entries:
         for name, array in vars(arrays).items():
             if array is not None and not (name == "v" and entry.v_is_view_of_k):

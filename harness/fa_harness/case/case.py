@@ -1,16 +1,13 @@
 """Case: everything that fixes one computation, printed and parsed in upstream's form."""
 
 import dataclasses
-import difflib
 import functools
 import math
-import re
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 
-from fa_harness.case import captures
+from fa_harness.case.case_string import OP, format_field, format_value, read_fields, spelled
 from fa_harness.case.quants import OTHER_TYPES, TYPES
 from fa_harness.errors import UsageError
 
@@ -34,11 +31,6 @@ CAPTURED = "captured"
 MAX_THREADS = 512
 """`GGML_MAX_N_THREADS`."""
 
-OP = "FLASH_ATTN_EXT"
-"""The name that begins a case string."""
-_SPELLED = {"n_head_kv": "nh", "n_kv": "kv", "n_batch": "nb"}
-"""How upstream spells fields in case strings, which also has `n_group` and `ne3` as `nr23`."""
-_FIELDS = {spelled: name for name, spelled in _SPELLED.items()}
 _DERIVED = ""
 
 
@@ -200,25 +192,7 @@ class Case:
             UsageError: The text holds no case, a field is unknown, given twice or not readable,
                 or the case cannot be.
         """
-        found = re.findall(rf"\b{OP}\(([^()]*)\)", without_colours(text))
-        if len(found) != 1:
-            raise UsageError(
-                f"{text.strip()!r} is {'not a case' if not found else 'more than one case'}; "
-                f"one looks like {OP}(hsk=64,hsv=64,nh=8,...)"
-            )
-        fields: dict[str, Any] = {}
-        for item in filter(None, re.split(r",(?![^\[]*\])", found[0])):
-            name, _, value = (part.strip() for part in item.partition("="))
-            field = _SPELLED.get(name, name)
-            if field not in _READERS:
-                raise UsageError(f"case field {name!r} is unknown; {_nearest(name)}")
-            if field in fields:
-                raise UsageError(f"{name}={value}: {field} is given twice; leave one out")
-            try:
-                fields[field] = _READERS[field](value)
-            except ValueError as error:
-                raise UsageError(f"{name}={value}: {error}") from None
-        return cls(**_as_fields(fields))
+        return cls(**read_fields(text))
 
     def __str__(self) -> str:
         left_out: dict[str, Any] = {
@@ -234,17 +208,17 @@ class Case:
             left_out |= {"group": self.group, "cold_type": self.cold_type}
         names = [field.name for field in dataclasses.fields(self) if field.name != "ne3"]
         items = (
-            self._printed(name)
+            self._print(name)
             for name in names
             if name not in left_out or getattr(self, name) != left_out[name]
         )
         return f"{OP}({','.join(items)})"
 
-    def _printed(self, name: str) -> str:
+    def _print(self, name: str) -> str:
         """Return a field as a case string has it."""
         if name in ("n_group", "ne3"):
-            return f"nr23={_format((self.n_group, self.ne3))}"
-        return f"{spelled(name)}={_format_field(name, getattr(self, name))}"
+            return f"nr23={format_value((self.n_group, self.ne3))}"
+        return f"{spelled(name)}={format_field(name, getattr(self, name))}"
 
     def _default_mask_kind(self) -> str:
         if not self.mask:
@@ -290,7 +264,7 @@ class Case:
                 math.isfinite(value) and value >= 0, name, "must be a number of at least 0"
             )
             self._require(
-                float(_format(value)) == value,
+                float(format_value(value)) == value,
                 name,
                 "has more than the six decimals that a case string keeps",
             )
@@ -313,7 +287,7 @@ class Case:
         self._require(
             (self.mask_kind == "none") == (not self.mask),
             "mask_kind",
-            f"contradicts mask={_format(self.mask)}; none goes with mask=0, the others with mask=1",
+            f"contradicts mask={self.mask:d}; none goes with mask=0, the others with mask=1",
         )
         self._require(
             self.mask_heads >= 1 and self.n_head % self.mask_heads == 0,
@@ -337,7 +311,7 @@ class Case:
             self._require(
                 self.segments == len(self.boundaries) + 1,
                 "segments",
-                f"boundaries={_format(self.boundaries)} make {len(self.boundaries) + 1}",
+                f"boundaries={format_value(self.boundaries)} make {len(self.boundaries) + 1}",
             )
             self._require(
                 list(self.boundaries) == sorted(self.boundaries), "boundaries", "out of order"
@@ -393,14 +367,6 @@ class Case:
             "hot_window",
             "needs a step for each token: nb = kv, mask_kind=causal, v_is_view_of_k=0",
         )
-        if self.mask_kind == CAPTURED:
-            n_causal = captures.entry_of(self.captured).n_causal
-            self._require(
-                self.n_kv <= n_causal,
-                "hot_window",
-                f"needs a causal mask; that of {self.captured} is one for the first {n_causal} "
-                f"tokens, and kv is {self.n_kv}",
-            )
         self._require(not self.segment_types, "hot_window", "excludes segment_types")
 
     def _check_stored_type(self, field: str, type_name: str, size_field: str) -> None:
@@ -415,45 +381,10 @@ class Case:
         )
 
     def _check_captured(self) -> None:
-        if not self.captured:
-            return
-        entry = captures.entry_of(self.captured)
         self._require(
-            self.mask_kind in ("none", CAPTURED) and self.n_kv_max == 0,
+            not self.captured or (self.mask_kind in ("none", CAPTURED) and self.n_kv_max == 0),
             "mask_kind",
             f"captured={self.captured} has a mask of its own; take captured or none",
-        )
-        for name, found in (("hsk", entry.hsk), ("hsv", entry.hsv)):
-            self._require(getattr(self, name) == found, name, f"{self.captured} has {found}")
-        for name, found in (
-            ("n_head_kv", entry.n_head_kv),
-            ("n_kv", entry.n_kv),
-            ("n_batch", entry.n_batch),
-            ("mask_heads", max(1, entry.mask_heads)),
-        ):
-            self._require(
-                getattr(self, name) <= found, name, f"{self.captured} has no more than {found}"
-            )
-        group = entry.n_head // entry.n_head_kv
-        self._require(
-            self.n_group <= group and self.ne3 <= entry.ne3,
-            "n_group",
-            f"{self.captured} has no more than [{group},{entry.ne3}]",
-        )
-        for name, is_there in (
-            ("mask", entry.mask_heads > 0),
-            ("sinks", entry.has_sinks),
-            ("v_is_view_of_k", entry.v_is_view_of_k),
-        ):
-            self._require(is_there or not getattr(self, name), name, f"{self.captured} has it not")
-        for name, value in (("max_bias", entry.max_bias), ("logit_softcap", entry.logit_softcap)):
-            self._require(
-                getattr(self, name) in (0.0, value), name, f"{self.captured} has {value:g}"
-            )
-        self._require(
-            self.scale == entry.scale,
-            "kq_scale",
-            f"{self.captured} has {_format_field('kq_scale', entry.scale)}",
         )
 
     def _check_regime(self) -> None:
@@ -491,125 +422,13 @@ class Case:
 
     def _require(self, condition: bool, name: str, reason: str) -> None:
         if not condition:
-            raise UsageError(f"{self._printed(name)}: {reason}")
+            raise self.refused(name, reason)
 
-
-def spelled(field: str) -> str:
-    """Return how upstream, and so a case string, spells the name of a field."""
-    return _SPELLED.get(field, field)
-
-
-def without_colours(text: str) -> str:
-    """Return a line that a terminal would show in colours as plain text."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+    def refused(self, name: str, reason: str) -> UsageError:
+        """Return the error that says why a field cannot be what it is."""
+        return UsageError(f"{self._print(name)}: {reason}")
 
 
 def _pad(n: int, type_name: str) -> int:
     block_size = TYPES[type_name].block_size if type_name in TYPES else OTHER_TYPES[type_name]
     return -(-n // block_size) * block_size
-
-
-def _format_field(name: str, value: object) -> str:
-    """Return a field's value as it is printed; a scale keeps all that a float32 has."""
-    return str(np.float32(value)) if name == "kq_scale" else _format(value)  # type: ignore[arg-type]
-
-
-def _format(value: object) -> str:
-    match value:
-        case bool():
-            return str(int(value))
-        case float():
-            return f"{value:.6f}"
-        case tuple():
-            return f"[{','.join(map(str, value))}]"
-        case _:
-            return str(value)
-
-
-def _read_int(value: str) -> int:
-    if not re.fullmatch(r"-?[0-9]+", value):
-        raise ValueError("must be a whole number")
-    return int(value)
-
-
-def _read_float(value: str) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        raise ValueError("must be a number") from None
-
-
-def _read_bool(value: str) -> bool:
-    if value not in ("0", "1"):
-        raise ValueError("must be 0 or 1")
-    return value == "1"
-
-
-def _read_word(value: str) -> str:
-    if not re.fullmatch(r"\w+", value):
-        raise ValueError("must be a word")
-    return value
-
-
-def _read_pair(value: str) -> tuple[int, ...]:
-    pair = _read_ints(value)
-    if len(pair) != 2:
-        raise ValueError("must be two whole numbers such as [4,1]")
-    return pair
-
-
-def _read_ints(value: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"\[([0-9]+(,[0-9]+)*)?\]", value):
-        raise ValueError("must be a list of whole numbers such as [1,2]")
-    return tuple(int(item) for item in value[1:-1].split(",") if item)
-
-
-def _read_types(value: str) -> tuple[str, ...]:
-    if not re.fullmatch(r"\[[\w/]+(,[\w/]+)*\]", value):
-        raise ValueError("must be a list of types such as [q4_0,q8_0/f16]")
-    return tuple(value[1:-1].split(","))
-
-
-def _read_boundaries(value: str) -> tuple[int, ...] | str:
-    return value if value == "random" else _read_ints(value)
-
-
-_READERS: dict[str, Callable[[str], Any]] = {
-    **dict.fromkeys(("hsk", "hsv", "nh", "kv", "nb", "n_kv_max"), _read_int),
-    **dict.fromkeys(("mask_heads", "segments", "seed", "threads", "n_head"), _read_int),
-    **dict.fromkeys(("hot_window", "group"), _read_int),
-    **dict.fromkeys(("mask", "sinks", "kv_view", "v_is_view_of_k"), _read_bool),
-    **dict.fromkeys(("max_bias", "logit_softcap"), _read_float),
-    **dict.fromkeys(("prec", "type_K", "type_V", "mask_kind", "regime"), _read_word),
-    "cold_type": _read_word,
-    "captured": str,
-    "kq_scale": _read_float,
-    "segment_types": _read_types,
-    "nr23": _read_pair,
-    "permute": _read_ints,
-    "boundaries": _read_boundaries,
-}
-
-
-def _nearest(name: str) -> str:
-    known = {field.lower(): field for field in (*_READERS, *_SPELLED)}
-    near = difflib.get_close_matches(name.lower(), known, n=1)
-    return f"the nearest is {known[near[0]]}" if near else f"known are {', '.join(known.values())}"
-
-
-def _as_fields(read: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that a case string's, under upstream's names, stand for."""
-    fields = {_FIELDS.get(name, name): value for name, value in read.items()}
-    n_group, ne3 = fields.pop("nr23", (1, 1))
-    n_head = fields.pop("n_head", None)
-    if n_head is not None:
-        n_head_kv = fields.setdefault("n_head_kv", n_head // max(n_group, 1))
-        if "nr23" in read and n_head != n_head_kv * n_group:
-            raise UsageError(
-                f"n_head={n_head}: contradicts nh={n_head_kv} and nr23=[{n_group},{ne3}]; "
-                "leave n_head or nr23 out"
-            )
-        if n_head_kv < 1 or n_head % n_head_kv:
-            raise UsageError(f"n_head={n_head}: must be a multiple of n_head_kv={n_head_kv}")
-        n_group = n_head // n_head_kv
-    return {**fields, "n_group": n_group, "ne3": ne3}

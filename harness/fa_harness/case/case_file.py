@@ -6,7 +6,11 @@ import difflib
 import re
 from pathlib import Path
 
-from fa_harness.case.case import OP, Case, without_colours
+from click import unstyle
+
+from fa_harness.case import captures
+from fa_harness.case.case import Case
+from fa_harness.case.case_string import OP
 from fa_harness.errors import UsageError
 from fa_harness.files import write_report
 from fa_harness.project import writing
@@ -35,7 +39,7 @@ def read_cases(path: Path) -> list[Case]:
     for number, line in enumerate(lines, start=1):
         if not _is_beside_cases(line):
             try:
-                cases.append(Case.parse(line))
+                cases.append(captures.checked(Case.parse(line)))
             except UsageError as error:
                 raise UsageError(f"{path}:{number}: {error}") from error
     return cases
@@ -61,7 +65,7 @@ def _is_beside_cases(line: str) -> bool:
 
     An op whose name is nearly that of flash attention is taken for a slip of the pen.
     """
-    line = without_colours(line).strip()
+    line = unstyle(line).strip()
     if not line or line.startswith("#") or _OF_UPSTREAMS_TOOL.fullmatch(line):
         return True
     op = _CASE_OF_AN_OP.fullmatch(line)

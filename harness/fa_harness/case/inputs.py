@@ -19,14 +19,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from fa_harness.arrays import F16, F32, F64, U8, Bools, Ints
 from fa_harness.case import captures
 from fa_harness.case.captures import Entry
 from fa_harness.case.case import CAPTURED, Case
 from fa_harness.case.quants import decode, encode, row_bytes
 
-F16 = NDArray[np.float16]
-F32 = NDArray[np.float32]
-U8 = NDArray[np.uint8]
 QKV = tuple[F32, F32, F32]
 Shape = tuple[int, ...]
 
@@ -98,6 +96,7 @@ def _plain_inputs(case: Case) -> Inputs:
 
 def _captured_inputs(case: Case) -> Inputs:
     """Take the first sequences, heads, rows and keys of an entry, as many as the case has."""
+    captures.checked(case)
     entry, found = captures.entry_of(case.captured), captures.arrays_of(case.captured)
     by_group = (entry.n_head_kv, entry.n_head // entry.n_head_kv)
 
@@ -199,7 +198,7 @@ class _Stream:
         raw = self._philox(name).random_raw((n + 3) // 4).astype("<u8", copy=False)
         return raw.view("<u2")[:n].reshape(shape)
 
-    def below(self, name: str, limit: int, shape: Shape) -> NDArray[np.int64]:
+    def below(self, name: str, limit: int, shape: Shape) -> Ints:
         """Integers in [0, limit), for limits far below 2^32."""
         upper = self.words(name, shape) >> np.uint64(32)
         scaled: NDArray[np.uint64] = upper * np.uint64(limit) >> np.uint64(32)
@@ -268,7 +267,7 @@ def _v_shape(case: Case) -> Shape:
     return (case.ne3, case.n_head_kv, case.n_kv, case.hsv_padded)
 
 
-def _to_query_heads(case: Case, per_kv_head: NDArray[np.float32]) -> F32:
+def _to_query_heads(case: Case, per_kv_head: F32) -> F32:
     """Repeat `[ne3, n_head_kv, ...]` for the query heads of each group."""
     return np.repeat(per_kv_head, case.n_group, axis=1)
 
@@ -309,11 +308,11 @@ def _falling(case: Case, stream: _Stream) -> QKV:
     return _ramp(case, stream, 6 - _ramp_scores(case))
 
 
-def _ramp_scores(case: Case) -> NDArray[np.float64]:
+def _ramp_scores(case: Case) -> F64:
     return 6 * np.arange(case.n_kv) / max(1, case.n_kv - 1)
 
 
-def _ramp(case: Case, stream: _Stream, scores: NDArray[np.float64]) -> QKV:
+def _ramp(case: Case, stream: _Stream, scores: F64) -> QKV:
     q, k, v = _normal(case, stream)
     direction = stream.signs("direction", (case.ne3, case.n_head_kv, 1, case.hsk_padded))
     along_k = (scores / math.sqrt(case.hsk_padded)).astype(np.float32)[:, np.newaxis]
@@ -405,7 +404,7 @@ def _constructed(case: Case, stream: _Stream) -> QKV:
     return q * parity.astype(np.float32)[..., np.newaxis], k, v
 
 
-def _spread_keys(case: Case, stream: _Stream, n: int) -> NDArray[np.int64]:
+def _spread_keys(case: Case, stream: _Stream, n: int) -> Ints:
     """One key out of each n-th of the keys, `[ne3, n_head_kv, n, 1]`."""
     starts = np.arange(n) * case.n_kv // n
     offset = stream.below("spread", case.n_kv // n, (case.ne3, case.n_head_kv, n))
@@ -471,7 +470,7 @@ def _mask_shape(case: Case) -> Shape:
     return (case.ne3, case.mask_heads, case.n_batch, case.n_kv)
 
 
-def _hide(is_hidden: NDArray[np.bool_]) -> F16:
+def _hide(is_hidden: Bools) -> F16:
     mask: F16 = np.where(is_hidden, np.float16(-np.inf), np.float16(0))
     return mask
 
@@ -525,7 +524,7 @@ def _causal_mask(case: Case, stream: _Stream) -> F16:
     return np.ascontiguousarray(np.broadcast_to(mask, _mask_shape(case)))
 
 
-def _is_future(case: Case) -> NDArray[np.bool_]:
+def _is_future(case: Case) -> Bools:
     """`[n_batch, n_kv]`; the query rows are the last of the sequence."""
     position = case.n_kv - case.n_batch + np.arange(case.n_batch)
     return np.arange(case.n_kv) > position[:, np.newaxis]

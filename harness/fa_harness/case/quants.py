@@ -5,11 +5,9 @@ from typing import Any, NamedTuple
 
 import gguf
 import numpy as np
-from numpy.typing import NDArray
 
+from fa_harness.arrays import F32, U8, Array
 from fa_harness.errors import UsageError
-
-Array = NDArray[Any]
 
 
 class TypeTraits(NamedTuple):
@@ -76,7 +74,7 @@ def row_bytes(type_name: str, n: int) -> int:
     return n // block_size * block_bytes
 
 
-def encode(values: NDArray[np.float32], type_name: str) -> NDArray[np.uint8]:
+def encode(values: F32, type_name: str) -> U8:
     """Round values to a ggml type.
 
     Args:
@@ -100,7 +98,7 @@ def encode(values: NDArray[np.float32], type_name: str) -> NDArray[np.uint8]:
     return raw.view(np.uint8).reshape(shape)
 
 
-def decode(raw: NDArray[np.uint8], type_name: str) -> NDArray[np.float32]:
+def decode(raw: U8, type_name: str) -> F32:
     """The exact values of encoded rows.
 
     Args:
@@ -135,7 +133,7 @@ def _by_long_rows(function: Callable[[Array], Array], flat: Array, length: int) 
     return whole if n_whole == flat.size else np.concatenate([whole, function(flat[n_whole:])])
 
 
-def _encode_by_codebook(flat: NDArray[np.float32], type_name: str) -> NDArray[np.uint8]:
+def _encode_by_codebook(flat: F32, type_name: str) -> U8:
     """Encode as the nearest codes under a scale per block.
 
     The scale takes the element of the largest magnitude to the codebook's end of the largest one.
@@ -152,27 +150,27 @@ def _encode_by_codebook(flat: NDArray[np.float32], type_name: str) -> NDArray[np
     return np.concatenate([scale.view(np.uint8), _pack(codes, type_name)], axis=-1)
 
 
-def _decode_by_codebook(raw: NDArray[np.uint8], type_name: str) -> NDArray[np.float32]:
+def _decode_by_codebook(raw: U8, type_name: str) -> F32:
     blocks = np.ascontiguousarray(raw).reshape(-1, TYPES[type_name].block_bytes)
     scale = blocks[:, :2].copy().view(np.float16).astype(np.float32)
-    values: NDArray[np.float32] = scale * _CODEBOOKS[type_name][_unpack(blocks[:, 2:], type_name)]
+    values: F32 = scale * _CODEBOOKS[type_name][_unpack(blocks[:, 2:], type_name)]
     return values
 
 
-def _pack(codes: NDArray[np.uint8], type_name: str) -> NDArray[np.uint8]:
+def _pack(codes: U8, type_name: str) -> U8:
     if type_name == "iq4_nl":
         low, high = np.split(codes, 2, axis=-1)
-        both: NDArray[np.uint8] = low | high << np.uint8(4)
+        both: U8 = low | high << np.uint8(4)
         return both
     n_bits = _CODEBOOKS[type_name].size.bit_length() - 1
     bits = codes[..., np.newaxis] >> np.arange(n_bits, dtype=np.uint8) & np.uint8(1)
     return np.packbits(bits.reshape(len(codes), -1), axis=-1, bitorder="little")
 
 
-def _unpack(packed: NDArray[np.uint8], type_name: str) -> NDArray[np.uint8]:
+def _unpack(packed: U8, type_name: str) -> U8:
     if type_name == "iq4_nl":
         return np.concatenate([packed & 15, packed >> 4], axis=-1)
     n_bits = _CODEBOOKS[type_name].size.bit_length() - 1
     shifts = np.arange(0, 8, n_bits, dtype=np.uint8)
-    codes: NDArray[np.uint8] = packed[..., np.newaxis] >> shifts & np.uint8(2**n_bits - 1)
+    codes: U8 = packed[..., np.newaxis] >> shifts & np.uint8(2**n_bits - 1)
     return codes.reshape(len(packed), -1)

@@ -10,14 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from fa_harness.arrays import U8
+from fa_harness.arrays import F16, U8, Ints
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
 from fa_harness.case.quants import encode, row_bytes
-
-Ints = npt.NDArray[np.int64]
 
 HIDDEN, OF_NO_TOKEN, OF_OTHER_MASK = -1, -2, -3
 """What a slot holds instead of a token: hidden by the mask; visible, but with bytes of no token;
@@ -101,7 +98,7 @@ class Tokens:
         self.can_be_told_apart = all(len(found) == case.n_kv for found in self._token_of.values())
         """No two tokens have the same bytes."""
 
-    def identify(self, store: str, step: int, k: U8, v: U8, mask: npt.NDArray[np.float16]) -> Ints:
+    def identify(self, store: str, step: int, k: U8, v: U8, mask: F16) -> Ints:
         """Return the token in each slot that a call attends over, or why it is none.
 
         Args:

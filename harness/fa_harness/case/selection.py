@@ -88,6 +88,7 @@ def select(what: Selection) -> list[Case]:
             if what.segment_types:  # the whole cache is then F32
                 types = {"segment_types": tuple(what.segment_types)}
                 cut = cut.with_(**types, type_K="f32", type_V="f32")
+            captures.checked(cut)
         except UsageError as error:
             if wanted(str(case)):
                 raise UsageError(f"{case}: {error}") from error
@@ -123,7 +124,7 @@ def _cases(what: Selection) -> list[Case]:
             and (not case.hot_window or not what.modes or "fifo" in what.modes)
         ]
     if what.case_string is not None:
-        return [Case.parse(what.case_string)]
+        return [captures.checked(Case.parse(what.case_string))]
     if what.case_file is not None:
         return read_cases(what.case_file)
     return cases_of_suite(what.suite or "default")

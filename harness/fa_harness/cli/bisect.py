@@ -15,6 +15,7 @@ from rich.text import Text
 
 from fa_harness.build.named import built_libraries
 from fa_harness.build.names import library_names
+from fa_harness.case import captures
 from fa_harness.case.case import Case
 from fa_harness.cli import options
 from fa_harness.cli.options import Reports
@@ -51,7 +52,7 @@ def command(*, case_string: str, options: Mapping[str, str], json_path: str | No
     It runs on the library of each prefix: pristine, 0001, 0002, ..., patched, in the modes that
     each has. Exit status 1: it fails on the last.
     """
-    case = Case.parse(case_string)
+    case = captures.checked(Case.parse(case_string))
     Reports(json=json_path).check()
     console = make_console(stderr=json_path == "-")
     bisected = bisect_case(case, options=options, console=console)

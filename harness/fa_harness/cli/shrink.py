@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fa_harness.build.library import Library
 from fa_harness.build.named import held_library
+from fa_harness.case import captures
 from fa_harness.case.case import Case
 from fa_harness.case.selection import check_modes
 from fa_harness.cli import options
@@ -64,7 +65,7 @@ def command(
 
     Exit status 1: it was found; 2: the case does not fail.
     """
-    case = Case.parse(case_string)
+    case = captures.checked(Case.parse(case_string))
     checked = check_modes(modes, [case])
     if c_file is not None:
         check_writable(c_file)

@@ -14,9 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from fa_harness.arrays import F32, U8
+from fa_harness.arrays import F16, F32, U8
 from fa_harness.case import rolling
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
@@ -236,11 +235,11 @@ class _Cache:
         """Return a hot token's slot."""
         return token % self._case.hot_window
 
-    def cold_columns(self, mask: npt.NDArray[np.float16]) -> npt.NDArray[np.float16]:
+    def cold_columns(self, mask: F16) -> F16:
         """Return the columns of the cold slots, `[..., n_cold]`, of a mask `[..., kv]`."""
         return mask[..., : self.n_cold]
 
-    def hot_columns(self, mask: npt.NDArray[np.float16]) -> npt.NDArray[np.float16]:
+    def hot_columns(self, mask: F16) -> F16:
         """Return the columns of the hot slots, `[..., hot_window]`; those without a token hide."""
         columns = np.full((*mask.shape[:-1], self._case.hot_window), -np.inf, np.float16)
         slots = [self.slot(token) for token in range(self.oldest_hot, self.n_token)]

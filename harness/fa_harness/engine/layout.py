@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from fa_harness.arrays import F32, U8
+from fa_harness.arrays import F32, U8, Array
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
 from fa_harness.engine.ggml import Backend, Context, Tensor
@@ -264,7 +263,7 @@ def rows_of(out: Tensor) -> F32:
     return np.ascontiguousarray(out.read().swapaxes(1, 2))
 
 
-def as_bytes(array: npt.NDArray[Any]) -> U8:
+def as_bytes(array: Array) -> U8:
     """Return `[..., n]` of any type as bytes, `[..., n * itemsize]`."""
     array = np.ascontiguousarray(array)
     return array.view(np.uint8).reshape(*array.shape[:-1], array.shape[-1] * array.itemsize)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from fa_harness.case import captures
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import make_inputs
 from fa_harness.case.quants import TYPES
@@ -204,6 +205,7 @@ class Runner:
         timeout: float | None,
         with_outputs: bool,
     ) -> _Computing:
+        captures.checked(case)
         asked = self._asked(case) if modes is None else modes
         return _Computing(
             worker,

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fa_harness.case.case import CAPTURED, Case, spelled
+from fa_harness.case import captures
+from fa_harness.case.case import CAPTURED, Case
+from fa_harness.case.case_string import spelled
 from fa_harness.case.quants import TYPES
 from fa_harness.errors import UsageError
 from fa_harness.judge.verdict import Verdict
@@ -149,7 +151,7 @@ def _simpler(case: Case) -> Iterator[tuple[Case, str]]:
     seen = {case}
     for changes in _reductions(case):
         try:
-            candidate = case.with_(**changes)
+            candidate = captures.checked(case.with_(**changes))
         except UsageError:  # what the case needs in another field
             continue
         if candidate not in seen:

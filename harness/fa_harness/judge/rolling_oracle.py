@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from fa_harness.arrays import Bools
+from fa_harness.arrays import Bools, Ints
 from fa_harness.case import rolling
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
 from fa_harness.case.quants import decode, encode
-from fa_harness.case.rolling import Ints
 from fa_harness.engine.modes import path
 from fa_harness.judge import bounds, oracle
 from fa_harness.judge.bounds import Arithmetic, Expected

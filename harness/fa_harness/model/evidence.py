@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from click import unstyle
 
-from fa_harness.case.case import without_colours
 from fa_harness.errors import SetupError
 from fa_harness.model.perplexity import RELATIVE_TOLERANCE, Perplexity
 from fa_harness.speed.bench import Interval, median_interval
@@ -120,7 +120,7 @@ def parse_ops(output: str) -> dict[str, str]:
         SetupError: `test-backend-ops` tested none.
     """
     found = {}
-    for line in without_colours(output).splitlines():
+    for line in unstyle(output).splitlines():
         match = _OP.search(line)
         if match:
             found[f"{match[1]}({match[2]})"] = match[3].partition(" [")[0]

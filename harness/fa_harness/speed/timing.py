@@ -22,9 +22,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from fa_harness.arrays import F32, F64
+from fa_harness.arrays import F16, F32, F64, Array
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs, make_inputs
 from fa_harness.engine.ggml import Backend, Context, Ggml, Graph, Tensor
@@ -347,9 +346,9 @@ class _Arrays:
         self.k = self._laid_out(inputs.k_raw)
         self.v = None if case.v_is_view_of_k else self._laid_out(inputs.v_raw)
         self._mask = inputs.mask
-        self._columns: dict[tuple[int, int], npt.NDArray[np.float16]] = {}
+        self._columns: dict[tuple[int, int], F16] = {}
 
-    def mask(self, start: int, stop: int) -> npt.NDArray[np.float16] | None:
+    def mask(self, start: int, stop: int) -> F16 | None:
         """Return columns of the mask as the op wants them, contiguous."""
         if self._mask is None:
             return None
@@ -357,7 +356,7 @@ class _Arrays:
             self._columns[start, stop] = aligned(self._mask[..., start:stop])
         return self._columns[start, stop]
 
-    def _laid_out(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def _laid_out(self, rows: Array) -> Array:
         return aligned(rows.transpose([3 - dim for dim in reversed(self.dim_of)]))
 
 
@@ -429,17 +428,17 @@ class _Layout:
         ne0, _, ne2, ne3 = cache.ne
         return self._ctx.view(cache, (ne0, stop - start, ne2, ne3), offset=start * cache.nb[1])
 
-    def _permuted(self, type_: str, ne0: int, array: npt.NDArray[Any]) -> Tensor:
+    def _permuted(self, type_: str, ne0: int, array: Array) -> Tensor:
         tensor = self._placed(type_, (ne0, *array.shape[2::-1]), array)
         return self._ctx.permute(tensor, self._arrays.dim_of)
 
-    def _placed(self, type_: str, ne: tuple[int, ...], array: npt.NDArray[Any]) -> Tensor:
+    def _placed(self, type_: str, ne: tuple[int, ...], array: Array) -> Tensor:
         tensor = self._ctx.tensor(type_, ne)
         self._ctx.place(tensor, array)
         return tensor
 
 
-def aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def aligned(array: Array) -> Array:
     """Return a contiguous copy that begins at a multiple of 64 bytes."""
     memory = np.empty(array.nbytes + 63, np.uint8)
     start = -memory.ctypes.data % 64

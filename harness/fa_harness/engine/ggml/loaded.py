@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fa_harness.arrays import F32, U8
+from fa_harness.arrays import F32, U8, Array
 from fa_harness.case import quants
 from fa_harness.engine.ggml import allocations
 from fa_harness.errors import SetupError
@@ -234,7 +234,7 @@ class Ggml:
     def _type(self, name: str) -> int:
         return quants.TYPES[name].ggml_type
 
-    def _pointer(self, array: npt.NDArray[Any]) -> Any:
+    def _pointer(self, array: Array) -> Any:
         return self._ffi.from_buffer(array)
 
 
@@ -263,7 +263,7 @@ class Tensor:
             self._nbytes = int(self._ggml._lib.ggml_nbytes(self._p))
         return self._nbytes
 
-    def write(self, array: npt.NDArray[Any]) -> None:
+    def write(self, array: Array) -> None:
         """Fill the whole of a contiguous tensor with the array's bytes.
 
         Raises:
@@ -369,7 +369,7 @@ class Context:
         self._p: Any = None
         self._memory: mmap.mmap | None = None
         self._buffers: list[Any] = []
-        self._arrays: list[npt.NDArray[Any]] = []
+        self._arrays: list[Array] = []
 
     def __enter__(self) -> Context:
         ffi, lib = self._ggml._ffi, self._ggml._lib
@@ -400,7 +400,7 @@ class Context:
         pointer = self._ggml._lib.ggml_new_tensor_4d(self._p, self._ggml._type(type_), *ne)
         return Tensor(self._ggml, pointer, type_)
 
-    def place(self, tensor: Tensor, array: npt.NDArray[Any]) -> None:
+    def place(self, tensor: Tensor, array: Array) -> None:
         """Let a tensor live in an array's memory: nothing is copied, what one writes, both hold.
 
         Args:
