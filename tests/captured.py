@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fa_harness.case import captures
+from fa_harness.case.capture_stream import make_entry
 from fa_harness.case.captures import Arrays, Capture, Entry
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
@@ -63,7 +64,7 @@ def call(
         partial = add_sinks(partial, of_heads)
     out = finalise(partial).astype(np.float32)
     arrays = Arrays(q=q, k=k_raw, v=v_raw, mask=mask, sinks=of_heads, out=out)
-    entry = captures.make_entry(
+    entry = make_entry(
         arrays, layer=layer, phase="prefill" if n_batch > 1 else "decode", type_k=type_k,
         type_v=type_v, scale=SCALE, position=position, n_swa=n_swa,
         max_bias=max_bias, logit_softcap=logit_softcap,

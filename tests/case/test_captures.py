@@ -16,6 +16,7 @@ from rich.console import Console
 import captured
 from fa_harness.build.library import Library
 from fa_harness.case import captures
+from fa_harness.case.capture_stream import make_entry, read_stream
 from fa_harness.case.captures import Arrays, Entry
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs, make_inputs
@@ -171,16 +172,16 @@ def test_numbers_that_are_not_finite_are_refused_where_a_row_sees_them() -> None
         }
         if is_seen:
             with pytest.raises(UsageError, match=r"layer-0\.prefill: K holds numbers that are not"):
-                captures.make_entry(damaged, **remake)
+                make_entry(damaged, **remake)
         else:
-            assert captures.make_entry(damaged, **remake).n_kv_seen == entry.n_kv_seen
+            assert make_entry(damaged, **remake).n_kv_seen == entry.n_kv_seen
 
 
 # what the program writes
 
 
 def test_the_programs_stream_becomes_entries_bit_for_bit() -> None:
-    entries = captures.read_stream(io.BytesIO(captured.stream(*captured.calls())))
+    entries = read_stream(io.BytesIO(captured.stream(*captured.calls())))
     for (entry, arrays), (read, read_arrays) in zip(captured.calls(), entries, strict=True):
         assert read == entry
         assert same(read_arrays, arrays)
@@ -191,7 +192,7 @@ def test_rows_that_only_fill_a_mask_up_are_left_out() -> None:
     assert arrays.mask is not None
     filled = np.pad(arrays.mask, ((0, 0), (0, 0), (0, 24), (0, 0)))
     data = captured.stream((entry, dataclasses.replace(arrays, mask=filled)))
-    [(read, read_arrays)] = captures.read_stream(io.BytesIO(data))
+    [(read, read_arrays)] = read_stream(io.BytesIO(data))
     assert read == entry
     assert same(read_arrays, arrays)
 
@@ -208,7 +209,7 @@ def test_rows_that_only_fill_a_mask_up_are_left_out() -> None:
 )
 def test_a_stream_that_cannot_be_read_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
-        captures.read_stream(io.BytesIO(data))
+        read_stream(io.BytesIO(data))
 
 
 def test_a_type_that_cannot_be_decoded_is_refused_with_those_that_can() -> None:
@@ -216,7 +217,7 @@ def test_a_type_that_cannot_be_decoded_is_refused_with_those_that_can() -> None:
     with pytest.raises(
         UsageError, match="K is q6_K, which the harness cannot decode; capture with"
     ):
-        captures.read_stream(io.BytesIO(data))
+        read_stream(io.BytesIO(data))
 
 
 # the case
@@ -409,9 +410,7 @@ def test_head_sizes_are_filled_up_to_blocks_with_zeros(tmp_path: Path) -> None:
         q=np.ascontiguousarray(arrays.q[..., :40]),
         k=np.ascontiguousarray(arrays.k[..., :80]),
     )
-    entry = captures.make_entry(
-        arrays, layer=0, phase="prefill", type_k="f16", type_v="f16", scale=0.15
-    )
+    entry = make_entry(arrays, layer=0, phase="prefill", type_k="f16", type_v="f16", scale=0.15)
     captured.write(tmp_path / "odd.npz", [(entry, arrays)])
     inputs = make_inputs(case(tmp_path / "odd.npz", type_K="q8_0"))
     assert inputs.q.shape[-1] == inputs.k.shape[-1] == 64

@@ -7,21 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from fa_harness.case.case import Case
+from fa_harness.case.gate_suite import gate
+from fa_harness.case.suite_parts import DECODE, PREFILL, REGIMES_OF_ANY_SHAPE, SEED, typed
 from fa_harness.errors import UsageError
-
-# listed boundaries, so that --segments leaves its two keys alone
-_SEED = Case(hsk=4, hsv=4, n_head_kv=1, n_kv=2, n_batch=1, boundaries=(1,), regime="seed")
-
-_DECODE: dict[str, Any] = {
-    "hsk": 64,
-    "hsv": 64,
-    "n_head_kv": 2,
-    "n_group": 4,
-    "ne3": 1,
-    "n_batch": 1,
-    "threads": 2,
-}
-_PREFILL: dict[str, Any] = {**_DECODE, "n_batch": 33, "mask_kind": "causal"}
 
 
 def suite(name: str) -> list[Case]:
@@ -36,15 +24,15 @@ def suite(name: str) -> list[Case]:
 
 
 def _seed() -> list[Case]:
-    return [_SEED]
+    return [SEED]
 
 
 def _smoke() -> list[Case]:
     """A case or two for each kind of fault, all small."""
-    decode = {**_DECODE, "n_kv": 160, "segments": 3}
+    decode = {**DECODE, "n_kv": 160, "segments": 3}
     few_rows = {**decode, "n_batch": 5, "n_head_kv": 3, "n_group": 2, "ne3": 2, "n_kv": 97}
     return [
-        _SEED,
+        SEED,
         *(Case(**decode, regime=regime) for regime in ("normal", "rising", "falling", "spiky")),
         Case(**few_rows, regime="normal", type_K="f32", type_V="f32"),
         Case(**few_rows, regime="outlier", type_K="q8_0", type_V="q4_0"),
@@ -73,11 +61,11 @@ def _smoke() -> list[Case]:
         ),
         # listed boundaries where types go with segments, so that --segments leaves them alone
         Case(**few_rows, boundaries=(32, 65), regime="normal",
-             **_typed(("q4_0", "q8_0/f16", "f16"))),
+             **typed(("q4_0", "q8_0/f16", "f16"))),
         # F32 numerators beyond the range of F16, on the tiled path and on the vec path
         Case(
             **{**decode, "n_head_kv": 1, "n_group": 2, "n_batch": 66, "n_kv": 70, "segments": 2},
-            boundaries=(35,), **_typed(("f32", "q8_0")), regime="huge",
+            boundaries=(35,), **typed(("f32", "q8_0")), regime="huge",
         ),
         # elements of V that are exactly 0, so that a weight of e^-60 shows
         Case(**few_rows, regime="constructed", mask=False, type_V="q4_0"),
@@ -92,42 +80,42 @@ def _smoke() -> list[Case]:
 
 def _default() -> list[Case]:
     """Every kind of shape, type, mask, option and regime, with every fault's inputs among them."""
-    cases = [_SEED]
+    cases = [SEED]
     add = cases.append
 
-    for regime in _REGIMES_OF_ANY_SHAPE:  # decode: the vec path, then split-KV
-        add(Case(**_DECODE, n_kv=250, regime=regime))
+    for regime in REGIMES_OF_ANY_SHAPE:  # decode: the vec path, then split-KV
+        add(Case(**DECODE, n_kv=250, regime=regime))
         if regime != "offset":  # F16 sums of so many such V lose more than a lost state would
-            add(Case(**_DECODE, n_kv=645, regime=regime))
+            add(Case(**DECODE, n_kv=645, regime=regime))
     for regime in ("normal", "rising", "offset"):
-        add(Case(**_DECODE, n_kv=645, regime=regime, type_K="f32", type_V="f32"))
+        add(Case(**DECODE, n_kv=645, regime=regime, type_K="f32", type_V="f32"))
         # split-KV in the middle of a chain, after the vec path and after itself
         type_ = "f32" if regime == "offset" else "f16"
-        long = {**_DECODE, "n_kv": 1201, "type_K": type_, "type_V": type_}
+        long = {**DECODE, "n_kv": 1201, "type_K": type_, "type_V": type_}
         add(Case(**long, regime=regime, boundaries=(20, 620)))
-    for regime in _REGIMES_OF_ANY_SHAPE:  # prefill: the vec path, then tiled
-        add(Case(**_PREFILL, n_kv=200, regime=regime))
+    for regime in REGIMES_OF_ANY_SHAPE:  # prefill: the vec path, then tiled
+        add(Case(**PREFILL, n_kv=200, regime=regime))
     for regime in ("normal", "spiky", "rising", "offset"):
         for type_ in ("f16", "f32"):
-            tiled = {**_PREFILL, "n_batch": 96}
+            tiled = {**PREFILL, "n_batch": 96}
             add(Case(**tiled, n_kv=192, regime=regime, type_K=type_, type_V=type_))
 
     for type_ in ("f32", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl"):
         for regime in ("normal", "outlier"):
-            add(Case(**_PREFILL, n_kv=144, regime=regime, type_K=type_, type_V=type_))
+            add(Case(**PREFILL, n_kv=144, regime=regime, type_K=type_, type_V=type_))
     for type_k, type_v in (("q8_0", "f16"), ("f16", "q4_0"), ("q8_0", "q5_1"), ("bf16", "f32")):
-        add(Case(**_PREFILL, n_kv=144, regime="spiky", type_K=type_k, type_V=type_v))
+        add(Case(**PREFILL, n_kv=144, regime="spiky", type_K=type_k, type_V=type_v))
 
     for n_group, n_head_kv in ((1, 4), (8, 1), (3, 2), (5, 3)):  # GQA; 4 is everywhere else
-        shape = {**_PREFILL, "n_head_kv": n_head_kv, "n_group": n_group, "n_batch": 7}
+        shape = {**PREFILL, "n_head_kv": n_head_kv, "n_group": n_group, "n_batch": 7}
         add(Case(**shape, n_kv=120, regime="normal"))
     for hsk, hsv in ((80, 80), (128, 128), (256, 256), (192, 128), (576, 512)):
-        shape = {**_DECODE, "hsk": hsk, "hsv": hsv}
+        shape = {**DECODE, "hsk": hsk, "hsv": hsv}
         add(Case(**shape, n_kv=128, regime="normal", v_is_view_of_k=hsk == 576))
         add(Case(**{**shape, "n_batch": 16}, n_kv=112, regime="rising", v_is_view_of_k=hsk == 576))
-    add(Case(**{**_DECODE, "hsk": 40, "hsv": 40, "n_batch": 3}, n_kv=104, regime="normal"))
+    add(Case(**{**DECODE, "hsk": 40, "hsv": 40, "n_batch": 3}, n_kv=104, regime="normal"))
 
-    few = {**_DECODE, "n_batch": 9, "n_kv": 110}
+    few = {**DECODE, "n_batch": 9, "n_kv": 110}
     add(Case(**few, mask=False, regime="normal"))
     add(Case(**few, mask=False, regime="constructed"))
     for type_ in ("f16", "f32"):  # the last tile of keys is not full, and nothing masks its rest
@@ -152,7 +140,7 @@ def _default() -> list[Case]:
             sinks=True,
         )
     )
-    add(Case(**{**_DECODE, "n_kv": 700}, sinks=True, max_bias=8.0, regime="normal"))
+    add(Case(**{**DECODE, "n_kv": 700}, sinks=True, max_bias=8.0, regime="normal"))
     add(Case(**{**few, "n_batch": 66}, sinks=True, logit_softcap=10.0, regime="normal"))
 
     for nb in (1, 9, 64):  # ne3
@@ -168,213 +156,22 @@ def _default() -> list[Case]:
     return [case if case.segments > 1 else case.with_(segments=4) for case in cases]
 
 
-def _gate() -> list[Case]:
-    """What a gate runs: an input for every fault that is known, with whatever seed and threads.
-
-    A case must not be mistrusted, nor unsupported, with an unlucky seed. So there are rows enough
-    that in some of them several segments have weight, `huge` is cut between the two keys of each
-    pair of one score, and what overflows in F16 with some seeds (a soft cap on `huge`, `offset`
-    over a long split-KV) comes in F32.
-    """
-    cases = [_SEED, *_gate_chains(), *_gate_typed_chains(), *_gate_rolling_caches()]
-    return sorted(cases, key=lambda case: case.threads)  # those of one thread run side by side
-
-
-_GATE_ROWS: dict[str, Any] = {
-    **_DECODE,
-    "n_batch": 7,
-    "n_head_kv": 3,
-    "n_group": 2,
-    "ne3": 1,
-    "n_kv": 110,
-}
-_GATE_DECODE: dict[str, Any] = {**_DECODE, "n_head_kv": 4, "n_kv": 150}
-# a prime: some chunk of keys is shorter than the others, whatever the threads
-_GATE_SPLIT: dict[str, Any] = {**_GATE_DECODE, "n_kv": 641}
-_GATE_TILED: dict[str, Any] = {
-    **_DECODE,
-    "n_batch": 70,
-    "n_head_kv": 1,
-    "n_group": 3,
-    "ne3": 1,
-    "n_kv": 200,
-}
-
-
-def _gate_chains() -> list[Case]:
-    """Chains over a cache of one type: paths, types, masks, options, shapes and cuts."""
-    rows, decode, split, tiled = _GATE_ROWS, _GATE_DECODE, _GATE_SPLIT, _GATE_TILED
-    cases: list[Case] = []
-
-    def add(shape: dict[str, Any], regime: str, types: str = "f16", **changes: Any) -> None:
-        type_k, _, type_v = types.partition("/")
-        turn = len(cases)
-        fields = {**shape, "regime": regime, "type_K": type_k, "type_V": type_v or type_k}
-        fields |= {"seed": turn, "threads": 1 + turn % 2, **changes}
-        if regime == "huge":
-            fields["boundaries"] = _between_pairs(fields["n_kv"])
-            if (
-                fields["n_batch"] == 1
-            ):  # the only row of a mask might hide a key of each head's first pair
-                fields["mask"] = False
-        if not isinstance(fields.get("boundaries"), tuple):
-            fields = {"segments": 4, **fields}
-        cases.append(Case(**fields))
-
-    for regime in _REGIMES_OF_ANY_SHAPE:
-        add(decode, regime)
-        add(rows, regime, mask_kind="causal")
-        add(split, regime, "f32" if regime in ("offset", "huge") else "f16")
-        add(tiled, regime, "f32" if regime in ("falling", "huge", "ties") else "f16")
-    add(split, "normal", "f32")
-    add(split, "rising", n_kv=1201, boundaries=(20, 620))  # the vec path, then split-KV twice
-    add(tiled, "normal", "f32", n_kv=192, segments=3)  # cut at the limits of tiles
-    add(tiled, "spiky", n_kv=192, segments=3, mask_kind="causal")
-
-    for type_ in ("f32", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl"):
-        add(rows, "outlier", type_)
-        add(decode, "rising", type_)
-    for types in ("q8_0/f16", "f16/q4_0", "q8_0/q5_1", "bf16/f32", "f32/f16"):
-        add(rows, "normal", types)
-    for type_ in ("q1_0", "q2_0"):
-        add(rows, "normal", type_, hsk=128, hsv=128)
-    add(rows, "huge", "q8_0/bf16")
-
-    masks: tuple[dict[str, Any], ...] = (
-        {"mask": False},
-        *({"mask_kind": kind} for kind in ("zeros", "random", "leading", "masked_segment")),
-    )
-    for mask in masks:
-        add(rows, "normal", **mask)
-        add(rows, "normal", "q8_0", **mask)
-        add(tiled, "normal", **mask)
-    add(split, "normal", mask=False)
-    add(split, "normal", mask_kind="leading", segments=7)
-    add(rows, "normal", n_kv_max=16)
-    add(rows, "normal", mask_heads=6)
-    add(tiled, "normal", mask_heads=3, n_group=3, ne3=2)
-
-    options: tuple[dict[str, Any], ...] = (
-        {"sinks": True},
-        {"max_bias": 8.0},
-        {"logit_softcap": 10.0},
-        {"logit_softcap": 5.0, "mask": False},  # nothing masks the rest of the last tile
-        {"sinks": True, "max_bias": 8.0, "logit_softcap": 5.0},
-    )
-    for option in options:
-        for shape in (rows, split, tiled):
-            add(shape, "normal", **option)
-        add(rows, "normal", "q4_0", **option)
-    add(rows, "spiky", logit_softcap=10.0, mask_kind="causal")
-    add(tiled, "spiky", "f32", logit_softcap=10.0, mask_kind="causal")
-    add(tiled, "falling", sinks=True)
-    add(rows, "rising", sinks=True)
-
-    for n_head_kv, n_group, ne3 in ((4, 1, 1), (1, 8, 1), (2, 5, 1), (2, 3, 2)):  # MHA, GQA, ne3
-        add(rows, "normal", n_head_kv=n_head_kv, n_group=n_group, ne3=ne3)
-    add(decode, "normal", "q8_0", n_head_kv=2, n_group=3, ne3=2)
-    add(tiled, "normal", n_head_kv=2, n_group=1, ne3=2)
-    for permute in ((0, 2, 1, 3), (0, 1, 3, 2)):
-        add(rows, "normal", n_group=2, ne3=2, permute=permute)
-        add(tiled, "normal", n_head_kv=2, n_group=1, ne3=2, permute=permute)
-    add(split, "normal", permute=(0, 2, 1, 3))
-    add(rows, "normal", kv_view=False)
-    for hsk, hsv in ((40, 40), (80, 80), (128, 128), (256, 256), (192, 128)):
-        add(rows, "normal", hsk=hsk, hsv=hsv)
-    add(rows, "normal", hsk=576, hsv=512, n_head_kv=1, n_group=4, ne3=1, v_is_view_of_k=True)
-    add(decode, "normal", "q8_0", hsk=192, hsv=128, v_is_view_of_k=True)
-    add(tiled, "normal", hsk=128, hsv=128, n_head_kv=2, n_group=1, ne3=1)
-
-    for regime in ("rising", "falling"):  # uneven, empty and single-key segments
-        for type_ in ("f16", "q8_0"):
-            add(rows, regime, type_, boundaries=(1, 100, 101))
-            add(rows, regime, type_, boundaries=(0, 37, 37, 110))
-    add(tiled, "rising", boundaries=(0, 1, 65, 65, 200))
-    add(split, "rising", boundaries=(0, 300, 300, 641))
-    for shape in (rows, tiled):
-        add(shape, "normal", boundaries="random", segments=5)
-    add(rows, "normal", segments=17)
-    # the fewest threads of which the last finds no key, in either segment of 529
-    add(split, "normal", n_kv=1058, segments=2, n_head_kv=1, n_group=2, ne3=1, threads=24)
-    # so long that outputs are far below any absolute tolerance
-    add(decode, "normal", "f32", n_kv=65536, n_head_kv=1, n_group=2, ne3=1, segments=2)
-    return cases
-
-
-def _gate_typed_chains() -> list[Case]:
-    """Chains of segments of different types, which change the kernel's path, too."""
-    rows, split, tiled = _GATE_ROWS, {**_GATE_SPLIT, "n_kv": 1300}, _GATE_TILED
-    n_kv = rows["n_kv"]
-    chains: tuple[tuple[dict[str, Any], tuple[str, ...], str, tuple[int, ...]], ...] = (
-        (rows, ("q4_0", "q8_0", "f16"), "huge", _between_pairs(n_kv)),
-        (rows, ("f16", "q8_0"), "normal", (0, 40, 40, n_kv)),
-        (rows, ("f32", "f16"), "falling", (30, 60)),
-        (rows, ("q8_0", "f32/f16"), "rising", (50,)),
-        (rows, ("bf16", "f16"), "outlier", (50,)),
-        (rows, ("f16", "q4_0", "f16"), "normal", (40, 80)),
-        (rows, ("q8_0/f16", "f16/q8_0"), "spiky", (40, 80)),
-        (rows, ("q4_1", "q5_0", "q5_1", "iq4_nl", "f16"), "normal", (20, 45, 70, 90)),
-        (tiled, ("q8_0", "f16"), "normal", (100,)),
-        (tiled, ("f32", "f16"), "rising", (64, 130)),
-        (split, ("q8_0", "f16", "f32"), "normal", (100, 700)),
-    )
-    return [
-        Case(
-            **{**shape, **_typed(types), "seed": turn, "threads": 1 + turn % 2},
-            regime=regime,
-            boundaries=cut,
-        )
-        for turn, (shape, types, regime, cut) in enumerate(chains)
-    ]
-
-
-def _gate_rolling_caches() -> list[Case]:
-    """Rolling caches: each cold type, windows and groups, options, shapes."""
-    usual: dict[str, Any] = {
-        **_DECODE, "n_kv": 40, "n_batch": 40, "mask_kind": "causal", "regime": "normal",
-        "hot_window": 16,
-        "group": 4, "threads": 1,
-    }  # fmt: skip
-    caches: tuple[dict[str, Any], ...] = (
-        {"cold_type": "q8_0", "hot_window": 1, "group": 1},
-        {"cold_type": "q4_0", "hot_window": 7, "group": 3, "regime": "rising"},
-        {"cold_type": "q4_1", "group": 16, "regime": "spiky"},
-        {"cold_type": "q5_0", "sinks": True, "regime": "falling"},
-        {"cold_type": "q5_1", "logit_softcap": 10.0},
-        {"cold_type": "iq4_nl", "max_bias": 8.0, "n_head_kv": 3, "n_group": 2},
-        {"cold_type": "bf16", "n_group": 2, "ne3": 2, "permute": (0, 2, 1, 3), "group": 5},
-        {"cold_type": "f16", "regime": "outlier"},
-        {"cold_type": "q8_0", "type_K": "f32", "type_V": "f32", "regime": "offset"},
-        {"cold_type": "q4_0", "type_K": "q8_0", "type_V": "f16", "kv_view": False, "threads": 2},
-    )
-    return [Case(**{**usual, "seed": turn, **cache}) for turn, cache in enumerate(caches)]
-
-
-def _between_pairs(n_kv: int) -> tuple[int, ...]:
-    """Return cuts between the two keys of each pair of one score in the regime `huge`.
-
-    So no segment has all of the weight, whatever the order of the scores. The n-th of its 8 keys
-    lies in the n-th eighth of the keys.
-    """
-    return tuple(i * n_kv // 8 for i in (1, 3, 5, 7))
-
-
 def _paths() -> list[Case]:
     """Every row of the exactness table: paths x types x regimes x cuts x threads."""
-    vec = {"decode": {**_DECODE, "n_kv": 150}, "batch": {**_DECODE, "n_batch": 6, "n_kv": 110}}
+    vec = {"decode": {**DECODE, "n_kv": 150}, "batch": {**DECODE, "n_batch": 6, "n_kv": 110}}
     other = {
-        "split-kv": {**_DECODE, "n_kv": 1101},
-        "tiled": {**_DECODE, "n_batch": 66, "n_kv": 200},
+        "split-kv": {**DECODE, "n_kv": 1101},
+        "tiled": {**DECODE, "n_batch": 66, "n_kv": 200},
     }
     cuts: tuple[dict[str, Any], ...] = (
         *({"segments": n} for n in (1, 2, 3, 8, 17)),
         {"segments": 5, "boundaries": "random"},
     )
-    cases = [_SEED]
+    cases = [SEED]
     for type_ in (*_TYPES, "q2_0", "q1_0"):
         float_ = type_ in ("f16", "f32")
         for name, shape in {**vec, **(other if float_ else {})}.items():
-            for regime, cut in itertools.product(_REGIMES_OF_ANY_SHAPE, cuts):
+            for regime, cut in itertools.product(REGIMES_OF_ANY_SHAPE, cuts):
                 if (type_, name, regime) == ("f16", "split-kv", "offset"):
                     continue  # F16 sums of so many such V lose more than a lost state would
                 fields = {**shape, **cut, **_of_turn(regime, len(cases))}
@@ -390,7 +187,7 @@ def _paths() -> list[Case]:
 def _fifo() -> list[Case]:
     """Rolling caches: cold and hot types, windows and groups, shapes, options and paths."""
     rolling: dict[str, Any] = {
-        **_DECODE, "n_kv": 60, "n_batch": 60, "mask_kind": "causal", "regime": "normal",
+        **DECODE, "n_kv": 60, "n_batch": 60, "mask_kind": "causal", "regime": "normal",
         "hot_window": 16,
         "group": 4, "threads": 1,
     }  # fmt: skip
@@ -438,28 +235,28 @@ def _fifo() -> list[Case]:
 def _reduction() -> list[Case]:
     """Independent states that are merged: types, regimes, masks and cuts, equal types and mixed."""
     rows = {"n_batch": 6, "n_group": 3, "ne3": 2, "n_kv": 120}
-    shapes = [{**_DECODE, "n_kv": 150}, {**_DECODE, **rows}]
-    long = [{**_DECODE, "n_kv": 1101}, {**_DECODE, "n_batch": 66, "n_kv": 200}]
+    shapes = [{**DECODE, "n_kv": 150}, {**DECODE, **rows}]
+    long = [{**DECODE, "n_kv": 1101}, {**DECODE, "n_batch": 66, "n_kv": 200}]
     cuts: tuple[dict[str, Any], ...] = (
         *({"segments": n} for n in (2, 3, 8, 17)),
         {"segments": 5, "boundaries": "random"},
         {"segments": 6, "boundaries": (0, 0.3, 0.3, 0.31, 1)},  # of kv; some segments are empty
     )
-    cases = [_SEED]
+    cases = [SEED]
 
     def add(shape: dict[str, Any], cut: dict[str, Any], regime: str, **types: Any) -> None:
         turn = len(cases)
         fields = {**shape, **_cut_at(shape["n_kv"], cut), **types, **_of_turn(regime, turn)}
         cases.append(Case(**{**fields, "threads": _threads(turn)}))
 
-    regimes = itertools.cycle(_REGIMES_OF_ANY_SHAPE)
+    regimes = itertools.cycle(REGIMES_OF_ANY_SHAPE)
     for type_, shape, cut in itertools.product(_TYPES, shapes, cuts):
         add(shape, cut, next(regimes), type_K=type_, type_V=type_)
     for type_, shape, cut in itertools.product(("f16", "f32"), long, cuts):
         regime = next(regimes)
         lost = type_ == "f16" and shape["n_batch"] == 1 and regime == "offset"  # as in `_paths`
         add(shape, cut, "normal" if lost else regime, type_K=type_, type_V=type_)
-    for regime, cut in itertools.product(_REGIMES_OF_ANY_SHAPE, cuts):
+    for regime, cut in itertools.product(REGIMES_OF_ANY_SHAPE, cuts):
         for type_ in ("f16", "q8_0"):
             add(shapes[1], cut, regime, type_K=type_, type_V=type_)
     for kind in ("leading", "masked_segment", "causal", "sparse"):
@@ -472,22 +269,22 @@ def _reduction() -> list[Case]:
             )
     for types, cut in itertools.product(_TYPED_CHAINS, cuts[1:]):
         cut = {**cut, "segments": max(cut["segments"], len(types))}
-        add(shapes[1], cut, next(regimes), **_typed(types))
+        add(shapes[1], cut, next(regimes), **typed(types))
     return list(dict.fromkeys(cases))  # `huge` has no options of its turn
 
 
 def _mixed() -> list[Case]:
     """Chains of segments of different types, among them such as change the kernel's path, too."""
-    rows = {**_DECODE, "n_batch": 6, "n_group": 3, "ne3": 2, "n_kv": 120}
-    cases: list[Case] = [_SEED]
+    rows = {**DECODE, "n_batch": 6, "n_group": 3, "ne3": 2, "n_kv": 120}
+    cases: list[Case] = [SEED]
 
     def add(shape: dict[str, Any], types: tuple[str, ...], regime: str, **cut: Any) -> None:
         cut = cut or {"segments": len(types)}
-        fields = {**shape, **_typed(types), **_of_turn(regime, len(cases)), **cut}
+        fields = {**shape, **typed(types), **_of_turn(regime, len(cases)), **cut}
         cases.append(Case(**{**fields, "threads": _threads(len(cases))}))
 
-    for types, regime in itertools.product(_TYPED_CHAINS, _REGIMES_OF_ANY_SHAPE):
-        add({**_DECODE, "n_kv": 150}, types, regime)
+    for types, regime in itertools.product(_TYPED_CHAINS, REGIMES_OF_ANY_SHAPE):
+        add({**DECODE, "n_kv": 150}, types, regime)
         add(rows, types, regime)
     for types in _TYPED_CHAINS:  # the last type goes on; empty and single-key segments; odd cuts
         add(rows, types, "rising", segments=len(types) + 3)
@@ -496,14 +293,14 @@ def _mixed() -> list[Case]:
         add(rows, types, "spiky", boundaries=(0, *range(60, 60 + n), 60 + n, 120))
     # an F16 or F32 segment among others: tiled with these rows, split-KV with these keys
     for types in (("q8_0", "f16"), ("f32", "f16"), ("f16", "q4_0", "f32"), ("f32/f16", "f16")):
-        for regime in _REGIMES_OF_ANY_SHAPE:
-            add({**_DECODE, "n_batch": 66, "n_kv": 200}, types, regime)
-        for regime in _REGIMES_OF_ANY_SHAPE:
+        for regime in REGIMES_OF_ANY_SHAPE:
+            add({**DECODE, "n_batch": 66, "n_kv": 200}, types, regime)
+        for regime in REGIMES_OF_ANY_SHAPE:
             cut = (600, 660)[: len(types) - 1]
             if regime != "offset":  # as in `_paths`
-                add({**_DECODE, "n_kv": 1200}, types, regime, boundaries=cut)
+                add({**DECODE, "n_kv": 1200}, types, regime, boundaries=cut)
     for hsk, hsv in ((128, 128), (192, 128), (256, 256)):
-        shape = {**_DECODE, "hsk": hsk, "hsv": hsv, "n_batch": 4, "n_kv": 100}
+        shape = {**DECODE, "hsk": hsk, "hsv": hsv, "n_batch": 4, "n_kv": 100}
         for types in _TYPED_CHAINS[:4]:
             add(shape, types, "normal")
     return cases
@@ -528,10 +325,6 @@ def _cut_at(n_kv: int, cut: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(cut.get("boundaries"), tuple):
         return cut
     return {**cut, "boundaries": tuple(int(share * n_kv) for share in cut["boundaries"])}
-
-
-def _typed(types: tuple[str, ...]) -> dict[str, Any]:
-    return {"segment_types": types, "type_K": "f32", "type_V": "f32"}
 
 
 _OPTIONS: tuple[dict[str, Any], ...] = (
@@ -559,11 +352,6 @@ _TYPED_CHAINS: tuple[tuple[str, ...], ...] = (
     ("q4_1", "q5_0", "q5_1", "iq4_nl", "f16"),
 )
 
-_REGIMES_OF_ANY_SHAPE = (
-    "uniform", "normal", "spiky", "rising", "falling", "ties", "offset", "outlier", "huge",
-    "constructed",
-)  # fmt: skip
-
 SUITES: dict[str, Callable[[], list[Case]]] = {
     "seed": _seed,
     "smoke": _smoke,
@@ -572,6 +360,6 @@ SUITES: dict[str, Callable[[], list[Case]]] = {
     "reduction": _reduction,
     "mixed": _mixed,
     "fifo": _fifo,
-    "gate": _gate,
+    "gate": gate,
 }
 """Name -> the suite's cases; its docstring is shown by `fa-harness run --help`."""

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fa_harness import __version__, proc, terminal
 from fa_harness.case import captures
+from fa_harness.case.capture_stream import read_stream
 from fa_harness.case.captures import Capture, Entry
 from fa_harness.case.quants import TYPES
 from fa_harness.cli import options
@@ -147,7 +148,7 @@ def capture_model(
         with writing(stream):
             _run(built.program(CAPTURE), request, stream, verbose=verbose)
             with stream.open("rb") as file:
-                entries = captures.read_stream(file)
+                entries = read_stream(file)
     capture = captures.save(
         out,
         entries,

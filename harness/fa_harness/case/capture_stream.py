@@ -1,0 +1,186 @@
+"""The stream that the program `fa-harness-capture` writes, read into entries of a capture."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from fa_harness.arrays import F16, U8
+from fa_harness.case.captures import Arrays, Entry, check_arrays
+from fa_harness.case.quants import TYPES, decode
+from fa_harness.errors import UsageError
+
+_STREAM = 1
+"""Version of what the program writes."""
+
+
+def read_stream(stream: BinaryIO) -> list[tuple[Entry, Arrays]]:
+    """Read what the program `fa-harness-capture` writes.
+
+    Raises:
+        UsageError: It ends too early, is of another version, or holds a call that the harness has
+            no case for.
+    """
+    head = _line(stream)
+    if head.get("stream") != _STREAM:
+        raise UsageError(
+            f"the stream of fa-harness-capture is of version {head.get('stream')}, not {_STREAM}; "
+            "build the program anew"
+        )
+    entries = []
+    while not (call := _line(stream)).get("end"):
+        tensors = {item["name"]: _tensor(stream, item) for item in call["tensors"]}
+        types = {item["name"]: item["type"] for item in call["tensors"]}
+        name = f"layer-{call['layer']}.{call['phase']}"
+        for tensor, wanted in (("q", "f32"), ("mask", "f16"), ("sinks", "f32"), ("out", "f32")):
+            if types.get(tensor, wanted) != wanted:
+                raise UsageError(f"{name}: {tensor} is {types[tensor]}; the harness takes {wanted}")
+        q, sinks = tensors["q"].view(np.float32), tensors.get("sinks")
+        if tensors["k"].shape[0] != q.shape[0]:
+            raise UsageError(f"{name}: sequences share keys, which the harness has no case for")
+        mask: F16 | None = None
+        if "mask" in tensors:  # older versions pad its rows
+            mask = tensors["mask"].view(np.float16)[:, :, : q.shape[2]]
+            mask = np.ascontiguousarray(np.broadcast_to(mask, (q.shape[0], *mask.shape[1:])))
+        arrays = Arrays(
+            q=q,
+            k=tensors["k"],
+            v=tensors["v"],
+            mask=mask,
+            sinks=None if sinks is None else sinks.view(np.float32).reshape(-1),
+            out=np.ascontiguousarray(tensors["out"].view(np.float32).swapaxes(1, 2)),
+        )
+        options = ("position", "max_bias", "logit_softcap", "prec", "threads", "v_is_view_of_k")
+        entry = make_entry(
+            arrays,
+            layer=call["layer"],
+            phase=call["phase"],
+            type_k=types["k"],
+            type_v=types["v"],
+            scale=call["scale"],
+            n_swa=head["n_swa"],
+            **{option: call[option] for option in options},
+        )
+        entries.append((entry, arrays))
+    return entries
+
+
+def _line(stream: BinaryIO) -> dict[str, Any]:
+    line = stream.readline()
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError("the stream of fa-harness-capture ends too early or is damaged; run again")
+    return found
+
+
+def _tensor(stream: BinaryIO, item: dict[str, Any]) -> U8:
+    shape = (*reversed(item["ne"][1:]), item["row_bytes"])
+    data = stream.read(int(np.prod(shape, dtype=np.int64)))
+    if len(data) != np.prod(shape, dtype=np.int64):
+        raise UsageError("the stream of fa-harness-capture ends too early; run again")
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def make_entry(
+    arrays: Arrays,
+    *,
+    layer: int,
+    phase: str,
+    type_k: str,
+    type_v: str,
+    scale: float,
+    position: int = 0,
+    n_swa: int = 0,
+    max_bias: float = 0.0,
+    logit_softcap: float = 0.0,
+    prec: str = "f32",
+    threads: int = 1,
+    v_is_view_of_k: bool = False,
+) -> Entry:
+    """Describe one call of the op.
+
+    Args:
+        arrays: What it got and gave.
+        layer: The model's layer.
+        phase: `prefill` or `decode`.
+        type_k: Type of the rows of K, one of `quants.TYPES`.
+        type_v: Type of the rows of V.
+        scale: What the scores are multiplied with; rounded to float32.
+        position: Tokens of the sequence before the first row.
+        n_swa: The model's sliding window; 0 is none.
+        max_bias: ALiBi; 0 is off.
+        logit_softcap: 0 is off.
+        prec: `f32` or `def`.
+        threads: Threads that the model computed with.
+        v_is_view_of_k: V is the first elements of K's rows.
+
+    Raises:
+        UsageError: The arrays do not go together, or hold numbers that are not finite where a row
+            sees them.
+    """
+    ne3, n_head, n_batch, hsk = arrays.q.shape
+    n_head_kv, n_kv = arrays.k.shape[1:3]
+    mask = arrays.mask
+    entry = Entry(
+        layer=layer,
+        phase=phase,
+        position=position,
+        hsk=hsk,
+        hsv=arrays.out.shape[-1],
+        n_head=n_head,
+        n_head_kv=n_head_kv,
+        n_kv=n_kv,
+        n_batch=n_batch,
+        ne3=ne3,
+        mask_heads=0 if mask is None else mask.shape[1],
+        has_sinks=arrays.sinks is not None,
+        type_K=type_k,
+        type_V=type_v,
+        v_is_view_of_k=v_is_view_of_k,
+        scale=float(np.float32(scale)),
+        max_bias=max_bias,
+        logit_softcap=logit_softcap,
+        prec=prec,
+        threads=threads,
+        n_kv_seen=n_kv if mask is None else _n_seen(mask),
+        n_causal=0 if mask is None else _n_causal(mask),
+        sliding_window=n_swa if mask is not None and _hides_past(mask, position) else 0,
+    )
+    for name, type_name in (("K", type_k), ("V", type_v)):
+        if type_name not in TYPES:
+            raise UsageError(
+                f"{entry.name}: {name} is {type_name}, which the harness cannot decode; capture "
+                f"with another cache type, one of {', '.join(TYPES)}"
+            )
+    check_arrays(entry, arrays)
+    seen = np.s_[:, :, : entry.n_kv_seen]
+    for name, values in (
+        ("Q", arrays.q),
+        ("K", decode(arrays.k[seen], type_k)),
+        ("V", decode(arrays.v[seen], type_v)),
+    ):
+        if not np.isfinite(values).all():
+            raise UsageError(f"{entry.name}: {name} holds numbers that are not finite")
+    return entry
+
+
+def _n_seen(mask: F16) -> int:
+    seen = np.flatnonzero(~np.isneginf(mask).all(axis=(0, 1, 2)))
+    return int(seen[-1]) + 1 if seen.size else 0
+
+
+def _n_causal(mask: F16) -> int:
+    n = min(mask.shape[2:])
+    is_other = (np.isneginf(mask[:, :, :n, :n]) == np.tri(n, dtype=bool)).any(axis=(0, 1))
+    row, key = np.nonzero(is_other)
+    return int(np.maximum(row, key).min()) if row.size else n
+
+
+def _hides_past(mask: F16, position: int) -> bool:
+    n_seen = (~np.isneginf(mask)).sum(axis=-1)
+    return bool((n_seen < position + 1 + np.arange(mask.shape[2])).any())
