@@ -3,13 +3,14 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+DOCS   := .venv-docs
 READY  := $(VENV)/.ready
 ARGS   ?=
 # unless ARGS cuts the cache in its own way
 SEGMENTS = $(if $(filter --segments% --boundaries%,$(ARGS)),,--segments 4)
 
 .DEFAULT_GOAL := help
-.PHONY: help run gate bench fuzz mutants test vendor lib lint clean distclean
+.PHONY: help run gate bench fuzz mutants test vendor lib lint docs clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,11 +50,20 @@ lint: $(READY) ## ruff and mypy --strict
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+docs: $(DOCS)/.ready ## build the documentation's site in build/site
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
+	@echo build/site/index.html
+
 clean: ## delete what was built; sources and .venv stay
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 distclean: clean ## delete all that is not in git: .venv and fetched sources, too
-	rm -rf $(VENV) vendor/cache vendor/src
+	rm -rf $(VENV) $(DOCS) vendor/cache vendor/src
+
+$(DOCS)/.ready: requirements-docs.lock
+	@$(PYTHON) -m venv $(DOCS)
+	@$(DOCS)/bin/python -m pip --disable-pip-version-check install -qq --require-hashes -r $<
+	@touch $@
 
 # One at a time: two `make run` may start together in a fresh checkout.
 $(READY): requirements.lock requirements-build.lock pyproject.toml
