@@ -52,6 +52,16 @@ def test_a_newer_version_is_found_and_pinned_with_its_checksum(
     assert not newer.newest(project)[0].is_newer
 
 
+@pytest.mark.parametrize("name", ['a"b', "a/b", "..", "a\nb", "-x"])
+def test_a_name_that_cannot_be_a_folders_is_refused_before_anything_is_fetched(
+    project: Project, name: str
+) -> None:
+    before = project.pins_file.read_text()
+    with pytest.raises(UsageError, match="cannot be a folder's name"):
+        newer.add(project, "mini-llama==9.9", name)
+    assert project.pins_file.read_text() == before
+
+
 @pytest.mark.parametrize(
     ("pinned", "version", "is_newer"),
     [

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from fa_harness.errors import SetupError, UsageError
-from fa_harness.upstream.pins import load_pins
+from fa_harness.upstream.pins import load_pins, set_default
 
 CHECKOUT = Path(__file__).parents[2]
 GOOD = (
@@ -69,3 +69,11 @@ def test_a_file_without_upstreams_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match=r"cannot read .*upstreams\.toml: No such file"):
         load_pins(tmp_path / "upstreams.toml")
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_another_default_leaves_the_rest_of_the_file_as_it_is(tmp_path: Path, quote: str) -> None:
+    text = '# the pins\n\ndefault  =  {}  # of today\n\n[upstreams."a"]\nversion      = "1"\n'
+    (tmp_path / "upstreams.toml").write_text(text.format(f"{quote}a{quote}"))
+    set_default(tmp_path / "upstreams.toml", "b")
+    assert (tmp_path / "upstreams.toml").read_text() == text.format('"b"')

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tomlkit
+
 from fa_harness.errors import SetupError
 from fa_harness.files import replace_file
 from fa_harness.project import writing
@@ -80,16 +82,14 @@ def rename(patches: Path, names: Mapping[str, str]) -> None:
     """Give the tables of patches in `variants.toml` their new names, as old -> new."""
     path = patches / "variants.toml"
     if path.exists():
-        text = path.read_text(encoding="utf-8")
-        new = re.sub(
-            r'^(\[\[?["\'])([^"\']+)(["\'])',
-            lambda found: found[1] + names.get(found[2], found[2]) + found[3],
-            text,
-            flags=re.MULTILINE,
-        )
-        if new != text:
+        before = tomlkit.parse(path.read_text(encoding="utf-8"))
+        after = tomlkit.document()
+        for key, tables in before.body:
+            new = tomlkit.key(names[key.key]) if key is not None and key.key in names else key
+            after.append(new, tables)
+        if after != before:
             with writing(path):
-                replace_file(path, new)
+                replace_file(path, tomlkit.dumps(after))
 
 
 def of_version(variants: Sequence[Variant], patch: str, version: Version) -> list[Variant]:

@@ -15,7 +15,7 @@ from fa_harness.files import replace_file, sha256
 from fa_harness.project import PATCHES, Project, locked, writing
 from fa_harness.upstream.fetch import fetch, newest_version
 from fa_harness.upstream.layout import version_in
-from fa_harness.upstream.pins import Pin, load_pins
+from fa_harness.upstream.pins import NAME, Pin, load_pins
 from fa_harness.upstream.repository import contents_sha256, fetch_commit, head_of
 
 _KEYS = ("package", "version", "git", "commit", "sha256", "root", "ggml_version")
@@ -52,6 +52,11 @@ def add(project: Project, spec: str, name: str | None = None) -> Pin:
             changes that are not committed.
     """
     project.refuse_to_change_shipped(project.pins_file, "upstream add")
+    if name is not None and not NAME.fullmatch(name):
+        raise UsageError(
+            f"--name {name!r}: cannot be a folder's name, which a pin's is, too; take letters, "
+            "digits, dots, dashes, + and _"
+        )
     package = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+]*)", spec)
     url, ref = ("", "") if package else _repository(spec)
     with locked(project, PATCHES):

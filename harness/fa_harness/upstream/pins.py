@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import tomlkit
+
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.files import replace_file
 from fa_harness.project import writing
@@ -57,6 +59,8 @@ class Pin:
 OF_SDIST = ("package", "version")
 OF_COMMIT = ("git", "commit")
 OF_BOTH = ("sha256", "root")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+"""What a pin may be called: its name is a folder's, too."""
 KNOWN = tuple(field.name for field in fields(Pin) if field.name != "name")
 
 
@@ -112,15 +116,15 @@ def load_pins(path: Path) -> Pins:
 
 def set_default(path: Path, name: str) -> None:
     """Make another pin the one that is meant where none is named; the rest stays as it is."""
-    text = path.read_text(encoding="utf-8")
-    changed = re.sub(r'^default *= *"[^"]*"', f'default = "{name}"', text, count=1, flags=re.M)
+    pins = tomlkit.parse(path.read_text(encoding="utf-8"))
+    pins["default"] = name
     with writing(path):
-        replace_file(path.resolve(), changed)
+        replace_file(path.resolve(), tomlkit.dumps(pins))
 
 
 def _pin(path: Path, name: str, table: Any) -> Pin:
     where = f"{path}: upstream '{name}'"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
+    if not NAME.fullmatch(name):
         raise SetupError(f"{where}: the name must be usable as a folder's name")
     if not isinstance(table, dict):
         raise SetupError(f'{where}: must be a table [upstreams."{name}"]')
