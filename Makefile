@@ -5,15 +5,18 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DOCS   := .venv-docs
 READY  := $(VENV)/.ready
+DEV    := $(VENV)/.ready-dev
 ARGS   ?=
+# what tests need; those that need more are not in `make test`
+LIBRARIES = pristine 0001 0006 patched mutants asan-ubsan
 # unless ARGS cuts the cache in its own way
 SEGMENTS = $(if $(filter --segments% --boundaries%,$(ARGS)),,--segments 4)
 
 .DEFAULT_GOAL := help
-.PHONY: help run gate bench fuzz mutants test vendor lib lint docs clean distclean
+.PHONY: help run gate bench fuzz mutants test test-all test-part test-timing vendor lib lint docs clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  UPSTREAM_DIR=/path make run   use your own llama.cpp or ggml checkout"
 	@echo "  make run ARGS='--threads 8'   more options for fa-harness run"
@@ -35,9 +38,19 @@ mutants: $(READY) ## put faults into the kernel and see whether the cases notice
 	@$(BIN)/fa-harness build mutants
 	@$(BIN)/fa-harness mutants $(ARGS)
 
-test: $(READY) ## build the libraries and run every test
-	@$(BIN)/fa-harness build pristine 0001 patched mutants asan ubsan tsan
-	@$(BIN)/python -m pytest $(ARGS)
+test: lint ## lint, types and the tests that take ten minutes, with the builds that they need
+	@$(BIN)/fa-harness build $(LIBRARIES)
+	@$(BIN)/python -m pytest -m 'not full and not timing' $(ARGS)
+
+test-all: lint test-part test-timing ## every test, those that measure time alone at the end
+
+test-part: $(DEV) ## every test in ARGS but those that measure time
+	@$(BIN)/fa-harness build $(LIBRARIES) tsan
+	@$(BIN)/python -m pytest -m 'not timing' $(ARGS)
+
+test-timing: $(DEV) ## the tests that measure time
+	@$(BIN)/fa-harness build $(LIBRARIES)
+	@$(BIN)/python -m pytest -m timing
 
 vendor: $(READY) ## fetch the upstream sources and apply the patches
 	@$(BIN)/fa-harness vendor
@@ -45,7 +58,7 @@ vendor: $(READY) ## fetch the upstream sources and apply the patches
 lib: $(READY) ## build the patched library
 	@$(BIN)/fa-harness build patched
 
-lint: $(READY) ## ruff and mypy --strict
+lint: $(DEV) ## ruff and mypy --strict
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -67,4 +80,7 @@ $(DOCS)/.ready: requirements-docs.lock
 
 # One at a time: two `make run` may start together in a fresh checkout.
 $(READY): requirements.lock requirements-build.lock pyproject.toml
-	@$(PYTHON) tools/bootstrap.py $(VENV)
+	@$(PYTHON) tools/bootstrap.py $(VENV) run
+
+$(DEV): requirements-dev.lock requirements-build.lock pyproject.toml
+	@$(PYTHON) tools/bootstrap.py $(VENV) dev
