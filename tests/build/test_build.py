@@ -258,8 +258,9 @@ def test_a_clone_elsewhere_compiles_nothing_that_the_compiler_cache_has(
 
     monkeypatch.setenv("CCACHE_DIR", str(tmp_path / "ccache"))
     options = {"CMAKE_C_COMPILER_LAUNCHER": "ccache"}
-    elsewhere = Project(root=tmp_path / "another place" / "clone")
-    shutil.copytree(ready.root, elsewhere.root)
+    place = tmp_path / "another place" / "clone"
+    elsewhere = Project(data=place, home=place)
+    shutil.copytree(ready.home, elsewhere.home)
     [first] = build(ready, [name], options=options)
     n_file = len(first.compiled)
     assert hits_and_misses() == (0, n_file)
