@@ -10,7 +10,7 @@ import pytest
 from fa_harness import proc
 from fa_harness.build.builder import build
 from fa_harness.build.library import Library
-from fa_harness.build.sanitizers import SANITIZERS, finding
+from fa_harness.build.sanitizers import finding
 from fa_harness.build.toolchain import find_ninja
 from fa_harness.case.case import Case
 from fa_harness.case.suites import suite
@@ -64,7 +64,7 @@ def verdict_with(fault: str, name: str, tmp_path: Path) -> Verdict:
     return verdict
 
 
-@pytest.mark.parametrize("name", SANITIZERS)
+@pytest.mark.parametrize("name", ["asan-ubsan", pytest.param("tsan", marks=pytest.mark.full)])
 def test_smoke_is_clean(name: str) -> None:
     with Runner(library_named(name).module_path) as runner:
         verdicts = list(runner.run(suite("smoke")))
@@ -111,6 +111,7 @@ def test_undefined_behaviour_is_a_crash_that_says_where(
     assert place == f"    in {FUNCTION} at {PLACE}"
 
 
+@pytest.mark.full
 def test_a_race_between_two_threads_is_a_crash_that_says_where(tmp_path: Path) -> None:
     verdict = verdict_with("static int n_call; n_call++;", "tsan", tmp_path)
     assert verdict.status == "crash"

@@ -103,13 +103,21 @@ def test_the_series_passes_on_the_recorded_case() -> None:
 # Suites
 
 
+@pytest.mark.full
 def test_the_default_suite_passes_in_four_segments() -> None:
     done = fa_harness("run", "--segments", 4)
     assert done.returncode == 0, done.stdout
     assert re.search(r"^\d+ cases: \d+ pass \| library patched of ", done.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize(("threads", "segments"), [(1, "1,2,3,7"), (2, "1,2,3,7"), (8, "2")])
+@pytest.mark.parametrize(
+    ("threads", "segments"),
+    [
+        (1, "1,2,3,7"),
+        pytest.param(2, "1,2,3,7", marks=pytest.mark.full),
+        pytest.param(8, "2", marks=pytest.mark.full),
+    ],
+)
 def test_the_smoke_suite_passes_in_any_number_of_segments(threads: int, segments: str) -> None:
     options = ("--suite", "smoke", "--segments", segments, "--threads", threads)
     done = fa_harness("run", *options)
@@ -442,6 +450,7 @@ def test_a_crash_of_the_library_costs_one_case(running: Running) -> None:
     assert "3 cases: 2 pass, 1 crash" in output
 
 
+@pytest.mark.timing
 def test_a_case_that_takes_too_long_costs_one_case(tmp_path: Path) -> None:
     status, output, report = Running(tmp_path, "--timeout", "1").ended()
     assert status == 1

@@ -228,6 +228,7 @@ def test_in_github_actions_what_is_wrong_is_annotated_and_the_summary_added_to(
     )
 
 
+@pytest.mark.full
 def test_every_case_of_the_gate_passes_on_the_series_with_a_seed_of_no_choice(
     patched: Library,
 ) -> None:
@@ -438,6 +439,7 @@ def test_a_crash_while_a_speed_row_is_measured_is_its_fault(
     assert [row.fault.split()[0] for row in rows] == ["SIGSEGV", "SIGSEGV"]
 
 
+@pytest.mark.timing
 def test_a_ratio_that_got_worse_is_measured_twice_and_stopped(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patched: Library
 ) -> None:

@@ -29,7 +29,7 @@ WAIT = 120
 SHORT = "FLASH_ATTN_EXT(hsk=32,hsv=32,nh=1,kv=64,nb=1,regime=normal,segments=2)"
 LARGE_STATE = SHORT.replace("hsk=32,hsv=32,nh=1", "hsk=128,hsv=128,nh=8").replace("nb=1", "nb=32")
 
-pytestmark = pytest.mark.usefixtures("patched")
+pytestmark = [pytest.mark.full, pytest.mark.usefixtures("patched")]
 
 
 class Running:

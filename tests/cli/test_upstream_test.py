@@ -14,6 +14,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*CLI, *arguments], capture_output=True, text=True, timeout=900)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "op", ["FLASH_ATTN_EXT_STATE", "FLASH_ATTN_EXT_MERGE,FLASH_ATTN_EXT_RESULT"]
 )
@@ -27,12 +28,14 @@ def test_upstream_s_test_passes_the_cases_of_the_series(op: str) -> None:
     assert "not supported" not in output
 
 
+@pytest.mark.full
 def test_the_cases_include_chains_and_merges_on_every_path() -> None:
     listed = ANSI.sub("", run("support", "-b", "CPU", "-o", "FLASH_ATTN_EXT_STATE").stdout)
     for part in ("merge=0", "merge=1", "kv=1200,nb=1,", "nb=75", "type_K=q8_0", "n_seg=7"):
         assert part in listed, part
 
 
+@pytest.mark.full
 def test_arguments_of_its_own_are_passed_on() -> None:
     assert "FLASH_ATTN_EXT_MERGE" in run("--list-ops").stdout
 

@@ -43,10 +43,11 @@ def judged(library: Ggml, case: Case, modes: tuple[str, ...] | None = None) -> V
 # the library: what the patches promise
 
 
+@pytest.mark.parametrize("name", ["smoke", pytest.param("default", marks=pytest.mark.full)])
 def test_without_a_state_the_patched_library_is_pristine_bit_for_bit_in_the_same_work_memory(
-    patched: Library, pristine: Library
+    name: str, patched: Library, pristine: Library
 ) -> None:
-    cases = suite("default")
+    cases = suite(name)
     assert {path(case) for case in cases} == {"vec", "tiled", "split-kv"}
     with Worker(pristine.module_path) as upstream, Worker(patched.module_path) as ours:
         for case in cases:

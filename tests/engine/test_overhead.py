@@ -18,6 +18,8 @@ from fa_harness.engine.modes import run_case
 from fa_harness.engine.runner import Runner
 from fa_harness.machine import usable_cores
 
+pytestmark = pytest.mark.timing
+
 TRIES = 100
 WORKERS = 10
 IN_A_ROW = 10

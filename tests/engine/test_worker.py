@@ -190,6 +190,7 @@ def test_a_child_that_hangs_in_the_middle_of_a_reply_is_a_timeout(
         assert lost.status == "timeout"
 
 
+@pytest.mark.timing
 def test_a_case_that_takes_too_long_is_a_timeout_in_its_mode(patched: Library) -> None:
     with Worker(patched.module_path) as worker:
         lost = compute(worker, LONG, timeout=2)

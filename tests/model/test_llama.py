@@ -20,6 +20,8 @@ from fa_harness.project import find_project
 from fa_harness.upstream.git import git
 from fa_harness.upstream.source import find_source, unpack, whole_of
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
