@@ -1,3 +1,4 @@
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,6 +121,25 @@ def test_a_library_that_runs_is_said_to(project: Project, monkeypatch: pytest.Mo
     pretend_built(project, monkeypatch, None)
     report = check(project, try_library=lambda _library: None)
     assert found(report, "library patched").value == "current, runs here"
+
+
+def test_the_places_of_configuration_patches_and_home_are_shown(project: Project) -> None:
+    report = check(project)
+    assert found(report, "configuration").value == "none (fa-harness init: fa-harness.toml)"
+    assert found(report, "patches").value == str(project.patches)
+    expected = f"{project.home} (FA_HARNESS_HOME moves them)"
+    assert found(report, "sources, builds").value == expected
+
+
+def test_a_home_that_cannot_be_written_is_a_problem(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda _path, _mode: False)
+    problem = found(check(project), "sources, builds")
+    assert problem.status == "problem"
+    assert problem.value == (
+        f"{project.home} cannot be written; make it writable, or set FA_HARNESS_HOME"
+    )
 
 
 def test_little_room_on_the_disk_is_a_problem(

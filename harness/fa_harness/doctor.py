@@ -15,9 +15,10 @@ from fa_harness.build import builder as build
 from fa_harness.build import toolchain
 from fa_harness.build.library import Library
 from fa_harness.build.names import MUTANTS, WHOLE, library_names
+from fa_harness.config import FILE
 from fa_harness.errors import FaHarnessError
 from fa_harness.machine import cpu_features, cpu_model, usable_cores
-from fa_harness.project import Project
+from fa_harness.project import HOME_VARIABLE, Project
 from fa_harness.series import series, tree
 from fa_harness.upstream import fetch, source
 from fa_harness.upstream.pins import Pin
@@ -70,6 +71,9 @@ def check(project: Project, *, try_library: TryLibrary | None = None) -> Report:
             it libraries are looked at but not run.
     """
     findings = [
+        _configuration(project),
+        Diagnosis(name="patches", value=_patches(project)),
+        _home(project),
         _probe("Python", _python),
         _probe("C compiler", lambda: toolchain.find_c_compiler().version),
         _probe("C++ compiler", lambda: toolchain.find_cxx_compiler().version),
@@ -86,6 +90,26 @@ def check(project: Project, *, try_library: TryLibrary | None = None) -> Report:
         _disk(project),
     ]
     return Report(findings=tuple(findings))
+
+
+def _configuration(project: Project) -> Diagnosis:
+    file = project.config.file
+    return Diagnosis(name="configuration", value=str(file or f"none (fa-harness init: {FILE})"))
+
+
+def _patches(project: Project) -> str:
+    if not project.config.has_series:
+        return f"none ({project.config.where('series')})"
+    return f"{project.patches}{' (of the installed package)' * project.is_installed}"
+
+
+def _home(project: Project) -> Diagnosis:
+    there = project.existing_home
+    if not os.access(there, os.W_OK | os.X_OK):
+        value = f"{there} cannot be written; make it writable, or set {HOME_VARIABLE}"
+        return Diagnosis(name="sources, builds", value=value, status="problem")
+    value = f"{project.home} ({HOME_VARIABLE} moves them)"
+    return Diagnosis(name="sources, builds", value=value)
 
 
 def _probe(name: str, look: Callable[[], str]) -> Diagnosis:
@@ -164,8 +188,7 @@ def _cores() -> Diagnosis:
 
 
 def _disk(project: Project) -> Diagnosis:
-    there = next(each for each in (project.home, *project.home.parents) if each.is_dir())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(project.existing_home).free
     if free < NEEDED_BYTES:
         value = f"{free >> 20} MiB free, a build needs {NEEDED_BYTES >> 20}; free some space"
         return Diagnosis(name="disk", value=value, status="problem")

@@ -89,6 +89,11 @@ class Project:
         return self.home / "build"
 
     @property
+    def existing_home(self) -> Path:
+        """The home, or the folder above in which it will be made."""
+        return next(each for each in (self.home, *self.home.parents) if each.is_dir())
+
+    @property
     def is_installed(self) -> bool:
         """Whether patches, pins and baselines are the package's own, outside any checkout."""
         return self.data == SHIPPED

@@ -29,7 +29,7 @@ class Selection:
     """What to run: one source of cases, and what is changed in them.
 
     Attributes:
-        suite: Name of a suite; `default` where no other source of cases is given.
+        suite: Name of a suite, or a comma list; `default` where no other source of cases is given.
         case_string: One case.
         case_file: A file with a case a line, also as `test-backend-ops` prints it. Empty lines, `#`
             comments and what that tool prints about other things are passed over.
@@ -127,7 +127,8 @@ def _cases(what: Selection) -> list[Case]:
         return [captures.checked(Case.parse(what.case_string))]
     if what.case_file is not None:
         return read_cases(what.case_file)
-    return cases_of_suite(what.suite or "default")
+    names = (what.suite or "default").split(",")
+    return [case for name in names for case in cases_of_suite(name)]
 
 
 def _changes(what: Selection) -> Iterator[dict[str, Any]]:

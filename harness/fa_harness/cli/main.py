@@ -27,6 +27,7 @@ _COMMANDS = {
     "test-backend-ops": "Build upstream's test-backend-ops from a library's sources and run it",
     "series": "Change the patch series: patches are commits while you work on them",
     "upstream": "Pin other versions of upstream",
+    "init": "Write a fa-harness.toml, which every command in this folder and below it obeys",
     "vendor": "Fetch the upstream sources and apply the patch series",
     "build": "Build libraries by name [default: patched]",
     "doctor": "Show what a run would use on this machine, and what is wrong with it",

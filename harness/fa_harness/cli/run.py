@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 
 import click
@@ -15,12 +16,14 @@ from fa_harness.build.library import Library
 from fa_harness.build.named import held_library
 from fa_harness.case.case import Case
 from fa_harness.case.selection import Selection, check_modes, select
+from fa_harness.case.suites import SUITES
 from fa_harness.cli import options
 from fa_harness.cli.options import How, Reports
 from fa_harness.engine.runner import Runner
-from fa_harness.errors import FaHarnessError, SetupError
+from fa_harness.errors import FaHarnessError, SetupError, UsageError
 from fa_harness.judge.verdict import Verdict
 from fa_harness.machine import cpu_model, usable_cores
+from fa_harness.project import find_project
 from fa_harness.report.console import Table, print_summary
 from fa_harness.report.results import Results
 from fa_harness.terminal import make_console
@@ -34,7 +37,8 @@ _what = options.as_record(
     click.option(
         "--suite",
         metavar="NAME",
-        help="Cases to run: seed, smoke, default, paths, reduction, mixed, fifo or gate [default].",
+        help="Cases to run: seed, smoke, default, paths, reduction, mixed, fifo or gate; several "
+        "with commas [default].",
     ),
     click.option(
         "--case", "case_string", metavar="STRING", help="Run one case, as a report prints it."
@@ -103,7 +107,7 @@ def command(*, what: Selection, how: How, list_only: bool, reports: Reports) -> 
     Options that may be repeated also take a comma list: --segments 1,2,7 runs every case three
     times. Cases that list boundaries of their own keep them.
     """
-    cases = select(what)
+    cases = select(_with_usual_suites(what))
     if list_only:
         for case in cases:
             click.echo(str(case))
@@ -119,6 +123,18 @@ def command(*, what: Selection, how: How, list_only: bool, reports: Reports) -> 
     reports.write(results)
     if not results.passed:
         sys.exit(1)
+
+
+def _with_usual_suites(what: Selection) -> Selection:
+    """Take the suites of `fa-harness.toml` where nothing says which cases."""
+    config = find_project().config
+    if not config.suites or any((what.suite, what.case_string, what.case_file, what.captured)):
+        return what
+    for name in config.suites:
+        if name not in SUITES:
+            known = ", ".join(SUITES)
+            raise UsageError(f"{config.where('suites')} '{name}' is unknown; there are {known}")
+    return replace(what, suite=",".join(config.suites))
 
 
 class EndedError(FaHarnessError):

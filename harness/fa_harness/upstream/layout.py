@@ -33,6 +33,18 @@ def detect_layout(files: Container[str]) -> Layout | None:
     return "ggml" if "src/ggml.c" in files else None
 
 
+def is_checkout(folder: Path) -> bool:
+    """Tell whether a folder holds llama.cpp or ggml."""
+    return layout_of(folder) is not None
+
+
+def layout_of(folder: Path) -> Layout | None:
+    """The layout of a folder on this machine; None is neither."""
+    return detect_layout(
+        [name for name in ("ggml/src/ggml.c", "src/ggml.c") if (folder / name).is_file()]
+    )
+
+
 def place(path: str, layout: Layout) -> str | None:
     """Where the upstream file `path` lies in a tree; None if a tree does without it."""
     if path in OTHER_FILES:

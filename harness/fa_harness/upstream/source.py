@@ -16,7 +16,7 @@ from fa_harness.upstream.layout import (
     GGML_PARTS,
     OTHER_FILES,
     Layout,
-    detect_layout,
+    layout_of,
     place,
     version_in,
 )
@@ -162,8 +162,7 @@ def source_of(root: Path) -> Source:
     root = root.expanduser().resolve()
     if not root.is_dir():
         raise SetupError(f"{root} is not a folder")
-    probes = [name for name in ("ggml/src/ggml.c", "src/ggml.c") if (root / name).is_file()]
-    layout = detect_layout(probes)
+    layout = layout_of(root)
     if layout is None:
         raise SetupError(
             f"{root} is no checkout of llama.cpp or ggml (neither "
