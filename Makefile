@@ -13,7 +13,7 @@ LIBRARIES = pristine 0001 0006 patched mutants asan-ubsan
 SEGMENTS = $(if $(filter --segments% --boundaries%,$(ARGS)),,--segments 4)
 
 .DEFAULT_GOAL := help
-.PHONY: help run gate bench fuzz mutants test test-all test-part test-timing vendor lib lint docs clean distclean
+.PHONY: help run gate bench fuzz mutants test test-all test-part test-timing vendor lib lint dist docs clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ lint: $(DEV) ## ruff and mypy --strict
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+dist: $(DEV) ## build wheel and sdist in dist/
+	@$(BIN)/python -m build --no-isolation --outdir dist .
+
 docs: $(DOCS)/.ready ## build the documentation's site in build/site
 	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
 	@echo build/site/index.html
@@ -71,7 +74,7 @@ clean: ## delete what was built; sources and .venv stay
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 distclean: clean ## delete all that is not in git: .venv and fetched sources, too
-	rm -rf $(VENV) $(DOCS) vendor/cache vendor/src
+	rm -rf $(VENV) $(DOCS) dist vendor/cache vendor/src
 
 $(DOCS)/.ready: requirements-docs.lock
 	@$(PYTHON) -m venv $(DOCS)

@@ -1,9 +1,11 @@
 import ctypes
 import dataclasses
+import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -398,3 +400,49 @@ def test_a_patch_of_mutants_that_does_not_apply_is_left_out_of_their_library(
     assert mutated.series[-2:] == (with_mutants.name, last.name)
     assert "patch '0004-broken.patch' does not apply" in capsys.readouterr().err
     assert is_stale(ready, mutated) is None
+
+
+def test_a_home_may_have_spaces_and_any_letters(ready: Project, tmp_path: Path) -> None:
+    elsewhere = dataclasses.replace(ready, home=tmp_path / "Größe und Übermaß" / "日本語")
+    [library] = build(elsewhere, ["patched"])
+    assert library.module_path.is_file()
+    assert not ready.build.exists()
+
+
+def test_two_processes_at_once_in_one_home_build_a_library_once(ready: Project) -> None:
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        first, second = pool.starmap(build, [(ready, ["patched"]), (ready, ["patched"])])
+    assert first == second
+    assert len(first[0].compiled) == 4, "the second process found what the first had built"
+
+
+@pytest.mark.parametrize("folder", ["/dev/null/home", "/proc/home"])
+def test_a_home_that_cannot_be_made_is_named_with_the_next_step(
+    ready: Project, folder: str
+) -> None:
+    with pytest.raises(SetupError, match=rf"cannot write {folder}.*FA_HARNESS_HOME="):
+        build(dataclasses.replace(ready, home=Path(folder)), ["patched"])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of a few pages, where it can be had."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("only who may mount can make a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_named_and_with_room_the_build_goes_on(
+    ready: Project, small_disk: Path
+) -> None:
+    full = dataclasses.replace(ready, home=small_disk)
+    with pytest.raises(SetupError, match=r"the disk is full; free some space .*FA_HARNESS_HOME="):
+        build(full, ["patched"])
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    [library] = build(full, ["patched"])
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert build(full, ["patched"]) == [library], "what is built is used where nothing can be"

@@ -96,7 +96,12 @@ def load(path: Path) -> Library:
         FileNotFoundError: there is no record, so no library.
         SetupError: the record is damaged or of another version of the harness.
     """
-    text = (path / RECORD).read_text(encoding="utf-8")
+    try:
+        text = (path / RECORD).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        raise SetupError(f"cannot read {path / RECORD}: {error}; delete {path}") from error
     try:
         record = json.loads(text)
         for field in ("series", "compiled", "preload"):
