@@ -42,7 +42,15 @@ class Installed:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     """The wheel of this checkout, installed with what it depends on."""
     folder = tmp_path_factory.mktemp("Größe mit Raum")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), CHECKOUT]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "build",
+        "--no-isolation",
+        "--outdir",
+        folder,
+        CHECKOUT,
+    ]
     subprocess.run(command, check=True, capture_output=True)
     [wheel] = folder.glob("*.whl")
     assert list(folder.glob("*.tar.gz"))
