@@ -76,7 +76,7 @@ def case_id(case: Case) -> str:
 
     Cases that differ have different ones, whatever other cases there are.
     """
-    from fa_harness.report.console import label
+    from fa_harness.case.label import label
 
     left_out = [
         (bool(case.segment_types), "mixed"),

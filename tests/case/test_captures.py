@@ -20,6 +20,7 @@ from fa_harness.case.capture_stream import make_entry, read_stream
 from fa_harness.case.captures import Arrays, Entry
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs, make_inputs
+from fa_harness.case.label import label
 from fa_harness.case.quants import decode, encode
 from fa_harness.case.selection import Selection, case_of, select
 from fa_harness.engine.ggml import Ggml, load
@@ -28,7 +29,7 @@ from fa_harness.engine.runner import Runner
 from fa_harness.errors import UsageError
 from fa_harness.hunt.shrink import Failure, _simpler, shrink
 from fa_harness.judge.verdict import Verdict, judge
-from fa_harness.report.console import label, print_summary
+from fa_harness.report.console import print_summary
 from fa_harness.report.results import Results
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-attention.npz"

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from fa_harness.case.case import Case
+from fa_harness.case.label import speed_label
 from fa_harness.cli.bench import Table, document, explain, print_summary, render
-from fa_harness.report.console import speed_label
 from fa_harness.speed import bench
 from fa_harness.speed.bench import Bench, BenchRow, Interval, LimitedRatio, Model
 

@@ -8,7 +8,7 @@ from fa_harness.case.case import Case
 from fa_harness.case.suites import suite
 from fa_harness.judge.compare import Comparison
 from fa_harness.judge.verdict import Verdict
-from fa_harness.report.console import Table, label
+from fa_harness.report.console import Table
 
 
 def comparison(max_abs: float, *, of_bound: float = 0.5) -> Comparison:
@@ -30,12 +30,13 @@ def verdict(
     *,
     case: Case | None = None,
     reason: str = "",
+    path: str = "vec",
     comparisons: dict[str, Comparison] | None = None,
 ) -> Verdict:
     return Verdict(
         case=case or Case(),
         status=status,
-        path="vec",
+        path=path,
         modes=(),
         reason=reason,
         comparisons=comparisons or {},
@@ -43,9 +44,9 @@ def verdict(
     )
 
 
-def printed(verdicts: Sequence[Verdict], *, verbose: bool = False) -> list[str]:
-    console = Console(file=io.StringIO(), width=150, highlight=False)
-    with Table(console, total=len(verdicts), verbose=verbose) as table:
+def printed(verdicts: Sequence[Verdict], *, verbose: bool = False, width: int = 150) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    with Table(console, [one.case for one in verdicts], verbose=verbose) as table:
         for one in verdicts:
             table.add(one, "fa-harness run --case '...'")
     assert isinstance(console.file, io.StringIO)
@@ -99,13 +100,6 @@ def test_an_error_that_is_no_number_is_the_worst() -> None:
     assert line.split()[-4:] == ["nan", "inf", "x", "pass"]
 
 
-def test_the_types_of_segments_stand_in_the_label() -> None:
-    case = Case(
-        hsk=64, hsv=64, segments=3, type_K="f32", type_V="f32", segment_types=("q4_0", "q8_0/f16")
-    )
-    assert label(case) == "hs64 h32 kv96 b8 q4_0+q8_0/f16 uniform t1"
-
-
 def test_columns_stay_in_line_whatever_the_numbers() -> None:
     of_standard = {"standard_vs_oracle": comparison(float("nan"), of_bound=float("inf"))}
     none, some, odd = (
@@ -115,21 +109,19 @@ def test_columns_stay_in_line_whatever_the_numbers() -> None:
     assert len(none) == len(some) == len(odd)
 
 
-def test_the_label_has_the_shape_and_what_is_not_usual() -> None:
-    case = Case(
-        hsk=192, hsv=128, n_head_kv=2, n_group=4, ne3=3, n_kv=70, n_batch=5, type_K="q8_0",
-        type_V="f16", sinks=True,
-        max_bias=8.0, logit_softcap=5.0, boundaries=(1, 9), regime="spiky", seed=7, threads=2,
-    )  # fmt: skip
-    expected = "hs192/128 h8/2 kv70 b5 q8_0/f16 spiky ne3=3 sinks alibi softcap cut:1,9 seed=7 t2"
-    assert label(case) == expected
+@pytest.mark.parametrize("width", [80, 100, 150])
+@pytest.mark.parametrize("name", ["default", "fifo", "reduction"])
+def test_a_row_fits_in_a_line_of_the_terminal(name: str, width: int) -> None:
+    worst = comparison(2.5e-3, of_bound=9.0)
+    names = ("standard_vs_oracle", "full_state_vs_standard", "segmented_vs_standard")
+    verdicts = [
+        verdict("unsupported", case=case, path="split-kv", comparisons=dict.fromkeys(names, worst))
+        for case in suite(name)
+    ]
+    for line in printed(verdicts, width=width):
+        assert len(line) <= width or line.startswith("    fa-harness run")
 
 
-def test_a_case_of_usual_options_has_none_in_its_label() -> None:
-    assert label(Case()) == "hs128 h32 kv96 b8 f16 uniform t1"
-
-
-@pytest.mark.parametrize("name", ["seed", "smoke", "default", "fifo"])
-def test_cases_of_a_suite_can_be_told_apart_by_what_the_column_shows(name: str) -> None:
-    labels = [(label(case)[:60], case.segments) for case in suite(name)]
-    assert len(set(labels)) == len(labels)
+def test_at_80_columns_no_two_cases_have_the_same_row() -> None:
+    rows = printed([verdict(case=case) for case in suite("default")], width=80)[1:]
+    assert len(set(rows)) == len(rows) == len(suite("default"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from fa_harness.case import captures
 from fa_harness.case.captures import Entry
 from fa_harness.case.case import CAPTURED, Case
 from fa_harness.case.case_file import read_cases
+from fa_harness.case.label import wanted
 from fa_harness.case.quants import TYPES
 from fa_harness.case.suites import suite as cases_of_suite
 from fa_harness.engine.modes import MODES, missing_option
@@ -46,7 +46,7 @@ class Selection:
         hot_window: Instead of the cases' own.
         group: Instead of the cases' own.
         cold_type: Instead of the cases' own.
-        pattern: Regular expression that a case's string must match.
+        pattern: What a case must match: see `label.wanted`.
     """
 
     suite: str | None = None
@@ -78,7 +78,7 @@ def select(what: Selection) -> list[Case]:
             what, segments=(), segment_types=(), hot_window=None, group=None, cold_type=None
         )
     keys = _read_boundaries(what.boundaries)
-    wanted = regex(what.pattern).search
+    is_wanted = wanted(what.pattern)
     selected: dict[Case, None] = {}
     variants = [case.with_(**change) for case in cases for change in _changes(what)]
     for case, n in itertools.product(variants, what.segments or (None,)):
@@ -90,10 +90,10 @@ def select(what: Selection) -> list[Case]:
                 cut = cut.with_(**types, type_K="f32", type_V="f32")
             captures.checked(cut)
         except UsageError as error:
-            if wanted(str(case)):
+            if is_wanted(case):
                 raise UsageError(f"{case}: {error}") from error
             continue
-        if wanted(str(cut)):
+        if is_wanted(cut):
             selected[cut] = None
     if not selected:
         named = ",".join(what.modes) if what.captured else ""
@@ -253,15 +253,3 @@ def _read_boundaries(text: str | None) -> tuple[int, ...] | str | None:
         raise UsageError(
             f"--boundaries {text!r} is neither a comma list of keys nor 'random'"
         ) from None
-
-
-def regex(pattern: str | None) -> re.Pattern[str]:
-    """Return what `-k` asks for; without it, what is found in every text.
-
-    Raises:
-        UsageError: It is no regular expression.
-    """
-    try:
-        return re.compile(pattern or "")
-    except re.error as error:
-        raise UsageError(f"-k {pattern!r} is not a regular expression: {error}") from error

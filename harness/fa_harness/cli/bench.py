@@ -21,12 +21,12 @@ from rich.text import Text
 from fa_harness import __version__
 from fa_harness.build.named import held_library
 from fa_harness.case.case import Case
+from fa_harness.case.label import speed_label
 from fa_harness.cli import options
 from fa_harness.cli.options import How, Reports
 from fa_harness.engine import ggml
 from fa_harness.engine.modes import path
 from fa_harness.machine import cpu_model, usable_cores
-from fa_harness.report.console import speed_label
 from fa_harness.speed import bench
 from fa_harness.speed.bench import Bench, BenchRow, Interval, LimitedRatio
 from fa_harness.speed.timing import SEGMENTS

@@ -23,6 +23,7 @@ from rich.text import Text
 from fa_harness import __version__
 from fa_harness.build.named import held_library
 from fa_harness.case.case_file import add_case, read_cases
+from fa_harness.case.label import label
 from fa_harness.cli import options
 from fa_harness.cli.options import How, Reports
 from fa_harness.engine.runner import Runner
@@ -31,7 +32,6 @@ from fa_harness.hunt.fuzz import Found, Fuzz, Fuzzer, Tally
 from fa_harness.judge.verdict import STATUSES
 from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.project import find_project, locked
-from fa_harness.report.console import label
 from fa_harness.report.results import explain, repro
 from fa_harness.terminal import make_console, write_json
 from fa_harness.upstream.source import chosen

@@ -18,6 +18,7 @@ from fa_harness import __version__, terminal
 from fa_harness.build.library import Library
 from fa_harness.build.named import held_library
 from fa_harness.case.case import Case
+from fa_harness.case.label import label
 from fa_harness.case.selection import Selection, select
 from fa_harness.cli import options
 from fa_harness.cli.options import How, Reports
@@ -28,7 +29,6 @@ from fa_harness.files import replace_file
 from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.project import Project, find_project, locked, writing
 from fa_harness.report.annotations import render as annotate
-from fa_harness.report.console import label
 from fa_harness.report.results import Results
 from fa_harness.series.series import series_for
 from fa_harness.speed import baseline, gate

@@ -21,7 +21,7 @@ from rich.text import Text
 from fa_harness import __version__
 from fa_harness.build.named import held_library
 from fa_harness.build.names import MUTANTS
-from fa_harness.case.selection import regex
+from fa_harness.case.label import label, regex
 from fa_harness.case.suites import suite as cases_of_suite
 from fa_harness.cli import options
 from fa_harness.cli.options import Reports
@@ -30,7 +30,6 @@ from fa_harness.hunt import mutants
 from fa_harness.hunt.mutants import STATUSES, SUITES, Mutant, Outcome
 from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.project import find_project
-from fa_harness.report.console import label
 from fa_harness.terminal import counter, make_console, write_json
 
 SCHEMA = "fa-harness.mutants/1"

@@ -107,7 +107,13 @@ modes = words(
     help="standard, full_state, segmented, merged, resumed, mixed; all that apply by default.",
 )
 seed = click.option("--seed", type=int, metavar="S", help="Draw the inputs from this seed.")
-pattern = click.option("-k", "pattern", metavar="REGEX", help="Only cases whose string matches.")
+pattern = click.option(
+    "-k",
+    "pattern",
+    metavar="WORDS|REGEX",
+    help="Only cases that match: words of the table in any order ('tiled q8_0'), or a regular "
+    "expression on the case string.",
+)
 json_path = click.option(
     "--json", "json_path", metavar="FILE", help="Write the report; - is standard output."
 )

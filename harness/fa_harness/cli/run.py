@@ -207,7 +207,7 @@ def run_with(
     interrupted = False
     ended: Exception | SystemExit | None = None
     so_far = results(interrupted=False)
-    with Table(console, total=len(cases), verbose=how.verbose) as table:
+    with Table(console, cases, verbose=how.verbose) as table:
         try:
             for verdict in runner.run(
                 cases, modes=modes, timeout=how.timeout, with_outputs=how.verbose

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.text import Text
 
-from fa_harness.case.case import CAPTURED, Case
+from fa_harness.case.case import Case
+from fa_harness.case.label import short_labels
 from fa_harness.case.rolling import CacheStep
 from fa_harness.engine.modes import MODES
 from fa_harness.judge.verdict import STATUSES, Verdict
@@ -25,17 +26,25 @@ STATUS_STYLE = {
     "mistrusted": "bold magenta",
 }
 
-_CASE_WIDTHS = (20, 62)  # least and most columns for the case, by what the others leave of the line
-_COLUMNS = (  # of the others: heading, width, to the right
-    ("path", 8, False),
-    ("segments", 8, True),
-    ("std vs full", 11, True),
-    ("std vs segm", 11, True),
-    ("vs oracle", 9, True),
-    ("of bound", 8, True),
-    ("status", 11, False),
-)
-
+_CASE_WIDTHS = (20, 62)
+"""Least and most columns of the case, by what the others leave of the line."""
+_COLUMNS = {  # of the others: heading, width, to the right
+    "path": ("path", 8, False),
+    "segments": ("segments", 8, True),
+    "full_state": ("std vs full", 11, True),
+    "segmented": ("std vs segm", 11, True),
+    "oracle": ("vs oracle", 9, True),
+    "of_bound": ("of bound", 8, True),
+    "status": ("status", 11, False),
+}
+_NARROW = {  # where the line has less than `_WIDE` columns
+    "path": ("path", 8, False),
+    "segments": ("segm", 4, True),
+    "oracle": ("error", 8, True),
+    "of_bound": ("of bound", 8, True),
+    "status": ("status", 11, False),
+}
+_WIDE = 120
 
 _STEP_COLUMNS = (
     "step", "hot", "cold", "bytes", "% of f16", "error", "of bound", "vs unquantised"
@@ -46,18 +55,20 @@ _MOST_STEPS = 12
 class Table:
     """Lines as the cases end, with a progress bar below them on a terminal."""
 
-    def __init__(self, console: Console, *, total: int, verbose: bool) -> None:
+    def __init__(self, console: Console, cases: Sequence[Case], *, verbose: bool) -> None:
         self._console = console
         self._verbose = verbose
-        self._shows_steps = verbose or total == 1
+        self._shows_steps = verbose or len(cases) == 1
         self._progress = counter(console)
-        self._task = self._progress.add_task("cases", total=total)
+        self._task = self._progress.add_task("cases", total=len(cases))
         least, most = _CASE_WIDTHS
-        others = sum(width + 2 for _, width, _ in _COLUMNS)
+        self._columns = _COLUMNS if console.width >= _WIDE else _NARROW
+        others = sum(width + 2 for _, width, _ in self._columns.values())
         self._case_width = min(max(console.width - others, least), most)
+        self._labels = short_labels(cases, self._case_width)
 
     def __enter__(self) -> Table:
-        headings = [heading for heading, _, _ in _COLUMNS]
+        headings = {name: heading for name, (heading, _, _) in self._columns.items()}
         self._console.print(self._line("case", headings, "bold"), soft_wrap=True)
         self._progress.start()
         return self
@@ -67,14 +78,17 @@ class Table:
 
     def add(self, verdict: Verdict, repro: str) -> None:
         """Print a case's line, and what a person needs to go on where it did not pass."""
-        cells = [
-            verdict.path,
-            str(verdict.case.segments),
-            _difference(verdict, "full_state_vs_standard"),
-            _difference(verdict, "segmented_vs_standard"),
-            *_oracle(verdict),
-        ]
-        line = self._line(label(verdict.case), [*cells, verdict.status], "")
+        error, of_bound = _oracle(verdict)
+        cells = {
+            "path": verdict.path,
+            "segments": str(verdict.case.segments),
+            "full_state": _difference(verdict, "full_state_vs_standard"),
+            "segmented": _difference(verdict, "segmented_vs_standard"),
+            "oracle": error,
+            "of_bound": of_bound,
+            "status": verdict.status,
+        }
+        line = self._line(self._labels[verdict.case], cells, "")
         line.stylize(STATUS_STYLE[verdict.status], len(line.plain) - len(verdict.status))
         self._console.print(line, soft_wrap=True)
         if verdict.status != "pass":
@@ -95,15 +109,12 @@ class Table:
             cells = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)]
             self._console.print(Text(f"    {'  '.join(cells)}"), soft_wrap=True)
 
-    def _line(self, case: str, cells: list[str], style: str) -> Text:
-        width = self._case_width
-        if len(case) > width:
-            case = f"{case[: width - 2]}.."
+    def _line(self, case: str, cells: Mapping[str, str], style: str) -> Text:
         padded = [
-            f"{cell:>{width}}" if right else f"{cell:<{width}}"
-            for cell, (_, width, right) in zip(cells, _COLUMNS, strict=True)
+            f"{cells[name]:>{width}}" if right else f"{cells[name]:<{width}}"
+            for name, (_, width, right) in self._columns.items()
         ]
-        return Text("  ".join([f"{case:<{width}}", *padded]).rstrip(), style=style)
+        return Text("  ".join([f"{case:<{self._case_width}}", *padded]).rstrip(), style=style)
 
 
 def print_summary(console: Console, results: Results) -> None:
@@ -133,52 +144,6 @@ def print_summary(console: Console, results: Results) -> None:
         style="not bold default",
     )
     console.print(text, soft_wrap=True)
-
-
-def label(case: Case) -> str:
-    """Return a case in a few words: shape, then what is not usual about it."""
-    usual = (0, 2, 1, 3) if case.captured else (0, 1, 2, 3)  # a model's cache is permuted
-    heads = f"{case.n_head}" if case.n_head == case.n_head_kv else f"{case.n_head}/{case.n_head_kv}"
-    size = f"{case.hsk}" if case.hsk == case.hsv else f"{case.hsk}/{case.hsv}"
-    types = case.type_K if case.type_K == case.type_V else f"{case.type_K}/{case.type_V}"
-    types = "+".join(case.segment_types) or types
-    words = [f"hs{size}", f"h{heads}", f"kv{case.n_kv}"]
-    data = case.captured.rpartition("/")[2] or case.regime
-    if case.hot_window:  # b is kv, and the mask causal
-        words += [f"{types}>{case.cold_type}", data, f"w{case.hot_window}/{case.group}"]
-    else:
-        words += [f"b{case.n_batch}", types, data]
-    options: list[tuple[bool, str]] = [
-        (case.ne3 != 1, f"ne3={case.ne3}"),
-        (not case.mask, "no mask"),
-        (
-            case.mask and not case.hot_window and case.mask_kind not in ("random", CAPTURED),
-            case.mask_kind,
-        ),
-        (case.mask_heads != 1, f"mask/{case.mask_heads}"),
-        (case.sinks, "sinks"),
-        (case.max_bias != 0, "alibi"),
-        (case.logit_softcap != 0, "softcap"),
-        (case.kq_scale != 0 and not case.captured, f"scale:{case.kq_scale:g}"),
-        (case.permute != usual, "permuted:" + "".join(map(str, case.permute))),
-        (not case.kv_view, "no view"),
-        (case.v_is_view_of_k, "V in K"),
-        (case.boundaries == "random", "cut:random"),
-        (isinstance(case.boundaries, tuple), "cut:" + _cuts(case)),
-        (case.seed != 0, f"seed={case.seed}"),
-    ]
-    return " ".join([*words, *(word for shown, word in options if shown), f"t{case.threads}"])
-
-
-def speed_label(case: Case) -> str:
-    """Return a case whose speed is measured in a few words."""
-    size = f"{case.hsk}" if case.hsk == case.hsv else f"{case.hsk}/{case.hsv}"
-    heads = f"h{case.n_head}/{case.n_head_kv}"
-    return f"b{case.n_batch} kv{case.n_kv} hs{size} {heads} {case.type_K} t{case.threads}"
-
-
-def _cuts(case: Case) -> str:
-    return ",".join(str(i) for i in case.segment_bounds()[1:-1])
 
 
 def _some(steps: Sequence[CacheStep]) -> list[CacheStep]:

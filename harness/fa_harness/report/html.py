@@ -15,8 +15,8 @@ from markupsafe import Markup
 
 from fa_harness.arrays import F32
 from fa_harness.case.case import Case
+from fa_harness.case.label import label, speed_label
 from fa_harness.judge.verdict import Verdict
-from fa_harness.report.console import label, speed_label
 from fa_harness.report.results import Results
 from fa_harness.report.troubles import (
     headline,

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fa_harness.case.case import Case
+from fa_harness.case.label import label
 from fa_harness.judge.verdict import Verdict
-from fa_harness.report.console import label
 from fa_harness.report.results import Results, explain
 from fa_harness.speed.gate import KINDS, Gate
 

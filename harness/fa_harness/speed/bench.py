@@ -27,8 +27,8 @@ import numpy as np
 
 from fa_harness.arrays import F64
 from fa_harness.case.case import Case
+from fa_harness.case.label import wanted
 from fa_harness.case.quants import row_bytes
-from fa_harness.case.selection import regex
 from fa_harness.engine.ggml import Ggml
 from fa_harness.engine.modes import path
 from fa_harness.errors import UsageError
@@ -122,14 +122,14 @@ def suite(threads: Sequence[int] = (1, 2), pattern: str | None = None) -> list[C
 
     Args:
         threads: Numbers of threads.
-        pattern: Regular expression that a case's string must match.
+        pattern: What a case must match: see `label.wanted`.
 
     Raises:
         UsageError: It is none, or nothing matches.
     """
-    wanted = regex(pattern).search
+    is_wanted = wanted(pattern)
     cases = [case.with_(threads=n) for case in SHAPES for n in threads]
-    selected = [case for case in cases if wanted(str(case))]
+    selected = [case for case in cases if is_wanted(case)]
     if not selected:
         raise UsageError(
             f"no case is left of {len(cases)}: none matches -k {pattern!r}; --list shows them"

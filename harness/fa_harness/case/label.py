@@ -1,0 +1,151 @@
+"""A case in a few words: what tables show, and what `-k` finds."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from fa_harness.case.case import CAPTURED, Case
+from fa_harness.engine.modes import path
+from fa_harness.errors import UsageError
+
+_LEFT_OUT = ".."
+
+
+def label(case: Case) -> str:
+    """Return a case in a few words."""
+    return " ".join(words(case))
+
+
+def words(case: Case) -> list[str]:
+    """Return a case in a few words: shape, then what is not usual about it."""
+    usual = (0, 2, 1, 3) if case.captured else (0, 1, 2, 3)  # a model's cache is permuted
+    heads = f"{case.n_head}" if case.n_head == case.n_head_kv else f"{case.n_head}/{case.n_head_kv}"
+    size = f"{case.hsk}" if case.hsk == case.hsv else f"{case.hsk}/{case.hsv}"
+    types = case.type_K if case.type_K == case.type_V else f"{case.type_K}/{case.type_V}"
+    types = "+".join(case.segment_types) or types
+    found = [f"hs{size}", f"h{heads}", f"kv{case.n_kv}"]
+    data = case.captured.rpartition("/")[2] or case.regime
+    if case.hot_window:  # b is kv, and the mask causal
+        found += [f"{types}>{case.cold_type}", data, f"w{case.hot_window}/{case.group}"]
+    else:
+        found += [f"b{case.n_batch}", types, data]
+    options: list[tuple[bool, str]] = [
+        (case.ne3 != 1, f"ne3={case.ne3}"),
+        (not case.mask, "no mask"),
+        (
+            case.mask and not case.hot_window and case.mask_kind not in ("random", CAPTURED),
+            case.mask_kind,
+        ),
+        (case.mask_heads != 1, f"mask/{case.mask_heads}"),
+        (case.sinks, "sinks"),
+        (case.max_bias != 0, "alibi"),
+        (case.logit_softcap != 0, "softcap"),
+        (case.kq_scale != 0 and not case.captured, f"scale:{case.kq_scale:g}"),
+        (case.permute != usual, "permuted:" + "".join(map(str, case.permute))),
+        (not case.kv_view, "no view"),
+        (case.v_is_view_of_k, "V in K"),
+        (case.boundaries == "random", "cut:random"),
+        (isinstance(case.boundaries, tuple), "cut:" + _cuts(case)),
+        (case.seed != 0, f"seed={case.seed}"),
+    ]
+    found += [word for shown, word in options if shown]
+    return [*found, f"t{case.threads}"]
+
+
+def speed_label(case: Case) -> str:
+    """Return a case whose speed is measured in a few words."""
+    size = f"{case.hsk}" if case.hsk == case.hsv else f"{case.hsk}/{case.hsv}"
+    heads = f"h{case.n_head}/{case.n_head_kv}"
+    return f"b{case.n_batch} kv{case.n_kv} hs{size} {heads} {case.type_K} t{case.threads}"
+
+
+def _cuts(case: Case) -> str:
+    return ",".join(str(i) for i in case.segment_bounds()[1:-1])
+
+
+def short_labels(cases: Sequence[Case], width: int) -> dict[Case, str]:
+    """Return labels of at most some characters that still tell the cases apart.
+
+    Words that many of the cases have are left out first, and two dots say so.
+
+    Args:
+        cases: All that are shown together.
+        width: Characters.
+    """
+    of_cases = {case: words(case) for case in cases}
+    counts = Counter(word for each in of_cases.values() for word in each)
+    kept: dict[Case, set[str]] = {case: set() for case in of_cases}
+    labels: dict[Case, str] = {}
+    for _ in range(3):
+        labels = {case: _short(each, width, counts, kept[case]) for case, each in of_cases.items()}
+        alike: dict[tuple[str, int], list[Case]] = {}
+        for case, text in labels.items():
+            alike.setdefault((text, case.segments), []).append(case)  # these have a column
+        groups = [group for group in alike.values() if len(group) > 1]
+        if not groups:
+            break
+        for group in groups:
+            shared = set.intersection(*(set(of_cases[case]) for case in group))
+            for case in group:
+                kept[case] |= set(of_cases[case]) - shared
+    return labels
+
+
+def _short(of_case: Sequence[str], width: int, counts: Counter[str], kept: set[str]) -> str:
+    """Leave words out, those in `kept` last, until the others fit."""
+    left = list(of_case)
+    for word in sorted(of_case, key=lambda word: (word in kept, -counts[word])):
+        text = " ".join(left if len(left) == len(of_case) else [*left, _LEFT_OUT])
+        if len(text) <= width:
+            return text
+        if len(left) > 1:
+            left.remove(word)
+    text = " ".join([*left, _LEFT_OUT])
+    return text if len(text) <= width else text[: width - 2] + _LEFT_OUT
+
+
+def wanted(pattern: str | None) -> Callable[[Case], bool]:
+    """Return what `-k` asks for: a regular expression on case strings, or words of a table.
+
+    Words may come in any order. Each has to be a word of the case's label, or the path that it
+    takes, or to be found in its string; a name of a field is no word of it.
+
+    Raises:
+        UsageError: It is no regular expression.
+    """
+    text = pattern or ""
+    whole = regex(text)
+    has_plain_words = re.fullmatch(r"[\w\s]+", text) is not None
+    try:
+        parts = [re.compile(word) for word in text.split()]
+    except re.error:  # a regular expression with spaces in it
+        parts = []
+
+    def is_wanted(case: Case) -> bool:
+        string = str(case)
+        if not has_plain_words and whole.search(string):
+            return True
+        values = re.sub(r"\w+=", "=", string)
+        shown = {path(case), *label(case).split(), *speed_label(case).split()}
+        return bool(parts) and all(
+            any(map(part.fullmatch, shown))
+            or part.pattern in shown
+            or part.search(values if part.pattern.isidentifier() else string)
+            for part in parts
+        )
+
+    return is_wanted
+
+
+def regex(pattern: str | None) -> re.Pattern[str]:
+    """Return a pattern; without one, what is found in every text.
+
+    Raises:
+        UsageError: It is no regular expression.
+    """
+    try:
+        return re.compile(pattern or "")
+    except re.error as error:
+        raise UsageError(f"-k {pattern!r} is not a regular expression: {error}") from error
