@@ -47,14 +47,15 @@ def test_a_label_that_fits_is_whole() -> None:
 
 def test_what_many_cases_have_is_left_out_first() -> None:
     cases = [TILED.with_(n_kv=n) for n in range(100, 105)]
-    assert list(short_labels(cases, 12).values()) == [f"kv{n} t1 .." for n in range(100, 105)]
+    assert list(short_labels(cases, 13).values()) == [f"hs64 kv{n} .." for n in range(100, 105)]
 
 
 def test_two_cases_that_differ_in_what_is_usual_keep_it() -> None:
     usual = [TILED.with_(n_kv=n) for n in range(100, 120)]
     odd = usual[0].with_(threads=2)
-    labels = short_labels([*usual, odd], 14)
-    assert (labels[usual[0]], labels[odd]) == ("kv100 t1 ..", "kv100 t2 ..")
+    labels = short_labels([*usual, odd], 16)
+    assert labels[odd] == "hs64 kv100 t2 .."
+    assert labels[usual[0]] == "hs64 kv100 t1 .."
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def short_labels(cases: Sequence[Case], width: int) -> dict[Case, str]:
 def _short(of_case: Sequence[str], width: int, counts: Counter[str], kept: set[str]) -> str:
     """Leave words out, those in `kept` last, until the others fit."""
     left = list(of_case)
-    for word in sorted(of_case, key=lambda word: (word in kept, -counts[word])):
+    for word in sorted(of_case[::-1], key=lambda word: (word in kept, -counts[word])):
         text = " ".join(left if len(left) == len(of_case) else [*left, _LEFT_OUT])
         if len(text) <= width:
             return text
