@@ -95,8 +95,8 @@ def short_labels(cases: Sequence[Case], width: int) -> dict[Case, str]:
 
 def _short(of_case: Sequence[str], width: int, counts: Counter[str], kept: set[str]) -> str:
     """Leave words out, those in `kept` last, until the others fit."""
-    left = list(of_case)
-    for word in sorted(of_case[::-1], key=lambda word: (word in kept, -counts[word])):
+    left, last_first = list(of_case), list(reversed(of_case))
+    for word in sorted(last_first, key=lambda word: (word in kept, -counts[word])):
         text = " ".join(left if len(left) == len(of_case) else [*left, _LEFT_OUT])
         if len(text) <= width:
             return text
