@@ -83,8 +83,11 @@ def test_help_names_the_commands_and_the_exit_statuses(call: Call) -> None:
     ):
         assert f"\n  {command} " in ended.stdout
     text = " ".join(ended.stdout.split())
-    assert "Exit status: 0 all passed; 1 a case failed" in text
-    assert "2 the call was wrong; 3 the environment is" in text
+    assert (
+        "Exit codes: 0 all cases pass 1 a case failed, crashed, timed out or is mistrusted" in text
+    )
+    assert "2 usage error: " in text
+    assert "3 environment error: " in text
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -51,14 +51,14 @@ _COLUMNS = (  # after the case: heading, width
 
 @click.command("bench")
 @options.pattern
-@options.numbers("--threads", metavar="T", help="Compute with T threads [default: 1,2].")
+@options.numbers("--threads", metavar="T", help="Number of threads.  [default: 1,2]")
 @click.option(
     "--rounds",
     type=click.IntRange(min=8),
     default=25,
     metavar="N",
     show_default=True,
-    help="Time each way to compute a case N times.",
+    help="Number of measurements per case and mode.",
 )
 @options.library_of
 @click.option(
@@ -67,9 +67,9 @@ _COLUMNS = (  # after the case: heading, width
     default="pristine",
     metavar="NAME",
     show_default=True,
-    help="The build without the patches.",
+    help="Library without the patches.",
 )
-@click.option("--list", "list_only", is_flag=True, help="Print the selected cases, measure none.")
+@click.option("--list", "list_only", is_flag=True, help="Print the selected cases and exit.")
 @options.json_path
 def command(
     *,
@@ -81,10 +81,10 @@ def command(
     list_only: bool,
     json_path: str | None,
 ) -> None:
-    """Measure what the state costs, as ratios of times taken in one process.
+    """Measure the cost of the state, as ratios of times taken in one process.
 
-    Exit status 1: a ratio is over its limit, or every row is too noisy to tell. A machine that does
-    something else meanwhile makes noise.
+    Run it on an idle machine: other work adds noise. Exit code 1: a ratio exceeds its limit, or
+    every row is too noisy to judge.
     """
     cases = bench.suite(threads or (1, 2), pattern)
     if list_only:

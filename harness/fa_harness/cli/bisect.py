@@ -41,16 +41,16 @@ _WIDTHS = (8, 66, 11)
     "case_string",
     required=True,
     metavar="STRING",
-    help="A case, as a report prints it.",
+    help="A case, given as reports print it.",
 )
 @options.define
 @options.no_series
 @options.json_path
 def command(*, case_string: str, options: Mapping[str, str], json_path: str | None) -> None:
-    """Show which patch of the series turned a case red or green.
+    """Find the patch that broke or fixed a case.
 
-    It runs on the library of each prefix: pristine, 0001, 0002, ..., patched, in the modes that
-    each has. Exit status 1: it fails on the last.
+    The case runs on the library of each prefix of the series: pristine, 0001, 0002, ..., patched,
+    in the modes that each library offers. Exit code 1: it fails on the last one.
     """
     case = captures.checked(Case.parse(case_string))
     Reports(json=json_path).check()

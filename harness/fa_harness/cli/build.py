@@ -15,14 +15,20 @@ from fa_harness.project import find_project
 @options.no_series
 @options.verbose
 def command(*, names: tuple[str, ...], options: dict[str, str], verbose: bool) -> None:
-    """Build libraries by name [default: patched].
+    """Build libraries.
 
-    pristine, 0001, 0002, ..., patched; mutants; asan-ubsan, tsan.
+    \b
+    NAME is one of
+      pristine             upstream without the patches
+      0001, 0002, ...      with the patches up to that one
+      patched              with all patches (the default)
+      mutants              with all patches and the mutants
+      asan-ubsan, tsan     patched, with sanitizers
 
-    A library that is current is left alone. UPSTREAM_DIR=/path builds a checkout of your own
-    instead of the pinned upstream, UPSTREAM=NAME another pin. A checkout takes the patches by a
-    three-way merge; those that it has already are found, and where they conflict, or with
-    --no-series, it is built as it is.
+    A library that is up to date is not built again. UPSTREAM_DIR=/path builds your own checkout
+    instead of the pinned upstream; UPSTREAM=NAME builds another pin. The patches are merged
+    three-way into a checkout, except those that it already has. If they conflict, or with
+    --no-series, the checkout is built as it is.
     """
     project = find_project()
     for library in builder.build(project, names or ("patched",), options=options, verbose=verbose):

@@ -32,22 +32,24 @@ _WRONG_CALL = 2
 @click.command("capture")
 @options.model(required=True)
 @click.option(
-    "--text", type=options.PATH, metavar="FILE", help="What it reads [default: one of ours]."
+    "--text", type=options.PATH, metavar="FILE", help="Prompt text.  [default: a built-in text]"
 )
-@options.numbers("--layers", metavar="N", help="Which [default: the first of each kind of mask].")
+@options.numbers(
+    "--layers", metavar="N", help="Layers to record.  [default: the first with each kind of mask]"
+)
 @click.option(
     "--tokens",
     type=click.IntRange(min=1),
     default=640,
     metavar="N",
     show_default=True,
-    help="It reads the first N tokens.",
+    help="Length of the prompt.",
 )
 @click.option(
     "--ubatch",
     type=click.IntRange(min=1),
     metavar="N",
-    help="N at a time; of the last ones the calls are kept [default: all].",
+    help="Tokens per batch; the last batch is recorded.  [default: all]",
 )
 @click.option(
     "--decode",
@@ -55,14 +57,18 @@ _WRONG_CALL = 2
     default=4,
     metavar="N",
     show_default=True,
-    help="It goes on for N tokens; of the last the calls are kept, too.",
+    help="Decoding steps after the prompt; the last one is recorded.",
 )
-@click.option("--type-k", default="f16", metavar="T", show_default=True, help="Type of K's cache.")
-@click.option("--type-v", default="f16", metavar="T", show_default=True, help="Type of V's cache.")
-@options.llama_threads
-@click.option("--no-repack", is_flag=True, help="Leave the weights as they are; AMX is not used.")
 @click.option(
-    "-o", "--out", type=options.PATH, required=True, metavar="FILE", help="The capture, .npz."
+    "--type-k", default="f16", metavar="T", show_default=True, help="Type of the K cache."
+)
+@click.option(
+    "--type-v", default="f16", metavar="T", show_default=True, help="Type of the V cache."
+)
+@options.llama_threads
+@click.option("--no-repack", is_flag=True, help="Do not repack the weights; this avoids AMX.")
+@click.option(
+    "-o", "--out", type=options.PATH, required=True, metavar="FILE", help="File to write, .npz."
 )
 @options.verbose
 def command(
@@ -81,10 +87,10 @@ def command(
     out: Path,
     verbose: bool,
 ) -> None:
-    """Store a model's own attention, for `fa-harness run --captured`.
+    """Record a model's attention for `fa-harness run --captured`.
 
-    The model reads a text through llama.cpp on the CPU. Of some layers the file gets Q, K, V, mask,
-    sinks and the result: of the last batch of the prompt, and of a step after it.
+    llama.cpp evaluates a text on the CPU. For some layers, the file stores Q, K, V, mask, sinks and
+    the result of two attention calls: the last batch of the prompt, and one decoding step.
     """
     check_writable(out)
     project = find_project()

@@ -22,7 +22,7 @@ _STYLE = {"ok": "green", "note": "yellow", "problem": "red"}
 
 @click.command("doctor")
 def command() -> None:
-    """Show what a run would use on this machine, and what is wrong with it."""
+    """Show what a run uses on this machine, and any problems."""
     project = find_project()
     report = check(project, try_library=try_library)
     for finding in (*report.findings, baseline_here(project)):

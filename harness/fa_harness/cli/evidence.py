@@ -28,24 +28,27 @@ from fa_harness.terminal import make_console
     "--onto", required=True, type=options.PATH, metavar="DIR", help="Your checkout of llama.cpp."
 )
 @click.option("--branch", default="flash-attn-state", show_default=True, metavar="NAME",
-              help="The branch that it gets.")  # fmt: skip
+              help="Name of the new branch.")  # fmt: skip
 @click.option("-o", "--out", type=options.PATH, metavar="FOLDER",
-              help="Where the evidence goes [default: evidence-BRANCH].")  # fmt: skip
+              help="Output folder.  [default: evidence-BRANCH]")  # fmt: skip
 @options.model(required=False)
 @click.option(
-    "--text", type=options.PATH, metavar="FILE", help="For perplexity [default: one of ours]."
+    "--text",
+    type=options.PATH,
+    metavar="FILE",
+    help="Text for perplexity.  [default: a built-in text]",
 )
 @click.option("--part", "parts", multiple=True, metavar="NAME",
-              help="Only this part: ops, proof, suite, mutants, bench, perplexity, size; may be "
-              "repeated.")  # fmt: skip
-@click.option("--skip", multiple=True, metavar="NAME", help="Not this part; may be repeated.")
+              help="Gather only this part: ops, proof, suite, mutants, bench, perplexity or size; "
+              "repeatable.")  # fmt: skip
+@click.option("--skip", multiple=True, metavar="NAME", help="Skip this part; repeatable.")
 @click.option("--suite", default="default", show_default=True, metavar="NAME",
-              help="What fa-harness run runs.")  # fmt: skip
-@click.option("--ops-filter", metavar="REGEX", help="Only these cases of test-backend-ops.")
+              help="Suite for `fa-harness run`.")  # fmt: skip
+@click.option("--ops-filter", metavar="REGEX", help="Run only these cases of test-backend-ops.")
 @click.option("--rounds", type=click.IntRange(1), default=12, show_default=True, metavar="N",
-              help="Processes of llama-bench, before and after each.")  # fmt: skip
+              help="Runs of llama-bench, each before and after.")  # fmt: skip
 @click.option("--bench", "tests", default="-p 512 -n 32 -d 0,2048", show_default=True,
-              metavar="ARGUMENTS", help="What llama-bench measures.")  # fmt: skip
+              metavar="ARGUMENTS", help="Arguments of llama-bench.")  # fmt: skip
 @options.llama_threads
 @options.define
 @options.verbose
@@ -67,12 +70,12 @@ def command(
     options: Mapping[str, str],
     verbose: bool,
 ) -> None:
-    """Put the series on your checkout as a branch, with evidence for a maintainer.
+    """Commit the series to a branch of your checkout and gather evidence for it.
 
-    Your checkout gets one new branch, with you as the author, and is not touched otherwise. Its
-    programs are built in build/, before and after. The folder gets tables with the commands that
-    repeat each number, and a checklist; the words and the push are yours. Exit status 1: a part
-    speaks against the patches.
+    The checkout gets one new branch, with you as the author, and is not changed otherwise. Both
+    versions, before and after, are built in build/. The output folder gets tables, the commands
+    that reproduce each number, and a checklist. Writing the text and pushing is up to you. Exit
+    code 1: a part speaks against the patches.
     """
     for name in skip:
         if name not in PARTS:

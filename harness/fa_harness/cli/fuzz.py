@@ -48,21 +48,21 @@ _LINE_SECONDS = 10.0
     default=60.0,
     metavar="S",
     show_default=True,
-    help="Draw cases for this time.",
+    help="Time limit.",
 )
-@click.option("--max-cases", type=click.IntRange(min=1), metavar="N", help="Draw N cases at most.")
+@click.option("--max-cases", type=click.IntRange(min=1), metavar="N", help="Draw at most N cases.")
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
     metavar="S",
-    help="Draw the same cases as another run [default: new ones each time].",
+    help="Seed of the cases.  [default: a new one each time]",
 )
 @options.library_of
 @click.option(
     "--failures",
     type=options.PATH,
     metavar="FILE",
-    help="Keep failures there, and run them first [default: build/fuzz/failures.txt].",
+    help="Case file for failures, which run first.  [default: build/fuzz/failures.txt]",
 )
 @options.json_path
 def command(
@@ -74,10 +74,10 @@ def command(
     failures: Path | None,
     json_path: str | None,
 ) -> None:
-    """Run cases of all kinds at random; shrink and keep those that fail.
+    """Run random cases; shrink and keep those that fail.
 
-    Failures that were kept run first. They are an ordinary case file: one that is named by
-    --failures may be committed, and `fa-harness run --case-file` takes it.
+    Failures of earlier runs run first. They are kept in an ordinary case file, which can be
+    committed and passed to `fa-harness run --case-file`.
     """
     if failures is not None:
         check_writable(failures)

@@ -52,7 +52,7 @@ _how = options.as_record(
     options.library,
     options.define,
     options.no_series,
-    click.option("-v", "--verbose", is_flag=True, help="Print every case's repro line."),
+    click.option("-v", "--verbose", is_flag=True, help="Print the repro line of each case."),
 )
 
 
@@ -63,13 +63,13 @@ _how = options.as_record(
     "baseline_file",
     type=options.PATH,
     metavar="FILE",
-    help="Compare with this one [default: baselines/UPSTREAM.CLASS.json].",
+    help="Baseline file.  [default: baselines/UPSTREAM.CLASS.json]",
 )
-@click.option("--update-baseline", "update", is_flag=True, help="Make this run the baseline.")
+@click.option("--update-baseline", "update", is_flag=True, help="Make this run the new baseline.")
 @options.seed
-@click.option("--threads", type=int, metavar="T", help="Compute the cases with T threads.")
-@click.option("--no-speed", is_flag=True, help="Leave the speed rows out.")
-@click.option("--strict", is_flag=True, help="Exit 1 if something could not be checked, too.")
+@click.option("--threads", type=int, metavar="T", help="Number of threads.")
+@click.option("--no-speed", is_flag=True, help="Skip the speed rows.")
+@click.option("--strict", is_flag=True, help="Exit 1 if anything could not be checked.")
 @options.reports
 def command(
     *,
@@ -82,15 +82,20 @@ def command(
     strict: bool,
     reports: Reports,
 ) -> None:
-    """Stop a patch that is wrong, less exact or slower than the baseline.
+    """Reject a patch that is wrong, less accurate or slower than the baseline.
 
-    Runs the suite gate and some speed rows, and compares them with the baseline of the same
+    The gate runs the suite gate and a few speed rows, and compares them with the baseline of this
     upstream and machine class. Checks that cannot be made are skipped, with a reason, and the
-    verdict counts them. Exit status 1: a case does not pass; a case or a comparison of the baseline
-    is gone; an error grew by more than its margin; bits that were the same no longer are; a ratio
-    of times got worse; with --strict, something was not checked.
+    verdict counts them. In a GitHub Actions job it also writes annotations and a job summary.
 
-    A job of GitHub Actions also gets annotations and a summary.
+    \b
+    Exit code 1 means that
+      a case does not pass,
+      a case or a comparison in the baseline is missing,
+      an error grew by more than its margin,
+      results that were bit-identical no longer are,
+      a ratio of times got worse, or
+      with --strict, something was not checked.
     """
     reports.check()
     console = make_console(stderr=reports.to_stdout)

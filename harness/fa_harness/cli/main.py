@@ -14,23 +14,23 @@ from fa_harness.cli.lazy import LazyGroup
 from fa_harness.errors import FaHarnessError, SetupError, UsageError
 
 _COMMANDS = {
-    "run": "Compare attention, in one call and over segments, with the oracle",
-    "gate": "Stop a patch that is wrong, less exact or slower than the baseline",
-    "shrink": "Find the smallest case that fails as a case does, and print it",
-    "bisect": "Show which patch of the series turned a case red or green",
-    "fuzz": "Run cases of all kinds at random; shrink and keep those that fail",
-    "mutants": "Put faults into the kernel and see whether the cases notice",
-    "bench": "Measure what the state costs, as ratios of times taken in one process",
-    "capture": "Store a model's own attention, for `fa-harness run --captured`",
-    "perplexity": "Run a real model with its attention in segments, and compare the perplexities",
-    "evidence": "Put the series on your checkout as a branch, with evidence for a maintainer",
-    "test-backend-ops": "Build upstream's test-backend-ops from a library's sources and run it",
-    "series": "Change the patch series: patches are commits while you work on them",
-    "upstream": "Pin other versions of upstream",
+    "run": "Compare attention, computed in one call and in segments, with the oracle",
+    "gate": "Reject a patch that is wrong, less accurate or slower than the baseline",
+    "shrink": "Find and print the smallest case that fails in the same way",
+    "bisect": "Find the patch that broke or fixed a case",
+    "fuzz": "Run random cases; shrink and keep those that fail",
+    "mutants": "Put faults into the kernel and check that the cases find them",
+    "bench": "Measure the cost of the state, as ratios of times taken in one process",
+    "capture": "Record a model's attention for `fa-harness run --captured`",
+    "perplexity": "Compare the perplexities of a real model with and without segments",
+    "evidence": "Commit the series to a branch of your checkout and gather evidence for it",
+    "test-backend-ops": "Build and run upstream's test-backend-ops from a library's sources",
+    "series": "Edit the patch series; each patch is a commit while you work on it",
+    "upstream": "Pin versions of upstream",
     "init": "Write a fa-harness.toml, which every command in this folder and below it obeys",
     "vendor": "Fetch the upstream sources and apply the patch series",
-    "build": "Build libraries by name [default: patched]",
-    "doctor": "Show what a run would use on this machine, and what is wrong with it",
+    "build": "Build libraries",
+    "doctor": "Show what a run uses on this machine, and any problems",
 }
 
 
@@ -41,10 +41,14 @@ _COMMANDS = {
 )
 @click.version_option(__version__, prog_name="fa-harness")
 def cli() -> None:
-    """Carry, prove and guard ggml flash-attention patches.
+    """Test and maintain flash-attention patches for ggml.
 
-    Exit status: 0 all passed; 1 a case failed, crashed, timed out or was mistrusted; 2 the call was
-    wrong; 3 the environment is (no compiler, no library, no network for a first fetch, ...).
+    \b
+    Exit codes:
+      0  all cases pass
+      1  a case failed, crashed, timed out or is mistrusted, or a check found a problem
+      2  usage error: an unknown name, a bad value, an unreadable file
+      3  environment error: no compiler, no library, no network, a full disk, ...
     """
 
 

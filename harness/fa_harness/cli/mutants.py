@@ -44,11 +44,13 @@ _COLUMNS = (("mutant", 30), ("status", 10), ("by", 28), ("case", 0))
 
 
 @click.command("mutants")
-@click.option("--suite", metavar="NAME", help="Try the cases of this suite only.")
-@click.option("-k", "pattern", metavar="REGEX", help="Only mutants whose id matches.")
-@click.option("--list", "list_only", is_flag=True, help="Print the selected mutants, try none.")
+@click.option("--suite", metavar="NAME", help="Use only the cases of this suite.")
+@click.option("-k", "pattern", metavar="REGEX", help="Select mutants by id.")
+@click.option("--list", "list_only", is_flag=True, help="Print the selected mutants and exit.")
 @options.json_path
-@click.option("-v", "--verbose", is_flag=True, help="Print what each mutant does and what told.")
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Print what each mutant does and what found it."
+)
 def command(
     *,
     suite: str | None,
@@ -57,11 +59,11 @@ def command(
     json_path: str | None,
     verbose: bool,
 ) -> None:
-    """Put faults into the kernel and see whether the cases notice.
+    """Put faults into the kernel and check that the cases find them.
 
-    Each mutant of the library `mutants` runs the cases of suite smoke, then more, until one fails;
-    an impostor, which computes nothing, has to fail in all of them. Exit status 1: a mutant
-    survived, or was never computed with.
+    Each mutant runs the cases of suite smoke, then those of larger suites, until one fails. An
+    impostor, which computes nothing, must fail every case. Exit code 1: a mutant survived or was
+    never executed.
     """
     selected = select_mutants(pattern)
     if list_only:

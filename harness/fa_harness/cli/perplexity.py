@@ -44,19 +44,22 @@ NOT_ROTATED = {"LLAMA_ATTN_ROT_DISABLE": "1"}
 @click.command("perplexity")
 @options.model(required=True)
 @click.option(
-    "--text", type=options.PATH, metavar="FILE", help="What it is taken of [default: ours]."
+    "--text",
+    type=options.PATH,
+    metavar="FILE",
+    help="Text to evaluate.  [default: a built-in text]",
 )
 @click.option("--segments", default="1,2,8", show_default=True, metavar="N,...",
-              help="Numbers of segments.")  # fmt: skip
+              help="Numbers of segments to compare.")  # fmt: skip
 @click.option("--context", type=int, default=512, show_default=True, metavar="N",
-              help="Tokens of a chunk.")  # fmt: skip
+              help="Tokens per chunk.")  # fmt: skip
 @click.option("--ubatch", type=int, metavar="N",
-              help="Rows of a graph, 1 is decoding [default: 512].")  # fmt: skip
+              help="Tokens per batch; 1 is decoding.  [default: 512]")  # fmt: skip
 @click.option("--chunks", type=int, default=4, show_default=True, metavar="N",
-              help="Chunks of the text.")  # fmt: skip
+              help="Number of chunks.")  # fmt: skip
 @options.llama_threads
 @click.option("--mixed", is_flag=True,
-              help="Compare caches of two types with uniform ones of their size.")  # fmt: skip
+              help="Also compare mixed-type caches with uniform ones of that size.")  # fmt: skip
 @options.json_path
 @options.verbose
 def command(
@@ -73,11 +76,11 @@ def command(
     json_path: str | None,
     verbose: bool,
 ) -> None:
-    """Run a real model with its attention in segments, and compare the perplexities.
+    """Compare the perplexities of a real model with and without segments.
 
     llama.cpp is built with patches/experimental/, which reads the number of segments from the
-    environment. Where the contract says that no bit differs, all printed digits must be equal,
-    elsewhere the values within 1e-4. Exit status 1: they are not.
+    environment. All printed digits must agree where the contract promises identical bits, and to
+    1e-4 elsewhere. Exit code 1: they do not.
     """
     try:
         numbers = [int(word) for word in segments.split(",")]

@@ -32,43 +32,47 @@ from fa_harness.upstream.source import chosen
 _what = options.as_record(
     Selection,
     "what",
-    options.numbers("--segments", metavar="N", help="Cut the KV cache into N segments."),
-    click.option("--boundaries", metavar="B1,B2,...|random", help="Cut it at these keys instead."),
+    options.numbers("--segments", metavar="N", help="Split the KV cache into N segments."),
+    click.option(
+        "--boundaries", metavar="B1,B2,...|random", help="Split it at these keys instead."
+    ),
     click.option(
         "--suite",
         metavar="NAME",
-        help="Cases to run: seed, smoke, default, paths, reduction, mixed, fifo or gate; several "
-        "with commas [default].",
+        help="Suite to run: seed, smoke, default, paths, reduction, mixed, fifo or gate; several "
+        "with commas.  [default: default]",
     ),
     click.option(
-        "--case", "case_string", metavar="STRING", help="Run one case, as a report prints it."
+        "--case", "case_string", metavar="STRING", help="Run one case, given as reports print it."
     ),
     click.option(
         "--case-file",
         type=options.PATH,
         metavar="FILE",
-        help="Run a case a line, or upstream's tool's output.",
+        help="Run the cases in a file, one per line; the output of test-backend-ops works, too.",
     ),
     click.option(
         "--captured",
         type=options.PATH,
         metavar="FILE",
-        help="Run a model's own attention, which `fa-harness capture` has stored.",
+        help="Run the attention calls of a model, recorded by `fa-harness capture`.",
     ),
     options.modes,
-    options.words("--regime", "regimes", metavar="R", help="Draw the inputs in this data regime."),
-    options.numbers("--threads", metavar="T", help="Compute with T threads."),
+    options.words("--regime", "regimes", metavar="R", help="Data regime of the inputs."),
+    options.numbers("--threads", metavar="T", help="Number of threads."),
     options.seed,
     options.words(
         "--segment-types",
         metavar="T",
-        help="Types of the segments' K/V for mode mixed: q4_0,q8_0/f16.",
+        help="K/V types of the segments for mode mixed, such as q4_0,q8_0/f16.",
     ),
     click.option(
         "--hot-window", type=int, metavar="N", help="Tokens in the hot window of mode fifo."
     ),
-    click.option("--group", type=int, metavar="N", help="Tokens that leave it together."),
-    click.option("--cold-type", metavar="T", help="Type in which they are stored then."),
+    click.option(
+        "--group", type=int, metavar="N", help="Tokens that leave the hot window together."
+    ),
+    click.option("--cold-type", metavar="T", help="K/V type of the tokens that have left it."),
     options.pattern,
 )
 _how = options.as_record(
@@ -81,13 +85,13 @@ _how = options.as_record(
         "--timeout",
         type=options.SECONDS,
         metavar="SECONDS",
-        help="Give up on a case after this time.",
+        help="Time limit for each case.",
     ),
     click.option(
         "-v",
         "--verbose",
         is_flag=True,
-        help="Print repro lines and steps; keep all outputs in JSON.",
+        help="Print repro lines and steps; put all outputs into the JSON report.",
     ),
 )
 
@@ -95,17 +99,23 @@ _how = options.as_record(
 @click.command("run")
 @_what
 @_how
-@click.option("--list", "list_only", is_flag=True, help="Print the selected cases, run none.")
+@click.option("--list", "list_only", is_flag=True, help="Print the selected cases and exit.")
 @options.reports
 def command(*, what: Selection, how: How, list_only: bool, reports: Reports) -> None:
-    """Compare attention, in one call and over segments, with the oracle.
+    """Compare attention, computed in one call and in segments, with the oracle.
 
-    A case is computed with one call (standard; full_state: with a state), with a call for each
-    segment (segmented; resumed: each on a backend of its own, the state in a file in between;
-    mixed: segments of different types) and with states of their own that are merged (merged).
+    \b
+    Each case is computed in every mode that applies to it:
+      standard    one call, without a state
+      full_state  one call, with a state
+      segmented   one call per segment
+      resumed     one call per segment, the state saved to a file in between
+      merged      one state per segment, merged at the end
+      mixed       segments of different K/V types
+      fifo        a rolling cache with a hot window and a cold part
 
-    Options that may be repeated also take a comma list: --segments 1,2,7 runs every case three
-    times. Cases that list boundaries of their own keep them.
+    Options that can be repeated also take a comma list: --segments 1,2,7 runs each case three
+    times. Cases with boundaries of their own keep them.
     """
     cases = select(_with_usual_suites(what))
     if list_only:

@@ -22,29 +22,31 @@ from fa_harness.upstream.source import Source, chosen, find_source
 
 _LAZY = {
     "status": "Show each patch: its files, its size, and whether upstream has it",
-    "lint": "Check the patches against upstream's own rules",
-    "check": "Apply, build and try the series on other upstreams",
+    "lint": "Check the patches against upstream's coding rules",
+    "check": "Apply, build and test the series on other upstreams",
 }
 _MAIL = click.Path(path_type=Path)
 _Change = Callable[[Project, Source], Changes]
 
-_go_on = click.option("--continue", "go_on", is_flag=True, help="Go on; conflicts are resolved.")
-_abort = click.option("--abort", is_flag=True, help="Give up: the patches are as they were.")
+_go_on = click.option(
+    "--continue", "go_on", is_flag=True, help="Resume after the conflicts are resolved."
+)
+_abort = click.option("--abort", is_flag=True, help="Undo the change that was begun.")
 
 
 @click.group(cls=LazyGroup, lazy=_LAZY, package="fa_harness.cli.series_")
 def command() -> None:
-    """Change the patch series: patches are commits while you work on them.
+    """Edit the patch series; each patch is a commit while you work on it.
 
-    A change that conflicts stops, says what to do, and loses nothing; --continue goes on with it
-    and --abort gives it up. A patch whose content did not change keeps every byte, line numbers
-    among them, until `refresh --line-numbers`.
+    A change that conflicts stops, says what to do, and loses nothing: --continue resumes it and
+    --abort undoes it. A patch whose content did not change is not rewritten, even if its line
+    numbers moved; `refresh --line-numbers` updates them.
     """
 
 
 @command.command()
 def apply() -> None:
-    """Make the tree of upstream and the series, as `fa-harness vendor` does."""
+    """Apply the series to the upstream sources, as `fa-harness vendor` does."""
     project, _ = _here()
     click.echo(project.relative(vendor(project).path))
 
@@ -54,10 +56,10 @@ def apply() -> None:
 @_go_on
 @_abort
 def edit(*, patch: str | None, go_on: bool, abort: bool) -> None:
-    """Stop at PATCH, a number or a file name, in a worktree of its own.
+    """Check out PATCH, a number or a file name, in a worktree for editing.
 
-    Commit there as usual: git commit --amend changes the patch, a new commit is a patch after it.
-    fa-harness series refresh then puts the later patches on top and writes them all.
+    Commit there as usual: `git commit --amend` changes the patch, a new commit becomes the next
+    patch. `fa-harness series refresh` then rebases the later patches and writes them all.
     """
     if go_on or abort:
         _end(go_on=go_on, arguments=(patch,) if patch else ())
@@ -74,11 +76,13 @@ def edit(*, patch: str | None, go_on: bool, abort: bool) -> None:
 
 
 @command.command()
-@click.option("--line-numbers", is_flag=True, help="Write patches of which only these moved, too.")
+@click.option(
+    "--line-numbers", is_flag=True, help="Also write patches whose line numbers alone changed."
+)
 @_go_on
 @_abort
 def refresh(*, line_numbers: bool, go_on: bool, abort: bool) -> None:
-    """Write commits to patches/: of an edit, or else of the branch `series` in the tree."""
+    """Write commits back to patches/: from an edit, or from branch `series` of the tree."""
     _change(
         lambda project, source: rework.refresh(project, source, line_numbers=line_numbers),
         arguments=("--line-numbers",) if line_numbers else None,
@@ -89,11 +93,11 @@ def refresh(*, line_numbers: bool, go_on: bool, abort: bool) -> None:
 
 @command.command()
 @click.argument("mails", nargs=-1, type=_MAIL, metavar="FILE...")
-@click.option("--after", metavar="PATCH", help="After this patch, instead of at the end.")
+@click.option("--after", metavar="PATCH", help="Insert after this patch.  [default: at the end]")
 @_go_on
 @_abort
 def add(*, mails: tuple[Path, ...], after: str | None, go_on: bool, abort: bool) -> None:
-    """Put patches that git format-patch made into the series."""
+    """Add patches made by git format-patch."""
     _change(
         lambda project, source: rework.add(project, source, mails, after),
         arguments=mails,
@@ -107,7 +111,7 @@ def add(*, mails: tuple[Path, ...], after: str | None, go_on: bool, abort: bool)
 @_go_on
 @_abort
 def drop(*, patches: tuple[str, ...], go_on: bool, abort: bool) -> None:
-    """Take patches out of the series."""
+    """Remove patches from the series."""
     _change(
         lambda project, source: rework.drop(project, source, patches),
         arguments=patches,
@@ -121,7 +125,7 @@ def drop(*, patches: tuple[str, ...], go_on: bool, abort: bool) -> None:
 @_go_on
 @_abort
 def reorder(*, patches: tuple[str, ...], go_on: bool, abort: bool) -> None:
-    """Bring patches to the front, in this order; the others stay behind them as they were."""
+    """Move patches to the front, in this order; the others keep theirs."""
     _change(
         lambda project, source: rework.reorder(project, source, patches),
         arguments=patches,
@@ -131,20 +135,20 @@ def reorder(*, patches: tuple[str, ...], go_on: bool, abort: bool) -> None:
 
 
 @command.command()
-@click.option("--onto", metavar="NAME|DIR", help="A pin, or a checkout of your own.")
+@click.option("--onto", metavar="NAME|DIR", help="Target upstream: a pin or your checkout.")
 @click.option("--suite", "suites", multiple=True, metavar="NAME", default=("seed", "smoke"),
-              show_default="seed, smoke", help="Run this suite then; may be repeated.")  # fmt: skip
-@click.option("--no-suites", is_flag=True, help="Run none.")
+              show_default="seed, smoke", help="Suite to run afterwards; repeatable.")  # fmt: skip
+@click.option("--no-suites", is_flag=True, help="Run no suites.")
 @_go_on
 @_abort
 def rebase(
     *, onto: str | None, suites: tuple[str, ...], no_suites: bool, go_on: bool, abort: bool
 ) -> None:
-    """Move the series to another upstream, three-way, show what changed in it, and run suites.
+    """Rebase the series onto another upstream, three-way, and run suites.
 
-    What upstream has taken is dropped. A pin becomes the default one. Exit status 1: the series
-    does not build there, or gets wrong what upstream gets right; the patches are moved. fa-harness
-    series check tells how it does on the other upstreams.
+    Changes that upstream already has are dropped, and the other changes are shown. A pin becomes
+    the default. Exit code 1: the series does not build there, or fails a case that upstream passes;
+    the patches are rebased in any case. Use `fa-harness series check` for the other upstreams.
     """
     if not (go_on or abort) and onto is None:
         raise UsageError("name where to: --onto NAME, a pin, or --onto DIR, a checkout")

@@ -33,18 +33,22 @@ SCHEMA = "fa-harness.series-check/1"
 
 @click.command("check")
 @click.option("--upstream", "names", multiple=True, required=True, metavar="NAME|DIR|all",
-              help="A pin, or a checkout of your own; may be repeated.")  # fmt: skip
+              help="A pin, your checkout, or all pins; repeatable.")  # fmt: skip
 @click.option("--suite", "suites", multiple=True, metavar="NAME", default=("seed", "smoke"),
-              show_default="seed, smoke", help="Run this suite; may be repeated.")  # fmt: skip
-@click.option("--markdown", metavar="FILE", help="Write the matrix; - is standard output.")
+              show_default="seed, smoke", help="Suite to run; repeatable.")  # fmt: skip
+@click.option(
+    "--markdown",
+    metavar="FILE",
+    help="Write the results as a Markdown table; - is standard output.",
+)
 @options.json_path
 def command(
     *, names: tuple[str, ...], suites: tuple[str, ...], markdown: str | None, json_path: str | None
 ) -> None:
-    """Apply, build and try the series on other upstreams.
+    """Apply, build and test the series on other upstreams.
 
-    A case that pristine upstream gets wrong in the same way is upstream's own, and is shown. Exit
-    status 1: the series does not apply or build somewhere, or gets something else wrong.
+    A case that pristine upstream gets wrong in the same way counts as upstream's own failure. Exit
+    code 1: the series does not apply or build somewhere, or another case fails.
     """
     project = find_project()
     pins = load_pins(project.pins_file)

@@ -28,15 +28,16 @@ _KERNEL = "+++ b/ggml/src/ggml-cpu/"
 
 @click.command("lint")
 @click.option(
-    "--suite", metavar="NAME", help="Each patch must turn a case of this suite green, too."
+    "--suite", metavar="NAME", help="Also require that each patch turns a case of this suite green."
 )
 @options.json_path
 def command(*, suite: str | None, json_path: str | None) -> None:
-    """Check the patches against upstream's own rules.
+    """Check the patches against upstream's coding rules.
 
-    ASCII, white space, indentation, the subject's form, upstream's .clang-format on the lines that
-    are added, new files, size, cases in test-backend-ops. Exit status 1: a rule is broken that
-    upstream insists on (must); what a reviewer would ask about (should) is shown only.
+    Checked are ASCII, white space, indentation, the form of the subject, upstream's .clang-format
+    on added lines, new files, size, and cases in test-backend-ops. Exit code 1: a rule that
+    upstream insists on ("must") is broken. What a reviewer might ask about ("should") is only
+    shown.
     """
     project = find_project()
     source = find_source(project)

@@ -32,13 +32,13 @@ SCHEMA = "fa-harness.series/1"
 
 
 @click.command("status")
-@click.option("--suite", metavar="NAME", help="Run this suite on each prefix of the series, too.")
+@click.option("--suite", metavar="NAME", help="Also run this suite on each prefix of the series.")
 @options.json_path
 def command(*, suite: str | None, json_path: str | None) -> None:
     """Show each patch: its files, its size, and whether upstream has it.
 
-    With --suite also which cases it turns from red to green. Red is every case that does not pass,
-    also one whose op the library does not have yet.
+    With --suite, also show which cases each patch turns from red to green. A case is red if it does
+    not pass, including when the library lacks the op.
     """
     project = find_project()
     source = find_source(project)

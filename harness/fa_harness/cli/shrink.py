@@ -39,7 +39,7 @@ _SIMPLER_SECONDS = 5.0
     "case_string",
     required=True,
     metavar="STRING",
-    help="A failing case, as a report prints it.",
+    help="A failing case, given as reports print it.",
 )
 @options.modes
 @options.library_of
@@ -49,21 +49,21 @@ _SIMPLER_SECONDS = 5.0
     default=60.0,
     metavar="S",
     show_default=True,
-    help="Stop after this time.",
+    help="Time limit.",
 )
 @click.option(
     "--emit-c",
     "c_file",
     type=options.PATH,
     metavar="FILE",
-    help="Write a C program of it that needs ggml alone.",
+    help="Also write a C program that reproduces it with ggml alone.",
 )
 def command(
     *, case_string: str, modes: tuple[str, ...], how: How, seconds: float, c_file: Path | None
 ) -> None:
-    """Find the smallest case that fails as a case does, and print it.
+    """Find and print the smallest case that fails in the same way.
 
-    Exit status 1: it was found; 2: the case does not fail.
+    Exit code 1: a failing case was found and shrunk; 2: the case does not fail.
     """
     case = captures.checked(Case.parse(case_string))
     checked = check_modes(modes, [case])

@@ -17,10 +17,10 @@ from fa_harness.project import find_project
 @options.library_of
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGUMENTS]...")
 def command(*, how: How, arguments: tuple[str, ...]) -> None:
-    """Build upstream's test-backend-ops from a library's sources and run it.
+    """Build and run upstream's test-backend-ops from a library's sources.
 
-    The arguments are its own; without any it tests the flash-attention operators on the CPU:
-    test -b CPU -o 'FLASH_ATTN_EXT.*'.
+    ARGUMENTS are passed on. Without any, the flash-attention operators are tested on the CPU: test
+    -b CPU -o 'FLASH_ATTN_EXT.*'.
     """
     program = build_test_backend_ops(find_project(), how.library, options=how.options)
     arguments = arguments or ("test", "-b", "CPU", "-o", "FLASH_ATTN_EXT.*")

@@ -11,18 +11,18 @@ from fa_harness.upstream.newer import newest
 
 @click.group()
 def command() -> None:
-    """Pin other versions of upstream."""
+    """Pin versions of upstream."""
 
 
 @command.command("add")
 @click.argument("spec", metavar="PACKAGE==VERSION|DIR|GIT-URL@REF")
-@click.option("--name", metavar="NAME", help="What the pin is called.")
+@click.option("--name", metavar="NAME", help="Name of the pin.")
 def add_upstream(*, spec: str, name: str | None) -> None:
-    """Pin an upstream: fetch it, look into it, record its checksum.
+    """Pin an upstream: fetch it, inspect it and record its checksum.
 
-    An sdist of the package index, the commit that is checked out in DIR, or a branch, tag or whole
-    commit id of a git repository. Of a branch the pin is today's commit. A pin of DIR holds on this
-    machine.
+    It is an sdist from the package index, the commit checked out in DIR, or a branch, tag or full
+    commit id of a git repository. A branch is pinned at its current commit. A pin of DIR is valid
+    on this machine only.
     """
     pin = add_pin(find_project(), spec, name)
     origin = f"{pin.git} {pin.commit}" if pin.git else f"{pin.package} {pin.version}"
@@ -30,9 +30,9 @@ def add_upstream(*, spec: str, name: str | None) -> None:
 
 
 @command.command("update")
-@click.option("--add", "adding", is_flag=True, help="Pin what is newer.")
+@click.option("--add", "adding", is_flag=True, help="Pin the newer versions.")
 def update_upstreams(*, adding: bool) -> None:
-    """Look on the package index for versions that are newer than those that are pinned."""
+    """List pinned packages that have a newer version on the package index."""
     project = find_project()
     for each in newest(project):
         if not each.is_newer:
