@@ -106,3 +106,10 @@ def test_an_import_that_runs_upwards_is_found() -> None:
     assert room("cli.main") == room("doctor") == room("pytest_plugin") == "cli"
     assert room("engine.ggml.loaded") == "engine.ggml"
     assert room("engine.worker") == "engine"
+
+
+def test_no_command_and_no_report_have_a_module_of_the_same_name() -> None:
+    cli, report = (
+        {path.stem for path in (PACKAGE / of).glob("[!_]*.py")} for of in ("cli", "report")
+    )
+    assert cli & report == set()

@@ -46,7 +46,7 @@ def cli() -> None:
     \b
     Exit codes:
       0  all cases pass
-      1  a case failed, crashed, timed out or is mistrusted, or a check found a problem
+      1  a case failed, crashed, timed out or is mistrusted, or a check failed
       2  usage error: an unknown name, a bad value, an unreadable file
       3  environment error: no compiler, no library, no network, a full disk, ...
     """
