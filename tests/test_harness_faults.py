@@ -15,18 +15,19 @@ import numpy.typing as npt
 import pytest
 
 from fa_harness.arrays import F32, F64
-from fa_harness.case import inputs, rolling
+from fa_harness.case import inputs, modes, rolling
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs, make_inputs
 from fa_harness.case.quants import encode, row_bytes
 from fa_harness.case.suites import suite
-from fa_harness.engine import fifo, modes
+from fa_harness.engine import compute, fifo
 from fa_harness.engine import state_file as state
+from fa_harness.engine.compute import run_case
 from fa_harness.engine.fifo import roll
 from fa_harness.engine.ggml import Backend, Context, Ggml, Tensor
 from fa_harness.engine.layout import CaseTensors, Keys
-from fa_harness.engine.modes import run_case
-from fa_harness.judge import bounds, oracle, verdict
+from fa_harness.judge import bounds, contract, oracle
+from fa_harness.judge import compare as comparator
 from fa_harness.judge.oracle import Partial
 from fa_harness.judge.verdict import Verdict, judge
 
@@ -388,8 +389,19 @@ def all_keys_in_the_last_segment(original: Method) -> Method:
 # the judge
 
 
-def none(original: Method) -> Method:
-    return lambda *args, **more: None
+def without(mode: str) -> Fault:
+    def fault(original: Method) -> Method:
+        def make(*, results: dict[str, Any], **more: Any) -> Any:
+            rest = {name: left for name, left in results.items() if name != mode}
+            return original(results=rest, **more)
+
+        return make
+
+    return fault
+
+
+def no_checks(original: Method) -> Method:
+    return lambda *args: iter(())
 
 
 def infinite(original: Method) -> Method:
@@ -400,22 +412,16 @@ def nan(original: Method) -> Method:
     return lambda *args: np.full_like(original(*args), np.nan)
 
 
-def always_ok(original: Method) -> Method:
-    def compare(*args: Any) -> Any:
-        return original(*args)._replace(ok=True)
-
-    return compare
+def always(original: Method) -> Method:
+    return lambda *args: True
 
 
-def all_always_ok(original: Method) -> Method:
-    def compare(asked: Any) -> Any:
-        return [comparison._replace(ok=True) for comparison in original(asked)]
-
-    return compare
+def no_share(original: Method) -> Method:
+    return lambda *args: np.zeros_like(original(*args))
 
 
-def never(original: Method) -> Method:
-    return lambda *args: False
+def nothing_is_small(original: Any) -> Any:
+    return 0
 
 
 def the_kernels_output(original: Method) -> Method:
@@ -578,7 +584,8 @@ class Double:
     """The modes, None for the case's own."""
     status: str
     reason: str
-    """A regular expression that the reason begins with."""
+    """A comparison in words and `: `, which must not hold; else a regular expression that the
+    verdict's reason begins with."""
     beside: tuple["Double", ...] = ()
     """Other faults at the same time, of which this one must not be a cover."""
 
@@ -591,6 +598,10 @@ class Double:
             double.put_in(monkeypatch)
         faulty = self.fault(getattr(self.where, self.name))
         calls: list[None] = []
+
+        if not callable(faulty):
+            monkeypatch.setattr(self.where, self.name, faulty)
+            return [None]
 
         def counted(*args: Any, **more: Any) -> Any:
             calls.append(None)
@@ -621,7 +632,7 @@ def double(
 SEGMENTED = f"segmented vs standard: {BITS}"
 ONE_GRAPH = f"one graph vs segmented: {BITS}"
 LAST_WINS = double(
-    "last-wins", modes._Computation, "_compute", a_fresh_state_for_each_call, DECODE, SEGMENTED
+    "last-wins", compute._Computation, "_compute", a_fresh_state_for_each_call, DECODE, SEGMENTED
 )
 
 DOUBLES = [
@@ -641,14 +652,15 @@ DOUBLES = [
     double("view-stride", fifo._Store, "views", strides_of_a_contiguous_store, FIFO,
            r"rolling cache at step \d+: ", asked=("fifo",)),
     double("view-length", CaseTensors, "_view", last_key_lost, DECODE, SEGMENTED),
-    double("state-not-reset", modes, "make_fresh", only_once, DECODE, f"full state again: {BITS}"),
+    double("state-not-reset", compute, "make_fresh", only_once, DECODE,
+           f"full state again: {BITS}"),
     double("state-not-reset", fifo, "make_fresh", only_once, FIFO, "", asked=("fifo",)),
     double("state-shared", CaseTensors, "state", one_for_all, DECODE, "merged vs oracle: ",
            asked=("merged",)),
     LAST_WINS,
     double("last-wins", Context, "merge_states", the_second_state_twice, DECODE,
            "merged vs oracle: ", asked=("merged",)),
-    double("first-dropped", modes._Computation, "_compute", the_second_call_twice, DECODE, ""),
+    double("first-dropped", compute._Computation, "_compute", the_second_call_twice, DECODE, ""),
     double("node-missing", Context, "state_after", of_the_first_call, RISING, ONE_GRAPH),
     double("node-missing", Context, "graph", in_order(lambda calls: calls[1:]), RISING,
            ONE_GRAPH),
@@ -665,8 +677,8 @@ DOUBLES = [
     double("node-order", CaseTensors, "own_segment", segments_reversed, MIXED, "mixed vs oracle: ",
            asked=("mixed",)),
     double("node-not-computed", Backend, "compute", nothing_is_computed, DECODE,
-           "standard vs oracle: nan, allowed "),
-    double("base-2", state, "save", saved_in_base_2, DECODE, "resumed vs segmented: ",
+           "standard vs oracle: "),
+    double("base-2", state, "save", saved_in_base_2, DECODE, f"resumed vs segmented: {BITS}",
            asked=("segmented", "resumed")),
     double("base-2", oracle, "weight", weight_in_base_2, RISING, "standard vs oracle: "),
     double("base-2", oracle, "attend", m_in_base_2, DECODE, ""),
@@ -703,15 +715,15 @@ DOUBLES = [
            "reset numerators would stay within the bound", status="mistrusted"),
     double("pass-by-flatness", Case, "segment_bounds", all_keys_in_the_last_segment, DECODE,
            "3 segments were asked for, and no row has keys in two", status="mistrusted"),
-    double("mode-missing", modes._Computation, "segmented", none, DECODE,
+    double("mode-missing", compute, "Run", without("segmented"), DECODE,
            "mode segmented was asked for, and not compared: one_graph_vs_segmented, prefix_vs",
            status="mistrusted"),
-    double("mode-missing", modes._Computation, "merged", none, DECODE,
+    double("mode-missing", compute, "Run", without("merged"), DECODE,
            "mode merged was asked for, and not compared: ", asked=None, status="mistrusted"),
-    double("mode-missing", modes._Computation, "resumed", none, DECODE,
+    double("mode-missing", compute, "Run", without("resumed"), DECODE,
            "mode resumed was asked for, and not compared: ", asked=None, status="mistrusted"),
     *(
-        double("comparison-missing", verdict._Judge, f"_compare_{mode}", none, case,
+        double("comparison-missing", contract, f"_{mode}", no_checks, case,
                f"mode {mode} was asked for, and not compared: ", asked=None, status="mistrusted")
         for mode, case in (
             ("standard", DECODE), ("full_state", DECODE), ("segmented", DECODE),
@@ -722,14 +734,14 @@ DOUBLES = [
            "the bound is above every output", status="mistrusted"),
     double("bound-too-wide", bounds.Expected, "output_bound", nan, DECODE, "standard vs oracle: "),
     # of two ways to see a wrong chain one is enough
-    double("comparison-missing", verdict, "exact", always_ok, DECODE, "segmented vs oracle: ",
+    double("comparison-missing", comparator, "_has_bits", always, DECODE, "state vs oracle: ",
            beside=(LAST_WINS,)),
-    double("comparison-missing", verdict, "all_within", all_always_ok, DECODE, SEGMENTED,
+    double("comparison-missing", comparator, "_shares", no_share, DECODE, SEGMENTED,
            beside=(LAST_WINS,)),
-    double("comparison-missing", verdict, "within", always_ok, DECODE, SEGMENTED,
-           beside=(LAST_WINS, double("", verdict, "is_small", never, DECODE, ""))),
+    double("comparison-missing", comparator, "_shares", no_share, DECODE, SEGMENTED,
+           beside=(LAST_WINS, double("", comparator, "_TOGETHER", nothing_is_small, DECODE, ""))),
     double("oracle-is-the-kernel", oracle, "finalise", the_kernels_output, DECODE, SEGMENTED,
-           beside=(LAST_WINS, double("", modes, "rows_of", remembered, DECODE, ""))),
+           beside=(LAST_WINS, double("", compute, "rows_of", remembered, DECODE, ""))),
     *(
         double(of, where, name, fault, FIFO, r"rolling cache at step \d+: ", asked=("fifo",))
         for of, where, name, fault in (
@@ -771,7 +783,13 @@ def test_a_fault_of_the_harness_does_not_pass(
     assert calls, f"{double.name} is not called: the double changes nothing"
     assert (verdict.status, verdict.reason) != ("pass", "")
     assert verdict.status == double.status, verdict.reason
-    assert re.match(double.reason, verdict.reason), verdict.reason
+    words, _, how = double.reason.partition(": ")
+    comparison = verdict.comparisons.get(words.replace(" ", "_"))
+    if comparison is None:
+        assert re.match(double.reason, verdict.reason), verdict.reason
+    else:
+        assert not comparison.ok
+        assert comparison.required == ("bits" if how == BITS else "bound")
 
 
 def test_a_double_that_is_not_reached_is_an_error(

@@ -21,10 +21,11 @@ from fa_harness.case.captures import Arrays, Entry
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs, make_inputs
 from fa_harness.case.label import label
+from fa_harness.case.modes import MODES
 from fa_harness.case.quants import decode, encode
 from fa_harness.case.selection import Selection, case_of, select
+from fa_harness.engine.compute import run_case
 from fa_harness.engine.ggml import Ggml, load
-from fa_harness.engine.modes import MODES, run_case
 from fa_harness.engine.runner import Runner
 from fa_harness.errors import UsageError
 from fa_harness.hunt.shrink import Failure, _simpler, shrink

@@ -9,7 +9,7 @@ import pytest
 from fa_harness.case.case import MASK_KINDS, REGIMES, Case
 from fa_harness.case.quants import TYPES
 from fa_harness.case.strategies import draw_cases
-from fa_harness.engine.modes import chain_paths, path
+from fa_harness.kernel import chain_paths, path
 
 
 @pytest.fixture(scope="module")

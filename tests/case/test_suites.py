@@ -6,8 +6,8 @@ from fa_harness.case.case import REGIMES, Case
 from fa_harness.case.quants import TYPES
 from fa_harness.case.rolling import n_cold
 from fa_harness.case.suites import SUITES, suite
-from fa_harness.engine.modes import chain_paths, path
 from fa_harness.errors import UsageError
+from fa_harness.kernel import chain_paths, path
 
 IN_SUITES = [regime for regime in REGIMES if regime not in ("seed", "few")]
 DEFAULT = suite("default")

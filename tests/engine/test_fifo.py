@@ -14,15 +14,17 @@ from fa_harness.arrays import F32
 from fa_harness.case import rolling
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs, make_inputs
+from fa_harness.case.modes import Rolled
 from fa_harness.case.quants import decode, encode
 from fa_harness.engine import fifo
-from fa_harness.engine.fifo import Rolled, roll
+from fa_harness.engine.compute import run_case
+from fa_harness.engine.fifo import roll
 from fa_harness.engine.ggml import Ggml, Tensor
-from fa_harness.engine.modes import run_case
 from fa_harness.errors import UsageError
 from fa_harness.judge import oracle, rolling_oracle
 from fa_harness.judge.verdict import Verdict, judge
 from fa_harness.report.console import Table
+from runs import changed
 
 Method = Callable[..., Any]
 
@@ -162,8 +164,7 @@ def test_results_do_not_depend_on_the_number_of_threads(library: Ggml) -> None:
 def test_a_window_that_nothing_leaves_gives_the_results_of_the_whole_cache(library: Ggml) -> None:
     case = CASE.with_(hot_window=CASE.n_kv)
     run = run_case(library, case, make_inputs(case), ("standard", "fifo"))
-    assert run.fifo is not None
-    assert run.fifo.output.tobytes() == run.standard.tobytes()
+    assert run.results["fifo"].first.output.tobytes() == run.results["standard"].output.tobytes()
 
 
 def test_an_f16_cache_behind_an_f16_window_gives_the_whole_cache_but_for_the_order_of_keys(
@@ -171,8 +172,7 @@ def test_an_f16_cache_behind_an_f16_window_gives_the_whole_cache_but_for_the_ord
 ) -> None:
     case = CASE.with_(hot_window=1, group=1, cold_type="f16")  # in this ring there is one order
     run = run_case(library, case, make_inputs(case), ("standard", "fifo"))
-    assert run.fifo is not None
-    assert run.fifo.output.tobytes() == run.standard.tobytes()
+    assert run.results["fifo"].first.output.tobytes() == run.results["standard"].output.tobytes()
 
 
 def test_the_expected_results_are_attention_on_the_values_held() -> None:
@@ -264,15 +264,14 @@ def test_sinks_in_both_calls_fail(library: Ggml, monkeypatch: pytest.MonkeyPatch
 def test_the_row_of_a_wrong_output_is_its_step(library: Ggml) -> None:
     inputs = make_inputs(CASE)
     run = run_case(library, CASE, inputs, ("standard", "fifo"))
-    assert run.fifo is not None
-    output = run.fifo.output.copy()
+    output = run.results["fifo"].first.output.copy()
     output[1, 2, 17, 5] += 0.01
-    wrong = dataclasses.replace(run.fifo, output=output)
-    run = dataclasses.replace(run, fifo=wrong, fifo_again=wrong)
+    wrong = dataclasses.replace(run.results["fifo"].first, output=output)
+    run = changed(run, fifo=wrong, fifo_again=wrong)
     verdict = judge(CASE, inputs, run, features=library.features())
     assert verdict.status == "fail"
-    assert verdict.reason.startswith("fifo vs oracle: 9.92e-03, allowed ")
-    assert verdict.reason.endswith(" at batch 1, head 2, row 17, dim 5")
+    assert verdict.reason.startswith("fifo vs oracle: 1.00e-02, allowed ")
+    assert verdict.reason.endswith(" at batch 1, head 2, row 17, element 5")
     assert [step.step for step in verdict.steps if step.of_bound > 1] == [17]
 
 

@@ -13,8 +13,8 @@ import pytest
 from fa_harness.build.library import Library
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import make_inputs
+from fa_harness.engine.compute import run_case
 from fa_harness.engine.ggml import Backend, Ggml, Graph
-from fa_harness.engine.modes import run_case
 from fa_harness.engine.runner import Runner
 from fa_harness.machine import usable_cores
 

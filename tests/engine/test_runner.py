@@ -12,13 +12,14 @@ import pytest
 
 from fa_harness.build.library import Library
 from fa_harness.case.case import Case
+from fa_harness.case.modes import Run
 from fa_harness.case.suites import suite
-from fa_harness.engine.modes import Run
 from fa_harness.engine.runner import Runner
 from fa_harness.engine.worker import Worker
 from fa_harness.errors import SetupError
 from fa_harness.judge.expectations import Expectations
 from fa_harness.judge.verdict import Verdict, judge
+from runs import changed
 
 SEED = json.loads((Path(__file__).parents[1] / "data" / "seed.json").read_text())
 SEED_CASE = Case.parse(SEED["case"])
@@ -291,7 +292,7 @@ def test_a_mode_that_the_library_leaves_out_is_mistrusted(
     def without_segments(self: Worker) -> Run:
         done = result(self)
         assert isinstance(done, Run)
-        return dataclasses.replace(done, modes=("standard",), segmented=None)
+        return changed(done, segmented=None)
 
     monkeypatch.setattr(Worker, "result", without_segments)
     [verdict] = run(patched, [SMALL], ("segmented",))

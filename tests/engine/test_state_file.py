@@ -11,8 +11,8 @@ from fa_harness.build.library import Library
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import make_inputs
 from fa_harness.engine import state_file as state
+from fa_harness.engine.compute import run_case
 from fa_harness.engine.ggml import Ggml
-from fa_harness.engine.modes import run_case
 from fa_harness.errors import UsageError
 
 CASE = Case(
@@ -129,11 +129,10 @@ def test_two_processes_share_a_chain_bit_for_bit(
 ) -> None:
     case = dataclasses.replace(CASE, segment_types=types)
     done = run_case(library, case, make_inputs(case), ("segmented", "mixed") if types else None)
-    chain = done.mixed if types else done.segmented
-    assert chain is not None
+    chain = done.results["mixed"].first if types else done.results["segmented"]
     for first, stop in ((0, cut), (cut, case.segments)):
         command = [sys.executable, "-c", _PART, str(patched.module_path), str(case)]
         subprocess.run([*command, str(first), str(stop), str(tmp_path)], check=True, timeout=60)
-        step = chain.steps[stop - 1]
+        step = chain.calls[stop - 1]
         assert state.load(tmp_path / "state.npy", case).tobytes() == step.state.tobytes()
         assert np.load(tmp_path / "output.npy").tobytes() == step.output.tobytes()

@@ -13,8 +13,8 @@ import pytest
 
 from fa_harness.build.library import Library
 from fa_harness.case.case import Case
+from fa_harness.case.modes import MODES, Run, modes_of
 from fa_harness.case.quants import TYPES
-from fa_harness.engine.modes import MODES, Run, modes_of
 from fa_harness.engine.worker import Lost, Worker
 from fa_harness.errors import SetupError
 
@@ -53,7 +53,11 @@ def test_one_child_computes_case_after_case(patched: Library) -> None:
         runs = [compute(worker, SMALL.with_(seed=seed)) for seed in (1, 2, 1)]
         assert worker.pid == pid
     first, second, again = (run for run in runs if isinstance(run, Run))
-    assert first.standard.tobytes() == again.standard.tobytes() != second.standard.tobytes()
+    assert (
+        first.results["standard"].output.tobytes()
+        == again.results["standard"].output.tobytes()
+        != second.results["standard"].output.tobytes()
+    )
 
 
 def test_the_child_is_gone_after_the_block(patched: Library) -> None:

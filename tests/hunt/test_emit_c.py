@@ -15,12 +15,14 @@ from fa_harness.build.library import Library
 from fa_harness.build.toolchain import find_c_compiler
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import make_inputs
+from fa_harness.case.modes import Left, Run
 from fa_harness.engine import ggml
-from fa_harness.engine.modes import Run, Step, run_case
+from fa_harness.engine.compute import run_case
 from fa_harness.engine.runner import Runner
 from fa_harness.errors import UsageError
 from fa_harness.hunt import emit_c
 from fa_harness.judge.verdict import Verdict, judge
+from runs import changed
 
 CASE = Case(
     hsk=32, hsv=32, n_head_kv=2, n_group=2, ne3=2, n_kv=7, n_batch=3, segments=3, regime="normal"
@@ -148,22 +150,22 @@ def scaled(array: F32, by: float) -> F32:
 
 
 def wrong_standard(run: Run) -> Run:
-    standard = scaled(run.standard, 1.5)
-    return dataclasses.replace(run, standard=standard, standard_again=standard)
+    standard = scaled(run.results["standard"].output, 1.5)
+    return changed(run, standard=standard, standard_again=standard)
 
 
 def wrong_state(run: Run) -> Run:
-    assert run.full_state is not None
-    step = dataclasses.replace(run.full_state, state=scaled(run.full_state.state, 1.5))
-    return dataclasses.replace(run, full_state=step, full_state_again=step, segmented=None)
+    step = dataclasses.replace(
+        run.results["full_state"].first, state=scaled(run.results["full_state"].first.state, 1.5)
+    )
+    return changed(run, full_state=step, full_state_again=step, segmented=None)
 
 
 def other_bit(run: Run) -> Run:
-    assert run.segmented is not None
-    *steps, last = run.segmented.steps
+    *steps, last = run.results["segmented"].calls
     last = dataclasses.replace(last, output=scaled(last.output, 1 + 2.0**-23))
-    return dataclasses.replace(
-        run, segmented=dataclasses.replace(run.segmented, steps=(*steps, last))
+    return changed(
+        run, segmented=dataclasses.replace(run.results["segmented"], calls=(*steps, last))
     )
 
 
@@ -212,12 +214,11 @@ def test_a_crash_is_made_again_and_what_the_library_printed_does_not_end_the_com
 
 
 def wrong_merge(run: Run, name: str = "in_turn") -> Run:
-    assert run.merged is not None
-    right: Step = getattr(run.merged, name)
+    right: Left = getattr(run.results["merged"], name)
     changes: dict[str, Any] = {
         name: dataclasses.replace(right, state=scaled(right.state, 1.5)),
     }
-    return dataclasses.replace(run, merged=dataclasses.replace(run.merged, **changes))
+    return changed(run, merged=dataclasses.replace(run.results["merged"], **changes))
 
 
 @pytest.mark.parametrize("case", [CASE.with_(sinks=True), TYPED], ids=["one-cache", "typed"])
@@ -239,18 +240,17 @@ def wrong_pair(run: Run) -> Run:
 
 
 def wrong_resumption(run: Run) -> Run:
-    assert run.resumed is not None
-    *steps, last = run.resumed
+    *steps, last = run.results["resumed"]
     last = dataclasses.replace(last, state=scaled(last.state, 1.5))
-    return dataclasses.replace(run, resumed=(*steps, last))
+    return changed(run, resumed=(*steps, last))
 
 
 def wrong_repeat(run: Run) -> Run:
-    return dataclasses.replace(run, standard_again=scaled(run.standard, 1 + 2.0**-23))
+    return changed(run, standard_again=scaled(run.results["standard"].output, 1 + 2.0**-23))
 
 
 def written(run: Run) -> Run:
-    return dataclasses.replace(run, inputs_written=("k",))
+    return changed(run, inputs_written=("k",))
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def written(run: Run) -> Run:
     [
         (wrong_resumption, "fails in resumed: a C program can say standard, full_state, segmented"),
         (written, "fails in no mode: a C program can say standard, full_state, segmented, mixed"),
-        (wrong_pair, "merged state vs oracle fails, which a C program would not show: it comp"),
+        (wrong_pair, "merged vs parts fails, which a C program would not show: it compares"),
         (wrong_repeat, "standard again fails, which a C program would not show: it compares"),
     ],
 )

@@ -14,9 +14,7 @@ from fa_harness.case.quants import TYPES
 from fa_harness.judge import oracle
 from fa_harness.judge.bounds import (
     U16,
-    Arithmetic,
     Expected,
-    arithmetic,
     merged,
     merged_rows,
     nothing,
@@ -24,6 +22,7 @@ from fa_harness.judge.bounds import (
     swap_bound,
 )
 from fa_harness.judge.oracle import Partial
+from fa_harness.kernel import Arithmetic, arithmetic
 
 SMALL = Case(hsk=64, hsv=32, n_head_kv=1, n_group=2, n_kv=150, n_batch=3, regime="normal")
 GENERAL_REGIMES = [regime for regime in REGIMES if regime != "seed"]
@@ -296,7 +295,7 @@ def test_rows_that_must_be_in_f32_have_its_bound_and_no_other() -> None:
     rows = np.zeros(first.m.shape, np.bool_)
     rows[0, 1, 2] = True
     before = nothing(case, inputs).then(first, in_f32)
-    mixed = before.then(second, how, rows).state_bound()
+    mixed = before.then(second, how, in_f16=rows).state_bound()
     np.testing.assert_array_equal(mixed[0, 1, 2], before.then(second, how).state_bound()[0, 1, 2])
     mixed[0, 1, 2] = before.then(second, in_f32).state_bound()[0, 1, 2]
     np.testing.assert_array_equal(mixed, before.then(second, in_f32).state_bound())

@@ -15,7 +15,7 @@ import pytest
 
 import tiny_model
 from fa_harness.build.library import Library
-from fa_harness.engine.modes import MODES
+from fa_harness.case.modes import MODES
 from fa_harness.project import find_project
 from fa_harness.upstream.git import git
 from fa_harness.upstream.source import find_source, unpack, whole_of

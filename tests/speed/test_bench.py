@@ -22,8 +22,8 @@ from fa_harness.cli import main as cli
 from fa_harness.cli.bench import repro
 from fa_harness.engine import ggml
 from fa_harness.engine.ggml import Ggml
-from fa_harness.engine.modes import path
 from fa_harness.errors import UsageError
+from fa_harness.kernel import n_tiles, path
 from fa_harness.speed import bench, timing
 from fa_harness.speed.bench import judge
 from fa_harness.speed.timing import SEGMENTS, Timings, chain_path, measure
@@ -53,7 +53,8 @@ def timings(
     seconds = {**dict.fromkeys(calls, 1e-3), **dict.fromkeys(empty, 1e-9)}
     seconds |= {"byte": 1e-16, "stored_byte": 1e-16}
     for n in SEGMENTS:
-        padding = bench.tiles(case, n) / bench.tiles(case, 1)
+        bounds = case.with_(segments=n).segment_bounds()
+        padding = n_tiles(case, bounds) / n_tiles(case, (0, case.n_kv))
         seconds[f"segmented_{n}"] = 1e-3 * (padding if path(case) == "tiled" else 1.0)
         if n in parts:
             seconds[f"parts_{n}"] = seconds[f"segmented_{n}"]
@@ -162,7 +163,7 @@ def test_a_tile_counts_if_the_mask_shows_one_of_its_keys(
             for key in range(start, stop, 64):
                 tile = mask[0, 0, first : first + 64, key : min(key + 64, stop)]
                 expected += bool((tile > -np.inf).any())
-    assert bench.tiles(case, n_segments) == expected
+    assert n_tiles(case, case.segment_bounds()) == expected
 
 
 # limits

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from fa_harness.case.case import CAPTURED, Case
-from fa_harness.engine.modes import path
 from fa_harness.errors import UsageError
+from fa_harness.kernel import path
 
 _LEFT_OUT = ".."
 

@@ -13,9 +13,9 @@ from fa_harness.case.captures import Entry
 from fa_harness.case.case import CAPTURED, Case
 from fa_harness.case.case_file import read_cases
 from fa_harness.case.label import wanted
+from fa_harness.case.modes import MODES, missing_option
 from fa_harness.case.quants import TYPES
 from fa_harness.case.suites import suite as cases_of_suite
-from fa_harness.engine.modes import MODES, missing_option
 from fa_harness.errors import UsageError
 
 _CAPTURED_SEGMENTS = 4

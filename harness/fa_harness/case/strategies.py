@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fa_harness.case.case import MASK_KINDS, REGIMES, Case
 from fa_harness.case.quants import TYPES
+from fa_harness.kernel import KV_TILE, Q_TILE, SPLIT_KV
 
 Fields = dict[str, Any]
 Draw = st.DrawFn
@@ -28,8 +29,6 @@ _PERMUTATIONS = tuple((0, *rest) for rest in itertools.permutations((1, 2, 3)))
 _THREADS = (*(1,) * 30, *(2,) * 16, 3, 3, 5, 8)
 """Few are more than most machines have cores: there a graph takes some scheduler's ticks."""
 _HEAD_SIZES = ((64, 64), (128, 128), (80, 80), (40, 40), (256, 256), (192, 128), (576, 512))
-_TILE = 64
-"""Keys and rows of a tile of the tiled path."""
 
 
 def draw_cases(seed: int) -> Iterator[Case]:
@@ -62,6 +61,11 @@ def cases() -> st.SearchStrategy[Case]:
     return st.one_of(_decode(), _rows(), _tiled(), _split_kv(), _mixed(), _rolling())
 
 
+def _around(*limits: int) -> tuple[int, ...]:
+    """Return each limit, the number below it and the one above."""
+    return tuple(limit + off for limit in limits for off in (-1, 0, 1))
+
+
 @st.composite
 def _decode(draw: Draw) -> Case:
     """One row on the vec path."""
@@ -78,7 +82,7 @@ def _rows(draw: Draw) -> Case:
 @st.composite
 def _tiled(draw: Draw) -> Case:
     type_ = draw(st.sampled_from(_FLOATS))
-    rows = st.one_of(st.sampled_from((64, 65, 127, 128, 129)), st.integers(64, 140))
+    rows = st.one_of(st.sampled_from(_around(Q_TILE, 2 * Q_TILE)[1:]), st.integers(Q_TILE, 140))
     shape = draw(_shape(rows, most_keys=200))
     return draw(_case({"type_K": type_, "type_V": type_, **shape}))
 
@@ -86,7 +90,11 @@ def _tiled(draw: Draw) -> Case:
 @st.composite
 def _split_kv(draw: Draw) -> Case:
     type_ = draw(st.sampled_from(_FLOATS))
-    n_kv = draw(st.one_of(st.sampled_from((512, 513, 1024)), st.integers(512, 1300)))
+    n_kv = draw(
+        st.one_of(
+            st.sampled_from((SPLIT_KV, SPLIT_KV + 1, 2 * SPLIT_KV)), st.integers(SPLIT_KV, 1300)
+        )
+    )
     types = {"type_K": type_, "type_V": type_}
     return draw(_case({**types, **draw(_head_sizes()), "n_batch": 1, "n_kv": n_kv}, sequences=1))
 
@@ -96,7 +104,7 @@ def _mixed(draw: Draw) -> Case:
     """Segments of types of their own; the long ones, and those of many rows, change the path."""
     sizes = _sizes_in_blocks()
     few_rows = _shape(st.integers(1, 8), sizes, most_keys=200)
-    many_rows = _shape(st.integers(64, 80), sizes, most_keys=200)
+    many_rows = _shape(st.integers(Q_TILE, Q_TILE + 16), sizes, most_keys=200)
     long = st.builds(
         lambda size, kv: {**size, "n_batch": 1, "n_kv": kv}, sizes, st.integers(600, 1200)
     )
@@ -139,7 +147,7 @@ def _shape(
     """Head sizes, rows, and as many keys as a head may have of them, some about a tile's end."""
     shape = {**draw(_head_sizes() if sizes is None else sizes), "n_batch": draw(rows)}
     most = min(most_keys, _MOST_PRODUCTS // (shape["n_batch"] * (shape["hsk"] + shape["hsv"])))
-    about_tiles = [n for n in (1, 2, 63, 64, 65, 127, 128, 129) if n <= most]
+    about_tiles = [n for n in (1, 2, *_around(KV_TILE, 2 * KV_TILE)) if n <= most]
     n_kv = draw(st.one_of(st.sampled_from(about_tiles), st.integers(2, most)))
     return {**shape, "n_kv": n_kv}
 
@@ -153,7 +161,7 @@ def _case(draw: Draw, fields: Fields, *, sequences: int = 3) -> Case:
         fields: Shape but for the heads, types, and what else is fixed.
         sequences: The most.
     """
-    products = fields["n_batch"] * max(fields["n_kv"], _TILE) * (fields["hsk"] + fields["hsv"])
+    products = fields["n_batch"] * max(fields["n_kv"], KV_TILE) * (fields["hsk"] + fields["hsv"])
     most = max(1, _MOST_PRODUCTS // products)
     group = draw(st.integers(1, min(8, most)))
     n_head_kv = draw(st.integers(1, min(4, most // group)))
@@ -196,7 +204,7 @@ def _cut(draw: Draw, n_kv: int) -> Fields:
     if how != "listed":
         boundaries = "random" if how == "random" else None
         return {"segments": draw(st.integers(1, min(n_kv, 9))), "boundaries": boundaries}
-    of_tiles = st.integers(0, n_kv // _TILE).map(lambda n: n * _TILE)
+    of_tiles = st.integers(0, n_kv // KV_TILE).map(lambda n: n * KV_TILE)
     limits = draw(st.lists(st.one_of(st.integers(0, n_kv), of_tiles), min_size=1, max_size=6))
     return {"segments": len(limits) + 1, "boundaries": tuple(sorted(limits))}
 

@@ -25,7 +25,7 @@ from fa_harness.case.label import speed_label
 from fa_harness.cli import options
 from fa_harness.cli.options import How, Reports
 from fa_harness.engine import ggml
-from fa_harness.engine.modes import path
+from fa_harness.kernel import path
 from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.speed import bench
 from fa_harness.speed.bench import Bench, BenchRow, Interval, LimitedRatio

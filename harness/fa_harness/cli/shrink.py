@@ -15,10 +15,10 @@ from fa_harness.build.library import Library
 from fa_harness.build.named import held_library
 from fa_harness.case import captures
 from fa_harness.case.case import Case
+from fa_harness.case.modes import missing_option
 from fa_harness.case.selection import check_modes
 from fa_harness.cli import options
 from fa_harness.cli.options import How
-from fa_harness.engine.modes import missing_option
 from fa_harness.engine.runner import Runner
 from fa_harness.errors import UsageError
 from fa_harness.files import check_writable, write_report

@@ -15,32 +15,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fa_harness.arrays import F16, F32, U8
+from fa_harness.arrays import F16, U8
 from fa_harness.case import rolling
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
+from fa_harness.case.modes import Rolled
 from fa_harness.case.quants import decode, encode
 from fa_harness.case.rolling import Held
 from fa_harness.engine.ggml import Backend, Context, Ggml, Tensor
 from fa_harness.engine.layout import clear, make_fresh, rows_of
 
 _UNUSED = 0xFF  # bytes of slots that no token was written to: NaN as F32, F16 or a block's scale
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Rolled:
-    """A simulation of a rolling cache. In the arrays, row t of `n_batch` is step t."""
-
-    output: F32
-    """`[ne3, n_head, n_batch, hsv]`."""
-    cold_state: F32
-    """The state after the call over the cold tokens, `[ne3, n_head, n_batch, 2 + hsv]`."""
-    state: F32
-    """The state after the call over the hot tokens, too."""
-    held: tuple[Held, ...]
-    """What each step's calls were given."""
-    can_be_told_apart: bool
-    """Each token's bytes are its own, so that `held` names the right ones."""
 
 
 def roll(

@@ -50,6 +50,8 @@ class CaseTensors:
         case: Case,
         inputs: Inputs,
         layouts: dict[str, Layout] | None = None,
+        *,
+        in_place: bool = False,
     ) -> None:
         """Place Q and the sinks.
 
@@ -59,8 +61,11 @@ class CaseTensors:
             inputs: Its inputs.
             layouts: What was laid out for other contexts of the case, by the inputs' names, and is
                 for this one.
+            in_place: The inputs live where they were laid out, so that contexts of several
+                libraries read the same memory; else each context has a copy.
         """
         self.ctx = ctx
+        self._in_place = in_place
         self._layouts = {} if layouts is None else layouts
         self._case = case
         self._source = inputs
@@ -109,6 +114,7 @@ class CaseTensors:
         *,
         sinks: bool,
         state: Tensor | None = None,
+        hidden: bool = False,
     ) -> Tensor:
         """Return the attention over the keys of a segment.
 
@@ -117,13 +123,14 @@ class CaseTensors:
             segment: Which columns of the mask go with them.
             sinks: Add the case's sinks, if it has any.
             state: Continue from and into it.
+            hidden: A mask of the same shape hides every key, whatever the case's own.
         """
         case = self._case
         return self.ctx.flash_attn_ext(
             self._q,
             keys.k,
             keys.v,
-            self._mask_columns(segment),
+            self._mask_columns(segment, hidden=hidden),
             scale=case.scale,
             max_bias=case.max_bias,
             logit_softcap=case.logit_softcap,
@@ -136,8 +143,9 @@ class CaseTensors:
     def allocate(self, backend: Backend) -> None:
         """Give memory to the tensors and fill the inputs."""
         backend.allocate(self.ctx)
-        for tensor, data in self._inputs.values():
-            tensor.write(data)
+        if not self._in_place:
+            for tensor, data in self._inputs.values():
+                tensor.write(data)
 
     def inputs_written(self) -> tuple[str, ...]:
         """Return the names of the inputs that are no longer what they were."""
@@ -160,18 +168,22 @@ class CaseTensors:
         ne0, _, ne2, ne3 = cache.ne
         return self.ctx.view(cache, (ne0, stop - start, ne2, ne3), offset=start * cache.nb[1])
 
-    def _mask_columns(self, segment: tuple[int, int]) -> Tensor | None:
+    def _mask_columns(self, segment: tuple[int, int], *, hidden: bool = False) -> Tensor | None:
         """Return a segment's columns of the mask: a copy, since the op wants it contiguous.
 
         With a cache that is a view it is wider than the segment.
         """
-        if self._source.mask is None:
+        if self._source.mask is None and not hidden:
             return None
         start, stop = segment
-        name = f"mask[{start}:{stop}]"
+        name = f"{'hidden' if hidden else 'mask'}[{start}:{stop}]"
         if name in self._inputs:
             return self._inputs[name][0]
-        columns = self._source.mask[..., start:stop]
+        if hidden or self._source.mask is None:
+            shape = (1, 1, self._case.n_batch, stop - start)
+            columns = np.full(shape, -np.inf, np.float16)
+        else:
+            columns = self._source.mask[..., start:stop]
 
         def lay_out() -> Layout:
             n_unused = _UNUSED_COLUMNS if self._case.kv_view else 0
@@ -231,14 +243,30 @@ class CaseTensors:
         if name in self._layouts:
             return self._layouts[name]
         layout = lay_out()
-        if layout.data.nbytes <= _KEPT_BYTES:
+        if self._in_place:
+            layout = layout._replace(data=aligned(layout.data))
+        if self._in_place or layout.data.nbytes <= _KEPT_BYTES:
             self._layouts[name] = layout
         return layout
 
     def _input(self, name: str, type_: str, ne: Sequence[int], data: U8) -> Tensor:
         tensor = self.ctx.tensor(type_, ne)
+        if self._in_place:
+            if name not in self._layouts:
+                self._layouts[name] = Layout(tuple(ne), aligned(data), tuple(ne), (0, 1, 2, 3))
+            data = self._layouts[name].data
+            self.ctx.place(tensor, data)
         self._inputs[name] = (tensor, np.ascontiguousarray(data))
         return tensor
+
+
+def aligned(array: Array) -> Array:
+    """Return a contiguous copy that begins at a multiple of 64 bytes."""
+    memory = np.empty(array.nbytes + 63, np.uint8)
+    start = -memory.ctypes.data % 64
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def make_fresh(state: Tensor) -> None:

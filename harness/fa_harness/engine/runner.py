@@ -15,12 +15,13 @@ from pathlib import Path
 from fa_harness.case import captures
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import make_inputs
+from fa_harness.case.modes import modes_of
 from fa_harness.case.quants import TYPES
-from fa_harness.engine.modes import modes_of, path
 from fa_harness.engine.worker import Lost, Worker
 from fa_harness.errors import SetupError
 from fa_harness.judge.expectations import Expectations
 from fa_harness.judge.verdict import Verdict, judge
+from fa_harness.kernel import path
 from fa_harness.machine import usable_cores
 
 _WORTH_A_WORKER = 16

@@ -32,7 +32,7 @@ from typing import IO, Any
 from fa_harness.build import sanitizers
 from fa_harness.build.library import load
 from fa_harness.case.case import Case
-from fa_harness.engine.modes import Run
+from fa_harness.case.modes import Run
 from fa_harness.errors import SetupError
 
 _STDERR_LINES = 6
@@ -335,7 +335,7 @@ def _serve(module_path: Path, mode_path: Path, descriptor: int) -> None:
     """Compute cases until the parent closes its end of the connection."""
     from fa_harness.case.inputs import make_inputs
     from fa_harness.engine import ggml
-    from fa_harness.engine.modes import lacking, run_case
+    from fa_harness.engine.compute import lacking, run_case
 
     _poison_new_memory()  # what reads work memory before it is written to shows
     for number in (signal.SIGINT, signal.SIGTERM):  # a group gets them: the parent decides

@@ -6,10 +6,8 @@ double that it computes itself. `native/repro.c.in` is its text; here is what de
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from string import Template
 
@@ -18,12 +16,13 @@ import numpy as np
 from fa_harness.arrays import F32, F64, U8
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs, make_inputs
-from fa_harness.engine.modes import chain_paths, path
 from fa_harness.errors import UsageError
-from fa_harness.judge import bounds, oracle, trails
+from fa_harness.judge import bounds
 from fa_harness.judge.bounds import Expected
-from fa_harness.judge.localise import PARTS, Localisation
-from fa_harness.judge.oracle import Partial
+from fa_harness.judge.compare import PARTS
+from fa_harness.judge.contract import IN_TURN
+from fa_harness.judge.expectations import Expectations
+from fa_harness.judge.explain import Localisation
 from fa_harness.judge.verdict import Verdict
 from fa_harness.report.results import explain
 
@@ -130,19 +129,23 @@ class _Source:
         self._mode = mode
         own_types = mode == "mixed" or (mode == "merged" and bool(case.segment_types))
         self._own_types = own_types
-        paths = chain_paths(case, own_types=own_types) if mode != "standard" else (path(case),)
-        self._hows = [
-            bounds.arithmetic(case.of_segment(i) if own_types else case, path_, features)
-            for i, path_ in enumerate(paths)
-        ]
-        self._expected = self._expect_parts() if mode == "merged" else self._expect_chain()
-        """What is expected after each call, and of the merged state."""
+        expect = Expectations(case, inputs, features)
+        if mode == "standard":
+            self._hows, self._expected = [expect.how], [expect.of_one]
+        else:
+            self._hows = expect.how_of_calls(own_types=own_types)
+            self._expected = (
+                [*expect.parts, expect.merged]
+                if mode == "merged"
+                else expect.chain(None, own_types=own_types)
+            )
+        """`_expected`: what is expected after each call, and of the merged state."""
 
     def shows(self, found: Localisation) -> bool:
         """Tell whether the number that is wrong is beyond what the program allows."""
         index = 0 if found.index is None else found.index
         if self._mode == "merged" and found.index is None:
-            if found.call != trails.IN_TURN:
+            if found.call != IN_TURN:
                 return False
             index = -1
         at = PARTS.index(found.part) if found.part in PARTS else 2 + self._case.hsv_padded
@@ -204,29 +207,6 @@ class _Source:
         if self._case.n_batch == 1:
             ne1, ne2, state = ne2, ne1, "ggml_permute(ctx, state, 0, 2, 1, 3)"
         return Template(_NEW_STATE).substitute(ne1=ne1, ne2=ne2, state=state)
-
-    def _own(self) -> list[Partial]:
-        """Return the oracle's state of each call's keys alone, for Q as the call rounds it."""
-        case, inputs = self._case, self._inputs
-        rescale_roundings = max(how.rescale_roundings for how in self._hows)
-        states = []
-        for keys, how in zip(itertools.pairwise(case.segment_bounds()), self._hows, strict=True):
-            rounded = replace(inputs, q=bounds.rounded_q(inputs.q, how.q_type)[0])
-            states.append(oracle.attend(case, rounded, *keys, rescale_roundings=rescale_roundings))
-        if inputs.sinks is not None:
-            states[-1] = oracle.add_sinks(states[-1], inputs.sinks)
-        return states
-
-    def _expect_chain(self) -> list[Expected]:
-        chain = [bounds.nothing(self._case, self._inputs)]
-        for own, how in zip(self._own(), self._hows, strict=True):
-            chain.append(chain[-1].then(own, how))
-        return chain[1:]
-
-    def _expect_parts(self) -> list[Expected]:
-        nothing = bounds.nothing(self._case, self._inputs)
-        parts = [nothing.then(own, how) for own, how in zip(self._own(), self._hows, strict=True)]
-        return [*parts, bounds.merged(parts)]
 
     def _allowed(self, expected: Expected) -> F64:
         """Return the bounds of a call, `[ne3, n_head, n_batch, M S VKQ and result]`."""

@@ -33,7 +33,6 @@ over the keys j of a row. Three things make a correct kernel differ from exact a
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -44,7 +43,9 @@ from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
 from fa_harness.case.quants import decode, encode
 from fa_harness.judge import oracle
+from fa_harness.judge.compare import Region
 from fa_harness.judge.oracle import Partial
+from fa_harness.kernel import Arithmetic
 
 U32 = 2.0**-24
 U16 = 2.0**-11
@@ -52,59 +53,9 @@ _F16_SPACING = 2.0**-24
 """Of F16 numbers below the normal range."""
 _F32_SPACING = 2.0**-149
 _LAMBDA = 8.0
-FP16_MAD = "FP16_MAD_"
-"""Begins the name of a CPU feature that ends in the elements of a step in FP16."""
 _SYMMETRIC_V = ("uniform", "normal", "spiky", "rising", "falling", "ties", "outlier")
 
-_Q_TYPE = {  # the type that Q is converted to for K's dot product on the vec path
-    "f32": "f32", "f16": "f16", "bf16": "bf16", "q8_0": "q8_0", "q4_0": "q8_0", "q5_0": "q8_0",
-    "iq4_nl": "q8_0", "q2_0": "q8_0", "q1_0": "q8_0", "q4_1": "q8_1", "q5_1": "q8_1",
-}  # fmt: skip
 _Q8 = ("q8_0", "q8_1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arithmetic:
-    """What a run computes in."""
-
-    q_type: str
-    """The type that Q is rounded to."""
-    f16_numerators: bool
-    """VKQ is accumulated in F16."""
-    f16_dot: bool = False
-    """Dot products add in F16 registers."""
-    f16_factors: bool = False
-    """What multiplies V and VKQ is rounded to F16."""
-    n_partials: int = 0
-    """Parts that are accumulated apart and then added; 0 where keys are added to the state."""
-
-    @property
-    def rescale_roundings(self) -> int:
-        """How often the sum before a new maximum is rounded there."""
-        return 2 if self.f16_factors else 1
-
-
-def arithmetic(case: Case, path: str, features: tuple[str, ...]) -> Arithmetic:
-    """Return what a path (`vec`, `tiled`, `split-kv`) computes a case in."""
-    if path == "tiled":
-        return Arithmetic(q_type="f32", f16_numerators=False)
-    return Arithmetic(
-        q_type=_Q_TYPE[case.type_K],
-        f16_numerators=case.type_V == "f16",
-        f16_dot=case.type_K == "f16" and "FP16_DOT" in features,
-        f16_factors=case.type_V == "f16" and case.hsv_padded >= _f16_step(features),
-        n_partials=case.threads if path == "split-kv" else 0,
-    )
-
-
-@functools.cache
-def _f16_step(features: tuple[str, ...]) -> float:
-    """Return from how many elements on FP16 multiplies and adds; what is left over is done in F32.
-
-    Nothing is told apart within a row: all of it then counts as done in FP16.
-    """
-    steps = [name.removeprefix(FP16_MAD) for name in features if name.startswith(FP16_MAD)]
-    return int(steps[0]) if steps else math.inf
 
 
 def rounded_q(q: F32, q_type: str) -> tuple[F32, F64]:
@@ -129,24 +80,13 @@ def rounded_q(q: F32, q_type: str) -> tuple[F32, F64]:
 
 
 class Shared:
-    """What all expectations of a case share, each computed once.
-
-    It is what the rows of Q cost in dot products, and the oracle's states, merged.
-    """
+    """What the rows of Q cost in dot products, computed once for all expectations of a case."""
 
     def __init__(self, case: Case, q: F32) -> None:
         """Take the Q `[ne3, n_head, n_batch, hsk]` of a case."""
         self.case = case
         self._q = q
         self._dot_errors: dict[Arithmetic, F64] = {}
-        self._merged: dict[tuple[int, int], tuple[Partial, Partial, Partial]] = {}
-
-    def merge(self, a: Partial, b: Partial) -> Partial:
-        """Return the oracle's state of a's keys followed by b's."""
-        key = id(a), id(b)
-        if key not in self._merged:
-            self._merged[key] = a, b, oracle.merge(a, b)  # kept alive, an id stays theirs
-        return self._merged[key][2]
 
     @functools.cached_property
     def norm(self) -> F64:
@@ -197,12 +137,20 @@ class Expected:
     other_vkq: F64
     """What else is rounded in VKQ, `[..., hsv]`."""
 
-    def then(self, own: Partial, how: Arithmetic, in_f16: Bools | None = None) -> Expected:
+    def then(
+        self,
+        own: Partial,
+        how: Arithmetic,
+        *,
+        whole: Partial | None = None,
+        in_f16: Bools | None = None,
+    ) -> Expected:
         """Return what is expected after one call more.
 
         Args:
             own: The oracle's state of the call's keys alone, for Q rounded to `how.q_type`.
             how: What the call computes in.
+            whole: The oracle's state of all keys, where it is known already.
             in_f16: The rows that accumulate in F16 if `how` says so; all where it is None. A row
                 that continues numerators which are no F16 numbers goes on in F32.
         """
@@ -210,7 +158,7 @@ class Expected:
         if self.is_nothing:  # merged with a fresh state, a state is what it was
             truth, (wa, wb) = own, np.array([[0.0], [1.0]])
         else:
-            truth = self.shared.merge(before, own)
+            truth = oracle.merge(before, own) if whole is None else whole
             wa, wb = oracle.weight(before.m, truth.m), oracle.weight(own.m, truth.m)
         va, vb = wa[..., None], wb[..., None]
         rows = np.array(how.f16_numerators)
@@ -258,6 +206,11 @@ class Expected:
         """The oracle's result, `[ne3, n_head, n_batch, hsv]`."""
         return oracle.finalise(self.truth)
 
+    @functools.cached_property
+    def region(self) -> Region:
+        """Where a correct output lies: around the oracle's for the rounded Q."""
+        return Region(self.output, self.output_bound())
+
     def output_bound(self) -> F64:
         """Return how far an output may be from `output`: `[ne3, n_head, n_batch, hsv]`."""
         out = np.abs(self.output)
@@ -304,13 +257,17 @@ def nothing(case: Case, inputs: Inputs) -> Expected:
     )  # fmt: skip
 
 
-def merged(parts: Sequence[Expected]) -> Expected:
+def merged(parts: Sequence[Expected], wholes: Sequence[Partial] | None = None) -> Expected:
     """Return what is expected of the states of calls with keys of their own, merged in any order.
 
     Args:
         parts: What is expected of each state; at least one.
+        wholes: The oracle's state of all keys up to those of each part, where they are known.
     """
-    whole = functools.reduce(_beside, parts)
+    whole = parts[0]
+    for i, part in enumerate(parts[1:], start=1):
+        truth = oracle.merge(whole.truth, part.truth) if wholes is None else wholes[i]
+        whole = _beside(whole, part, truth)
     costs = [_merge_cost(part.truth.m, whole.truth.m, len(parts)) for part in parts]
     pairs = list(zip(costs, parts, strict=True))
     other_vkq: F64 = np.sum([cost[..., None] * np.abs(p.truth.vkq) for cost, p in pairs], axis=0)
@@ -373,8 +330,7 @@ def _maxima(states: Sequence[F32]) -> tuple[F64, list[F64]]:
     return functools.reduce(np.maximum, each), each
 
 
-def _beside(a: Expected, b: Expected) -> Expected:
-    truth = a.shared.merge(a.truth, b.truth)
+def _beside(a: Expected, b: Expected, truth: Partial) -> Expected:
     wa, wb = oracle.weight(a.truth.m, truth.m), oracle.weight(b.truth.m, truth.m)
     va, vb = wa[..., None], wb[..., None]
     return replace(

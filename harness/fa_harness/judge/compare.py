@@ -1,4 +1,4 @@
-"""Two results of a case, element by element: bit for bit, or within a region."""
+"""Checks, and the one comparator: what was got must have the bits expected, or lie in a region."""
 
 from __future__ import annotations
 
@@ -9,10 +9,63 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fa_harness.arrays import F32, F64
+from fa_harness.arrays import F32, F64, Bools
+
+ORACLE = "the oracle"
+PARTS = ("M", "S", "numerators")
+"""Of a state row, in the order in which they are looked at: each depends on those before it."""
 
 _TOGETHER = 1 << 14
 """Elements that are compared at once: their arrays stay in the cache."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where numbers must lie: |number - centre| <= bound, element by element."""
+
+    centre: F64
+    bound: F64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A call of a mode, or a merge."""
+
+    name: str
+    """What it is in words: `segment 1 of 4`, `hot call of step 7`."""
+    keys: tuple[int, int]
+    """Its first key, and the one after its last."""
+    path: str = ""
+    """`vec`, `tiled` or `split-kv`; empty for a merge."""
+    index: int | None = None
+    """Of a segment or part, from 0; of a rolling cache the step."""
+    f16_numerators: bool = False
+    """The path accumulates in F16."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Check:
+    """One thing that a case has to hold. Arrays are `[ne3, n_head, n_batch, n]`."""
+
+    name: str
+    """The comparison that it belongs to, such as `state_vs_oracle`."""
+    mode: str
+    call: Call
+    is_state: bool
+    """Rows are `[M, S, VKQ]`; else results."""
+    got: F32
+    expected: F32 | F64
+    """What the error is measured against."""
+    region: Region | None = None
+    """Where `got` must lie; None where it must have the bits of `expected`."""
+    other: str = ORACLE
+    """Whose `expected` is."""
+    numerators: F64 | None = None
+    """What the numerators are, `[ne3, n_head, n_batch, hsv]`."""
+    first_row: int = 0
+    """Which row of the case the first of these is."""
+    is_decisive: bool = False
+    """The last result of a chain, in which a fault of any call has to show."""
 
 
 class Worst(NamedTuple):
@@ -26,26 +79,27 @@ class Worst(NamedTuple):
     dim: int
     """Element of the row; of a state row `[M, S, VKQ]`, 0 is M and 1 is S."""
     error: float
-    """|a - b| there."""
+    """How far it is from what is right there: the region's centre, or the number expected."""
 
 
 class Comparison(NamedTuple):
-    """Two results of a case, element by element."""
+    """What a check found, or several of one name."""
 
     max_abs: float
-    """Largest |a - b|; NaN where one is NaN or infinite and the other is not the same."""
+    """Largest |got - expected|; NaN where one is NaN or infinite and the other is not the same."""
     max_rel_row: float
-    """Largest over the rows of max|a - b| / max|b|."""
+    """Largest over the rows of max|got - expected| / max|expected|."""
     nmse: float
-    """Sum of squared errors over the sum of squares of b."""
+    """Sum of squared errors over the sum of squares of what is expected."""
     bitwise: bool
     """Both have the same bits."""
     worst: Worst | None
-    """The element furthest beyond, or nearest to, its bound; None where all agree exactly."""
+    """The element furthest beyond, or nearest to, its bound; None where all agree exactly. Of a
+    state that is wrong, an element of the first of `PARTS` that is."""
     bound: float
-    """What |a - b| may be at `worst`; 0 where the bits have to be the same."""
+    """What the error may be at `worst`; 0 where the bits have to be the same."""
     of_bound: float
-    """How much of its bound an element takes at most; above 1 where a bound is broken."""
+    """The error at `worst` as a share of its bound; above 1 where it is wrong."""
     required: str
     """`bits` where both must be the same bit for bit, `bound` where they must be near, `none` where
     the difference is only reported."""
@@ -60,121 +114,248 @@ class Comparison(NamedTuple):
         return self if self.by_row is None else self._replace(by_row=None)
 
 
+class Judged(NamedTuple):
+    """A check that was made."""
+
+    name: str
+    mode: str
+    call: Call
+    is_state: bool
+    first_row: int
+    comparison: Comparison
+    check: Check | None
+    """The check with its arrays, kept where it does not hold or is decisive."""
+
+
 _SAME = Comparison(
     max_abs=0.0, max_rel_row=0.0, nmse=0.0, bitwise=True, worst=None, bound=0.0, of_bound=0.0,
     required="bits", ok=True,
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Region:
-    """Where numbers must lie: |number - centre| <= bound, element by element."""
+def compare(checks: Iterable[Check]) -> list[Judged]:
+    """Make checks; small ones of one shape together, large ones as they come.
 
-    centre: F64
-    bound: F64
-
-
-class Near(NamedTuple):
-    """Results `[ne3, n_head, n_batch, n]` that are to be compared; `got` must lie in the region."""
-
-    got: F32
-    expected: F32 | F64
-    region: Region
-
-
-def exact(got: F32, expected: F32) -> Comparison:
-    """Compare arrays that must be the same bit for bit."""
-    if got is expected or got.tobytes() == expected.tobytes():
-        return _SAME
-    b = expected.astype(np.float64)
-    comparison = within(got, b, Region(b, np.zeros(b.shape)))
-    return comparison._replace(of_bound=0.0, required="bits", ok=comparison.bitwise)
-
-
-def within(got: F32, expected: F32 | F64, region: Region) -> Comparison:
-    """Compare arrays `[ne3, n_head, n_batch, n]`; what is got must lie in the region."""
-    [comparison] = all_within([Near(got, expected, region)])
-    return comparison
-
-
-def is_small(array: F32) -> bool:
-    """Tell whether an array is so small that NumPy's calls take longer than their numbers."""
-    return array.size <= _TOGETHER
-
-
-def all_within(asked: Sequence[Near]) -> list[Comparison]:
-    """Compare small results of one shape together, others one by one, whatever their order."""
-    together: dict[tuple[int, ...], list[int]] = {}
-    for i, near in enumerate(asked):
-        together.setdefault(near.got.shape, []).append(i)
-    made: dict[int, Comparison] = {}
-    for shape, members in together.items():
+    NumPy's calls take longer than the numbers of small arrays, and the regions of large ones need
+    not be kept.
+    """
+    made: dict[int, Judged] = {}
+    small: dict[tuple[int, ...], list[tuple[int, Check]]] = {}
+    n_checks = 0
+    for i, check in enumerate(checks):
+        n_checks += 1
+        if check.region is None and _has_bits(check.got, check.expected):
+            made[i] = _judged(check, _SAME)
+        elif check.got.size > _TOGETHER:
+            made[i] = _judged(check, *_compared([check]))
+        else:
+            small.setdefault(check.got.shape, []).append((i, check))
+    for shape, members in small.items():
         n = max(1, _TOGETHER // max(1, math.prod(shape)))
-        for some in (members[i : i + n] for i in range(0, len(members), n)):
-            made.update(zip(some, _compared([asked[i] for i in some]), strict=True))
-    return [made[i] for i in range(len(asked))]
+        for some in (members[first : first + n] for first in range(0, len(members), n)):
+            found = _compared([check for _, check in some])
+            for (i, check), comparison in zip(some, found, strict=True):
+                made[i] = _judged(check, comparison)
+    return [made[i] for i in range(n_checks)]
+
+
+def difference(got: F32, other: F32) -> Comparison:
+    """Return how far results are apart of which nothing is required."""
+    if _has_bits(got, other):
+        return _SAME._replace(required="none")
+    call = Call(name="", keys=(0, 0))
+    check = Check(name="", mode="", call=call, is_state=False, got=got, expected=other)
+    [comparison] = _compared([check])
+    return comparison._replace(required="none", ok=True, by_row=None)
+
+
+def wrong(check: Check) -> Bools:
+    """Tell of each element whether it is not what it must be."""
+    if check.region is None:
+        got, expected = (np.ascontiguousarray(x, np.float32) for x in (check.got, check.expected))
+        different: Bools = got.view(np.uint32) != expected.view(np.uint32)
+        return different
+    beyond: Bools = (
+        _shares(check.got.astype(np.float64), check.region.centre, check.region.bound) > 1
+    )
+    return beyond
+
+
+def parts_of(array: Bools) -> dict[str, Bools]:
+    """Return the parts of state rows."""
+    cut = (array[..., :1], array[..., 1:2], array[..., 2:])
+    return dict(zip(PARTS, cut, strict=True))
+
+
+def grouped(judged: Sequence[Judged]) -> dict[str, Comparison]:
+    """Return the comparisons: by name, the checks that were made under it as one.
+
+    That is the first that does not hold, else the one of the largest error, which then has the
+    largest share of a bound that any of them takes.
+    """
+    by_name: dict[str, list[Judged]] = {}
+    for each in judged:
+        by_name.setdefault(each.name, []).append(each)
+    return {name: _as_one(of_name) for name, of_name in by_name.items()}
+
+
+def _as_one(judged: Sequence[Judged]) -> Comparison:
+    first = judged[0].comparison
+    if len(judged) == 1:
+        return first
+    every = [each.comparison for each in judged]
+    found = next((c for c in every if not c.ok), None)
+    if found is None:
+        found, of_bound = max(every, key=lambda c: c.max_abs), max(c.of_bound for c in every)
+        if found.of_bound != of_bound:
+            found = found._replace(of_bound=of_bound)
+    if judged[-1].first_row != judged[0].first_row:
+        return found._replace(by_row=_joined_rows(judged))
+    return found
+
+
+def _joined_rows(judged: Sequence[Judged]) -> F32 | None:
+    """Return the shares of checks of single rows as one array, the largest of each row."""
+    known = next((e.comparison.by_row for e in judged if e.comparison.by_row is not None), None)
+    if known is None:
+        return None
+    rows = np.zeros((*known.shape[:2], max(each.first_row for each in judged) + 1), np.float32)
+    for each in judged:
+        if each.comparison.by_row is not None:
+            at = rows[:, :, each.first_row]
+            np.maximum(at, each.comparison.by_row[:, :, 0], out=at)
+    return rows
+
+
+def _judged(check: Check, comparison: Comparison) -> Judged:
+    is_kept = check.is_decisive or not comparison.ok
+    return Judged(
+        name=check.name,
+        mode=check.mode,
+        call=check.call,
+        is_state=check.is_state,
+        first_row=check.first_row,
+        comparison=comparison,
+        check=check if is_kept else None,
+    )
+
+
+def _has_bits(got: F32, expected: F32 | F64) -> bool:
+    return got is expected or (got.dtype == expected.dtype and got.tobytes() == expected.tobytes())
+
+
+@np.errstate(divide="ignore", invalid="ignore")
+def _shares(got: F64, centre: F64, bound: F64) -> F64:
+    """Return how far each number is from the centre, as a share of the bound.
+
+    Infinite where the bound is 0 and they differ, or where one of them is no number; 0 where both
+    are the same, NaN and infinities too.
+    """
+    off = np.abs(got - centre)
+    shares: F64 = off / bound
+    if not np.isfinite(shares).all():
+        same = (got == centre) | (np.isnan(got) & np.isnan(centre))
+        shares = np.where(same | (off == 0), 0.0, shares)
+        shares[np.isnan(shares)] = np.inf
+    return shares
 
 
 @np.errstate(divide="ignore", invalid="ignore", over="ignore")
-def _compared(asked: Sequence[Near]) -> list[Comparison]:
-    """Compare results of one shape; arrays are `[n_asked, ne3, n_head, n_batch, n]`."""
-    a, b = _stacked([one.got for one in asked]), _stacked([one.expected for one in asked])
-    bound = _stacked([one.region.bound for one in asked])
+def _compared(checks: Sequence[Check]) -> list[Comparison]:
+    """Compare results of one shape; arrays are `[len(checks), ne3, n_head, n_batch, n]`."""
+    a, b = _stacked([one.got for one in checks]), _stacked([one.expected for one in checks])
+    zero = np.zeros(b.shape[1:])
+    bound = _stacked([zero if one.region is None else one.region.bound for one in checks])
     centre = b
-    if any(one.region.centre is not one.expected for one in asked):
-        centre = _stacked([one.region.centre for one in asked])
+    if any(one.region is not None and one.region.centre is not one.expected for one in checks):
+        centre = _stacked(
+            [one.expected if one.region is None else one.region.centre for one in checks]
+        )
     error = np.abs(a - b)
     off = error if centre is b else np.abs(a - centre)
-    size, known = error, b
-    excess = off / bound
-    (row_error, max_abs), (by_row, most) = _largest(error), _largest(excess)
-    if not (np.isfinite(max_abs).all() and np.isfinite(most).all()):
-        same = (a == b) | (np.isnan(a) & np.isnan(b))
-        error = np.where(same, 0.0, error)
-        off = np.where((a == centre) | (same & ~np.isfinite(a)), 0.0, off)
-        size = np.where(np.isnan(error), np.inf, error)
+    known = b
+    row_error, max_abs = _largest(error)
+    if not (np.isfinite(max_abs).all() and np.isfinite(off).all()):
+        error = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, error)
+        off = np.where((a == centre) | (np.isnan(a) & np.isnan(centre)), 0.0, off)
         known = np.where(np.isfinite(b), b, 0.0)
-        excess = np.divide(off, bound, out=np.zeros(off.shape), where=off != 0)
-        excess[np.isnan(excess)] = np.inf
-        (row_error, max_abs), (by_row, most) = _largest(error), _largest(excess)
-    each = len(asked), -1
+        row_error, max_abs = _largest(error)
+    shares = _shares(a, centre, bound)
+    by_row, most = _largest(shares)
+    each = len(checks), -1
     relative = np.where(row_error == 0, 0.0, row_error / np.abs(known).max(axis=-1))
     nmse = _sums_of_squares(error) / _sums_of_squares(known)
     # of those furthest beyond their bounds the largest error
-    furthest = np.where(excess.reshape(each) == most[:, None], size.reshape(each), -1.0)
-    at = np.arange(len(asked)), furthest.argmax(axis=-1)
+    size = np.where(np.isnan(off), np.inf, off)
+    furthest = np.where(shares.reshape(each) == most[:, None], size.reshape(each), -1.0)
+    at = np.arange(len(checks)), furthest.argmax(axis=-1)
     places = np.transpose(np.unravel_index(at[1], error.shape[1:])).tolist()
-    errors, bounds, nearest, right = (x.reshape(each)[at] for x in (error, bound, centre, b))
-    bounds = bounds + np.where(nearest == right, 0.0, np.abs(nearest - right))
+    errors, bounds = (x.reshape(each)[at].tolist() for x in (off, bound))
     rows = by_row.astype(np.float32)
     numbers = zip(
         max_abs.tolist(), most.tolist(), relative.reshape(each).max(axis=-1).tolist(),
-        nmse.tolist(), errors.tolist(), bounds.tolist(), strict=True,
+        nmse.tolist(), errors, bounds, strict=True,
     )  # fmt: skip
     comparisons = []
     for i, (largest, of_bound, of_row, of_squares, worst_error, worst_bound) in enumerate(numbers):
+        comparison = Comparison(
+            max_abs=largest,
+            max_rel_row=of_row,
+            nmse=of_squares,
+            bitwise=False,
+            worst=_worst(places[i], worst_error),
+            bound=worst_bound,
+            of_bound=of_bound,
+            required="bound",
+            ok=of_bound <= 1,
+            by_row=rows[i],
+        )
         if largest == 0:
             equal_signs = (np.signbit(a[i]) == np.signbit(b[i])) | np.isnan(a[i])
-            comparison = _SAME._replace(
-                bitwise=bool(equal_signs.all()), of_bound=of_bound, required="bound",
-                ok=of_bound <= 1, by_row=rows[i],
-            )  # fmt: skip
-        else:
-            batch, head, row, dim = places[i]
-            comparison = Comparison(
-                max_abs=largest,
-                max_rel_row=of_row,
-                nmse=of_squares,
-                bitwise=False,
-                worst=Worst(batch=batch, head=head, row=row, dim=dim, error=worst_error),
-                bound=worst_bound,
-                of_bound=of_bound,
-                required="bound",
-                ok=of_bound <= 1,
-                by_row=rows[i],
+            comparison = comparison._replace(
+                max_rel_row=0.0, nmse=0.0, bitwise=bool(equal_signs.all())
             )
+            if of_bound == 0:
+                comparison = comparison._replace(worst=None, bound=0.0)
+        if checks[i].region is None:
+            comparison = comparison._replace(
+                of_bound=0.0, required="bits", ok=comparison.bitwise, bound=0.0
+            )
+        if not comparison.ok:
+            comparison = _with_worst(checks[i], comparison, shares[i], off[i], bound[i])
         comparisons.append(comparison)
     return comparisons
+
+
+def _with_worst(
+    check: Check, comparison: Comparison, shares: F64, off: F64, bound: F64
+) -> Comparison:
+    """Return a comparison that does not hold with the worst of its wrong elements.
+
+    Of a state it is one of the first part that is wrong: by a wrong M nothing else of the row can
+    be judged, and the numerators go with S.
+    """
+    candidates = wrong(check)
+    if check.is_state:
+        part = next(of_part for of_part in parts_of(candidates).items() if of_part[1].any())
+        candidates = candidates.copy()
+        for name, of_part in parts_of(candidates).items():
+            of_part &= name == part[0]
+    shares = np.where(candidates, shares, -1.0)
+    size = np.where(np.isnan(off), np.inf, off)
+    furthest = np.where(candidates & (shares == shares.max()), size, -1.0)
+    batch, head, row, dim = (int(i) for i in np.unravel_index(furthest.argmax(), furthest.shape))
+    at = (batch, head, row, dim)
+    return comparison._replace(
+        worst=_worst(at, float(off[at])),
+        bound=float(bound[at]),
+        of_bound=0.0 if comparison.required == "bits" else float(shares[at]),
+    )
+
+
+def _worst(at: Sequence[int], error: float) -> Worst:
+    batch, head, row, dim = at
+    return Worst(batch=batch, head=head, row=row, dim=dim, error=error)
 
 
 def _stacked(arrays: Sequence[F32 | F64]) -> F64:
@@ -196,30 +377,3 @@ def _sums_of_squares(array: F64) -> F64:
     flat = array.reshape(len(array), -1)
     sums: F64 = np.einsum("ij,ij->i", flat, flat)
     return sums
-
-
-def first_bad(comparisons: Iterable[Comparison]) -> Comparison:
-    """Return, of several comparisons, the first that is not ok, else the one of the largest error.
-
-    That one then has the largest share of a bound that any of them takes.
-    """
-    every = list(comparisons)
-    if len(every) == 1:
-        return every[0]
-    bad = next((c for c in every if not c.ok), None)
-    if bad is not None:
-        return bad
-    worst, of_bound = max(every, key=lambda c: c.max_abs), max(c.of_bound for c in every)
-    return worst if worst.of_bound == of_bound else worst._replace(of_bound=of_bound)
-
-
-def why(name: str, comparison: Comparison) -> str:
-    """Return in words what is wrong with a comparison that is not ok, and where."""
-    words = name.replace("_", " ")
-    worst = comparison.worst
-    if worst is None:
-        return f"{words}: 0 and -0 differ"
-    where = f"batch {worst.batch}, head {worst.head}, row {worst.row}, dim {worst.dim}"
-    if comparison.required == "bits":
-        return f"{words}: must be bit-identical, differs by {worst.error:.2e} at {where}"
-    return f"{words}: {worst.error:.2e}, allowed {comparison.bound:.2e} at {where}"

@@ -9,49 +9,41 @@ import numpy as np
 from fa_harness.arrays import F64
 from fa_harness.case import rolling
 from fa_harness.case.case import Case
-from fa_harness.engine.fifo import Rolled
-from fa_harness.engine.modes import Run
+from fa_harness.case.modes import Results, Rolled
 from fa_harness.judge import bounds, oracle
-from fa_harness.judge.compare import Region
+from fa_harness.judge.compare import Check, Region
 from fa_harness.judge.expectations import Expectations
 from fa_harness.judge.oracle import Partial
 from fa_harness.judge.rolling_oracle import ExpectedSteps
+from fa_harness.kernel import goes_on_in_f16
 
 
 def why_mistrusted(
-    case: Case,
-    run: Run,
-    expectations: Expectations,
-    *,
-    chain_regions: Sequence[Region],
-    steps: ExpectedSteps | None,
+    case: Case, results: Results, expect: Expectations, ends: Sequence[Check]
 ) -> str | None:
     """Return why no fault could have shown in a case, or None where one could.
 
     Args:
         case: The case.
-        run: What the library computed, and nothing is wrong with.
-        expectations: What it is compared with.
-        chain_regions: Where the last output of each chain must lie.
-        steps: What is expected of a rolling cache, if there is one.
+        results: What the library gave, and nothing is wrong with.
+        expect: What it is compared with.
+        ends: The decisive check of each chain.
     """
-    region = expectations.region(expectations.of_one)
-    if not expectations.outputs[-1].any() or not run.standard.any():
+    region = expect.of_one.region
+    if not expect.outputs[-1].any() or not results["standard"].output.any():
         return "every output is 0: nothing could differ"
     if not (np.abs(region.centre) > region.bound).any():
         return "the bound is above every output: an output of 0 would pass"
-    if run.fifo is not None and steps is not None:
-        return _why_rolled_is(case, run.fifo, steps)
-    chains = (run.segmented, run.merged, run.resumed, run.mixed)
-    if all(chain is None for chain in chains) or case.segments == 1:
+    if "fifo" in results:
+        rolled = results["fifo"].first
+        return _why_rolled_is(case, rolled, expect.fifo(goes_on_in_f16(rolled.cold_state)))
+    if not results.keys() & {"segmented", "merged", "resumed", "mixed"} or case.segments == 1:
         return None
-    return _why_chains_are(case, expectations, chain_regions)
+    return _why_chains_are(case, expect, [end.region for end in ends if end.region is not None])
 
 
-def _why_chains_are(
-    case: Case, expectations: Expectations, regions: Sequence[Region]
-) -> str | None:
-    segments, whole = expectations.segments(), expectations.prefixes[-1]
+def _why_chains_are(case: Case, expect: Expectations, regions: Sequence[Region]) -> str | None:
+    segments, whole = expect.segments, expect.prefixes[-1]
     weights = [oracle.weight(segment.m, whole.m) * segment.s for segment in segments]
     if np.max(sum(weight > 0 for weight in weights)) < 2:
         return f"{case.segments} segments were asked for, and no row has keys in two"
@@ -63,12 +55,12 @@ def _why_chains_are(
     }
     for region in regions:
         visible = region.bound
-        if expectations.chain_is_exact:
+        if expect.chain_is_exact:
             # more than any accumulator rounds away
             visible = bounds.U16 * np.abs(region.centre)
         for fault, output in faults.items():
             # both for Q itself: what rounding Q changes is not the fault
-            if not (np.abs(output() - expectations.outputs[-1]) > visible).any():
+            if not (np.abs(output() - expect.outputs[-1]) > visible).any():
                 return f"{fault} would stay within the bound in every row"
     return None
 

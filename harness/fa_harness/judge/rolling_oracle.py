@@ -19,10 +19,10 @@ from fa_harness.case import rolling
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
 from fa_harness.case.quants import decode, encode
-from fa_harness.engine.modes import path
 from fa_harness.judge import bounds, oracle
-from fa_harness.judge.bounds import Arithmetic, Expected
+from fa_harness.judge.bounds import Expected
 from fa_harness.judge.oracle import Partial
+from fa_harness.kernel import Arithmetic, arithmetic, path
 
 Limits = Callable[[Ints], tuple[Ints, Ints]]
 """Of steps, the first token that each sees, and the one after the last."""
@@ -68,7 +68,7 @@ def expect(
     as_they_are = Arithmetic(q_type="f32", f16_numerators=False)
     cold, hot = _cold(case, cold_inputs, as_they_are), _hot(case, inputs, as_they_are)
 
-    vec, split = (bounds.arithmetic(of_cold, name, features) for name in ("vec", "split-kv"))
+    vec, split = (arithmetic(of_cold, name, features) for name in ("vec", "split-kv"))
     rounded_cold = _cold(case, cold_inputs, vec)
     after_cold = bounds.nothing(case, inputs).then(rounded_cold, vec)
     splits = np.array([path(of_cold, int(n)) == "split-kv" for n in rolling.n_cold(case)])
@@ -76,7 +76,7 @@ def expect(
         after_split = bounds.nothing(case, inputs).then(rounded_cold, split)
         after_cold = _of_steps(splits, after_split, after_cold)
 
-    how = bounds.arithmetic(of_hot, path(of_hot, case.hot_window), features)
+    how = arithmetic(of_hot, path(of_hot, case.hot_window), features)
     # partials of split-KV start from nothing, whatever the state
     in_f16 = None if how.n_partials else goes_on_in_f16
     return ExpectedSteps(
@@ -84,7 +84,7 @@ def expect(
         hot=hot,
         exact=oracle.merge(cold, hot),
         after_cold=after_cold,
-        after_both=after_cold.then(_hot(case, inputs, how), how, in_f16),
+        after_both=after_cold.then(_hot(case, inputs, how), how, in_f16=in_f16),
     )
 
 

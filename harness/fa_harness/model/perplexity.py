@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from fa_harness.case.quants import TYPES
 from fa_harness.errors import FaHarnessError, UsageError
+from fa_harness.kernel import KV_TILE, Q_TILE, SPLIT_KV
 
 SEGMENTS = (1, 2, 8)
 """How many segments the comparison cuts the cells into."""
@@ -29,12 +30,6 @@ CONTROL_FACTOR = 2
 
 _PADDING = 256
 """llama.cpp pads the cells that a graph sees to a multiple of this."""
-_KV_TILE = 64
-"""Keys that the tiled path takes at once."""
-_QUERY_TILE = 64
-"""Rows of a batch from which on the tiled path is taken."""
-_SPLIT_KV = 512
-"""Keys from which on one row is split among the threads."""
 
 _CHUNK = re.compile(r"\[(\d+)\](-?nan|-?inf|\d+\.\d{4}),")
 _STARTED = "perplexity: calculating perplexity over"
@@ -158,8 +153,8 @@ def plan_segments(setting: Setting, segments: Sequence[int] = SEGMENTS) -> tuple
     """
     bounded = any(not expectation(setting, n).exact for n in segments)
     other = (
-        replace(setting, n_ubatch=_QUERY_TILE // 2)
-        if setting.n_ubatch >= _QUERY_TILE
+        replace(setting, n_ubatch=Q_TILE // 2)
+        if setting.n_ubatch >= Q_TILE
         else replace(setting, threads=1 if setting.threads > 1 else 2)
     )
     return (
@@ -299,27 +294,27 @@ def expectation(setting: Setting, n_segments: int) -> Expectation:
     for rows, n_kv in _calls(setting):
         ends = [i * n_kv // n_segments for i in range(n_segments + 1)]
         what = f"{n_kv} cells"
-        if rows >= _QUERY_TILE:
-            cut = next((end for end in ends if end % _KV_TILE), None)
+        if rows >= Q_TILE:
+            cut = next((end for end in ends if end % KV_TILE), None)
             if cut is not None:
                 return Expectation(
-                    exact=False, reason=f"{what}: a boundary at {cut} cuts a tile of {_KV_TILE}"
+                    exact=False, reason=f"{what}: a boundary at {cut} cuts a tile of {KV_TILE}"
                 )
-        elif rows == 1 and n_kv >= _SPLIT_KV:
+        elif rows == 1 and n_kv >= SPLIT_KV:
             if setting.threads > 1:
                 return Expectation(
                     exact=False,
                     reason=f"{what}: one call is split among {setting.threads} threads",
                 )
             longest = max(b - a for a, b in itertools.pairwise(ends[1:]))
-            if longest >= _SPLIT_KV:
+            if longest >= SPLIT_KV:
                 return Expectation(
                     exact=False, reason=f"{what}: a later segment of {longest} is reduced"
                 )
     return Expectation(
         exact=True,
-        reason=f"boundaries are multiples of {_KV_TILE}"
-        if setting.n_ubatch >= _QUERY_TILE
+        reason=f"boundaries are multiples of {KV_TILE}"
+        if setting.n_ubatch >= Q_TILE
         else "one row at a time, in the same order",
     )
 

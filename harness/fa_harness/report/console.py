@@ -11,8 +11,8 @@ from rich.text import Text
 
 from fa_harness.case.case import Case
 from fa_harness.case.label import short_labels
+from fa_harness.case.modes import MODES
 from fa_harness.case.rolling import CacheStep
-from fa_harness.engine.modes import MODES
 from fa_harness.judge.verdict import STATUSES, Verdict
 from fa_harness.report.results import Results, explain
 from fa_harness.terminal import counter

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fa_harness.judge.compare import Comparison
-from fa_harness.judge.localise import Localisation
+from fa_harness.judge.explain import Localisation
 from fa_harness.judge.verdict import STATUSES, Verdict
 from fa_harness.report.results import Results
 from fa_harness.speed.gate import Gate

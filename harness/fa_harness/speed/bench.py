@@ -15,7 +15,6 @@ tell.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,8 +29,8 @@ from fa_harness.case.case import Case
 from fa_harness.case.label import wanted
 from fa_harness.case.quants import row_bytes
 from fa_harness.engine.ggml import Ggml
-from fa_harness.engine.modes import path
 from fa_harness.errors import UsageError
+from fa_harness.kernel import n_tiles, path
 from fa_harness.speed.timing import SEGMENTS, Timings, chain_path, is_long_decode, measure
 
 LEVEL = 0.99
@@ -52,7 +51,6 @@ and that is what a chain may take."""
 
 _MOST_ROUNDS = 8  # times those asked for, in a third measurement
 _PATIENCE = 120.0  # seconds of it at most
-_KV_TILE = _Q_TILE = 64
 _SPACER = 256 << 20  # bytes, more than the arrays of a row
 _FAR_OUT = 3.0  # interquartile ranges beyond a quartile, Tukey's outer fence
 
@@ -242,7 +240,8 @@ def model(
     """
     padding = 0.0
     if chain_path(case, n_segments) == "tiled":
-        padding = tiles(case, n_segments) / tiles(case, 1) - 1
+        bounds = case.with_(segments=n_segments).segment_bounds()
+        padding = n_tiles(case, bounds) / n_tiles(case, (0, case.n_kv)) - 1
     nodes = (n_segments - 1) * empty_call / one_call
     padding *= max(0.0, 1 - empty_call / one_call)
     return Model(
@@ -256,21 +255,6 @@ def model(
 def state_bytes(case: Case) -> int:
     """Return the size of a case's state."""
     return case.n_head * case.n_batch * case.ne3 * (2 + case.hsv) * 4
-
-
-def tiles(case: Case, n_segments: int) -> int:
-    """Return the KV tiles that the tiled path computes for one head, all calls of a chain together.
-
-    A tile is computed for 64 query rows if one of them sees one of its keys. Masks are causal.
-    """
-    bounds = case.with_(segments=n_segments).segment_bounds()
-    total = 0
-    for first in range(0, case.n_batch, _Q_TILE):
-        last = min(first + _Q_TILE, case.n_batch) - 1
-        visible = case.n_kv - case.n_batch + last + 1
-        for start, stop in itertools.pairwise(bounds):
-            total += math.ceil(max(0, min(stop, visible) - start) / _KV_TILE)
-    return total
 
 
 # judging

@@ -23,18 +23,17 @@ from typing import Any
 
 import numpy as np
 
-from fa_harness.arrays import F16, F32, F64, Array
+from fa_harness.arrays import F32, F64
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs, make_inputs
 from fa_harness.engine.ggml import Backend, Context, Ggml, Graph, Tensor
-from fa_harness.engine.modes import path
+from fa_harness.engine.layout import CaseTensors, Layout, aligned
+from fa_harness.kernel import Q_TILE, SPLIT_KV, path
 
 Seconds = F64
 
 SEGMENTS = (2, 8, 32)
 """The chains that are timed."""
-SPLIT_KV = 512
-"""The keys from which on one row a head is split over the threads."""
 
 _EMPTY_CALLS = 32  # in one graph, so that what a graph costs does not count
 _WARM_UP = 1e-3  # seconds at least, and one computation
@@ -44,7 +43,6 @@ _MOST = 0.1  # seconds after which nothing is repeated: a busy core costs a tick
 _POLL = 50  # upstream's own default; from one computation to the next no thread sleeps
 _MMAP_BYTES = 64 << 10  # less than the work memory of any case
 _COPIED_BYTES = 64 << 20  # more than caches hold
-_TILE_ROWS = 64  # which the kernel has in a cache when it stores them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +96,11 @@ def measure(
     """
     parts = {*parts, 8} if is_long_decode(case) else {*parts}
     _allocate_work_at_pages()
-    arrays = _Arrays(case, make_inputs(case))
+    inputs = make_inputs(case)
+    layouts: dict[str, Layout] = {}
     with ExitStack() as stack:
         ours, theirs = (
-            _Layout(ggml, stack.enter_context(ggml.context()), case, arrays)
+            _Graphs(ggml, stack.enter_context(ggml.context()), case, inputs, layouts)
             for ggml in (library, baseline)
         )
         ways = {
@@ -166,16 +165,17 @@ def measure_state(library: Ggml, case: Case, *, rounds: int, seed: int = 0) -> d
         `full_state` as in `Timings`, and `segmented`.
     """
     _allocate_work_at_pages()
-    arrays = _Arrays(case, make_inputs(case))
+    inputs = make_inputs(case)
+    layouts: dict[str, Layout] = {}
     with library.context() as ctx:
-        layout = _Layout(library, ctx, case, arrays)
+        graphs = _Graphs(library, ctx, case, inputs, layouts)
         ways = {
-            "standard": layout.standard(),
-            "again": layout.standard(),
-            "full_state": layout.chain(1),
-            "segmented": layout.chain(case.segments),
+            "standard": graphs.standard(),
+            "again": graphs.standard(),
+            "full_state": graphs.chain(1),
+            "segmented": graphs.chain(case.segments),
         }
-        layout.allocate()
+        graphs.allocate()
         once = ways["standard"].time(1)
         return _rounds(
             ways,
@@ -271,12 +271,12 @@ def _copy(n_threads: int) -> _Parts:
 
 
 def _store_rows(n_threads: int, size: int) -> _Parts:
-    """Store more rows of `size` floats than caches hold, one by one, from a tile that they hold."""
-    tile = np.ones((_TILE_ROWS, size), np.float32)
+    """Store more rows of `size` floats than caches hold, one by one, from a tile in a cache."""
+    tile = np.ones((Q_TILE, size), np.float32)
     rows = np.zeros((_COPIED_BYTES // tile[0].nbytes, size), np.float32)
     return _Parts(
         [
-            partial(np.take, tile, np.arange(len(part)) % _TILE_ROWS, 0, part, mode="clip")
+            partial(np.take, tile, np.arange(len(part)) % Q_TILE, 0, part, mode="clip")
             for part in np.array_split(rows, n_threads)
         ]
     )
@@ -336,112 +336,56 @@ class _Way:
         return time.perf_counter_ns() - start
 
 
-class _Arrays:
-    """A case's inputs as they lie in memory, for the tensors of every library."""
+class _Graphs:
+    """The ways to compute a case on one library, from inputs that all libraries read in place."""
 
-    def __init__(self, case: Case, inputs: Inputs) -> None:
-        permute = case.permute
-        self.dim_of = [permute.index(i) for i in range(4)]  # which of ggml's dimensions is i
-        self.q = self._laid_out(inputs.q)
-        self.k = self._laid_out(inputs.k_raw)
-        self.v = None if case.v_is_view_of_k else self._laid_out(inputs.v_raw)
-        self._mask = inputs.mask
-        self._columns: dict[tuple[int, int], F16] = {}
-
-    def mask(self, start: int, stop: int) -> F16 | None:
-        """Return columns of the mask as the op wants them, contiguous."""
-        if self._mask is None:
-            return None
-        if (start, stop) not in self._columns:
-            self._columns[start, stop] = aligned(self._mask[..., start:stop])
-        return self._columns[start, stop]
-
-    def _laid_out(self, rows: Array) -> Array:
-        return aligned(rows.transpose([3 - dim for dim in reversed(self.dim_of)]))
-
-
-class _Layout:
-    """The tensors and graphs of a case in one library."""
-
-    def __init__(self, ggml: Ggml, ctx: Context, case: Case, arrays: _Arrays) -> None:
-        self._ggml, self._ctx, self._case, self._arrays = ggml, ctx, case, arrays
-        self._q = self._permuted("f32", case.hsk, arrays.q)
-        self._k = self._permuted(case.type_K, case.hsk, arrays.k)
-        if arrays.v is None:
-            self._v = ctx.view(self._k, (case.hsv, *self._k.ne[1:]))
-        else:
-            self._v = self._permuted(case.type_V, case.hsv, arrays.v)
+    def __init__(
+        self, ggml: Ggml, ctx: Context, case: Case, inputs: Inputs, layouts: dict[str, Layout]
+    ) -> None:
+        self._ggml, self._case = ggml, case
+        self._tensors = CaseTensors(ctx, case, inputs, layouts, in_place=True)
+        self._cache = self._tensors.cache()
 
     def allocate(self) -> None:
         """Give memory to the outputs."""
         with self._ggml.backend(1) as backend:
-            backend.allocate(self._ctx)
+            self._tensors.allocate(backend)
 
     def standard(self, *, reference: bool = False) -> _Way:
         """One call without a state."""
-        return self._way([self._call(0, self._case.n_kv)], reference=reference)
+        return self._way(self._calls(1), reference=reference)
 
     def chain(self, n_segments: int) -> _Way:
         """A call for each segment, with one state."""
         case = self._case
-        shape = (case.ne3, case.n_head, case.n_batch, 2 + case.hsv)
+        shape = (case.ne3, case.n_head, case.n_batch, 2 + case.hsv_padded)
         array = aligned(np.zeros(shape, np.float32))
-        state = self._ctx.tensor("f32", shape[::-1])
-        self._ctx.place(state, array)
-        bounds = case.with_(segments=n_segments).segment_bounds()
-        calls = [self._call(*limits, state=state) for limits in itertools.pairwise(bounds)]
-        return self._way(calls, state=array)
+        ctx = self._tensors.ctx
+        state = ctx.tensor("f32", shape[::-1])
+        ctx.place(state, array)
+        return self._way(self._calls(n_segments, state=state), state=array)
 
     def parts(self, n_segments: int) -> _Way:
         """A call without a state for each segment."""
-        bounds = self._case.with_(segments=n_segments).segment_bounds()
-        return self._way([self._call(*limits) for limits in itertools.pairwise(bounds)])
+        return self._way(self._calls(n_segments))
 
     def empty(self, n_kv: int) -> _Way:
         """Many calls without a state, each on the first keys, of which the mask shows none."""
-        mask = aligned(np.full((1, 1, self._case.n_batch, n_kv), -np.inf, np.float16))
-        tensor = self._placed("f16", mask.shape[::-1], mask)
-        calls = [self._call(0, n_kv, mask=tensor) for _ in range(_EMPTY_CALLS)]
-        return self._way(calls)
+        keys = self._tensors.segment_of(self._cache, (0, n_kv))
+        call = partial(self._tensors.call, keys, (0, n_kv), sinks=False, hidden=True)
+        return self._way([call() for _ in range(_EMPTY_CALLS)])
+
+    def _calls(self, n_segments: int, state: Tensor | None = None) -> list[Tensor]:
+        limits = list(itertools.pairwise(self._case.with_(segments=n_segments).segment_bounds()))
+        return [
+            self._tensors.call(
+                self._tensors.segment_of(self._cache, segment),
+                segment,
+                sinks=segment == limits[-1],
+                state=state,
+            )
+            for segment in limits
+        ]
 
     def _way(self, calls: list[Tensor], **more: Any) -> _Way:
-        return _Way(self._ggml, self._ctx.graph(calls), self._case.threads, **more)
-
-    def _call(
-        self, start: int, stop: int, *, state: Tensor | None = None, mask: Tensor | None = None
-    ) -> Tensor:
-        case = self._case
-        columns = self._arrays.mask(start, stop) if mask is None else None
-        if columns is not None:
-            mask = self._placed("f16", columns.shape[::-1], columns)
-        return self._ctx.flash_attn_ext(
-            self._q,
-            self._keys(self._k, start, stop),
-            self._keys(self._v, start, stop),
-            mask,
-            scale=case.scale,
-            state=state,
-            prec=case.prec,
-        )
-
-    def _keys(self, cache: Tensor, start: int, stop: int) -> Tensor:
-        ne0, _, ne2, ne3 = cache.ne
-        return self._ctx.view(cache, (ne0, stop - start, ne2, ne3), offset=start * cache.nb[1])
-
-    def _permuted(self, type_: str, ne0: int, array: Array) -> Tensor:
-        tensor = self._placed(type_, (ne0, *array.shape[2::-1]), array)
-        return self._ctx.permute(tensor, self._arrays.dim_of)
-
-    def _placed(self, type_: str, ne: tuple[int, ...], array: Array) -> Tensor:
-        tensor = self._ctx.tensor(type_, ne)
-        self._ctx.place(tensor, array)
-        return tensor
-
-
-def aligned(array: Array) -> Array:
-    """Return a contiguous copy that begins at a multiple of 64 bytes."""
-    memory = np.empty(array.nbytes + 63, np.uint8)
-    start = -memory.ctypes.data % 64
-    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
+        return _Way(self._ggml, self._tensors.ctx.graph(calls), self._case.threads, **more)

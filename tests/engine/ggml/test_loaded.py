@@ -16,10 +16,10 @@ from fa_harness.case.case import Case
 from fa_harness.case.inputs import make_inputs
 from fa_harness.case.quants import TYPES, decode, row_bytes
 from fa_harness.engine import ggml
+from fa_harness.engine.compute import run_case
 from fa_harness.engine.ggml import Ggml
-from fa_harness.engine.modes import run_case
+from fa_harness.engine.layout import aligned
 from fa_harness.errors import SetupError
-from fa_harness.speed.timing import aligned
 
 SHAPE = (64, 5, 3, 2)
 WIDE = (128, 5, 3, 2)  # a multiple of every type's block
@@ -384,11 +384,11 @@ def test_two_libraries_compute_side_by_side(library: Ggml, pristine: Library) ->
     assert (other.has_state, library.has_state) == (False, True)
     case = Case(hsk=64, hsv=64, n_head_kv=2, n_batch=3, n_kv=70, threads=2)
     inputs = make_inputs(case)
-    expected = run_case(library, case, inputs, ("standard",)).standard
+    expected = run_case(library, case, inputs, ("standard",)).results["standard"].output
     with library.backend(2), other.backend(2):
         runs = [run_case(each, case, inputs, ("standard",)) for each in (other, library, other)]
     for run in runs:
-        np.testing.assert_array_equal(run.standard, expected)
+        np.testing.assert_array_equal(run.results["standard"].output, expected)
 
 
 def test_two_libraries_of_one_build_folder_are_refused(

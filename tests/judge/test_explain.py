@@ -12,14 +12,15 @@ from fa_harness.arrays import F32
 from fa_harness.build.library import Library
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import make_inputs
-from fa_harness.engine.fifo import Rolled
+from fa_harness.case.modes import Chain, Left, Rolled, Run
+from fa_harness.engine.compute import run_case
 from fa_harness.engine.ggml import Ggml
-from fa_harness.engine.modes import Chain, Run, Step, run_case
 from fa_harness.engine.runner import Runner
-from fa_harness.judge.compare import Region
-from fa_harness.judge.localise import Call, Check, Localisation, first_wrong
+from fa_harness.judge.compare import Call, Check, Region, compare
+from fa_harness.judge.explain import Localisation, localise
 from fa_harness.judge.verdict import Verdict, judge
 from fa_harness.report.results import explain
+from runs import changed
 
 Index = tuple[int, ...]
 
@@ -36,17 +37,24 @@ def check(*wrong: Index, is_state: bool = False, call: Call = CALL, by: float = 
         got[index] += np.float32(by)
     centre = np.ones(SHAPE)
     region = Region(centre, np.full(SHAPE, 0.5))
-    return Check(call=call, is_state=is_state, got=got, expected=centre, region=region)
+    return Check(
+        name="segmented_vs_oracle",
+        mode="segmented",
+        call=call,
+        is_state=is_state,
+        got=got,
+        expected=centre,
+        region=region,
+    )
 
 
 def localised(*checks: Check) -> Localisation:
-    found = first_wrong("segmented_vs_oracle", checks)
-    assert found is not None
-    return found
+    judged = compare(checks)
+    return localise(judged, next(each for each in judged if not each.comparison.ok))
 
 
 def test_where_nothing_is_wrong_there_is_no_place() -> None:
-    assert first_wrong("segmented_vs_oracle", [check(), check((0, 0, 0, 0), by=0.4)]) is None
+    assert all(one.comparison.ok for one in compare([check(), check((0, 0, 0, 0), by=0.4)]))
 
 
 def test_the_first_call_that_is_wrong_counts_not_the_largest_error() -> None:
@@ -122,17 +130,17 @@ def test_what_is_no_number_is_wrong(number: float) -> None:
 def test_infinities_that_are_expected_are_right() -> None:
     one = check()
     one.got[0, 0, 0, 0] = one.expected[0, 0, 0, 0] = -np.inf
-    assert first_wrong("segmented_vs_oracle", [one]) is None
+    assert compare([one])[0].comparison.ok
 
 
 def test_bits_differ_where_numbers_do_not() -> None:
     zeros = np.zeros(SHAPE, np.float32)
     negative = zeros.copy()
     negative[0, 1, 1, 2] = -0.0
-    one = Check(call=CALL, is_state=False, got=negative, expected=zeros, other="standard")
+    one = dataclasses.replace(check(), got=negative, expected=zeros, region=None, other="standard")
     found = localised(one)
     assert (found.head, found.row, found.element, found.bound) == (1, 1, 2, 0.0)
-    assert found.lines()[1] == "first at batch 0, head 1, row 1, element 2: got -0, in standard 0"
+    assert found.lines()[1] == "worst at batch 0, head 1, row 1, element 2: got -0, in standard 0"
 
 
 def test_the_numerators_of_the_row_are_given_as_a_share_of_f16_s_range() -> None:
@@ -152,8 +160,8 @@ def test_it_is_three_lines_for_a_person() -> None:
     )
     assert localised(one).lines() == [
         "segmented, segment 1 (of 0 to 2), keys 30 to 59, vec path: "
-        "numerators are wrong; M and S are right",
-        "first at batch 0, head 1, row 0, element 0: got 2, expected 1, allowed error 0.5",
+        "numerators are wrong; M and S are within bounds",
+        "worst at batch 0, head 1, row 0, element 0: got 2, expected 1: 2 times the allowed error",
         "wrong in 3 of 24 rows: sequence 0 only, head 1 only, element 0 only; "
         "the row's F16 numerators reach 655, 0.01 of F16's largest",
     ]
@@ -255,7 +263,7 @@ def scaled(array: F32, index: Index = HERE, by: float = 1.5) -> F32:
     return changed
 
 
-def with_step(steps: tuple[Step, ...], i: int, **changes: F32) -> tuple[Step, ...]:
+def with_step(steps: tuple[Left, ...], i: int, **changes: F32) -> tuple[Left, ...]:
     return (*steps[:i], dataclasses.replace(steps[i], **changes), *steps[i + 1 :])
 
 
@@ -269,18 +277,19 @@ def test_a_state_on_the_way_is_localised_before_the_result_that_it_spoils(
     compute: Compute,
 ) -> None:
     run = compute(VEC)
-    assert run.segmented is not None
-    steps = with_step(run.segmented.steps, 1, state=scaled(run.segmented.steps[1].state))
+    steps = with_step(
+        run.results["segmented"].calls, 1, state=scaled(run.results["segmented"].calls[1].state)
+    )
     steps = with_step(steps, 2, output=scaled(steps[2].output, (0, 0, 0, 0)))
-    wrong = dataclasses.replace(run, segmented=dataclasses.replace(run.segmented, steps=steps))
+    wrong = changed(run, segmented=dataclasses.replace(run.results["segmented"], calls=steps))
     found = broken(VEC, wrong)
-    assert found.comparison == "segmented_vs_standard"
+    assert found.comparison == "state_vs_oracle"
     assert where(found) == ("segmented", 1, "numerators", (1, 3, 2, 2), "the oracle")
 
 
 def test_the_first_run_of_standard_is_what_a_repeat_is_compared_with(compute: Compute) -> None:
     run = compute(VEC)
-    wrong = dataclasses.replace(run, standard_again=one_bit(run.standard))
+    wrong = changed(run, standard_again=one_bit(run.results["standard"].output))
     found = broken(VEC, wrong)
     assert where(found) == ("standard", None, "result", HERE, "the first run")
     assert np.nextafter(np.float32(found.expected), np.float32(np.inf)) == np.float32(found.got)
@@ -288,37 +297,39 @@ def test_the_first_run_of_standard_is_what_a_repeat_is_compared_with(compute: Co
 
 def test_a_bit_of_the_full_call_is_compared_with_standard(compute: Compute) -> None:
     run = compute(VEC)
-    assert run.full_state is not None
-    step = dataclasses.replace(run.full_state, output=one_bit(run.full_state.output))
-    wrong = dataclasses.replace(run, full_state=step, full_state_again=step)
+    step = dataclasses.replace(
+        run.results["full_state"].first, output=one_bit(run.results["full_state"].first.output)
+    )
+    wrong = changed(run, full_state=step, full_state_again=step)
     assert where(broken(VEC, wrong)) == ("full_state", None, "result", HERE, "standard")
 
 
 def test_a_bit_of_the_chain_s_state_is_compared_with_the_full_call(compute: Compute) -> None:
     run = compute(VEC)
-    assert run.segmented is not None
-    steps = with_step(run.segmented.steps, 2, state=one_bit(run.segmented.steps[2].state))
-    chain = Chain(steps=steps, one_graph=(run.segmented.one_graph[0], steps[2].state))
-    found = broken(VEC, dataclasses.replace(run, segmented=chain, merged=None, resumed=None))
+    steps = with_step(
+        run.results["segmented"].calls, 2, state=one_bit(run.results["segmented"].calls[2].state)
+    )
+    chain = Chain(calls=steps, one_graph=(run.results["segmented"].one_graph[0], steps[2].state))
+    found = broken(VEC, changed(run, segmented=chain, merged=None, resumed=None))
     assert where(found) == ("segmented", 2, "numerators", (1, 3, 2, 2), "full_state")
 
 
 def test_a_chain_in_one_graph_is_compared_call_by_call(compute: Compute) -> None:
     run = compute(VEC)
-    assert run.segmented is not None
-    (first, second, last), state = run.segmented.one_graph
+    (first, second, last), state = run.results["segmented"].one_graph
     graph = ((first, one_bit(second), last), one_bit(state))
-    chain = dataclasses.replace(run.segmented, one_graph=graph)
-    found = broken(VEC, dataclasses.replace(run, segmented=chain))
+    chain = dataclasses.replace(run.results["segmented"], one_graph=graph)
+    found = broken(VEC, changed(run, segmented=chain))
     assert where(found)[:4] == ("segmented", 1, "result", HERE)
     assert found.call == "segment 1 (of 0 to 2) in one graph"
 
 
 def test_a_resumed_chain_is_compared_with_the_one_that_is_not_cut(compute: Compute) -> None:
     run = compute(VEC)
-    assert run.resumed is not None
-    steps = with_step(run.resumed, 1, state=one_bit(run.resumed[1].state, (1, 0, 2, 1)))
-    found = broken(VEC, dataclasses.replace(run, resumed=steps))
+    steps = with_step(
+        run.results["resumed"], 1, state=one_bit(run.results["resumed"][1].state, (1, 0, 2, 1))
+    )
+    found = broken(VEC, changed(run, resumed=steps))
     assert where(found) == ("resumed", 1, "S", (1, 0, 2), "the chain that is not cut")
 
 
@@ -327,9 +338,10 @@ MERGE = VEC.with_(segments=5, mask_kind="leading", regime="normal", sinks=True)
 
 def test_a_wrong_part_is_localised_before_the_merges(compute: Compute) -> None:
     run = compute(MERGE)
-    assert run.merged is not None
-    parts = with_step(run.merged.parts, 2, output=scaled(run.merged.parts[2].output))
-    wrong = dataclasses.replace(run, merged=dataclasses.replace(run.merged, parts=parts))
+    parts = with_step(
+        run.results["merged"].parts, 2, output=scaled(run.results["merged"].parts[2].output)
+    )
+    wrong = changed(run, merged=dataclasses.replace(run.results["merged"], parts=parts))
     found = broken(MERGE, wrong)
     assert where(found) == ("merged", 2, "result", HERE, "the oracle")
     assert found.call == "part 2 (of 0 to 4)"
@@ -337,9 +349,10 @@ def test_a_wrong_part_is_localised_before_the_merges(compute: Compute) -> None:
 
 def test_a_wrong_merge_is_localised_in_the_first_reduction_that_has_it(compute: Compute) -> None:
     run = compute(MERGE)
-    assert run.merged is not None
-    step = dataclasses.replace(run.merged.pairwise, state=scaled(run.merged.pairwise.state))
-    wrong = dataclasses.replace(run, merged=dataclasses.replace(run.merged, pairwise=step))
+    step = dataclasses.replace(
+        run.results["merged"].pairwise, state=scaled(run.results["merged"].pairwise.state)
+    )
+    wrong = changed(run, merged=dataclasses.replace(run.results["merged"], pairwise=step))
     found = broken(MERGE, wrong)
     assert where(found) == ("merged", None, "numerators", (1, 3, 2, 2), "the parts")
     assert (found.call, found.path) == ("merges in pairs", "")
@@ -347,9 +360,10 @@ def test_a_wrong_merge_is_localised_in_the_first_reduction_that_has_it(compute: 
 
 def test_two_fresh_states_that_merge_to_nan_are_localised(compute: Compute) -> None:
     run = compute(MERGE)
-    assert run.merged is not None
-    nan = dataclasses.replace(run.merged.fresh, state=np.full_like(run.merged.fresh.state, np.nan))
-    wrong = dataclasses.replace(run, merged=dataclasses.replace(run.merged, fresh=nan))
+    nan = dataclasses.replace(
+        run.results["merged"].fresh, state=np.full_like(run.results["merged"].fresh.state, np.nan)
+    )
+    wrong = changed(run, merged=dataclasses.replace(run.results["merged"], fresh=nan))
     found = broken(MERGE, wrong)
     assert where(found) == ("merged", None, "M", (0, 0, 0), "a fresh state")
 
@@ -359,10 +373,11 @@ MIXED = VEC.with_(segment_types=("q4_0", "q8_0", "f32/f16"), regime="normal")
 
 def test_a_typed_chain_names_the_segment_of_its_own_type(compute: Compute) -> None:
     run = compute(MIXED)
-    assert run.mixed is not None
-    steps = with_step(run.mixed.steps, 2, state=scaled(run.mixed.steps[2].state))
-    chain = dataclasses.replace(run.mixed, steps=steps)
-    found = broken(MIXED, dataclasses.replace(run, mixed=chain, mixed_again=chain, resumed=steps))
+    steps = with_step(
+        run.results["mixed"].first.calls, 2, state=scaled(run.results["mixed"].first.calls[2].state)
+    )
+    chain = dataclasses.replace(run.results["mixed"].first, calls=steps)
+    found = broken(MIXED, changed(run, mixed=chain, mixed_again=chain, resumed=steps))
     assert where(found) == ("mixed", 2, "numerators", (1, 3, 2, 2), "the oracle")
     assert found.largest_numerator is not None
 
@@ -375,8 +390,7 @@ FIFO = Case(
 
 
 def rolled_of(run: Run) -> Rolled:
-    assert run.fifo is not None
-    return run.fifo
+    return run.results["fifo"].first
 
 
 def test_a_rolling_cache_names_the_step_and_the_store(compute: Compute) -> None:
@@ -387,7 +401,7 @@ def test_a_rolling_cache_names_the_step_and_the_store(compute: Compute) -> None:
         cold_state=scaled(rolled.cold_state, (0, 0, 30, 5)),
         output=scaled(rolled.output, (0, 1, 31, 5)),
     )
-    found = broken(FIFO, dataclasses.replace(run, fifo=wrong, fifo_again=wrong))
+    found = broken(FIFO, changed(run, fifo=wrong, fifo_again=wrong))
     assert where(found) == ("fifo", 30, "numerators", (0, 0, 30, 3), "the oracle")
     assert (found.call, found.keys) == ("cold call of step 30", (0, 16))
 
@@ -402,7 +416,7 @@ def test_the_earliest_step_of_a_rolling_cache_is_named_though_its_hot_call_faile
         cold_state=scaled(rolled.cold_state, (0, 0, 30, 5)),
         state=scaled(rolled.state, (0, 1, 20, 5)),
     )
-    found = broken(FIFO, dataclasses.replace(run, fifo=wrong, fifo_again=wrong))
+    found = broken(FIFO, changed(run, fifo=wrong, fifo_again=wrong))
     assert where(found) == ("fifo", 20, "numerators", (0, 1, 20, 3), "the oracle")
     assert found.call == "hot call of step 20"
 
@@ -414,7 +428,7 @@ def test_where_no_number_is_wrong_there_is_no_place_to_name(compute: Compute) ->
     rolled = rolled_of(run)
     held = dataclasses.replace(rolled.held[20], hot=rolled.held[19].hot)
     misplaced = dataclasses.replace(rolled, held=(*rolled.held[:20], held, *rolled.held[21:]))
-    verdict = judged(FIFO, dataclasses.replace(run, fifo=misplaced))
+    verdict = judged(FIFO, changed(run, fifo=misplaced))
     assert (verdict.status, verdict.localisation) == ("fail", None)
     assert explain(verdict) == [verdict.reason]
 
@@ -428,11 +442,10 @@ def test_where_upstream_overflows_only_bits_are_localised(library: Ggml) -> None
         inputs, q=np.zeros_like(inputs.q), v=raw.view(np.float16).astype(np.float32), v_raw=raw
     )
     run = run_case(library, case, inputs)
-    assert run.segmented is not None
-    output = run.segmented.steps[2].output.copy()
+    output = run.results["segmented"].calls[2].output.copy()
     output[1, 2, 1, 3] = 60000
-    steps = with_step(run.segmented.steps, 2, output=output)
-    run = dataclasses.replace(run, segmented=dataclasses.replace(run.segmented, steps=steps))
+    steps = with_step(run.results["segmented"].calls, 2, output=output)
+    run = changed(run, segmented=dataclasses.replace(run.results["segmented"], calls=steps))
     found = judge(case, inputs, run, features=()).localisation
     assert found is not None
     assert where(found) == ("segmented", 2, "result", (1, 2, 1, 3), "full_state")

@@ -1,8 +1,4 @@
-"""A case on a loaded library, in one mode after another -> outputs and states.
-
-All arrays of rows are `[ne3, n_head, n_batch, ...]`, the order of the state contract; ggml's own
-output, `[hsv, n_head, n_batch, ne3]`, is brought into it on reading.
-"""
+"""A case on a loaded library, in one mode after another -> what each leaves behind."""
 
 from __future__ import annotations
 
@@ -12,120 +8,31 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
-
-import numpy as np
+from typing import cast
 
 from fa_harness.arrays import F32
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
+from fa_harness.case.modes import (
+    MODES,
+    Chain,
+    Fifo,
+    FullState,
+    Left,
+    Merged,
+    Mixed,
+    Results,
+    Run,
+    Standard,
+    modes_of,
+    order_of_parts,
+)
 from fa_harness.engine import state_file
-from fa_harness.engine.fifo import Rolled, roll
+from fa_harness.engine.fifo import roll
 from fa_harness.engine.ggml import Backend, Context, Ggml, Graph, Tensor
 from fa_harness.engine.layout import CaseTensors, Keys, Layout, clear, make_fresh, rows_of
-
-T = TypeVar("T")
-
-MODES = ("standard", "full_state", "segmented", "merged", "resumed", "mixed", "fifo")
-"""In the order in which they are computed; `standard` always is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """What a call with state leaves behind."""
-
-    output: F32
-    """`[ne3, n_head, n_batch, hsv]`."""
-    state: F32
-    """`[ne3, n_head, n_batch, 2 + hsv]`, rows `[M, S, VKQ]`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chain:
-    """A call for each segment, in turn, on one state."""
-
-    steps: tuple[Step, ...]
-    """A graph for each call."""
-    one_graph: tuple[tuple[F32, ...], F32]
-    """The same chain once more, as one graph: the output of each call, and the last state."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Merged:
-    """A call for each segment, each on a state of its own, and the states merged to one.
-
-    `Step`s of a reduction hold its last state, and the result from it.
-    """
-
-    order: tuple[int, ...]
-    """The segments in the order in which their calls were computed."""
-    parts: tuple[Step, ...]
-    """Each segment alone, in the order of the segments."""
-    parts_after: tuple[F32, ...]
-    """The states of the parts after all merges."""
-    in_turn: Step
-    """((0 + 1) + 2) + ..."""
-    in_turn_again: Step
-    """Parts, merges and result in one graph."""
-    swapped: Step
-    """... + (2 + (1 + 0))"""
-    pairwise: Step
-    """((0 + 1) + (2 + 3)) + ..."""
-    shuffled: Step
-    """In turn, in the order `order`."""
-    with_fresh: tuple[F32, F32]
-    """The state of `in_turn` merged with a fresh state, and a fresh state with it."""
-    fresh: Step
-    """Two fresh states."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """All that was computed of a case; a field is None where its mode was not asked for."""
-
-    modes: tuple[str, ...]
-    """The modes that were computed."""
-    standard: F32
-    """One `ggml_flash_attn_ext`."""
-    standard_again: F32
-    """The same graph computed once more."""
-    reference: F32 | None
-    """One `ggml_flash_attn_ext` on the vec path, where the chain takes another than `standard`."""
-    full_state: Step | None
-    """One call with a state."""
-    full_state_again: Step | None
-    """The same graph computed once more, on a fresh state."""
-    segmented: Chain | None
-    """A call for each segment of the whole cache."""
-    merged: Merged | None
-    resumed: tuple[Step, ...] | None
-    """The chain with each call in a context and on a backend of its own, its state in a file in
-    between; of segments in their own types where the case names them."""
-    mixed: Chain | None
-    """A call for each segment, a cache of its own in its own types."""
-    mixed_again: Chain | None
-    """The same anew, in another context."""
-    fifo: Rolled | None
-    """A rolling cache, a graph for each of a step's two calls."""
-    fifo_again: Rolled | None
-    """The same anew, a graph for each step."""
-    inputs_written: tuple[str, ...]
-    """The inputs whose bytes were not the same after all modes."""
-    work_size: dict[str, int]
-    """Bytes of work memory planned for one call, by mode (`standard`, `full_state`)."""
-    seconds: dict[str, float]
-    """Seconds of computing, by mode, all repeats included."""
-
-
-def modes_of(case: Case) -> tuple[str, ...]:
-    """Return the modes that a case is computed in where nothing else is asked for."""
-    if case.hot_window:
-        return ("standard", "fifo")
-    several = ("merged", "resumed") if case.segments > 1 else ()
-    mixed = ("mixed",) if case.segment_types else ()
-    return ("standard", "full_state", "segmented", *several, *mixed)
+from fa_harness.kernel import chain_paths, path
 
 
 def lacking(ggml: Ggml) -> dict[str, str]:
@@ -134,15 +41,6 @@ def lacking(ggml: Ggml) -> dict[str, str]:
     if not ggml.has_state:
         return sinks | dict.fromkeys(MODES[1:], "ggml_flash_attn_ext_with_state")
     return sinks if ggml.has_merge else sinks | {"merged": "ggml_flash_attn_ext_merge_states"}
-
-
-def missing_option(case: Case, mode: str) -> str | None:
-    """Return the option without which a mode does not apply to a case, or None."""
-    if mode == "mixed" and not case.segment_types:
-        return "--segment-types"
-    if mode == "fifo" and not case.hot_window:
-        return "--hot-window"
-    return None
 
 
 def run_case(
@@ -166,93 +64,31 @@ def run_case(
     if modes is None:
         modes = tuple(mode for mode in modes_of(case) if mode not in lacking(ggml))
     asked = {"standard", *modes}
+    results: dict[str, object] = {}
     seconds: dict[str, float] = {}
-
-    def computed(mode: str, compute: Callable[[], T]) -> T | None:
-        if mode not in asked:
-            return None
-        on_mode(mode)
-        start = time.perf_counter()
-        result = compute()
-        seconds[mode] = time.perf_counter() - start
-        return result
-
     with ggml.backend(case.threads) as backend:
         computation = _Computation(ggml, case, inputs, backend)
-        standard = computed("standard", computation.standard)
-        assert standard is not None
-        nothing = (None, None)
-        full_state, full_state_again = computed("full_state", computation.full_state) or nothing
-        segmented: Chain | None
-        if case.segments == 1 and full_state is not None and full_state_again is not None:
-            # a chain of one call is the call that was made just now, twice
-            one_graph = ((full_state_again.output,), full_state_again.state)
-            segmented = computed(
-                "segmented", lambda: Chain(steps=(full_state,), one_graph=one_graph)
-            )
-        else:
-            segmented = computed("segmented", computation.segmented)
-        merged = computed("merged", computation.merged)
-        resumed = computed("resumed", computation.resumed)
-        mixed, mixed_again = computed("mixed", computation.mixed) or nothing
-        fifo, fifo_again = computed("fifo", computation.fifo) or nothing
-        return Run(
-            modes=tuple(mode for mode in MODES if mode in asked),
-            standard=standard[0],
-            standard_again=standard[1],
-            reference=standard[2],
-            full_state=full_state,
-            full_state_again=full_state_again,
-            segmented=segmented,
-            merged=merged,
-            resumed=resumed,
-            mixed=mixed,
-            mixed_again=mixed_again,
-            fifo=fifo,
-            fifo_again=fifo_again,
-            inputs_written=tuple(computation.inputs_written),
-            work_size=computation.work_size,
-            seconds=seconds,
-        )
-
-
-def path(case: Case, n_kv: int | None = None) -> str:
-    """Return the path that the CPU op takes for one call, with a state or without.
-
-    `vec`, `tiled` or `split-kv`; the conditions are those of
-    `ggml_compute_forward_flash_attn_ext_f16` in `ops.cpp`.
-
-    Args:
-        case: The case.
-        n_kv: Keys of the call; all of the case's where it is None.
-    """
-    n_kv = case.n_kv if n_kv is None else n_kv
-    same_float_type = case.type_K == case.type_V and case.type_K in ("f32", "f16")
-    if same_float_type and case.n_batch == 1 and case.ne3 == 1 and n_kv >= 512:
-        return "split-kv"
-    if same_float_type and case.n_batch >= 64:
-        return "tiled"
-    return "vec"
-
-
-def chain_paths(case: Case, *, own_types: bool = False) -> tuple[str, ...]:
-    """Return the path of each call of the chain.
-
-    Args:
-        case: The case.
-        own_types: Each segment is a cache of its own types, as in mode `mixed`.
-    """
-    limits = itertools.pairwise(case.segment_bounds())
-    return tuple(
-        path(case.of_segment(i) if own_types else case, stop - start)
-        for i, (start, stop) in enumerate(limits)
+        for mode in MODES:
+            if mode in asked:
+                on_mode(mode)
+                start = time.perf_counter()
+                full_state = results.get("full_state")
+                if mode == "segmented" and case.segments == 1 and full_state is not None:
+                    results[mode] = _as_chain(cast(FullState, full_state))
+                else:
+                    results[mode] = getattr(computation, mode)()
+                seconds[mode] = time.perf_counter() - start
+    return Run(
+        results=cast(Results, results),
+        inputs_written=tuple(computation.inputs_written),
+        work_size=computation.work_size,
+        seconds=seconds,
     )
 
 
-def order_of_parts(case: Case) -> tuple[int, ...]:
-    """Return the segments in the order in which mode `merged` computes them, from the seed."""
-    rank = np.random.Philox(key=case.seed).random_raw(case.segments)
-    return tuple(int(i) for i in np.argsort(rank, kind="stable"))
+def _as_chain(call: FullState) -> Chain:
+    """Return a chain of one call, which was made already, twice."""
+    return Chain(calls=(call.first,), one_graph=((call.again.output,), call.again.state))
 
 
 class _Computation:
@@ -268,7 +104,7 @@ class _Computation:
         self.inputs_written: dict[str, None] = {}
         self.work_size: dict[str, int] = {}
 
-    def standard(self) -> tuple[F32, F32, F32 | None]:
+    def standard(self) -> Standard:
         case = self._case
         with self._tensors() as tensors:
             call = tensors.call(tensors.cache(), (0, case.n_kv), sinks=True)
@@ -286,9 +122,9 @@ class _Computation:
             if self._ggml.has_reference and {path(case)} != set(chain_paths(case)):
                 with self._ggml.backend(case.threads, reference=True) as vec_backend:
                     reference = compute(vec_backend)
-        return first, again, reference
+        return Standard(output=first, again=again, reference=reference)
 
-    def full_state(self) -> tuple[Step, Step]:
+    def full_state(self) -> FullState:
         with self._tensors() as tensors:
             state = tensors.state()
             call = tensors.call(tensors.cache(), (0, self._case.n_kv), sinks=True, state=state)
@@ -297,25 +133,25 @@ class _Computation:
             self.work_size["full_state"] = graph.work_size(self._case.threads)
             [first] = self._compute([call], [graph], state)
             [again] = self._compute([call], [graph], state)
-        return first, again
+        return FullState(first=first, again=again)
 
     def segmented(self) -> Chain:
         with self._tensors() as tensors:
             return self._chain(tensors, self._views(tensors))
 
-    def mixed(self) -> tuple[Chain, Chain]:
+    def mixed(self) -> Mixed:
         def chain() -> Chain:
             with self._tensors() as tensors:
                 return self._chain(tensors, self._own_segments(tensors))
 
-        return chain(), chain()
+        return Mixed(first=chain(), again=chain())
 
-    def fifo(self) -> tuple[Rolled, Rolled]:
+    def fifo(self) -> Fifo:
         simulation = (self._ggml, self._case, self._inputs, self._backend)
-        return roll(*simulation), roll(*simulation, one_graph=True)
+        return Fifo(first=roll(*simulation), again=roll(*simulation, one_graph=True))
 
-    def resumed(self) -> tuple[Step, ...]:
-        steps: list[Step] = []
+    def resumed(self) -> tuple[Left, ...]:
+        steps: list[Left] = []
         with tempfile.NamedTemporaryFile(prefix="fa-harness-", suffix="-state.npy") as in_between:
             file = Path(in_between.name)
             for i in range(len(self._segments)):
@@ -331,7 +167,7 @@ class _Computation:
                         state.write(state_file.load(file, self._case))
                     clear(call)
                     backend.compute(graph)
-                    steps.append(Step(output=rows_of(call), state=state.read()))
+                    steps.append(Left(output=rows_of(call), state=state.read()))
         return tuple(steps)
 
     def merged(self) -> Merged:
@@ -363,7 +199,7 @@ class _Computation:
                     clear(tensor)
             self._backend.compute(merges)
             merged = {
-                name: Step(output=rows_of(results[name]), state=state.read())
+                name: Left(output=rows_of(results[name]), state=state.read())
                 for name, state in reductions.items()
             }
             after = tuple(state.read() for state in states)
@@ -374,7 +210,7 @@ class _Computation:
                 order=order,
                 parts=tuple(parts[i] for i in range(n)),
                 parts_after=after,
-                in_turn_again=Step(output=rows_of(result_again), state=again.read()),
+                in_turn_again=Left(output=rows_of(result_again), state=again.read()),
                 with_fresh=(with_fresh[0].read(), with_fresh[1].read()),
                 **merged,
             )
@@ -413,24 +249,24 @@ class _Computation:
         else:
             linked, one_graph = calls, ctx.graph(calls)
         tensors.allocate(self._backend)
-        steps = self._compute(calls, graphs, state)
+        left = self._compute(calls, graphs, state)
         make_fresh(state)
         for call in linked:
             clear(call)
         self._backend.compute(one_graph)
         outputs = tuple(rows_of(call) for call in linked)
-        return Chain(steps=steps, one_graph=(outputs, state.read()))
+        return Chain(calls=left, one_graph=(outputs, state.read()))
 
     def _compute(
         self, calls: Sequence[Tensor], graphs: Sequence[Graph], state: Tensor
-    ) -> tuple[Step, ...]:
+    ) -> tuple[Left, ...]:
         """Compute calls one after another from a fresh state on."""
         make_fresh(state)
         steps = []
         for call, graph in zip(calls, graphs, strict=True):
             clear(call)
             self._backend.compute(graph)
-            steps.append(Step(output=rows_of(call), state=state.read()))
+            steps.append(Left(output=rows_of(call), state=state.read()))
         return tuple(steps)
 
 

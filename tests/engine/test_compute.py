@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 from fa_harness.build.library import Library
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import make_inputs
+from fa_harness.case.modes import Left, Run, modes_of, order_of_parts
 from fa_harness.case.suites import suite
+from fa_harness.engine import compute
 from fa_harness.engine import layout as tensors
-from fa_harness.engine import modes
+from fa_harness.engine.compute import lacking, run_case
 from fa_harness.engine.ggml import Backend, Ggml, load
 from fa_harness.engine.layout import CaseTensors
-from fa_harness.engine.modes import Run, Step, chain_paths, path, run_case
 from fa_harness.engine.worker import Worker
 from fa_harness.judge.verdict import Verdict, judge
+from fa_harness.kernel import chain_paths, path
 
 F16 = Case(
     hsk=64, hsv=64, n_head_kv=2, n_group=2, ne3=2, n_kv=40, n_batch=3, segments=3, regime="normal"
@@ -30,9 +32,8 @@ def run(library: Ggml, case: Case) -> Run:
     return run_case(library, case, make_inputs(case))
 
 
-def chain(run: Run) -> tuple[Step, ...]:
-    assert run.segmented is not None
-    return run.segmented.steps
+def chain(run: Run) -> tuple[Left, ...]:
+    return run.results["segmented"].calls
 
 
 def judged(library: Ggml, case: Case, modes: tuple[str, ...] | None = None) -> Verdict:
@@ -56,7 +57,10 @@ def test_without_a_state_the_patched_library_is_pristine_bit_for_bit_in_the_same
             theirs, mine = upstream.result(), ours.result()
             assert isinstance(theirs, Run), theirs
             assert isinstance(mine, Run), mine
-            assert mine.standard.tobytes() == theirs.standard.tobytes(), case
+            assert (
+                mine.results["standard"].output.tobytes()
+                == theirs.results["standard"].output.tobytes()
+            ), case
             assert mine.work_size["standard"] == theirs.work_size["standard"], case
 
 
@@ -78,12 +82,10 @@ def test_a_chain_is_the_full_call_bit_for_bit_for_every_split(
         type_K=types[0], type_V=types[1],
     )  # fmt: skip
     done = run(library, case)
-    assert done.full_state is not None
-    assert done.segmented is not None
-    last, one_graph = chain(done)[-1], done.segmented.one_graph
-    assert last.output.tobytes() == done.standard.tobytes()
-    assert last.output.tobytes() == done.full_state.output.tobytes()
-    assert last.state.tobytes() == done.full_state.state.tobytes()
+    last, one_graph = chain(done)[-1], done.results["segmented"].one_graph
+    assert last.output.tobytes() == done.results["standard"].output.tobytes()
+    assert last.output.tobytes() == done.results["full_state"].first.output.tobytes()
+    assert last.state.tobytes() == done.results["full_state"].first.state.tobytes()
     assert one_graph[0][-1].tobytes() == last.output.tobytes()
     assert one_graph[1].tobytes() == last.state.tobytes()
 
@@ -119,7 +121,10 @@ def test_a_prefix_of_a_chain_is_the_call_over_the_prefix(library: Ggml) -> None:
     )  # fmt: skip
     short = case.with_(n_kv=25, segments=1, boundaries=None)
     first = chain(run_case(library, case, inputs))[0]
-    assert first.output.tobytes() == run_case(library, short, prefix).standard.tobytes()
+    assert (
+        first.output.tobytes()
+        == run_case(library, short, prefix).results["standard"].output.tobytes()
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,7 +136,7 @@ def test_results_do_not_depend_on_the_number_of_threads(
 ) -> None:
     case = case.with_(type_K=type_, type_V=type_, segments=3)
     runs = [run(library, case.with_(threads=n)) for n in (1, 2, 3, 5)]
-    assert len({done.standard.tobytes() for done in runs}) == 1
+    assert len({done.results["standard"].output.tobytes() for done in runs}) == 1
     assert len({chain(done)[-1].output.tobytes() for done in runs}) == 1
     assert len({chain(done)[-1].state.tobytes() for done in runs}) == 1
 
@@ -150,7 +155,7 @@ def test_results_do_not_depend_on_where_the_inputs_lie_in_memory(
     case = F16.with_(type_K=types[0], type_V=types[1])
     plain = run(library, case.with_(kv_view=False))
     moved = run(library, case.with_(kv_view=kv_view, permute=permute))
-    assert moved.standard.tobytes() == plain.standard.tobytes()
+    assert moved.results["standard"].output.tobytes() == plain.results["standard"].output.tobytes()
     assert chain(moved)[-1].state.tobytes() == chain(plain)[-1].state.tobytes()
     assert moved.inputs_written == ()
 
@@ -161,7 +166,7 @@ def test_unused_rows_of_a_mask_change_nothing(
     plain = run(library, F16)
     monkeypatch.setattr(Ggml, "mask_pad", 64)  # as upstreams of 2025 want it
     padded = run(library, F16)
-    assert padded.standard.tobytes() == plain.standard.tobytes()
+    assert padded.results["standard"].output.tobytes() == plain.results["standard"].output.tobytes()
     assert chain(padded)[-1].state.tobytes() == chain(plain)[-1].state.tobytes()
 
 
@@ -170,7 +175,7 @@ def test_v_may_be_a_view_of_k(library: Ggml) -> None:
     viewed = run(library, case)
     inputs = make_inputs(case)
     own = run_case(library, case.with_(v_is_view_of_k=False), inputs)
-    assert viewed.standard.tobytes() == own.standard.tobytes()
+    assert viewed.results["standard"].output.tobytes() == own.results["standard"].output.tobytes()
     assert chain(viewed)[-1].state.tobytes() == chain(own)[-1].state.tobytes()
 
 
@@ -193,11 +198,16 @@ def test_the_path_is_upstream_s(
     library: Ggml, case: Case, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert path(case) == expected
-    monkeypatch.setattr(modes, "chain_paths", lambda case, **_: ("vec",))  # so there is a reference
+    monkeypatch.setattr(
+        compute, "chain_paths", lambda case, **_: ("vec",)
+    )  # so there is a reference
     done = run(library, case.with_(threads=2))
-    assert (done.reference is None) == (expected == "vec")
-    if done.reference is not None:
-        assert done.reference.tobytes() != done.standard.tobytes()
+    assert (done.results["standard"].reference is None) == (expected == "vec")
+    if done.results["standard"].reference is not None:
+        assert (
+            done.results["standard"].reference.tobytes()
+            != done.results["standard"].output.tobytes()
+        )
 
 
 @pytest.mark.parametrize(
@@ -227,8 +237,10 @@ def test_a_call_with_a_fresh_state_gives_the_bits_of_a_call_without(
     library: Ggml, case: Case, type_: str, sinks: bool, threads: int
 ) -> None:
     done = run(library, case.with_(type_K=type_, type_V=type_, sinks=sinks, threads=threads))
-    assert done.full_state is not None
-    assert done.full_state.output.tobytes() == done.standard.tobytes()
+    assert (
+        done.results["full_state"].first.output.tobytes()
+        == done.results["standard"].output.tobytes()
+    )
 
 
 @pytest.mark.parametrize("mask_kind", ["causal", "leading", "masked_segment"])
@@ -240,9 +252,8 @@ def test_a_tiled_chain_cut_at_tiles_gives_the_bits_of_one_call(
         n_kv=200, boundaries=boundaries, segments=len(boundaries) + 1, mask_kind=mask_kind
     )
     done = run(library, case.with_(mask=True, sinks=True, threads=2))
-    assert done.full_state is not None
-    assert chain(done)[-1].output.tobytes() == done.full_state.output.tobytes()
-    assert chain(done)[-1].state.tobytes() == done.full_state.state.tobytes()
+    assert chain(done)[-1].output.tobytes() == done.results["full_state"].first.output.tobytes()
+    assert chain(done)[-1].state.tobytes() == done.results["full_state"].first.state.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -256,11 +267,11 @@ def test_a_tiled_chain_cut_at_tiles_gives_the_bits_of_one_call(
     ids=["segments", "one segment", "typed", "rolling"],
 )
 def test_a_case_has_modes_of_its_own(case: Case, expected: tuple[str, ...]) -> None:
-    assert modes.modes_of(case) == expected
+    assert modes_of(case) == expected
 
 
 def test_the_first_patch_alone_cannot_merge(bug: Library) -> None:
-    assert modes.lacking(load(bug.module_path)) == {"merged": "ggml_flash_attn_ext_merge_states"}
+    assert lacking(load(bug.module_path)) == {"merged": "ggml_flash_attn_ext_merge_states"}
 
 
 @pytest.mark.parametrize("case", [F16, DECODE.with_(n_kv=1100), PREFILL, TYPED], ids=str)
@@ -268,10 +279,9 @@ def test_a_chain_goes_on_from_a_file_in_another_context_bit_for_bit(
     library: Ggml, case: Case
 ) -> None:
     done = run(library, case.with_(segments=3, threads=2, sinks=True))
-    uncut = done.mixed if case.segment_types else done.segmented
+    uncut = done.results["mixed"].first if case.segment_types else done.results["segmented"]
     assert uncut is not None
-    assert done.resumed is not None
-    for resumed, step in zip(done.resumed, uncut.steps, strict=True):
+    for resumed, step in zip(done.results["resumed"], uncut.calls, strict=True):
         assert resumed.output.tobytes() == step.output.tobytes()
         assert resumed.state.tobytes() == step.state.tobytes()
 
@@ -302,8 +312,7 @@ def test_each_call_of_a_resumed_chain_has_a_backend_that_is_freed_before_the_nex
 
 def test_segments_of_their_own_types_give_what_the_op_gives_over_each_type(library: Ggml) -> None:
     done = run(library, TYPED.with_(mask=False, mask_kind="none"))
-    assert done.merged is not None
-    for i, part in enumerate(done.merged.parts):
+    for i, part in enumerate(done.results["merged"].parts):
         alone = TYPED.with_(mask=False, mask_kind="none").of_segment(i)
         inputs = make_inputs(alone)
         start, stop = TYPED.segment_bounds()[i : i + 2]
@@ -313,15 +322,18 @@ def test_segments_of_their_own_types_give_what_the_op_gives_over_each_type(libra
             v_raw=inputs.v_raw[rows],
         )  # fmt: skip
         short = alone.with_(n_kv=stop - start, segments=1)
-        assert part.output.tobytes() == run_case(library, short, cut, ()).standard.tobytes()
+        assert (
+            part.output.tobytes()
+            == run_case(library, short, cut, ()).results["standard"].output.tobytes()
+        )
 
 
 def test_parts_are_computed_in_an_order_drawn_from_the_seed() -> None:
     cases = [F16.with_(segments=8, seed=seed) for seed in range(4)]
-    orders = [modes.order_of_parts(case) for case in cases]
+    orders = [order_of_parts(case) for case in cases]
     assert all(sorted(order) == list(range(8)) for order in orders)
     assert len({*orders, tuple(range(8))}) == 5
-    assert orders == [modes.order_of_parts(case) for case in cases]
+    assert orders == [order_of_parts(case) for case in cases]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
@@ -332,7 +344,7 @@ def test_a_reduction_takes_each_part_once(library: Ggml, n: int) -> None:
     v = np.zeros_like(inputs.v)
     v += (2.0 ** np.arange(n, dtype=np.float32))[:, None]
     inputs = dataclasses.replace(inputs, q=np.zeros_like(inputs.q), v=v, v_raw=v.view(np.uint8))
-    merged = run_case(library, case, inputs, ("merged",)).merged
+    merged = run_case(library, case, inputs, ("merged",)).results["merged"]
     assert merged is not None
     for step in (merged.in_turn, merged.swapped, merged.pairwise, merged.shuffled):
         assert (step.state[..., 0] == 0).all()
@@ -347,8 +359,7 @@ def test_modes_that_are_not_asked_for_are_not_computed(library: Ggml) -> None:
     assert told == ["standard", "full_state"]
     assert list(done.seconds) == told
     assert done.modes == tuple(told)
-    assert (done.segmented, done.merged, done.resumed, done.mixed) == (None, None, None, None)
-    assert done.full_state is not None
+    assert done.modes == ("standard", "full_state")
 
 
 def test_the_work_size_is_that_of_one_call(library: Ggml) -> None:
@@ -379,7 +390,7 @@ def test_what_lies_outside_the_view_of_a_cache_is_not_read(
     before = run(library, CHAIN)
     monkeypatch.setattr(tensors, "_UNUSED", 0x3C)
     after = run(library, CHAIN)
-    assert before.standard.tobytes() == after.standard.tobytes()
+    assert before.results["standard"].output.tobytes() == after.results["standard"].output.tobytes()
     assert chain(before)[-1].state.tobytes() == chain(after)[-1].state.tobytes()
 
 

@@ -1,0 +1,189 @@
+"""The modes in which a case is computed, and what each leaves behind.
+
+All arrays of rows are `[ne3, n_head, n_batch, ...]`, the order of the state contract.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+
+from fa_harness.arrays import F32
+from fa_harness.case.case import Case
+from fa_harness.case.rolling import Held
+
+MODES = ("standard", "full_state", "segmented", "merged", "resumed", "mixed", "fifo")
+"""In the order in which they are computed; `standard` always is."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Left:
+    """What a call with a state leaves behind."""
+
+    output: F32
+    """`[ne3, n_head, n_batch, hsv]`."""
+    state: F32
+    """`[ne3, n_head, n_batch, 2 + hsv]`, rows `[M, S, VKQ]`."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Standard:
+    """One `ggml_flash_attn_ext`; each output is `[ne3, n_head, n_batch, hsv]`."""
+
+    output: F32
+    again: F32
+    """The same graph computed once more."""
+    reference: F32 | None = None
+    """The call on the vec path, where the chain takes another than `output`."""
+
+    @property
+    def runs(self) -> list[F32]:
+        """The call on its own path and, where there is one, on the vec path."""
+        return [self.output] if self.reference is None else [self.output, self.reference]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FullState:
+    """One call with a state."""
+
+    first: Left
+    again: Left
+    """The same graph computed once more, on a fresh state."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Chain:
+    """A call for each segment, in turn, on one state."""
+
+    calls: tuple[Left, ...]
+    """A graph for each call."""
+    one_graph: tuple[tuple[F32, ...], F32]
+    """The same chain once more, as one graph: the output of each call, and the last state."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Mixed:
+    """A chain whose segments are caches of their own, in their own types."""
+
+    first: Chain
+    again: Chain
+    """The same anew, in another context."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Merged:
+    """A call for each segment, each on a state of its own, and the states merged to one.
+
+    Of a reduction there is its last state, and the result from it.
+    """
+
+    order: tuple[int, ...]
+    """The segments in the order in which their calls were computed."""
+    parts: tuple[Left, ...]
+    """Each segment alone, in the order of the segments."""
+    parts_after: tuple[F32, ...]
+    """The states of the parts after all merges."""
+    in_turn: Left
+    """((0 + 1) + 2) + ..."""
+    in_turn_again: Left
+    """Parts, merges and result in one graph."""
+    swapped: Left
+    """... + (2 + (1 + 0))"""
+    pairwise: Left
+    """((0 + 1) + (2 + 3)) + ..."""
+    shuffled: Left
+    """In turn, in the order `order`."""
+    with_fresh: tuple[F32, F32]
+    """The state of `in_turn` merged with a fresh state, and a fresh state with it."""
+    fresh: Left
+    """Two fresh states."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rolled:
+    """A simulation of a rolling cache. In the arrays, row t of `n_batch` is step t."""
+
+    output: F32
+    """`[ne3, n_head, n_batch, hsv]`."""
+    cold_state: F32
+    """The state after the call over the cold tokens, `[ne3, n_head, n_batch, 2 + hsv]`."""
+    state: F32
+    """The state after the call over the hot tokens, too."""
+    held: tuple[Held, ...]
+    """What each step's calls were given."""
+    can_be_told_apart: bool
+    """Each token's bytes are its own, so that `held` names the right ones."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fifo:
+    """A rolling cache."""
+
+    first: Rolled
+    """A graph for each of a step's two calls."""
+    again: Rolled
+    """The same anew, a graph for each step."""
+
+
+class Results(TypedDict, total=False):
+    """By mode, what it left behind; a mode that was not computed is not there."""
+
+    standard: Standard
+    full_state: FullState
+    segmented: Chain
+    merged: Merged
+    resumed: tuple[Left, ...]
+    mixed: Mixed
+    fifo: Fifo
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """All that was computed of a case."""
+
+    results: Results
+    inputs_written: tuple[str, ...] = ()
+    """The inputs whose bytes were not the same after all modes."""
+    work_size: dict[str, int]
+    """Bytes of work memory planned for one call, by mode (`standard`, `full_state`)."""
+    seconds: dict[str, float]
+    """Seconds of computing, by mode, all repeats included."""
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The modes that were computed, in the order of `MODES`."""
+        return tuple(mode for mode in MODES if mode in self.results)
+
+
+def modes_of(case: Case) -> tuple[str, ...]:
+    """Return the modes that a case is computed in where nothing else is asked for."""
+    if case.hot_window:
+        return ("standard", "fifo")
+    several = ("merged", "resumed") if case.segments > 1 else ()
+    mixed = ("mixed",) if case.segment_types else ()
+    return ("standard", "full_state", "segmented", *several, *mixed)
+
+
+def missing_option(case: Case, mode: str) -> str | None:
+    """Return the option without which a mode does not apply to a case, or None."""
+    if mode == "mixed" and not case.segment_types:
+        return "--segment-types"
+    if mode == "fifo" and not case.hot_window:
+        return "--hot-window"
+    return None
+
+
+def order_of_parts(case: Case) -> tuple[int, ...]:
+    """Return the segments in the order in which mode `merged` computes them, from the seed."""
+    rank = np.random.Philox(key=case.seed).random_raw(case.segments)
+    return tuple(int(i) for i in np.argsort(rank, kind="stable"))
+
+
+def fresh_rows(case: Case) -> Left:
+    """Return what two fresh states merge to: fresh rows, and zeros."""
+    rows = (case.ne3, case.n_head, case.n_batch)
+    state = np.zeros((*rows, 2 + case.hsv_padded), np.float32)
+    state[..., 0] = -np.inf
+    return Left(output=np.zeros((*rows, case.hsv_padded), np.float32), state=state)

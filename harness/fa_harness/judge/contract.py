@@ -1,0 +1,416 @@
+"""What a case has to hold: one stream of checks, in the order of computing.
+
+After a call comes its state, then its result, each against the oracle; then what has to be the same
+as in another run. Comparisons are these checks by name; where a case went wrong is the first that
+does not hold; what was promised and not checked is `promised` less the names that were yielded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fa_harness.arrays import F32, F64
+from fa_harness.case import rolling
+from fa_harness.case.case import Case
+from fa_harness.case.modes import (
+    Chain,
+    Fifo,
+    FullState,
+    Left,
+    Merged,
+    Mixed,
+    Results,
+    Standard,
+    fresh_rows,
+)
+from fa_harness.judge import bounds, oracle, rolling_oracle
+from fa_harness.judge.bounds import Expected
+from fa_harness.judge.compare import Call, Check, Region
+from fa_harness.judge.expectations import Expectations
+from fa_harness.kernel import chain_is_exact, goes_on_in_f16, path
+
+IN_TURN = "merges in turn"
+"""The name of the call that stands for the states merged one after another."""
+
+_PROMISED = {
+    "standard": {"standard_again", "standard_vs_oracle"},
+    "full_state": {
+        "full_state_again", "full_state_vs_standard", "full_state_vs_oracle",
+        "full_state_state_vs_oracle",
+    },
+    "segmented": {
+        "segmented_vs_standard", "segmented_vs_oracle", "prefix_vs_oracle", "state_vs_oracle",
+        "one_graph_vs_segmented",
+    },
+    "merged": {
+        "part_vs_oracle", "part_state_vs_oracle", "merged_vs_oracle", "merged_state_vs_oracle",
+        "merged_vs_parts", "merged_in_any_order", "merged_swapped", "merged_result_vs_state",
+        "merged_again", "merged_with_fresh", "fresh_merged", "parts_after_merge",
+    },
+    "resumed": {"resumed_vs_oracle", "resumed_prefix_vs_oracle", "resumed_state_vs_oracle"},
+    "mixed": {
+        "mixed_again", "mixed_vs_oracle", "mixed_prefix_vs_oracle", "mixed_state_vs_oracle",
+        "one_graph_vs_mixed",
+    },
+    "fifo": {"fifo_again", "fifo_vs_oracle", "fifo_state_vs_oracle"},
+}  # fmt: skip
+"""What each mode is compared in where no other mode is computed."""
+
+AFTER_SEGMENT = frozenset(
+    f"{prefix}{what}_vs_oracle"
+    for prefix in ("", "mixed_", "resumed_")
+    for what in ("prefix", "state")
+)
+"""Names of the checks of a chain after each segment."""
+
+
+def promised(mode: str, case: Case, modes: Collection[str]) -> set[str]:
+    """Return the comparisons without which a verdict says nothing about a mode.
+
+    Args:
+        mode: One of `modes`.
+        case: The case.
+        modes: All that are computed of it.
+    """
+    uncut = _uncut(case)
+    if mode == "resumed" and uncut in modes:
+        return {f"resumed_vs_{uncut}"}
+    names = set(_PROMISED[mode])
+    if mode == "segmented" and "full_state" in modes:
+        names.add("segmented_vs_full_state")
+        if chain_is_exact(case):
+            names.add("state_vs_full_state")
+    if mode == "merged" and uncut in modes:
+        names.add("part_vs_chain")
+    return names
+
+
+def checks(expect: Expectations, results: Results) -> Iterator[Check]:
+    """Yield what has to hold of a case's results, in the order of computing.
+
+    Args:
+        expect: What a correct library gives.
+        results: What the library gave; `standard` is among them.
+    """
+    yield from _standard(expect, results["standard"])
+    if "full_state" in results:
+        yield from _full_state(expect, results, results["full_state"])
+    if "segmented" in results:
+        yield from _segmented(expect, results, results["segmented"])
+    if "mixed" in results:  # before those that are compared with it
+        yield from _mixed(expect, results["mixed"])
+    if "merged" in results:
+        yield from _merged(expect, results, results["merged"])
+    if "resumed" in results:
+        yield from _resumed(expect, results, results["resumed"])
+    if "fifo" in results:
+        yield from _fifo(expect, results["fifo"])
+
+
+def _standard(expect: Expectations, standard: Standard) -> Iterator[Check]:
+    call = expect.one_call
+    of_one = expect.of_one
+    yield _result("standard", "standard_vs_oracle", call, standard.output, of_one,
+                  expect.outputs[-1], of_one.region)  # fmt: skip
+    yield _same("standard", "standard_again", call, standard.again, standard.output,
+                "the first run")  # fmt: skip
+
+
+def _full_state(expect: Expectations, results: Results, full: FullState) -> Iterator[Check]:
+    mode, call, of_one = "full_state", expect.one_call, expect.of_one
+    standard = results["standard"].output
+    region = expect.not_far_worse(of_one.region, expect.allowed([standard]))
+    first = full.first
+    yield _state(mode, "full_state_state_vs_oracle", call, first.state, of_one)
+    yield _result(mode, "full_state_vs_oracle", call, first.output, of_one, expect.outputs[-1],
+                  region)  # fmt: skip
+    yield _same(mode, "full_state_vs_standard", call, first.output, standard, "standard")
+    yield from _same_left(mode, "full_state_again", call, full.again, first, "the first run")
+
+
+def _segmented(expect: Expectations, results: Results, chain: Chain) -> Iterator[Check]:
+    standard = results["standard"]
+    expected = expect.chain([left.state for left in chain.calls], own_types=False)
+    last = expect.not_far_worse(expected[-1].region, expect.allowed(standard.runs))
+    calls = expect.calls(own_types=False)
+    yield from _chain(expect, "segmented", "", calls, chain.calls, expected, last)
+
+    call, left = calls[-1], chain.calls[-1]
+    others = {"standard": standard.output}
+    if "full_state" in results:
+        full = results["full_state"].first
+        others = {"full_state": full.output, **others}
+        if expect.chain_is_exact:
+            yield _same("segmented", "state_vs_full_state", call, left.state, full.state,
+                        "full_state", is_state=True)  # fmt: skip
+    for other, output in others.items():
+        near = None if expect.chain_is_exact else expect.near_one_call(output, expected[-1])
+        yield _same("segmented", f"segmented_vs_{other}", call, left.output, output, other,
+                    near=near)  # fmt: skip
+    yield from _one_graph("segmented", calls, chain)
+
+
+def _mixed(expect: Expectations, mixed: Mixed) -> Iterator[Check]:
+    chain, calls = mixed.first, expect.calls(own_types=True)
+    expected = expect.chain([left.state for left in chain.calls], own_types=True)
+    yield from _chain(expect, "mixed", "mixed_", calls, chain.calls, expected, expected[-1].region)
+    for call, again, first in zip(calls, mixed.again.calls, chain.calls, strict=True):
+        yield from _same_left("mixed", "mixed_again", call, again, first, "the first run")
+    for each in (chain, mixed.again):
+        yield from _one_graph("mixed", calls, each)
+
+
+def _resumed(expect: Expectations, results: Results, lefts: Sequence[Left]) -> Iterator[Check]:
+    """Compare with the chain that was not cut; where that was not computed, with the oracle."""
+    own_types = bool(expect.case.segment_types)
+    calls, uncut = expect.calls(own_types=own_types), _uncut_calls(expect.case, results)
+    if uncut is None:
+        expected = expect.chain([left.state for left in lefts], own_types=own_types)
+        yield from _chain(
+            expect, "resumed", "resumed_", calls, lefts, expected, expected[-1].region
+        )
+        return
+    name = f"resumed_vs_{_uncut(expect.case)}"
+    for call, left, whole in zip(calls, lefts, uncut, strict=True):
+        yield from _same_left("resumed", name, call, left, whole, "the chain that is not cut")
+
+
+def _merged(expect: Expectations, results: Results, merged: Merged) -> Iterator[Check]:
+    case = expect.case
+    own_types = bool(case.segment_types)
+    calls = expect.calls(own_types=own_types, name="part")
+    for i, (call, part, of_part) in enumerate(zip(calls, merged.parts, expect.parts, strict=True)):
+        yield _state("merged", "part_state_vs_oracle", call, part.state, of_part)
+        yield _result("merged", "part_vs_oracle", call, part.output, of_part,
+                      expect.outputs_alone[i], of_part.region)  # fmt: skip
+    uncut = _uncut_calls(case, results)
+    if uncut is not None:
+        yield from _same_left("merged", "part_vs_chain", calls[0], merged.parts[0], uncut[0],
+                              "the chain")  # fmt: skip
+    region = expect.merged.region
+    if not own_types:
+        region = expect.not_far_worse(region, expect.allowed(results["standard"].runs))
+    yield from _reductions(expect, merged, region)
+
+    keys = (0, case.n_kv)
+    again = Call(name="parts and merges in one graph", keys=keys)
+    yield from _same_left("merged", "merged_again", again, merged.in_turn_again, merged.in_turn,
+                          IN_TURN)  # fmt: skip
+    names = ("merge with a fresh state", "merge of a fresh state with it")
+    for name, state in zip(names, merged.with_fresh, strict=True):
+        call = Call(name=name, keys=keys)
+        yield _same("merged", "merged_with_fresh", call, state, merged.in_turn.state, IN_TURN,
+                    is_state=True)  # fmt: skip
+    two_fresh = Call(name="merge of two fresh states", keys=(0, 0))
+    yield from _same_left("merged", "fresh_merged", two_fresh, merged.fresh, fresh_rows(case),
+                          "a fresh state")  # fmt: skip
+    for call, after, part in zip(calls, merged.parts_after, merged.parts, strict=True):
+        call = replace(call, name=f"{call.name} after the merges")
+        yield _same("merged", "parts_after_merge", call, after, part.state, "the part before",
+                    is_state=True)  # fmt: skip
+
+
+def _reductions(expect: Expectations, merged: Merged, region: Region) -> Iterator[Check]:
+    """Yield the checks of each order of merging.
+
+    The parts' own errors are in all of them alike: between them, and against the exact merge of the
+    parts as they are, only the roundings of the merges remain.
+    """
+    states = [part.state for part in merged.parts]
+    rows, rounded = bounds.merged_rows(states)
+    of_parts = Region(rows, rounded)
+    in_turn = merged.in_turn.state
+    centre = in_turn.astype(np.float64)
+    in_any_order = Region(centre, 2 * rounded)
+    swapped = Region(centre, bounds.swap_bound(states))
+    shuffled = f"merges in the order {','.join(map(str, merged.order))}"
+    seen: set[tuple[bytes, bytes]] = set()
+    for name, left, comparison, near_in_turn in (
+        (IN_TURN, merged.in_turn, "", None),
+        (f"{IN_TURN}, swapped", merged.swapped, "merged_swapped", swapped),
+        ("merges in pairs", merged.pairwise, "merged_in_any_order", in_any_order),
+        (shuffled, merged.shuffled, "merged_in_any_order", in_any_order),
+    ):
+        call = Call(name=name, keys=(0, expect.case.n_kv))
+        bits = (left.output.tobytes(), left.state.tobytes())
+        if bits not in seen:  # of two parts they nearly always are the same
+            yield from _reduction(expect, call, left, of_parts, region)
+        seen.add(bits)
+        if near_in_turn is not None:
+            yield _same("merged", comparison, call, left.state, centre, IN_TURN, near=near_in_turn,
+                        is_state=True)  # fmt: skip
+
+
+def _reduction(
+    expect: Expectations, call: Call, left: Left, of_parts: Region, region: Region
+) -> Iterator[Check]:
+    """Yield the checks of a merged state and its result against the parts and the oracle."""
+    yield _same("merged", "merged_vs_parts", call, left.state, of_parts.centre, "the parts",
+                near=of_parts, is_state=True)  # fmt: skip
+    yield _state("merged", "merged_state_vs_oracle", call, left.state, expect.merged)
+    yield _result("merged", "merged_vs_oracle", call, left.output, expect.merged,
+                  expect.outputs[-1], region)  # fmt: skip
+    result = result_region(left)
+    yield _same("merged", "merged_result_vs_state", call, left.output, result.centre,
+                "its state", near=result)  # fmt: skip
+
+
+def _fifo(expect: Expectations, fifo: Fifo) -> Iterator[Check]:
+    """Yield the checks of a rolling cache, whose steps are the rows of the arrays."""
+    case, rolled, again = expect.case, fifo.first, fifo.again
+    expected = expect.fifo(goes_on_in_f16(rolled.cold_state))
+    every = Call(name="every step", keys=(0, case.n_kv))
+    region = expected.after_both.region
+    of_all = (
+        _state("fifo", "fifo_state_vs_oracle", every, rolled.cold_state, expected.after_cold),
+        _state("fifo", "fifo_state_vs_oracle", every, rolled.state, expected.after_both),
+        _result("fifo", "fifo_vs_oracle", every, rolled.output, expected.after_both,
+                oracle.finalise(expected.exact), region),
+        _same("fifo", "fifo_again", every, again.state, rolled.state, "a graph for each call",
+              is_state=True),
+        _same("fifo", "fifo_again", every, again.output, rolled.output, "a graph for each call"),
+    )  # fmt: skip
+    of_cold, of_hot = (rolling_oracle.one_row(case, cold=cold) for cold in (True, False))
+    for step, n_cold in enumerate(rolling.n_cold(case).tolist()):
+        cold = Call(
+            name=f"cold call of step {step}",
+            keys=(0, n_cold),
+            path=path(of_cold, n_cold),
+            index=step,
+            f16_numerators=of_cold.type_V == "f16",
+        )
+        hot = Call(
+            name=f"hot call of step {step}",
+            keys=(n_cold, step + 1),
+            path=path(of_hot, case.hot_window),
+            index=step,
+            f16_numerators=of_hot.type_V == "f16",
+        )
+        in_graph = replace(hot, name=f"{hot.name} in one graph")
+        for call, check in zip((cold, hot, hot, in_graph, in_graph), of_all, strict=True):
+            yield _of_row(check, step, call)
+
+
+def _chain(
+    expect: Expectations,
+    mode: str,
+    prefix: str,
+    calls: Sequence[Call],
+    lefts: Sequence[Left],
+    expected: Sequence[Expected],
+    last: Region,
+) -> Iterator[Check]:
+    """Yield the checks of a chain against the oracle; its last result must lie in `last`, too."""
+    for i, (call, left, after) in enumerate(zip(calls, lefts, expected, strict=True)):
+        yield _state(mode, f"{prefix}state_vs_oracle", call, left.state, after)
+        yield _result(mode, f"{prefix}prefix_vs_oracle", call, left.output, after,
+                      expect.outputs[i], after.region)  # fmt: skip
+    yield replace(
+        _result(mode, f"{mode}_vs_oracle", calls[-1], lefts[-1].output, expected[-1],
+                expect.outputs[-1], last),
+        is_decisive=True,
+    )  # fmt: skip
+
+
+def _one_graph(mode: str, calls: Sequence[Call], chain: Chain) -> Iterator[Check]:
+    """Yield the checks of a chain in one graph, of which only the last state is known."""
+    outputs, state = chain.one_graph
+    name, other = f"one_graph_vs_{mode}", "the chain in a graph for each call"
+    for i, (call, output, left) in enumerate(zip(calls, outputs, chain.calls, strict=True)):
+        in_graph = replace(call, name=f"{call.name} in one graph")
+        if i == len(outputs) - 1:
+            yield _same(mode, name, in_graph, state, left.state, other, is_state=True)
+        yield _same(mode, name, in_graph, output, left.output, other)
+
+
+def state_region(state: F32, expected: Expected) -> Region:
+    """Return where correct state rows lie that have the maxima of these."""
+    truth, scale = expected.truth, np.ones(state.shape)
+    rows = np.concatenate([truth.m[..., None], truth.s[..., None], truth.vkq], axis=-1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        rescale = np.exp(truth.m - state[..., 0])
+        scale[..., 1:] = np.where(np.isinf(truth.m), 1.0, rescale)[..., None]
+        return Region(rows * scale, expected.state_bound() * scale)
+
+
+def result_region(left: Left) -> Region:
+    """Return where the result of a state lies: 1 / S and the product with VKQ are rounded."""
+    rows = left.state.astype(np.float64)
+    s = rows[..., 1:2]
+    result = np.divide(rows[..., 2:], s, out=np.zeros_like(rows[..., 2:]), where=s != 0)
+    bound = 2.1 * bounds.U32 * np.abs(result) + 2.0**-149  # below F32's normal range not relative
+    return Region(result, bound)
+
+
+def _state(mode: str, name: str, call: Call, state: F32, expected: Expected) -> Check:
+    """Return the check of a state against the oracle's, brought to the rows' own maximum."""
+    region = state_region(state, expected)
+    return Check(
+        name=name, mode=mode, call=call, is_state=True, got=state, expected=region.centre,
+        region=region, numerators=expected.truth.vkq,
+    )  # fmt: skip
+
+
+def _result(
+    mode: str, name: str, call: Call, output: F32, expected: Expected, right: F64, region: Region
+) -> Check:
+    """Return the check of a result against the oracle's, `right`."""
+    return Check(
+        name=name, mode=mode, call=call, is_state=False, got=output, expected=right, region=region,
+        numerators=expected.truth.vkq,
+    )  # fmt: skip
+
+
+def _same_left(
+    mode: str, name: str, call: Call, got: Left, expected: Left, other: str
+) -> Iterator[Check]:
+    """Yield the checks of a call that has to leave the bits that another has left."""
+    yield _same(mode, name, call, got.state, expected.state, other, is_state=True)
+    yield _same(mode, name, call, got.output, expected.output, other)
+
+
+def _same(
+    mode: str,
+    name: str,
+    call: Call,
+    got: F32,
+    expected: F32 | F64,
+    other: str,
+    *,
+    is_state: bool = False,
+    near: Region | None = None,
+) -> Check:
+    """Return the check of what has to be another's, bit for bit or within a region."""
+    return Check(
+        name=name, mode=mode, call=call, is_state=is_state, got=got, expected=expected, region=near,
+        other=other,
+    )  # fmt: skip
+
+
+def _of_row(check: Check, row: int, call: Call) -> Check:
+    """Return a check of one query row alone, which is a call of its own."""
+    at = np.s_[:, :, row : row + 1]
+    region, numerators = check.region, check.numerators
+    return replace(
+        check,
+        call=call,
+        got=check.got[at],
+        expected=check.expected[at],
+        region=None if region is None else Region(region.centre[at], region.bound[at]),
+        numerators=None if numerators is None else numerators[at],
+        first_row=row,
+    )
+
+
+def _uncut(case: Case) -> str:
+    """Return the mode whose chain a chain that is cut, or a first part, must agree with."""
+    return "mixed" if case.segment_types else "segmented"
+
+
+def _uncut_calls(case: Case, results: Results) -> tuple[Left, ...] | None:
+    if case.segment_types:
+        return results["mixed"].first.calls if "mixed" in results else None
+    return results["segmented"].calls if "segmented" in results else None

@@ -1,0 +1,232 @@
+"""Where a failing case went wrong first: the call, the row, the element, and which part of a state.
+
+The contract yields its checks in the order of computing. The first that does not hold is where the
+fault shows first. Of a state row `[M, S, VKQ]`, S and the numerators are judged relative to the
+row's own M, so one that is wrong only because M is does not count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fa_harness.arrays import Bools
+from fa_harness.judge.compare import ORACLE, PARTS, Judged, parts_of, wrong
+from fa_harness.kernel import F16_MAX
+
+_AXES = (("sequence", "sequences"), ("head", "heads"), ("row", "rows"), ("element", "elements"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Localisation:
+    """The first that is wrong in a failing case; all indices count from 0."""
+
+    mode: str
+    comparison: str
+    """The comparison that failed, by its name in the verdict."""
+    call: str
+    """The call in words."""
+    index: int | None
+    """Of the segment or part, or the step of a rolling cache."""
+    path: str
+    """The call's path of the kernel; empty for a merge."""
+    keys: tuple[int, int]
+    """The call's first key, and the one after its last."""
+    part: str
+    """One of `PARTS`, or `result`."""
+    right: tuple[str, ...]
+    """The parts of this call's state that are within their bounds, or the same bits, in every
+    row."""
+    batch: int
+    """Sequence (ne3)."""
+    head: int
+    row: int
+    """Query row (n_batch)."""
+    element: int | None
+    """Of the numerators or the result; None for M and S."""
+    expected: float
+    """What is right there: the oracle's for Q as the call rounds it, or another run's number."""
+    got: float
+    error: float
+    """|got - expected|."""
+    bound: float
+    """What the error may be; 0 where the bits must be the same."""
+    other: str
+    """Whose `expected` is: the oracle's, or another run's."""
+    wrong_rows: int
+    """Rows in which this part is wrong after this call."""
+    rows: int
+    """Rows that there are."""
+    pattern: str
+    """Which they are, where that is simple; else empty."""
+    largest_numerator: float | None
+    """Largest |numerator| that the row has after the call, where the call accumulates in F16."""
+
+    @property
+    def of_f16_range(self) -> float | None:
+        """The largest numerator as a share of the largest F16 number."""
+        return None if self.largest_numerator is None else self.largest_numerator / F16_MAX
+
+    @property
+    def is_of_bits(self) -> bool:
+        """Whether the bits have to be those of another run."""
+        return self.bound == 0 and self.other != ORACLE
+
+    @property
+    def place(self) -> str:
+        """The indices of the worst element in words."""
+        element = self.part if self.element is None else f"element {self.element}"
+        return f"batch {self.batch}, head {self.head}, row {self.row}, {element}"
+
+    @property
+    def reason(self) -> str:
+        """The comparison that fails, and its worst element."""
+        words = self.comparison.replace("_", " ")
+        if not self.is_of_bits:
+            return f"{words}: {self.error:.2e}, allowed {self.bound:.2e} at {self.place}"
+        how = f"differs by {self.error:.2e}" if self.error else "0 and -0 differ"
+        return f"{words}: must be bit-identical, {how} at {self.place}"
+
+    def lines(self) -> list[str]:
+        """Return it in words, three short lines."""
+        start, stop = self.keys
+        keys = f"keys {start} to {stop - 1}" if stop - start > 1 else f"key {start}"
+        keys = keys if stop > start else "no key"
+        of_path = f", {self.path} path" if self.path else ""
+        verb = "are" if self.part == "numerators" else "is"
+        part = f"{self.part} {verb} wrong"
+        is_or_are = "is" if self.right == ("M",) else "are"
+        right = f"; {_list(self.right)} {is_or_are} within bounds" if self.right else ""
+        other = "expected" if self.other == ORACLE else f"in {self.other}"
+        numbers = f"got {self.got:.7g}, {other} {self.expected:.7g}: {self._factor}"
+        if self.is_of_bits:
+            part = f"the bits of {self.part} differ"
+            right = f"; those of {_list(self.right)} do not" if self.right else ""
+            numbers = f"got {self.got:.9g}, {other} {self.expected:.9g}"
+        return [
+            f"{self.mode}, {self.call}, {keys}{of_path}: {part}{right}",
+            f"worst at {self.place}: {numbers}",
+            f"{'other bits' if self.is_of_bits else 'wrong'} in {self._extent()}{self._range()}",
+        ]
+
+    @property
+    def _factor(self) -> str:
+        if not self.bound or not math.isfinite(self.error):
+            return f"error {self.error:.2e}, allowed {self.bound:.2e}"
+        return f"{self.error / self.bound:.3g} times the allowed error"
+
+    def _extent(self) -> str:
+        if self.wrong_rows == self.rows:
+            extent = f"all {self.rows} rows" if self.rows > 1 else "the only row"
+        elif self.wrong_rows == 1:
+            extent = f"this one of {self.rows} rows"
+        else:
+            extent = f"{self.wrong_rows} of {self.rows} rows"
+        return f"{extent}: {self.pattern}" if self.pattern else extent
+
+    def _range(self) -> str:
+        if self.largest_numerator is None or self.of_f16_range is None:
+            return ""
+        size = f"{self.largest_numerator:.3g}"
+        return f"; the row's F16 numerators reach {size}, {self.of_f16_range:.2g} of F16's largest"
+
+
+def localise(judged: Sequence[Judged], first: Judged) -> Localisation:
+    """Return where a case went wrong first, as it shows in the worst element there.
+
+    Args:
+        judged: All checks of the case, in the order of computing.
+        first: The first of them that does not hold.
+    """
+    check, worst, call = first.check, first.comparison.worst, first.call
+    assert check is not None
+    assert worst is not None
+    is_wrong, part, offset = wrong(check), "result", 0
+    of_call = [each for each in judged if each.call == call and each.is_state]
+    before = of_call[: of_call.index(first)] if first in of_call else of_call
+    right: tuple[str, ...] = PARTS if before and all(each.comparison.ok for each in before) else ()
+    if check.is_state:
+        part = PARTS[min(worst.dim, 2)]
+        of_parts = parts_of(is_wrong)
+        # by a wrong M nothing else can be judged
+        right = () if part == "M" else tuple(p for p in PARTS if not of_parts[p].any())
+        is_wrong, offset = of_parts[part], PARTS.index(part)
+    at = (worst.batch, worst.head, worst.row, worst.dim)
+    centre = check.expected if check.region is None else check.region.centre
+    largest = None
+    if call.f16_numerators and check.numerators is not None:
+        largest = float(np.abs(check.numerators[at[:3]]).max())
+    return Localisation(
+        mode=first.mode,
+        comparison=first.name,
+        call=call.name,
+        index=call.index,
+        path=call.path,
+        keys=call.keys,
+        part=part,
+        right=right,
+        batch=worst.batch,
+        head=worst.head,
+        row=check.first_row + worst.row,
+        element=worst.dim - offset if part in ("numerators", "result") else None,
+        expected=float(centre[at]),
+        got=float(check.got[at]),
+        error=worst.error,
+        bound=first.comparison.bound,
+        other=check.other,
+        wrong_rows=int(is_wrong.any(axis=-1).sum()),
+        rows=math.prod(is_wrong.shape[:-1]),
+        pattern=_pattern(is_wrong, check.first_row),
+        largest_numerator=largest,
+    )
+
+
+def _pattern(wrong: Bools, first_row: int) -> str:
+    """Return which sequences, heads, rows and elements are wrong, where each is a simple set.
+
+    They have to be wrong together: all combinations of them, and no other.
+    """
+    in_rows: Bools = np.logical_or.reduce(wrong, axis=-1, keepdims=True)
+    only_row = in_rows.sum() == 1
+    for shown in (wrong, in_rows):
+        flags = [_along(axis, shown) for axis in range(4)]
+        if np.array_equal(shown, np.einsum("a,b,c,d->abcd", *flags, dtype=bool)):
+            words = [
+                _some(of_axis, *names, first_row if names[0] == "row" else 0)
+                for of_axis, names in zip(flags, _AXES, strict=True)
+            ]
+            if None not in words:
+                # of one row the caller says which it is
+                return ", ".join(word for word in words[3 if only_row else 0 :] if word)
+    return ""
+
+
+def _along(axis: int, shown: Bools) -> Bools:
+    """Tell of each index of an axis whether anything is set there."""
+    others = tuple(other for other in range(4) if other != axis)
+    along: Bools = np.logical_or.reduce(shown, axis=others)
+    return along
+
+
+def _some(flags: Bools, one: str, several: str, offset: int) -> str | None:
+    """Return some indices of an axis in words: empty for all, None where no words are short."""
+    chosen = np.flatnonzero(flags)
+    if len(chosen) == len(flags):
+        return ""
+    first, last = int(chosen[0]) + offset, int(chosen[-1]) + offset
+    if first == last:
+        return f"{one} {first} only"
+    if last - first + 1 != len(chosen):
+        step = int(chosen[1] - chosen[0])
+        is_even = np.array_equal(chosen, np.arange(chosen[0], len(flags), step))
+        return f"{several} {first}, {first + step}, ..." if is_even and len(chosen) > 2 else None
+    if chosen[-1] == len(flags) - 1:
+        return f"{several} from {first} on"
+    return f"{several} {first} to {last}"
+
+
+def _list(words: tuple[str, ...]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

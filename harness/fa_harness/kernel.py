@@ -1,0 +1,177 @@
+"""Facts of upstream's CPU kernel: its paths, tiles, types and thresholds, and the bits it promises.
+
+They are those of `GGML_OP_FLASH_ATTN_EXT` in `ggml/src/ggml-cpu/ops.cpp` and of `GGML_FA_TILE_*` in
+`common.h`. Whoever needs one reads it here, so an upstream that changes a tile is one edit.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from fa_harness.arrays import F32, Bools
+from fa_harness.case.case import Case
+
+Q_TILE = 64
+"""Query rows of a tile. Fewer rows do not take the tiled path."""
+KV_TILE = 64
+"""Keys of a tile, counted from a call's first key."""
+SPLIT_KV = 512
+"""From this many keys on the threads share the keys of a single row."""
+TILE_TYPES = ("f32", "f16")
+"""Types of K and V, both the same, that the tiled path and split-KV take."""
+F16_MAX = 65504.0
+"""The largest F16 number, where F16 numerators end."""
+
+FP16_DOT = "FP16_DOT"
+"""CPU feature: dot products of F16 add in FP16 registers."""
+FP16_MAD = "FP16_MAD_"
+"""Begins the name of the CPU feature that multiplies and adds F16 V in FP16 registers; the number
+of elements in a step follows."""
+
+_DOT_TYPE = {
+    "f32": "f32", "f16": "f16", "bf16": "bf16", "q8_0": "q8_0", "q4_0": "q8_0", "q5_0": "q8_0",
+    "iq4_nl": "q8_0", "q2_0": "q8_0", "q1_0": "q8_0", "q4_1": "q8_1", "q5_1": "q8_1",
+}  # fmt: skip
+"""By K's type, the type that the vec path converts Q to for the dot product."""
+
+
+def path(case: Case, n_kv: int | None = None) -> str:
+    """Return the path that one call takes, with a state or without: `vec`, `tiled` or `split-kv`.
+
+    Args:
+        case: The case.
+        n_kv: Keys of the call; all of the case's where it is None.
+    """
+    n_kv = case.n_kv if n_kv is None else n_kv
+    if case.type_K == case.type_V and case.type_K in TILE_TYPES:
+        if case.n_batch == 1 and case.ne3 == 1 and n_kv >= SPLIT_KV:
+            return "split-kv"
+        if case.n_batch >= Q_TILE:
+            return "tiled"
+    return "vec"
+
+
+def chain_paths(case: Case, *, own_types: bool = False) -> tuple[str, ...]:
+    """Return the path of each call of the chain.
+
+    Args:
+        case: The case.
+        own_types: Each segment is a cache of its own types, as in mode `mixed`.
+    """
+    limits = itertools.pairwise(case.segment_bounds())
+    return tuple(
+        path(case.of_segment(i) if own_types else case, stop - start)
+        for i, (start, stop) in enumerate(limits)
+    )
+
+
+def chain_is_exact(case: Case) -> bool:
+    """Tell whether the chain has to give the bits of one call.
+
+    The vec path takes the keys one at a time, so it does not see where a call ends. The tiled path
+    takes them by tiles, counted from the start of a call. Split-KV sums parts of a call apart.
+    """
+    paths = {path(case), *chain_paths(case)}
+    if paths == {"tiled"}:
+        inner = case.segment_bounds()[1:-1]
+        return all(limit % KV_TILE == 0 or limit == case.n_kv for limit in inner)
+    return paths == {"vec"}
+
+
+def n_tiles(case: Case, bounds: tuple[int, ...]) -> int:
+    """Return the KV tiles that the tiled path computes for a head under a causal mask.
+
+    A tile is computed for a tile of query rows if one of the rows sees one of its keys.
+
+    Args:
+        case: The case.
+        bounds: The limits of the calls, as `Case.segment_bounds` gives them.
+    """
+    total = 0
+    for first in range(0, case.n_batch, Q_TILE):
+        last = min(first + Q_TILE, case.n_batch) - 1
+        visible = case.n_kv - case.n_batch + last + 1
+        for start, stop in itertools.pairwise(bounds):
+            total += math.ceil(max(0, min(stop, visible) - start) / KV_TILE)
+    return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """What a call computes in."""
+
+    q_type: str
+    """The type that Q is rounded to."""
+    f16_numerators: bool
+    """VKQ is accumulated in F16."""
+    f16_dot: bool = False
+    """Dot products add in F16 registers."""
+    f16_factors: bool = False
+    """What multiplies V and VKQ is rounded to F16."""
+    n_partials: int = 0
+    """Parts that are accumulated apart and then added; 0 where keys are added to the state."""
+
+    @property
+    def rescale_roundings(self) -> int:
+        """How often the sum before a new maximum is rounded there."""
+        return 2 if self.f16_factors else 1
+
+
+def arithmetic(case: Case, path: str, features: tuple[str, ...]) -> Arithmetic:
+    """Return what a path computes a case in.
+
+    Args:
+        case: The case.
+        path: `vec`, `tiled` or `split-kv`.
+        features: The library's CPU features, as `Ggml.features` names them.
+    """
+    if path == "tiled":
+        return Arithmetic(q_type="f32", f16_numerators=False)
+    return Arithmetic(
+        q_type=_DOT_TYPE[case.type_K],
+        f16_numerators=case.type_V == "f16",
+        f16_dot=case.type_K == "f16" and FP16_DOT in features,
+        f16_factors=case.type_V == "f16" and case.hsv_padded >= _f16_step(features),
+        n_partials=case.threads if path == "split-kv" else 0,
+    )
+
+
+def goes_on_in_f16(state: F32) -> Bools:
+    """Tell of each row of a state whether a call with an F16 V continues it in F16.
+
+    Fresh rows do, and those whose numerators are all F16 numbers.
+    """
+    vkq = state[..., 2:]
+    with np.errstate(over="ignore"):
+        is_f16 = vkq.astype(np.float16).astype(np.float32) == vkq
+    fresh_or_f16: Bools = np.isneginf(state[..., 0]) | is_f16.all(axis=-1)
+    return fresh_or_f16
+
+
+def why_work_size(work_size: dict[str, int]) -> str | None:
+    """Return what is wrong with the work memory planned, None where nothing is.
+
+    The state needs none: a call with it plans what one without does.
+
+    Args:
+        work_size: Bytes by mode, `standard` and maybe `full_state`.
+    """
+    without, with_ = work_size["standard"], work_size.get("full_state", work_size["standard"])
+    if with_ == without:
+        return None
+    return f"the work size is {with_} bytes with a state, {without} without"
+
+
+@functools.cache
+def _f16_step(features: tuple[str, ...]) -> float:
+    """Return from how many elements on FP16 multiplies and adds; what is left over is done in F32.
+
+    Nothing is told apart within a row: all of it then counts as done in FP16.
+    """
+    steps = [name.removeprefix(FP16_MAD) for name in features if name.startswith(FP16_MAD)]
+    return int(steps[0]) if steps else math.inf
