@@ -161,7 +161,7 @@ def test_it_is_three_lines_for_a_person() -> None:
     assert localised(one).lines() == [
         "segmented, segment 1 (of 0 to 2), keys 30 to 59, vec path: "
         "numerators are wrong; M and S are within bounds",
-        "worst at batch 0, head 1, row 0, element 0: got 2, expected 1: 2 times the allowed error",
+        "worst at batch 0, head 1, row 0, element 0: got 2, expected 1, 2 x the bound",
         "wrong in 3 of 24 rows: sequence 0 only, head 1 only, element 0 only; "
         "the row's F16 numerators reach 655, 0.01 of F16's largest",
     ]

@@ -15,6 +15,7 @@ import numpy as np
 
 from fa_harness.arrays import Bools
 from fa_harness.judge.compare import ORACLE, PARTS, Judged, parts_of, wrong
+from fa_harness.judge.shares import in_words
 from fa_harness.kernel import F16_MAX
 
 _AXES = (("sequence", "sequences"), ("head", "heads"), ("row", "rows"), ("element", "elements"))
@@ -101,7 +102,10 @@ class Localisation:
         is_or_are = "is" if self.right == ("M",) else "are"
         right = f"; {_list(self.right)} {is_or_are} within bounds" if self.right else ""
         other = "expected" if self.other == ORACLE else f"in {self.other}"
-        numbers = f"got {self.got:.7g}, {other} {self.expected:.7g}: {self._factor}"
+        size = f"allowed error {self.bound:.2e}"
+        if math.isfinite(self.share):
+            size = f"{in_words(self.share)} the bound"
+        numbers = f"got {self.got:.7g}, {other} {self.expected:.7g}, {size}"
         if self.is_of_bits:
             part = f"the bits of {self.part} differ"
             right = f"; those of {_list(self.right)} do not" if self.right else ""
@@ -113,10 +117,9 @@ class Localisation:
         ]
 
     @property
-    def _factor(self) -> str:
-        if not self.bound or not math.isfinite(self.error):
-            return f"error {self.error:.2e}, allowed {self.bound:.2e}"
-        return f"{self.error / self.bound:.3g} times the allowed error"
+    def share(self) -> float:
+        """The error as a share of its bound; infinite where nothing is allowed."""
+        return self.error / self.bound if self.bound else math.inf
 
     def _extent(self) -> str:
         if self.wrong_rows == self.rows:

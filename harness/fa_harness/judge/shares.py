@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -51,6 +52,15 @@ def shares_of(
         by_row=_pooled(rows.reshape(-1, rows.shape[-1])),
         by_segment=by_segment,
     )
+
+
+def in_words(share: float) -> str:
+    """Return a share of a bound: `11%` where it is kept, `2391 x` where it is not."""
+    if not math.isfinite(share):
+        return "inf x"
+    if share <= 1:
+        return f"{share:.0%}"
+    return f"{share:.3g} x" if share < 1000 or share >= 1e6 else f"{share:.0f} x"
 
 
 def _pooled(array: F32) -> F32:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -11,10 +10,10 @@ from rich.text import Text
 
 from fa_harness.case.case import Case
 from fa_harness.case.label import short_labels
-from fa_harness.case.modes import MODES
 from fa_harness.case.rolling import CacheStep
+from fa_harness.judge.shares import in_words
 from fa_harness.judge.verdict import STATUSES, Verdict
-from fa_harness.report.results import Results, explain
+from fa_harness.report.results import Results, explain, worst
 from fa_harness.terminal import counter
 
 STATUS_STYLE = {
@@ -78,7 +77,7 @@ class Table:
 
     def add(self, verdict: Verdict, repro: str) -> None:
         """Print a case's line, and what a person needs to go on where it did not pass."""
-        error, of_bound = _oracle(verdict)
+        error, of_bound = worst(verdict)
         cells = {
             "path": verdict.path,
             "segments": str(verdict.case.segments),
@@ -154,8 +153,8 @@ def _some(steps: Sequence[CacheStep]) -> list[CacheStep]:
         if step.tokens_cold > before.tokens_cold
     ]
     thinned = evicting[:: -(-len(evicting) // _MOST_STEPS) or 1]
-    worst = max(steps, key=lambda step: step.of_bound).step
-    return [steps[i] for i in sorted({0, worst, len(steps) - 1, *thinned})]
+    nearest = max(steps, key=lambda step: step.of_bound).step
+    return [steps[i] for i in sorted({0, nearest, len(steps) - 1, *thinned})]
 
 
 def _step_cells(step: CacheStep) -> tuple[str, ...]:
@@ -166,7 +165,7 @@ def _step_cells(step: CacheStep) -> tuple[str, ...]:
         f"{step.cache_bytes}",
         f"{step.cache_bytes / step.f16_bytes:.0%}",
         f"{step.error:.2e}",
-        f"{step.of_bound:.1%}" if step.of_bound < 1 else _times(step.of_bound),
+        in_words(step.of_bound),
         f"{step.quantisation_error:.2e}",
     )
 
@@ -174,22 +173,3 @@ def _step_cells(step: CacheStep) -> tuple[str, ...]:
 def _difference(verdict: Verdict, name: str) -> str:
     comparison = verdict.comparisons.get(name)
     return f"{comparison.max_abs:.2e}" if comparison else "-"
-
-
-def _oracle(verdict: Verdict) -> tuple[str, str]:
-    """Return the largest error of a mode's result, and the largest share of a bound.
-
-    The share is of all comparisons with the oracle, prefixes, parts and states among them.
-    """
-    shares = [c.of_bound for name, c in verdict.comparisons.items() if name.endswith("_vs_oracle")]
-    if not shares:
-        return "-", "-"
-    results = (verdict.comparisons.get(f"{mode}_vs_oracle") for mode in MODES)
-    errors = [result.max_abs for result in results if result]
-    # one that is not finite is the worst
-    worst = max(errors, key=lambda error: error if math.isfinite(error) else math.inf)
-    return f"{worst:.2e}", _times(max(shares))
-
-
-def _times(of_bound: float) -> str:
-    return f"{of_bound:.0%}" if of_bound < 10 else f"{of_bound:.0f} x"

@@ -16,8 +16,8 @@ from markupsafe import Markup
 from fa_harness.arrays import F32
 from fa_harness.case.case import Case
 from fa_harness.case.label import label, speed_label
-from fa_harness.judge.verdict import Verdict
-from fa_harness.report.results import Results
+from fa_harness.judge.shares import in_words
+from fa_harness.report.results import Results, worst
 from fa_harness.report.troubles import (
     headline,
     in_short,
@@ -86,7 +86,7 @@ def _template() -> Template:
     environment.filters |= {
         "label": lambda case: label(Case.parse(case)),
         "speed_label": lambda case: speed_label(Case.parse(case)),
-        "of_bound": _of_bound,
+        "of_bound": lambda verdict: worst(verdict)[1],
     }
     return environment.get_template("report.html.j2")
 
@@ -96,11 +96,6 @@ def _shown(value: object) -> object:
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in value)
-
-
-def _of_bound(verdict: Verdict) -> str:
-    shares = [c.of_bound for n, c in verdict.comparisons.items() if n.endswith("_vs_oracle")]
-    return _share(max(shares)) if shares else "-"
 
 
 def _heat_map(by_row: F32, case: Case) -> Markup:
@@ -121,15 +116,15 @@ def _heat_map(by_row: F32, case: Case) -> Markup:
     rows = f"{case.n_batch} row{'s' * (case.n_batch != 1)}"
     described = f"{n_head_all} head{'s' * (n_head_all != 1)}, {rows}{of}"
     beyond = int((by_row > 1).sum())
-    worst = f"beyond the bound: {beyond} of {by_row.size}"
+    summary = f"beyond the bound: {beyond} of {by_row.size}"
     if math.isfinite(by_row.max()):
-        worst += f", worst {_share(float(by_row.max()))}"
+        summary += f", worst {in_words(float(by_row.max()))}"
     return Markup(
         f'<svg class="heat" role="img" aria-label="share of the bound by head and row" '
         f'viewBox="0 0 {n_row} {n_head}" preserveAspectRatio="none" '
         f'style="width:{n_row * cell}px;aspect-ratio:{n_row}/{n_head}">'
         f"<title>{described}</title>{shapes}</svg>"
-        f'<p class="small">{described}; {worst}</p>'
+        f'<p class="small">{described}; {summary}</p>'
     )
 
 
@@ -143,7 +138,7 @@ def _bars(by_segment: Sequence[float], case: Case) -> Markup:
         rows.append(
             f"<tr><th>{i}</th><td>keys {limits[i]} to {limits[i + 1]}</td>"
             f'<td class="bar"><i class="l{_level(share)}" style="width:{length:.0%}"></i></td>'
-            f"<td>{_share(share)}</td></tr>"
+            f"<td>{in_words(share)}</td></tr>"
         )
     bound = _logarithmic(1.0, top)
     note = f'<p class="small">logarithmic; the bound is at {bound:.0%} of the width</p>'
@@ -180,9 +175,3 @@ def _range(intervals: Iterable[Interval | None], low: float, high: float) -> Mar
 def _level(share: float) -> int:
     """Return the number of the colour that a share has."""
     return next((n for n, limit in enumerate(_LEVELS) if share <= limit), len(_LEVELS) - 1)
-
-
-def _share(share: float) -> str:
-    if not math.isfinite(share):
-        return "not finite"
-    return f"{share:.1%}" if share < 10 else f"{share:.0f} x"

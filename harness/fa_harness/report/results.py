@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from typing import Any
 
 from fa_harness.build.names import defined
 from fa_harness.case.case import Case
+from fa_harness.case.modes import MODES
+from fa_harness.judge.shares import in_words
 from fa_harness.judge.verdict import Verdict
 
 
@@ -100,3 +103,24 @@ def explain(verdict: Verdict) -> list[str]:
     """
     found = verdict.localisation
     return [*(verdict.reason.splitlines() or [""]), *(found.lines() if found else [])]
+
+
+def worst(verdict: Verdict) -> tuple[str, str]:
+    """Return an error and its share of a bound in words, `-` where there is none.
+
+    Of a case that fails they are those of the element that its explanation names. Else they are the
+    largest error of a mode's result, and the largest share of all comparisons with the oracle.
+    """
+    found = verdict.localisation
+    if found is not None:
+        return f"{found.error:.2e}", "bits" if found.is_of_bits else in_words(found.share)
+    shares = [c.of_bound for name, c in verdict.comparisons.items() if name.endswith("_vs_oracle")]
+    if not shares:
+        return "-", "-"
+    results = (verdict.comparisons.get(f"{mode}_vs_oracle") for mode in MODES)
+    # one that is not finite is the worst
+    error = max(
+        (result.max_abs for result in results if result),
+        key=lambda error: error if math.isfinite(error) else math.inf,
+    )
+    return f"{error:.2e}", in_words(max(shares))
