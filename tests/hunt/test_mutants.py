@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from fa_harness.build.library import Library
+from fa_harness.case.case import Case
 from fa_harness.case.suites import suite
 from fa_harness.engine import ggml
 from fa_harness.engine.worker import Worker
 from fa_harness.errors import SetupError
 from fa_harness.hunt import mutants
-from fa_harness.hunt.mutants import Mutant
+from fa_harness.hunt.mutants import Mutant, Outcome
 from fa_harness.project import find_project
 from fa_harness.series.series import load_mutants
 
@@ -103,11 +104,20 @@ def test_another_library_has_no_mutants(patched: Library) -> None:
         library.set_mutant("norm-never-vec")
 
 
+def test_every_mutant_is_killed_by_the_case_that_is_recorded_as_its_killer(
+    mutated: Library,
+) -> None:
+    score = score_of("--killers")
+    assert [r["mutant"] for r in score["results"] if r["status"] != "killed"] == []
+    assert len(score["results"]) == len(EVERY)
+
+
 @pytest.fixture(scope="module")
 def score(mutated: Library) -> Any:
     return score_of()
 
 
+@pytest.mark.full
 def test_every_mutant_is_killed_and_every_impostor_by_every_case(score: Any) -> None:
     assert [r["mutant"] for r in score["results"] if r["status"] != "killed"] == []
     assert score["summary"]["mutants"] == score["summary"]["killed"] == len(EVERY)
@@ -117,12 +127,14 @@ def test_every_mutant_is_killed_and_every_impostor_by_every_case(score: Any) -> 
     assert {r["cases"] for r in impostors} == {n_case}
 
 
+@pytest.mark.full
 def test_smoke_alone_kills_nine_of_ten_faults(score: Any) -> None:
     assert score["suites"][0] == "smoke"
     summary = score["summary"]
     assert summary["killed_by_first_suite"] >= 0.9 * summary["faults"] > 0
 
 
+@pytest.mark.full
 def test_a_row_tells_the_mutant_the_case_and_the_comparison(score: Any) -> None:
     [row] = [r for r in score["results"] if r["mutant"] == "reset-always-vec"]
     assert row["class"] == "reset-always"
@@ -196,6 +208,106 @@ def test_an_impostor_survives_the_first_case_that_it_passes(mutated: Library) ->
     tried = made("norm-never-tiled", kind="impostor")
     [(status, reason)] = outcomes(mutated, tried, suites={"seed": suite("seed")})
     assert (status, reason) == ("survived", "a case is not red: pass")
+
+
+def recorded(
+    library: Library, *tried: Mutant, killers: Mapping[str, Case]
+) -> list[tuple[str, str]]:
+    return [(o.status, o.reason) for o in mutants.run_killers(library, tried, killers)]
+
+
+def test_a_mutant_that_its_recorded_case_does_not_kill_is_told_with_the_next_step(
+    mutated: Library,
+) -> None:
+    [seed] = suite("seed")
+    # it has one head, whose numbers cannot be another's, and one query row, which no tile holds
+    tried = made("gqa-map-k-vec"), made("norm-never-tiled"), made("norm-never-vec")
+    found = recorded(mutated, *tried, killers={mutant.id: seed for mutant in tried})
+    again = "`fa-harness mutants --record -k '^{}$'` looks for another case"
+    assert found[:2] == [
+        (
+            "survived",
+            f"the recorded case does not fail with it: pass; {again.format('gqa-map-k-vec')}",
+        ),
+        ("invalid", f"the recorded case does not reach it; {again.format('norm-never-tiled')}"),
+    ]
+    assert found[2][0] == "killed"
+
+
+def test_a_mutant_without_a_recorded_case_is_not_taken_for_killed(mutated: Library) -> None:
+    [(status, reason)] = recorded(mutated, made("norm-never-vec"), killers={})
+    assert status == "invalid"
+    assert reason == (
+        "no case is recorded that kills it; "
+        "`fa-harness mutants --record -k '^norm-never-vec$'` looks for one"
+    )
+
+
+def test_a_recorded_case_that_fails_without_the_mutant_kills_none(mutated: Library) -> None:
+    zeros = suite("seed")[0].with_(n_kv=1, boundaries=(0,), regime="normal", mask_kind="zeros")
+    mistrusted = zeros.with_(hsk=32, hsv=32)
+    tried = made("norm-never-vec")
+    [(status, reason)] = recorded(mutated, tried, killers={tried.id: mistrusted})
+    assert status == "survived"
+    assert "the recorded case does not pass without it: mistrusted" in reason
+
+
+def test_what_one_mutant_does_to_its_process_does_not_judge_the_next(mutated: Library) -> None:
+    [seed] = suite("seed")
+    tried = made("norm-never-vec"), made("gqa-map-k-vec"), made("norm-never-vec")
+    found = recorded(mutated, *tried, killers={mutant.id: seed for mutant in tried})
+    assert [status for status, _ in found] == ["killed", "survived", "killed"]
+
+
+def test_recorded_cases_are_read_as_they_were_written_in_the_order_of_the_mutants(
+    tmp_path: Path,
+) -> None:
+    file, [seed] = tmp_path / "killers.toml", suite("seed")
+    first, second = made("first"), made("second")
+    killers = {"second": seed, "first": seed.with_(seed=1)}
+    mutants.save_killers(file, killers, [first, second])
+    assert mutants.load_killers(file, [first, second]) == killers
+    lines = file.read_text().splitlines()
+    assert [line.partition(" = ")[0] for line in lines[-2:]] == ["first", "second"]
+
+
+def test_a_search_renews_the_cases_of_the_mutants_that_it_tried() -> None:
+    [seed] = suite("seed")
+    killed = Outcome(mutant=made("a"), status="killed", reason="r", case=seed)
+    survived = Outcome(mutant=made("b"), status="survived", reason="r", case=seed)
+    other = seed.with_(seed=1)
+    before = {"a": other, "b": other, "c": other}
+    assert mutants.renewed(before, [killed, survived]) == {"a": seed, "c": other}
+
+
+def test_a_case_is_recorded_on_one_thread_where_it_kills_there_too(mutated: Library) -> None:
+    two = suite("seed")[0].with_(threads=2)
+    tried = made("norm-never-vec"), made("gqa-map-k-vec")
+    found = [Outcome(mutant=mutant, status="killed", reason="r", case=two) for mutant in tried]
+    cases = [outcome.case for outcome in mutants.on_one_thread(mutated, found)]
+    assert cases == [two.with_(threads=1), two]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('gone = "FLASH_ATTN_EXT(hsk=64,hsv=64)"\n', "mutants.toml has no mutant 'gone'; delete"),
+        ('a = "no case"\n', "a: .*`fa-harness mutants --record` renews it"),
+        ("a = 1\n", "a: .*`fa-harness mutants --record` renews it"),
+        ("a = \n", "is not valid TOML"),
+    ],
+)
+def test_recorded_cases_that_cannot_be_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "killers.toml"
+    file.write_text(text)
+    with pytest.raises(SetupError, match=message):
+        mutants.load_killers(file, [made("a")])
+
+
+def test_killers_are_not_searched_for_and_recorded_at_once() -> None:
+    done = command("--killers", "--record")
+    assert done.returncode == 2
+    assert "leave out --suite and --record" in done.stderr
 
 
 def test_a_worker_that_crashed_starts_again_with_its_mutant(mutated: Library) -> None:

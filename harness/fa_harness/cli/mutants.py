@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import click
@@ -27,7 +28,15 @@ from fa_harness.cli import options
 from fa_harness.cli.options import Reports
 from fa_harness.errors import UsageError
 from fa_harness.hunt import mutants
-from fa_harness.hunt.mutants import STATUSES, SUITES, Mutant, Outcome
+from fa_harness.hunt.mutants import (
+    STATUSES,
+    SUITES,
+    Mutant,
+    Outcome,
+    load_killers,
+    renewed,
+    save_killers,
+)
 from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.project import find_project
 from fa_harness.terminal import counter, make_console, write_json
@@ -45,6 +54,10 @@ _COLUMNS = (("mutant", 30), ("status", 10), ("by", 28), ("case", 0))
 
 @click.command("mutants")
 @click.option("--suite", metavar="NAME", help="Use only the cases of this suite.")
+@click.option(
+    "--killers", is_flag=True, help="Run only the case that is recorded as the mutant's killer."
+)
+@click.option("--record", is_flag=True, help="Record the cases that kill, for --killers.")
 @click.option("-k", "pattern", metavar="REGEX", help="Select mutants by id.")
 @click.option("--list", "list_only", is_flag=True, help="Print the selected mutants and exit.")
 @options.json_path
@@ -54,6 +67,8 @@ _COLUMNS = (("mutant", 30), ("status", 10), ("by", 28), ("case", 0))
 def command(
     *,
     suite: str | None,
+    killers: bool,
+    record: bool,
     pattern: str | None,
     list_only: bool,
     json_path: str | None,
@@ -64,32 +79,38 @@ def command(
     Each mutant runs the cases of suite smoke, then those of larger suites, until one fails. An
     impostor, which computes nothing, must fail every case. Exit code 1: a mutant survived or was
     never executed.
+
+    --killers takes seconds: it runs the cases in patches/mutants/killers.toml only.
     """
-    selected = select_mutants(pattern)
+    if killers and (suite or record):
+        raise UsageError("--killers tries recorded cases; leave out --suite and --record")
+    every = mutants.load(find_project().mutants / "mutants.toml")
+    selected = select_mutants(every, pattern)
     if list_only:
         for mutant in selected:
             click.echo(f"{mutant.id:30}  {mutant.kind:8}  {mutant.does}")
         return
     Reports(json=json_path).check()
-    suites = (suite,) if suite else SUITES
+    suites = () if killers else (suite,) if suite else SUITES
     console = make_console(stderr=json_path == "-")
-    score = try_mutants(selected, suites, console=console, verbose=verbose)
+    score = try_mutants(every, selected, suites, console=console, verbose=verbose)
     write_json(render(score), json_path)
+    if record:
+        _record(every, score)
     if not score.passed:
         sys.exit(1)
 
 
-def select_mutants(pattern: str | None) -> list[Mutant]:
+def select_mutants(every: Sequence[Mutant], pattern: str | None) -> list[Mutant]:
     """Return the mutants that a call asks for.
 
     Args:
+        every: All that there are.
         pattern: Regular expression that a mutant's id must match.
 
     Raises:
         UsageError: None does, or it is no regular expression.
-        SetupError: The list of mutants cannot be read.
     """
-    every = mutants.load(find_project().mutants / "mutants.toml")
     selected = [mutant for mutant in every if regex(pattern).search(mutant.id)]
     if not selected:
         raise UsageError(f"none of {len(every)} mutants matches -k {pattern!r}; --list shows them")
@@ -97,6 +118,7 @@ def select_mutants(pattern: str | None) -> list[Mutant]:
 
 
 def try_mutants(
+    every: Sequence[Mutant],
     selected: Sequence[Mutant],
     suites: Sequence[str],
     *,
@@ -108,8 +130,10 @@ def try_mutants(
     Ctrl-C ends the run, not the report: what was found until then is returned.
 
     Args:
-        selected: The mutants.
-        suites: Suites whose cases are tried, one after the other.
+        every: All that there are.
+        selected: Those to try.
+        suites: Suites whose cases are tried, one after the other. Without any, each mutant is tried
+            against its recorded killer.
         console: Where to print.
         verbose: Print of the killed ones, too, what they do and what the verdict said.
 
@@ -118,14 +142,20 @@ def try_mutants(
         SetupError: The library `mutants` does not build or does not load.
     """
     cases = {suite: cases_of_suite(suite) for suite in suites}
+    killers = {} if suites else load_killers(_killers_file(), every)
     started, start = datetime.now(timezone.utc), time.perf_counter()
     outcomes: dict[str, Outcome] = {}
     with (
         held_library(MUTANTS, {}) as found,
         Table(console, total=len(selected), verbose=verbose) as table,
     ):
+        trials = (
+            mutants.run(found, selected, cases)
+            if suites
+            else mutants.run_killers(found, selected, killers)
+        )
         try:
-            for outcome in mutants.run(found, selected, cases):
+            for outcome in trials:
                 outcomes[outcome.mutant.id] = outcome
                 table.add(outcome)
         except KeyboardInterrupt:
@@ -144,6 +174,17 @@ def try_mutants(
     return score
 
 
+def _killers_file() -> Path:
+    return find_project().mutants / "killers.toml"
+
+
+def _record(every: Sequence[Mutant], score: Score) -> None:
+    with held_library(MUTANTS, {}) as library:
+        outcomes = mutants.on_one_thread(library, score.outcomes)
+    killers = renewed(load_killers(_killers_file(), every), outcomes)
+    save_killers(_killers_file(), killers, every)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """What became of all mutants, and what they were tried with."""
@@ -155,7 +196,7 @@ class Score:
     started: datetime
     seconds: float
     suites: tuple[str, ...]
-    """The suites that were tried, in their order."""
+    """The suites that were tried, in their order; none where recorded killers were."""
     selected: tuple[Mutant, ...]
     outcomes: tuple[Outcome, ...]
     """In the order of `selected`; fewer where the run was interrupted."""
@@ -177,7 +218,7 @@ class Score:
             for outcome in self.outcomes
             if outcome.mutant.kind != "impostor" and outcome.status != "equivalent"
         ]
-        return sum(fault.suite == self.suites[0] for fault in faults), len(faults)
+        return sum(fault.suite in self.suites[:1] for fault in faults), len(faults)
 
     @property
     def passed(self) -> bool:
@@ -229,10 +270,12 @@ def print_summary(console: Console, score: Score) -> None:
     text = Text(f"{mutants}: {', '.join(parts) or 'none ran'}", style="bold")
     text.stylize("green" if score.passed else "red")
     alone, faults = score.by_first_suite
-    share = f" ({alone / faults:.0%})" if faults else ""
+    by = " | each against its recorded killer"
+    if score.suites:
+        share = f" ({alone / faults:.0%})" if faults else ""
+        by = f" | suite {score.suites[0]} alone kills {alone} of {faults} faults{share}"
     text.append(
-        f" | suite {score.suites[0]} alone kills {alone} of {faults} faults{share}"
-        f" | ggml {score.library['ggml_version']} | {score.seconds:.1f} s",
+        f"{by} | ggml {score.library['ggml_version']} | {score.seconds:.1f} s",
         style="not bold default",
     )
     console.print(text, soft_wrap=True)
@@ -294,7 +337,7 @@ def _by(outcome: Outcome) -> str:
     """Return what told: the comparison, or in short the reason."""
     if outcome.status != "killed":
         return ""
-    if outcome.mutant.kind == "impostor":
+    if outcome.mutant.kind == "impostor" and outcome.suite:
         return f"each of {outcome.n_case} cases"
     return outcome.comparison or outcome.reason.partition("\n")[0].partition(":")[0]
 

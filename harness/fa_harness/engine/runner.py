@@ -55,6 +55,19 @@ class Runner:
         for worker in (self._worker, *self._others):
             worker.__exit__(*exception)
 
+    def compute_with(self, mutant: str | None, *, restart: bool = False) -> None:
+        """Let the cases to come compute with another mutant, or with none.
+
+        Args:
+            mutant: One of the library's.
+            restart: In a new process, which no mutant before has spoiled.
+        """
+        self._mutant = mutant
+        for worker in (self._worker, *self._others):
+            worker.mutant = mutant
+            if restart:
+                worker.__exit__()  # it starts anew with its next case
+
     @property
     def features(self) -> tuple[str, ...]:
         """The CPU features that the library uses."""

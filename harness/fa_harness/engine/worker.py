@@ -65,10 +65,11 @@ class Worker:
             module_path: The library's cffi module.
             digest: What the library has to be: `digest` of another worker. Without one it is what
                 it is at the first start.
-            mutant: Which of the library's mutants it computes with, in each process anew.
+            mutant: Which of the library's mutants it computes with.
         """
         self._module_path = module_path
-        self._mutant = mutant
+        self.mutant = mutant
+        """What the cases to come are computed with."""
         self._lost_at_start: Lost | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
@@ -140,7 +141,7 @@ class Worker:
         assert self._mode is not None
         _set_mode(self._mode, "start")
         self.is_busy = True
-        self._send((case, modes, self._mutant))
+        self._send((case, modes, self.mutant))
 
     def result(self) -> Run | Lost:
         """Return what the submitted case gave.

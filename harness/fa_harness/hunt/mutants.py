@@ -3,13 +3,16 @@
 The library `mutants` is the patched one with deliberate faults compiled in, of which a process
 computes with one. `patches/mutants/mutants.toml` says what each of them is. Impostors are mutants
 that answer without computing; those have to fail in every single case.
+
+Which case killed a mutant is kept in `patches/mutants/killers.toml`. Whether each still does takes
+seconds.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,11 @@ from typing import Any
 from fa_harness.build.library import Library
 from fa_harness.case.case import Case
 from fa_harness.engine.runner import Runner
-from fa_harness.errors import SetupError
+from fa_harness.errors import SetupError, UsageError
+from fa_harness.files import replace_file
 from fa_harness.judge.verdict import Verdict
 from fa_harness.machine import usable_cores
+from fa_harness.project import writing
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,6 +37,11 @@ KINDS = ("kernel", "api", "impostor")
 STATUSES = ("killed", "survived", "invalid", "equivalent")
 
 _KILLING = ("fail", "crash", "timeout")
+_KILLERS_HEAD = """\
+# By a mutant the case that kills it. `fa-harness mutants --record` renews this file,
+# `fa-harness mutants --killers` tries each mutant against its case here.
+
+"""
 _KEYS = {  # of the file, and what the fields are called
     "class": "class_",
     **{key: key for key in ("kind", "patch", "does", "shown_by", "equivalent")},
@@ -92,6 +102,93 @@ def load(path: Path) -> tuple[Mutant, ...]:
     return tuple(_mutant(f"{path}: mutant '{id_}'", id_, table) for id_, table in tables.items())
 
 
+def load_killers(path: Path, mutants: Sequence[Mutant]) -> dict[str, Case]:
+    """Read `killers.toml`: by a mutant's id the case that kills it.
+
+    Args:
+        path: The file; where there is none yet, no case is recorded.
+        mutants: All mutants that there are.
+
+    Raises:
+        SetupError: The file is not TOML, or names a mutant or a case that there is not.
+    """
+    try:
+        texts = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise SetupError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SetupError(f"{path} is not valid TOML: {error}") from error
+    unknown = sorted(texts.keys() - {mutant.id for mutant in mutants})
+    if unknown:
+        raise SetupError(
+            f"{path}: mutants.toml has no mutant '{unknown[0]}'; delete its line, or correct the id"
+        )
+    return {id_: _case(f"{path}: {id_}", text) for id_, text in texts.items()}
+
+
+def renewed(killers: Mapping[str, Case], outcomes: Iterable[Outcome]) -> dict[str, Case]:
+    """Return the killers after a search; those of mutants that were not tried stay as they are."""
+    after = dict(killers)
+    for outcome in outcomes:
+        after.pop(outcome.mutant.id, None)
+        if outcome.status == "killed" and outcome.case:
+            after[outcome.mutant.id] = outcome.case
+    return after
+
+
+def on_one_thread(library: Library, outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """Return the outcomes, with the killing case on one thread where that kills, too.
+
+    Such a case costs less, and does not wait for a second core.
+    """
+    found = list(outcomes)
+    alone = {
+        outcome.mutant.id: outcome.case.with_(threads=1)
+        for outcome in found
+        if outcome.status == "killed" and outcome.case
+    }
+    tried = [outcome.mutant for outcome in found if outcome.mutant.id in alone]
+    killed = {o.mutant.id for o in run_killers(library, tried, alone) if o.status == "killed"}
+    return [
+        replace(outcome, case=alone[outcome.mutant.id]) if outcome.mutant.id in killed else outcome
+        for outcome in found
+    ]
+
+
+def save_killers(path: Path, killers: Mapping[str, Case], mutants: Sequence[Mutant]) -> None:
+    """Write `killers.toml`, in the order of the mutants."""
+    lines = [f'{mutant.id} = "{killers[mutant.id]}"' for mutant in mutants if mutant.id in killers]
+    with writing(path):
+        replace_file(path, _KILLERS_HEAD + "\n".join(lines) + "\n")
+
+
+def run_killers(
+    library: Library, mutants: Sequence[Mutant], killers: Mapping[str, Case]
+) -> Iterator[Outcome]:
+    """Yield whether each mutant is still killed by the case that is recorded as its killer.
+
+    One process computes with one mutant after another. A failure counts if the same case passes in
+    that process right after, without the mutant. Otherwise, and after a crash, a new process tells.
+
+    Args:
+        library: The library `mutants`.
+        mutants: Which of its mutants.
+        killers: The recorded case of each.
+    """
+    with Runner(library.module_path) as runner:
+        for mutant in mutants:
+            start = time.perf_counter()
+            outcome = _unfit(mutant, library, runner.mutants)
+            if outcome is None and mutant.id not in killers:
+                reason = f"no case is recorded that kills it; {_record(mutant)} looks for one"
+                outcome = Outcome(mutant=mutant, status="invalid", reason=reason)
+            if outcome is None:
+                outcome = _still_killed(mutant, killers[mutant.id], runner)
+            yield replace(outcome, seconds=time.perf_counter() - start)
+
+
 def run(
     library: Library, mutants: Sequence[Mutant], suites: Mapping[str, Sequence[Case]]
 ) -> Iterator[Outcome]:
@@ -115,6 +212,52 @@ def run(
             trials = _Trials(library, suites, control)
             for mutant in neighbours:
                 yield trials.outcome(mutant)
+
+
+def _still_killed(mutant: Mutant, case: Case, runner: Runner) -> Outcome:
+    verdict, reached = _with_mutant(mutant, case, runner)
+    control, _ = _with_mutant(None, case, runner)
+    if not (verdict.status == "fail" and control.status == "pass"):
+        control, _ = _with_mutant(None, case, runner, restart=True)
+        verdict, reached = _with_mutant(mutant, case, runner)
+        runner.compute_with(None, restart=True)
+    if control.status != "pass":
+        why = f"the recorded case does not pass without it: {control.status}, {control.reason}"
+    elif not reached:
+        why = "the recorded case does not reach it"
+    elif verdict.status not in _KILLING:
+        why = f"the recorded case does not fail with it: {verdict.status}"
+    else:
+        return _killed(mutant, "", verdict, 1)
+    reason = f"{why}; {_record(mutant)} looks for another case"
+    status = "survived" if reached else "invalid"
+    return Outcome(mutant=mutant, status=status, reason=reason, case=case, n_case=1)
+
+
+def _with_mutant(
+    mutant: Mutant | None, case: Case, runner: Runner, *, restart: bool = False
+) -> tuple[Verdict, bool]:
+    """Return the verdict, and whether the mutant was reached, which a lost process cannot tell."""
+    runner.compute_with(mutant.id if mutant else None, restart=restart)
+    [verdict] = runner.run([case])
+    return verdict, runner.mutant_reached or verdict.status in ("crash", "timeout")
+
+
+def _record(mutant: Mutant) -> str:
+    return f"`fa-harness mutants --record -k '^{mutant.id}$'`"
+
+
+def _unfit(mutant: Mutant, library: Library, known: Sequence[str]) -> Outcome | None:
+    """Return the outcome of a mutant that need not or cannot be tried."""
+    if mutant.equivalent:
+        return Outcome(mutant=mutant, status="equivalent", reason=mutant.equivalent)
+    if mutant.id in known:
+        return None
+    why = f"{mutant.patch} does not apply, bring it up to date"
+    if mutant.patch in library.series:
+        why = f"correct mutants.toml or {mutant.patch}"
+    reason = f"the library does not have it; {why}"
+    return Outcome(mutant=mutant, status="invalid", reason=reason)
 
 
 class _Control:
@@ -157,14 +300,9 @@ class _Trials:
     def outcome(self, mutant: Mutant) -> Outcome:
         """Return what becomes of a mutant."""
         start = time.perf_counter()
-        if mutant.equivalent:
-            return Outcome(mutant=mutant, status="equivalent", reason=mutant.equivalent)
-        if mutant.id not in self._control.mutants:
-            why = f"{mutant.patch} does not apply, bring it up to date"
-            if mutant.patch in self._library.series:
-                why = f"correct mutants.toml or {mutant.patch}"
-            reason = f"the library does not have it; {why}"
-            return Outcome(mutant=mutant, status="invalid", reason=reason)
+        unfit = _unfit(mutant, self._library, self._control.mutants)
+        if unfit is not None:
+            return unfit
         with Runner(self._library.module_path, mutant=mutant.id) as runner:
             find = self._unmask if mutant.kind == "impostor" else self._kill
             outcome = find(mutant, runner)
@@ -231,6 +369,14 @@ def _neighbours(mutants: Sequence[Mutant]) -> list[list[Mutant]]:
         key = mutant.id if mutant.kind == "impostor" else mutant.patch
         groups.setdefault(key, []).append(mutant)
     return list(groups.values())
+
+
+def _case(where: str, text: Any) -> Case:
+    try:
+        return Case.parse(str(text))
+    except UsageError as error:
+        renew = "`fa-harness mutants --record` renews it"
+        raise SetupError(f"{where}: {error}; {renew}") from error
 
 
 def _mutant(where: str, id_: str, table: Any) -> Mutant:
