@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, cast
 
-from fa_harness.case.modes import Results, Run
+from fa_harness.case.modes import ByMode, Run
 from fa_harness.judge.verdict import Verdict
 
 _PLACES = {
@@ -36,7 +36,7 @@ def changed(run: Run, **changes: Any) -> Run:
             results[mode] = dataclasses.replace(results[mode], **{field: value})
         else:
             results[mode] = value
-    return dataclasses.replace(run, results=cast(Results, results), **fields)
+    return dataclasses.replace(run, results=cast(ByMode, results), **fields)
 
 
 def does_not_hold(verdict: Verdict, what: str) -> bool:

@@ -127,7 +127,7 @@ class Fifo:
     """The same anew, a graph for each step."""
 
 
-class Results(TypedDict, total=False):
+class ByMode(TypedDict, total=False):
     """By mode, what it left behind; a mode that was not computed is not there."""
 
     standard: Standard
@@ -143,7 +143,7 @@ class Results(TypedDict, total=False):
 class Run:
     """All that was computed of a case."""
 
-    results: Results
+    results: ByMode
     inputs_written: tuple[str, ...] = ()
     """The inputs whose bytes were not the same after all modes."""
     work_size: dict[str, int]

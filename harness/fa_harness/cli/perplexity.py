@@ -26,7 +26,7 @@ from fa_harness.model.perplexity import (
     CacheRun,
     Judgement,
     Perplexity,
-    Run,
+    ProgramRun,
     Setting,
     judge,
     plan_mixed,
@@ -150,17 +150,17 @@ class _Programs:
     options: tuple[str, ...]
     logs: Path
 
-    def run(self, run: Run) -> Perplexity:
+    def run(self, run: ProgramRun) -> Perplexity:
         """Run it once; of a text and a setting it gives the same each time."""
         log = self.logs / f"{PERPLEXITY}-{run.name.replace('/', '-')}.txt"
         return measure(self._command(run), run.environment, log)[0]
 
-    def shown(self, run: Run) -> str:
+    def shown(self, run: ProgramRun) -> str:
         """Return its command, to be pasted into a shell."""
         settings = [f"{name}={shlex.quote(value)}" for name, value in run.environment.items()]
         return " ".join([*settings, proc.paste(self._command(run))])
 
-    def _command(self, run: Run) -> list[str | Path]:
+    def _command(self, run: ProgramRun) -> list[str | Path]:
         return [self.program, "-m", self.model, "-f", self.text, *run.arguments, *self.options]
 
 
@@ -231,7 +231,7 @@ def _with_unrotated(planned: Sequence[CacheRun]) -> list[CacheRun]:
     for each in planned:
         rows.append(each)
         if each.hot is None and each.run.name != "f16":
-            run = Run(
+            run = ProgramRun(
                 name=f"{each.run.name}, not rotated",
                 environment=NOT_ROTATED,
                 arguments=each.run.arguments,
@@ -240,7 +240,7 @@ def _with_unrotated(planned: Sequence[CacheRun]) -> list[CacheRun]:
     return rows
 
 
-def _run_all(programs: _Programs, runs: Sequence[Run]) -> Iterator[tuple[str, Perplexity]]:
+def _run_all(programs: _Programs, runs: Sequence[ProgramRun]) -> Iterator[tuple[str, Perplexity]]:
     with terminal.bar(f"running {PERPLEXITY}") as advance:
         for n, run in enumerate(runs):
             advance(n, len(runs))

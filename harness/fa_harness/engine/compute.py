@@ -16,13 +16,13 @@ from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
 from fa_harness.case.modes import (
     MODES,
+    ByMode,
     Chain,
     Fifo,
     FullState,
     Left,
     Merged,
     Mixed,
-    Results,
     Run,
     Standard,
     modes_of,
@@ -68,27 +68,18 @@ def run_case(
     seconds: dict[str, float] = {}
     with ggml.backend(case.threads) as backend:
         computation = _Computation(ggml, case, inputs, backend)
-        for mode in MODES:
+        for mode, compute in computation.modes.items():
             if mode in asked:
                 on_mode(mode)
                 start = time.perf_counter()
-                full_state = results.get("full_state")
-                if mode == "segmented" and case.segments == 1 and full_state is not None:
-                    results[mode] = _as_chain(cast(FullState, full_state))
-                else:
-                    results[mode] = getattr(computation, mode)()
+                results[mode] = compute()
                 seconds[mode] = time.perf_counter() - start
     return Run(
-        results=cast(Results, results),
+        results=cast(ByMode, results),
         inputs_written=tuple(computation.inputs_written),
         work_size=computation.work_size,
         seconds=seconds,
     )
-
-
-def _as_chain(call: FullState) -> Chain:
-    """Return a chain of one call, which was made already, twice."""
-    return Chain(calls=(call.first,), one_graph=((call.again.output,), call.again.state))
 
 
 class _Computation:
@@ -101,8 +92,22 @@ class _Computation:
         self._backend = backend
         self._segments = list(itertools.pairwise(case.segment_bounds()))
         self._layouts: dict[str, Layout] = {}
+        self._one_call: FullState | None = None
         self.inputs_written: dict[str, None] = {}
         self.work_size: dict[str, int] = {}
+
+    @property
+    def modes(self) -> dict[str, Callable[[], object]]:
+        """What computes each mode, in the order of `MODES`."""
+        return {
+            "standard": self.standard,
+            "full_state": self.full_state,
+            "segmented": self.segmented,
+            "merged": self.merged,
+            "resumed": self.resumed,
+            "mixed": self.mixed,
+            "fifo": self.fifo,
+        }
 
     def standard(self) -> Standard:
         case = self._case
@@ -133,9 +138,13 @@ class _Computation:
             self.work_size["full_state"] = graph.work_size(self._case.threads)
             [first] = self._compute([call], [graph], state)
             [again] = self._compute([call], [graph], state)
-        return FullState(first=first, again=again)
+        self._one_call = FullState(first=first, again=again)
+        return self._one_call
 
     def segmented(self) -> Chain:
+        call = self._one_call
+        if self._case.segments == 1 and call is not None:  # that chain was made already, twice
+            return Chain(calls=(call.first,), one_graph=((call.again.output,), call.again.state))
         with self._tensors() as tensors:
             return self._chain(tensors, self._views(tensors))
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fa_harness.arrays import F32, U8, Array
+from fa_harness.arrays import F16, F32, U8, Array
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
 from fa_harness.engine.ggml import Backend, Context, Tensor
@@ -130,7 +130,7 @@ class CaseTensors:
             self._q,
             keys.k,
             keys.v,
-            self._mask_columns(segment, hidden=hidden),
+            self._hidden_columns(segment) if hidden else self._mask_columns(segment),
             scale=case.scale,
             max_bias=case.max_bias,
             logit_softcap=case.logit_softcap,
@@ -168,22 +168,26 @@ class CaseTensors:
         ne0, _, ne2, ne3 = cache.ne
         return self.ctx.view(cache, (ne0, stop - start, ne2, ne3), offset=start * cache.nb[1])
 
-    def _mask_columns(self, segment: tuple[int, int], *, hidden: bool = False) -> Tensor | None:
-        """Return a segment's columns of the mask: a copy, since the op wants it contiguous.
+    def _mask_columns(self, segment: tuple[int, int]) -> Tensor | None:
+        """Return a segment's columns of the mask, None where there is none."""
+        if self._source.mask is None:
+            return None
+        start, stop = segment
+        return self._mask(f"mask[{start}:{stop}]", self._source.mask[..., start:stop])
+
+    def _hidden_columns(self, segment: tuple[int, int]) -> Tensor:
+        """Return a mask that hides the keys of a segment from every row."""
+        start, stop = segment
+        columns = np.full((1, 1, self._case.n_batch, stop - start), -np.inf, np.float16)
+        return self._mask(f"hidden[{start}:{stop}]", columns)
+
+    def _mask(self, name: str, columns: F16) -> Tensor:
+        """Return columns of a mask: a copy, since the op wants it contiguous.
 
         With a cache that is a view it is wider than the segment.
         """
-        if self._source.mask is None and not hidden:
-            return None
-        start, stop = segment
-        name = f"{'hidden' if hidden else 'mask'}[{start}:{stop}]"
         if name in self._inputs:
             return self._inputs[name][0]
-        if hidden or self._source.mask is None:
-            shape = (1, 1, self._case.n_batch, stop - start)
-            columns = np.full(shape, -np.inf, np.float16)
-        else:
-            columns = self._source.mask[..., start:stop]
 
         def lay_out() -> Layout:
             n_unused = _UNUSED_COLUMNS if self._case.kv_view else 0

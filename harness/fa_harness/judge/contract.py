@@ -16,13 +16,13 @@ from fa_harness.arrays import F32, F64
 from fa_harness.case import rolling
 from fa_harness.case.case import Case
 from fa_harness.case.modes import (
+    ByMode,
     Chain,
     Fifo,
     FullState,
     Left,
     Merged,
     Mixed,
-    Results,
     Standard,
     fresh_rows,
 )
@@ -88,7 +88,7 @@ def promised(mode: str, case: Case, modes: Collection[str]) -> set[str]:
     return names
 
 
-def checks(expect: Expectations, results: Results) -> Iterator[Check]:
+def checks(expect: Expectations, results: ByMode) -> Iterator[Check]:
     """Yield what has to hold of a case's results, in the order of computing.
 
     Args:
@@ -119,7 +119,7 @@ def _standard(expect: Expectations, standard: Standard) -> Iterator[Check]:
                 "the first run")  # fmt: skip
 
 
-def _full_state(expect: Expectations, results: Results, full: FullState) -> Iterator[Check]:
+def _full_state(expect: Expectations, results: ByMode, full: FullState) -> Iterator[Check]:
     mode, call, of_one = "full_state", expect.one_call, expect.of_one
     standard = results["standard"].output
     region = expect.not_far_worse(of_one.region, expect.allowed([standard]))
@@ -131,7 +131,7 @@ def _full_state(expect: Expectations, results: Results, full: FullState) -> Iter
     yield from _same_left(mode, "full_state_again", call, full.again, first, "the first run")
 
 
-def _segmented(expect: Expectations, results: Results, chain: Chain) -> Iterator[Check]:
+def _segmented(expect: Expectations, results: ByMode, chain: Chain) -> Iterator[Check]:
     standard = results["standard"]
     expected = expect.chain([left.state for left in chain.calls], own_types=False)
     last = expect.not_far_worse(expected[-1].region, expect.allowed(standard.runs))
@@ -163,7 +163,7 @@ def _mixed(expect: Expectations, mixed: Mixed) -> Iterator[Check]:
         yield from _one_graph("mixed", calls, each)
 
 
-def _resumed(expect: Expectations, results: Results, lefts: Sequence[Left]) -> Iterator[Check]:
+def _resumed(expect: Expectations, results: ByMode, lefts: Sequence[Left]) -> Iterator[Check]:
     """Compare with the chain that was not cut; where that was not computed, with the oracle."""
     own_types = bool(expect.case.segment_types)
     calls, uncut = expect.calls(own_types=own_types), _uncut_calls(expect.case, results)
@@ -178,7 +178,7 @@ def _resumed(expect: Expectations, results: Results, lefts: Sequence[Left]) -> I
         yield from _same_left("resumed", name, call, left, whole, "the chain that is not cut")
 
 
-def _merged(expect: Expectations, results: Results, merged: Merged) -> Iterator[Check]:
+def _merged(expect: Expectations, results: ByMode, merged: Merged) -> Iterator[Check]:
     case = expect.case
     own_types = bool(case.segment_types)
     calls = expect.calls(own_types=own_types, name="part")
@@ -410,7 +410,7 @@ def _uncut(case: Case) -> str:
     return "mixed" if case.segment_types else "segmented"
 
 
-def _uncut_calls(case: Case, results: Results) -> tuple[Left, ...] | None:
+def _uncut_calls(case: Case, results: ByMode) -> tuple[Left, ...] | None:
     if case.segment_types:
         return results["mixed"].first.calls if "mixed" in results else None
     return results["segmented"].calls if "segmented" in results else None

@@ -9,7 +9,7 @@ import numpy as np
 from fa_harness.arrays import F64
 from fa_harness.case import rolling
 from fa_harness.case.case import Case
-from fa_harness.case.modes import Results, Rolled
+from fa_harness.case.modes import ByMode, Rolled
 from fa_harness.judge import bounds, oracle
 from fa_harness.judge.compare import Check, Region
 from fa_harness.judge.expectations import Expectations
@@ -19,7 +19,7 @@ from fa_harness.kernel import goes_on_in_f16
 
 
 def why_mistrusted(
-    case: Case, results: Results, expect: Expectations, ends: Sequence[Check]
+    case: Case, results: ByMode, expect: Expectations, ends: Sequence[Check]
 ) -> str | None:
     """Return why no fault could have shown in a case, or None where one could.
 

@@ -11,7 +11,7 @@ from fa_harness.arrays import F32
 from fa_harness.case import rolling
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
-from fa_harness.case.modes import Results, Run
+from fa_harness.case.modes import ByMode, Run
 from fa_harness.case.rolling import CacheStep
 from fa_harness.judge import contract
 from fa_harness.judge.compare import Comparison, Judged, compare, difference, grouped
@@ -149,7 +149,7 @@ def _first_wrong(judged: Sequence[Judged], *, only_bits: bool) -> Judged | None:
     return None
 
 
-def _misplaced(case: Case, results: Results) -> str | None:
+def _misplaced(case: Case, results: ByMode) -> str | None:
     """Return the first token of a rolling cache that is not where it belongs, or None."""
     if "fifo" not in results:
         return None
@@ -172,7 +172,7 @@ def _by_segment(judged: Sequence[Judged]) -> tuple[float, ...]:
 
 
 def _steps(
-    case: Case, results: Results, judged: Sequence[Judged], expect: Expectations
+    case: Case, results: ByMode, judged: Sequence[Judged], expect: Expectations
 ) -> tuple[CacheStep, ...]:
     """Return what each step of a rolling cache costs."""
     if "fifo" not in results:
@@ -197,7 +197,7 @@ def _steps(
     )
 
 
-def _overflows(case: Case, results: Results, expect: Expectations) -> bool:
+def _overflows(case: Case, results: ByMode, expect: Expectations) -> bool:
     """Tell whether upstream's F16 accumulator overflows, so that no bound can hold."""
     if not expect.prefixes[-1].peak.max() > F16_MAX:
         return False
@@ -220,7 +220,7 @@ def _overflows(case: Case, results: Results, expect: Expectations) -> bool:
     return lost
 
 
-def _outputs(results: Results) -> dict[str, F32 | list[F32]]:
+def _outputs(results: ByMode) -> dict[str, F32 | list[F32]]:
     outputs: dict[str, F32 | list[F32]] = {"standard": results["standard"].output}
     if "full_state" in results:
         outputs["full_state"] = results["full_state"].first.output

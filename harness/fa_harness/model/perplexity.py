@@ -125,7 +125,7 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class ProgramRun:
     """One run of llama-perplexity."""
 
     name: str
@@ -139,7 +139,7 @@ class Run:
     """Whether it is a standard run that sums in another order."""
 
 
-def plan_segments(setting: Setting, segments: Sequence[int] = SEGMENTS) -> tuple[Run, ...]:
+def plan_segments(setting: Setting, segments: Sequence[int] = SEGMENTS) -> tuple[ProgramRun, ...]:
     """Return the standard run, one for each number of segments, and a control where it is needed.
 
     Weights and activations of few bits blow up what attention rounds otherwise: Gemma 3 270M (Q4_K)
@@ -158,10 +158,10 @@ def plan_segments(setting: Setting, segments: Sequence[int] = SEGMENTS) -> tuple
         else replace(setting, threads=1 if setting.threads > 1 else 2)
     )
     return (
-        Run(name="standard", arguments=setting.arguments),
-        *([Run(name="control", arguments=other.arguments, control=True)] if bounded else []),
+        ProgramRun(name="standard", arguments=setting.arguments),
+        *([ProgramRun(name="control", arguments=other.arguments, control=True)] if bounded else []),
         *(
-            Run(
+            ProgramRun(
                 name=f"segments={n}",
                 environment={"LLAMA_FA_SEGMENTS": str(n)},
                 arguments=setting.arguments,
@@ -176,7 +176,7 @@ def plan_segments(setting: Setting, segments: Sequence[int] = SEGMENTS) -> tuple
 class CacheRun:
     """One row of the table of mixed and uniform caches."""
 
-    run: Run
+    run: ProgramRun
     bytes_per_element: float
     """Of K and V, at the end of a chunk."""
     hot: int | None = None
@@ -244,7 +244,7 @@ def plan_mixed(
         arguments = (*setting.arguments, "-ctk", name, "-ctv", name)
         rows.append(
             CacheRun(
-                run=Run(name=name, arguments=arguments),
+                run=ProgramRun(name=name, arguments=arguments),
                 bytes_per_element=bytes_per_element(name),
             )
         )
@@ -256,7 +256,7 @@ def plan_mixed(
         window = hot_window(setting.n_ctx, hot=hot, cold=cold, budget=budget)
         rows.append(
             CacheRun(
-                run=Run(
+                run=ProgramRun(
                     name=f"{cold}+{hot}:{window}",
                     environment={"LLAMA_FA_COLD_TYPE": cold, "LLAMA_FA_HOT": str(window)},
                     arguments=(*setting.arguments, "-ctk", hot, "-ctv", hot),
@@ -348,7 +348,7 @@ class Judgement:
 
 
 def judge(
-    setting: Setting, runs: Sequence[Run], results: Mapping[str, Perplexity]
+    setting: Setting, runs: Sequence[ProgramRun], results: Mapping[str, Perplexity]
 ) -> tuple[Judgement, ...]:
     """Compare each run with segments with the standard run, the first.
 
