@@ -1,7 +1,7 @@
 import os
 from pathlib import Path
 
-from fa_harness.machine import cpu_features, cpu_model, usable_cores
+from fa_harness.machine import available_memory, cpu_features, cpu_model, usable_cores
 
 
 def test_the_processor_has_a_name_and_features_are_sorted() -> None:
@@ -37,3 +37,25 @@ def test_affinity_limits_the_cores(tmp_path: Path) -> None:
         assert usable_cores(tmp_path) == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+def test_memory_is_what_the_system_and_the_cgroup_leave(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    assert available_memory(meminfo, tmp_path) is None
+    meminfo.write_text("MemTotal: 9 kB\nMemAvailable:       8 kB\n")
+    assert available_memory(meminfo, tmp_path) == 8192
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("5000\n")
+    (tmp_path / "memory.stat").write_text("active_file 1\ninactive_file 1000\n")
+    assert available_memory(meminfo, tmp_path) == 8192
+    (tmp_path / "memory.max").write_text("7000\n")
+    assert available_memory(meminfo, tmp_path) == 3000
+
+
+def test_memory_of_the_older_cgroups_counts_too(tmp_path: Path) -> None:
+    (tmp_path / "memory").mkdir()
+    for name, text in (
+        ("limit_in_bytes", "7000"), ("usage_in_bytes", "5000"), ("stat", "total_inactive_file 10")
+    ):  # fmt: skip
+        (tmp_path / "memory" / f"memory.{name}").write_text(f"{text}\n")
+    assert available_memory(tmp_path / "none", tmp_path) == 2010

@@ -36,13 +36,41 @@ def cpu_features() -> tuple[str, ...]:
     return tuple(sorted((info.get("flags") or info.get("Features") or "").split()))
 
 
-def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """Bytes that programs can have; None where the system does not say."""
+def available_memory(
+    meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")
+) -> int | None:
+    """Bytes that programs can have, by the system and the cgroup; None where neither says."""
+    known = [_system_memory(meminfo), _memory_of_cgroup(cgroup)]
+    return min((n_bytes for n_bytes in known if n_bytes is not None), default=None)
+
+
+def _system_memory(meminfo: Path) -> int | None:
     try:
         found = re.search(r"^MemAvailable: +(\d+) kB$", meminfo.read_text("utf-8"), re.M)
     except OSError:
         return None
     return int(found[1]) * 1024 if found else None
+
+
+def _memory_of_cgroup(cgroup: Path) -> int | None:
+    """Bytes that the cgroup (v2, else v1) leaves, cached files not counted; None is no limit."""
+    for limit, used, stat, cached in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat",
+            "total_inactive_file",
+        ),
+    ):
+        try:
+            most, now = (cgroup / limit).read_text().strip(), int((cgroup / used).read_text())
+            found = re.search(rf"^{cached} (\d+)$", (cgroup / stat).read_text(), re.M)
+        except (OSError, ValueError):
+            continue
+        free = int(found[1]) if found else 0
+        return max(0, int(most) - now + free) if most.isdigit() else None
+    return None
 
 
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

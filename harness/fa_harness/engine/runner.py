@@ -15,8 +15,9 @@ from pathlib import Path
 from fa_harness.case import captures
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import make_inputs
-from fa_harness.case.modes import modes_of
+from fa_harness.case.modes import Run, modes_of
 from fa_harness.case.quants import TYPES
+from fa_harness.engine import memory
 from fa_harness.engine.worker import Lost, Worker
 from fa_harness.errors import SetupError
 from fa_harness.judge.expectations import Expectations
@@ -31,6 +32,8 @@ _WORTH_A_THREAD = 2 << 20
 each other, which the oracle of small cases does nearly always."""
 _AHEAD = 32
 """Verdicts for each worker that may wait for one before them."""
+_LONGEST = 1e6
+"""Seconds; a wait for more than 24 days does not fit in the milliseconds of `poll`."""
 
 
 class Runner:
@@ -118,7 +121,12 @@ class Runner:
             n_core = n_threads + (n_threads > 1)
             n_worker = min(usable_cores() // n_core, len(some) // _WORTH_A_WORKER)
             mean = sum(map(_products, some)) / len(some)
-            if n_worker > 1 and mean * n_worker >= _WORTH_A_THREAD:
+            needed = max(memory.needed_bytes(case, modes or modes_of(case)) for case in some)
+            if (
+                n_worker > 1
+                and mean * n_worker >= _WORTH_A_THREAD
+                and memory.is_available(n_worker * needed)
+            ):
                 yield from self._side_by_side(some, n_worker, submit)
             else:
                 yield from self._in_turn(some, submit, is_ahead=n_threads < usable_cores())
@@ -150,6 +158,8 @@ class Runner:
                 if waiting is not None:
                     yield waiting.verdict()
                     waiting = None  # it may be large
+                    if computing.is_oversized:  # beside that one
+                        computing = submit(self._worker, case)
                 computing.prepare(with_oracle=is_ahead)
                 computing.wait()
                 waiting, computing = computing, None
@@ -226,7 +236,7 @@ class Runner:
             case,
             asked,
             timeout or _ample_seconds(case),
-            unsupported=self._unsupported(case, asked),
+            lost=self._impossible(case, asked),
             features=self.features,
             with_outputs=with_outputs,
         )
@@ -237,6 +247,14 @@ class Runner:
         if "full_state" in lacks:
             return modes_of(case)
         return tuple(mode for mode in modes_of(case) if mode not in lacks)
+
+    def _impossible(self, case: Case, modes: tuple[str, ...]) -> Lost | None:
+        """Return what is to be said of a case that cannot be computed here, or None."""
+        unsupported = self._unsupported(case, modes)
+        if unsupported is not None:
+            return Lost(status="unsupported", reason=unsupported)
+        oversized = memory.too_large(case, modes)
+        return None if oversized is None else Lost(status="oversized", reason=oversized)
 
     def _unsupported(self, case: Case, modes: tuple[str, ...]) -> str | None:
         """Return why the harness or the library cannot compute a case, or None."""
@@ -267,63 +285,75 @@ class _Computing:
         modes: tuple[str, ...],
         timeout: float,
         *,
-        unsupported: str | None,
+        lost: Lost | None,
         features: tuple[str, ...],
         with_outputs: bool,
     ) -> None:
-        """Let the worker start, unless a reason is given why the case is `unsupported`."""
+        """Let the worker start, unless the case cannot be computed: it is `lost` already."""
         self._worker = worker
         self._case = case
         self._modes = modes
-        self._unsupported = unsupported
+        self._result: Run | Lost | None = lost
         self._features = features
         self._with_outputs = with_outputs
         self._expected: Expectations | None = None
         self._seconds = 0.0
-        if unsupported is None:
+        if lost is None:
             with self._timed():
                 worker.submit(case, modes, timeout)
 
+    @property
+    def is_oversized(self) -> bool:
+        """Whether there was too little memory for the case."""
+        return isinstance(self._result, Lost) and self._result.status == "oversized"
+
     def prepare(self, *, with_oracle: bool) -> None:
         """Compute what needs no result, while the worker computes that."""
-        if self._unsupported is None:
+        if self._result is not None:
+            return
+        try:
             with self._timed():
                 self._inputs = make_inputs(self._case)
                 if with_oracle:
                     self._expected = Expectations(self._case, self._inputs, self._features)
                     self._expected.prepare(self._modes)
+        except (MemoryError, OverflowError) as error:
+            self._worker.abandon()
+            self._result = Lost.of_memory("the oracle", error)
 
     def wait(self) -> None:
         """Wait for the worker, which is free for another case then."""
-        if self._unsupported is None:
+        if self._result is None:
             with self._timed():
-                self._run = self._worker.result()
+                self._result = self._worker.result()
 
     def verdict(self) -> Verdict:
         """Judge what the worker gave."""
-        if self._unsupported is not None:
-            return self._without_comparisons("unsupported", self._unsupported)
-        if isinstance(self._run, Lost):
-            return self._without_comparisons(self._run.status, self._run.reason)
-        with self._timed():
-            verdict = judge(
-                self._case,
-                self._inputs,
-                self._run,
-                features=self._features,
-                modes=self._modes,
-                expected=self._expected,
-                with_outputs=self._with_outputs,
-            )
+        assert self._result is not None
+        if isinstance(self._result, Lost):
+            return self._without_comparisons(self._result)
+        try:
+            with self._timed():
+                verdict = judge(
+                    self._case,
+                    self._inputs,
+                    self._result,
+                    features=self._features,
+                    modes=self._modes,
+                    expected=self._expected,
+                    with_outputs=self._with_outputs,
+                )
+        except MemoryError as error:
+            return self._without_comparisons(Lost.of_memory("the comparison", error))
         return verdict.took(self._seconds)
 
-    def _without_comparisons(self, status: str, reason: str) -> Verdict:
+    def _without_comparisons(self, lost: Lost) -> Verdict:
         return Verdict(
             case=self._case,
-            status=status,
+            status=lost.status,
             path=path(self._case),
             modes=(),
-            reason=reason,
+            reason=lost.reason,
             comparisons={},
             outputs={},
             seconds=self._seconds,
@@ -343,4 +373,4 @@ def _products(case: Case) -> int:
 
 def _ample_seconds(case: Case) -> float:
     """Return a time that a case cannot need: a minute, and a thousandth of the usual speed."""
-    return 60 + _products(case) * (9 + case.segments) / 1e7
+    return min(60 + _products(case) * (9 + case.segments) / 1e7, _LONGEST)

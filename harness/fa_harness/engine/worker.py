@@ -32,7 +32,11 @@ from typing import IO, Any
 from fa_harness.build import sanitizers
 from fa_harness.build.library import load
 from fa_harness.case.case import Case
+from fa_harness.case.inputs import make_inputs
 from fa_harness.case.modes import Run
+from fa_harness.engine import ggml
+from fa_harness.engine.compute import lacking, run_case
+from fa_harness.engine.ggml import Ggml
 from fa_harness.errors import SetupError
 
 _STDERR_LINES = 6
@@ -50,9 +54,19 @@ class Lost:
     """A case that the child did not finish."""
 
     status: str
-    """`crash` or `timeout`."""
+    """`crash`, `timeout`, or `oversized`: there was too little memory."""
     reason: str
     """The mode, how it ended, and the last lines that the library printed."""
+
+    @classmethod
+    def of_memory(cls, where: str, error: MemoryError | OverflowError | str) -> Lost:
+        """Return a case whose computing ran out of memory, or of 64 bits."""
+        why = f" ({error})" if str(error) else ""
+        return cls(
+            status="oversized",
+            reason=f"{where}: ran out of memory{why}; take fewer keys, rows, heads or segments, or "
+            "a larger machine",
+        )
 
 
 class Worker:
@@ -156,9 +170,14 @@ class Worker:
             kind, value = self._receive(self._deadline)
         except (EOFError, TimeoutError) as error:
             return self._lost(_mode_in(self._mode), error)
+        except MemoryError as error:  # the rest of the reply is lost
+            self.abandon()
+            return Lost.of_memory("its result", error)
         self.is_busy = False
         if kind == "setup":
             raise SetupError(f"mode {_mode_in(self._mode)}: {value}")
+        if kind == "memory":
+            return Lost.of_memory(_mode_in(self._mode), value)
         if kind == "error":
             return Lost(status="crash", reason=f"{_mode_in(self._mode)}: {value}")
         run, self.mutant_reached = value
@@ -174,6 +193,10 @@ class Worker:
         process = self._process
         if process is not None:
             process.kill()
+
+    def abandon(self) -> None:
+        """Give up the submitted case; the next one starts another child."""
+        self._stop()
 
     def _lost(self, mode: str, error: EOFError | TimeoutError) -> Lost:
         """Return how a child was lost that has closed its output or did not answer, and end it."""
@@ -334,10 +357,6 @@ def _poison_new_memory() -> None:
 
 def _serve(module_path: Path, mode_path: Path, descriptor: int) -> None:
     """Compute cases until the parent closes its end of the connection."""
-    from fa_harness.case.inputs import make_inputs
-    from fa_harness.engine import ggml
-    from fa_harness.engine.compute import lacking, run_case
-
     _poison_new_memory()  # what reads work memory before it is written to shows
     for number in (signal.SIGINT, signal.SIGTERM):  # a group gets them: the parent decides
         signal.signal(number, signal.SIG_IGN)
@@ -358,23 +377,33 @@ def _serve(module_path: Path, mode_path: Path, descriptor: int) -> None:
     shared = _shared(mode_path)
     while True:
         try:
-            case, modes, mutant = connection.recv()
+            request = connection.recv()
         except EOFError:
             return
         try:
-            inputs = make_inputs(case)
-            library.set_mutant(mutant)
-            run = run_case(
-                library, case, inputs, modes, on_mode=lambda mode: _set_mode(shared, mode)
-            )
-            reply: tuple[str, Any] = ("run", (run, library.mutant_reached))
-        except SetupError as error:
-            reply = ("setup", str(error))
-        except OSError as error:
-            reply = ("setup", f"temporary files cannot be used ({error}); make room for them")
-        except (MemoryError, RuntimeError) as error:
-            reply = ("error", f"{type(error).__name__}: {error}")
-        connection.send(reply)
+            # nothing of a case is kept while the next one is waited for: it may be large
+            connection.send(_reply(library, shared, *request))
+        except MemoryError as error:
+            connection.send(("memory", str(error)))
+
+
+def _reply(
+    library: Ggml, shared: mmap.mmap, case: Case, modes: tuple[str, ...], mutant: str | None
+) -> tuple[str, Any]:
+    """Return a case's results, or what became of it."""
+    try:
+        inputs = make_inputs(case)
+        library.set_mutant(mutant)
+        run = run_case(library, case, inputs, modes, on_mode=lambda mode: _set_mode(shared, mode))
+    except SetupError as error:
+        return "setup", str(error)
+    except OSError as error:
+        return "setup", f"temporary files cannot be used ({error}); make room for them"
+    except OverflowError as error:
+        return "memory", str(error)
+    except RuntimeError as error:
+        return "error", f"{type(error).__name__}: {error}"
+    return "run", (run, library.mutant_reached)
 
 
 def _end_with_the_parent() -> None:

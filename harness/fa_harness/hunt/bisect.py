@@ -36,7 +36,7 @@ class PrefixVerdict:
     def is_red(self) -> bool | None:
         """Whether the case fails; None where the library cannot compute it."""
         status = self.verdict.status
-        return None if status == "unsupported" else status in _RED
+        return None if status in ("unsupported", "oversized") else status in _RED
 
 
 @dataclass(frozen=True, kw_only=True)

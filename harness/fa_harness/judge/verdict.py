@@ -21,7 +21,7 @@ from fa_harness.judge.mistrust import why_mistrusted
 from fa_harness.judge.shares import Shares, shares_of
 from fa_harness.kernel import F16_MAX, path, why_work_size
 
-STATUSES = ("pass", "fail", "crash", "timeout", "unsupported", "mistrusted")
+STATUSES = ("pass", "fail", "crash", "timeout", "unsupported", "mistrusted", "oversized")
 
 
 @dataclass(frozen=True, kw_only=True)

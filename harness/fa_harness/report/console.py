@@ -22,6 +22,7 @@ STATUS_STYLE = {
     "crash": "bold red",
     "timeout": "bold red",
     "unsupported": "yellow",
+    "oversized": "bold red",
     "mistrusted": "bold magenta",
 }
 

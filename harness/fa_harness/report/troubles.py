@@ -11,7 +11,7 @@ from fa_harness.judge.verdict import Verdict
 from fa_harness.report.results import Results, explain
 from fa_harness.speed.gate import KINDS, Gate
 
-_WORST_FIRST = ("crash", "timeout", "fail", "mistrusted")
+_WORST_FIRST = ("crash", "timeout", "fail", "mistrusted", "oversized")
 
 
 @dataclass(frozen=True, kw_only=True)
