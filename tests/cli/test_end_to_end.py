@@ -173,6 +173,7 @@ def test_the_report_says_what_ran_on_what(smoke: Any, patched: Library) -> None:
         "timeout": 0,
         "unsupported": 0,
         "mistrusted": 0,
+        "oversized": 0,
     }
 
 

@@ -40,7 +40,7 @@ def test_a_run_passes_where_every_case_passed() -> None:
     assert results("pass", "pass").passed
 
 
-@pytest.mark.parametrize("status", ["fail", "crash", "timeout", "mistrusted"])
+@pytest.mark.parametrize("status", ["fail", "crash", "timeout", "mistrusted", "oversized"])
 def test_one_bad_case_fails_a_run(status: str) -> None:
     assert not results("pass", status, "pass").passed
 
@@ -63,7 +63,7 @@ def test_a_run_of_nothing_does_not_pass() -> None:
 
 def test_the_summary_counts_every_status() -> None:
     summary = json.loads(render(results(*STATUSES, "pass")))["summary"]
-    assert summary == {"cases": 7, "pass": 2} | dict.fromkeys(STATUSES[1:], 1)
+    assert summary == {"cases": 8, "pass": 2} | dict.fromkeys(STATUSES[1:], 1)
 
 
 def test_the_repro_line_is_the_case_for_a_shell() -> None:
