@@ -10,8 +10,8 @@ import pytest
 from fa_harness.build.library import Library
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import make_inputs
+from fa_harness.case.modes import modes_of
 from fa_harness.engine import memory
-from fa_harness.engine.modes import modes_of
 from fa_harness.engine.runner import Runner
 from fa_harness.judge.verdict import Verdict
 
