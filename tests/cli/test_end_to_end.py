@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+import schemas
 from fa_harness.build.library import Library
 from fa_harness.build.toolchain import find_cmake, find_git, find_ninja
 from fa_harness.case.suites import suite
@@ -53,13 +54,13 @@ def fa_harness(
     )
 
 
-def strict_json(text: str) -> Any:
-    """Read JSON as the standard has it: no NaN, no Infinity."""
+def read_report(text: str) -> Any:
+    """Read a report, as the standard of JSON has it (no NaN, no Infinity) and as its schema has."""
 
     def refuse(literal: str) -> None:
         raise ValueError(f"{literal} is not JSON")
 
-    return json.loads(text, parse_constant=refuse)
+    return schemas.checked(json.loads(text, parse_constant=refuse))
 
 
 def flat(nested: Any) -> list[float]:
@@ -67,7 +68,7 @@ def flat(nested: Any) -> list[float]:
 
 
 def report_of(*arguments: object) -> Any:
-    return strict_json(fa_harness("run", "--json", "-", *arguments).stdout)
+    return read_report(fa_harness("run", "--json", "-", *arguments).stdout)
 
 
 # The recorded case
@@ -260,7 +261,7 @@ def test_outputs_of_at_most_64_values_are_kept() -> None:
 
 def test_a_report_on_standard_output_is_alone_there() -> None:
     done = fa_harness("run", "--suite", "seed", "--json", "-")
-    assert strict_json(done.stdout)["summary"]["pass"] == 1
+    assert read_report(done.stdout)["summary"]["pass"] == 1
     assert done.stderr.startswith("case ")
     assert "1 case: 1 pass" in done.stderr
 
@@ -268,7 +269,7 @@ def test_a_report_on_standard_output_is_alone_there() -> None:
 def test_a_report_in_a_file_leaves_the_table_on_standard_output(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     done = fa_harness("run", "--suite", "seed", "--json", file)
-    assert strict_json(file.read_text())["summary"]["pass"] == 1
+    assert read_report(file.read_text())["summary"]["pass"] == 1
     assert done.stdout.startswith("case ")
     assert done.stderr == ""
 
@@ -407,7 +408,7 @@ class Running:
 
     def ended(self) -> tuple[int, str, Any]:
         output, _ = self.process.communicate()
-        return self.process.returncode, output, strict_json(self.report.read_text())
+        return self.process.returncode, output, read_report(self.report.read_text())
 
 
 @pytest.fixture
@@ -655,7 +656,7 @@ CHAIN = "FLASH_ATTN_EXT(hsk=64,hsv=64,nh=2,nr23=[2,1],kv=90,nb=3,segments=4,regi
 
 def test_a_failure_names_the_segment_the_part_and_the_element_in_the_table_and_in_json() -> None:
     done = fa_harness("run", "--library", "0001", "--case", CHAIN, "--json", "-")
-    [result] = strict_json(done.stdout)["results"]
+    [result] = read_report(done.stdout)["results"]
     found = result["localisation"]
     assert (found["mode"], found["index"], found["part"]) == ("segmented", 1, "numerators")
     assert (found["right"], found["path"], found["keys"]) == (["M", "S"], "vec", [22, 45])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+import schemas
 from fa_harness.cli.main import cli
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.project import Project
@@ -113,7 +114,7 @@ def call(
 
 
 def report(mine: Path, folder: str = "out") -> dict[str, Any]:
-    document = json.loads((mine.parent / folder / "evidence.json").read_text())
+    document = schemas.checked(json.loads((mine.parent / folder / "evidence.json").read_text()))
     return {
         **document,
         "sections": {section["part"]: section for section in document["sections"]},

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import schemas
 from fa_harness.build.library import Library
 from fa_harness.project import find_project
 from fa_harness.series.series import load_series
@@ -22,7 +23,7 @@ def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_status_has_each_patch_with_its_files() -> None:
     done = call("status", "--json", "-")
     assert done.returncode == 0, done.stderr
-    patches = json.loads(done.stdout)["patches"]
+    patches = schemas.checked(json.loads(done.stdout))["patches"]
     assert tuple(patch["name"] for patch in patches) == NAMES
     assert all(patch["files"] and not patch["is_upstream"] for patch in patches)
     assert patches[0]["turned_green"] is None
@@ -30,7 +31,7 @@ def test_status_has_each_patch_with_its_files() -> None:
 
 def test_the_series_keeps_what_upstream_insists_on() -> None:
     done = call("lint", "--json", "-")
-    report = json.loads(done.stdout)
+    report = schemas.checked(json.loads(done.stdout))
     assert [f for f in report["findings"] if f["level"] == "must"] == []
     assert done.returncode == 0
     assert report["not_checked"] == []

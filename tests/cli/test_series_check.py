@@ -5,6 +5,7 @@ import json
 
 from rich.console import Console
 
+import schemas
 from fa_harness.cli.series_check import (
     CheckedUpstream,
     SuiteOutcome,
@@ -59,7 +60,7 @@ def test_the_matrix_has_a_row_an_upstream_and_a_column_a_suite() -> None:
 
 
 def test_json_has_every_wrong_case_and_the_verdict() -> None:
-    document = json.loads(render_check([checked(OWN), checked(OURS)]))
+    document = schemas.checked(json.loads(render_check([checked(OWN), checked(OURS)])))
     assert document["schema"] == "fa-harness.series-check/1"
     assert not document["passed"]
     assert [each["passed"] for each in document["upstreams"]] == [True, False]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+import schemas
 from fa_harness.build.library import Library
 from fa_harness.case.case import Case
 from fa_harness.case.case_file import read_cases
@@ -100,7 +101,7 @@ def test_failures_are_added_to_a_case_file(found_bug: tuple[Fuzz, str, Path]) ->
 
 def test_the_report_has_what_ran_and_what_failed(found_bug: tuple[Fuzz, str, Path]) -> None:
     fuzz, _, file = found_bug
-    report = json.loads(render(fuzz))
+    report = schemas.checked(json.loads(render(fuzz)))
     assert report["schema"] == "fa-harness.fuzz/1"
     assert (report["seed"], report["library"]["name"]) == (1, "0001")
     summary = report["summary"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import schemas
 from fa_harness.build.library import Library
 from fa_harness.case.case import Case
 from fa_harness.case.suites import suite
@@ -54,7 +55,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 def score_of(*arguments: str, status: int = 0) -> Any:
     done = command(*arguments, "--json", "-")
     assert done.returncode == status, done.stdout + done.stderr
-    return json.loads(done.stdout)
+    return schemas.checked(json.loads(done.stdout))
 
 
 def load(path: Path, text: str) -> tuple[Mutant, ...]:

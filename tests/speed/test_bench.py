@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+import schemas
 from fa_harness.build.library import Library
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import make_inputs
@@ -509,7 +510,7 @@ def test_a_run_writes_its_report(pristine: Library, patched: Library, tmp_path: 
         text=True,
         check=False,
     )
-    document = json.loads(report.read_text())
+    document = schemas.checked(json.loads(report.read_text()))
     passed = document["summary"]["pass"] == document["summary"]["rows"] == 1
     assert (done.returncode, done.stderr) == (0 if passed else 1, "")
     assert document["schema"] == "fa-harness.bench/1"

@@ -1,0 +1,90 @@
+"""The published schemas: each kind of report has one, and it says no when a key is missing."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import schemas
+from fa_harness.cli import perplexity as cli
+from fa_harness.cli.perplexity import EndToEnd
+from fa_harness.cli.series_lint import render_lint
+from fa_harness.model.evidence import Evidence, Section
+from fa_harness.model.perplexity import CacheRun, Expectation, Judgement, Perplexity, Run, Setting
+from fa_harness.report import dossier
+from fa_harness.report import json as run_report
+from fa_harness.series.lint import Violation
+from gates import baseline_of, compared, judged, results
+
+PACKAGE = Path(cli.__file__).parents[1]
+FILES = ("baseline", "capture")
+"""Schemas of files of the harness's own, which are no reports."""
+
+
+def test_every_kind_of_report_has_a_schema() -> None:
+    code = "".join(path.read_text() for path in PACKAGE.rglob("*.py"))
+    kinds = set(re.findall(r'^SCHEMA\w* = "fa-harness\.([\w-]+)/1"', code, re.MULTILINE))
+    assert {path.stem for path in schemas.FOLDER.iterdir()} == {
+        f"{kind}-1" for kind in kinds - {*FILES}
+    }
+
+
+def test_a_gates_report_has_the_keys_of_its_schema() -> None:
+    run = results(compared())
+    schemas.checked(run_report.document(run, judged(run, baseline_of(run))))
+
+
+@pytest.mark.parametrize("key", ["summary", "seconds", "results"])
+def test_a_report_without_a_key_or_with_another_is_told(key: str) -> None:
+    document = run_report.document(results(compared()))
+    with pytest.raises(AssertionError, match="is a required property"):
+        schemas.checked({name: value for name, value in document.items() if name != key})
+    with pytest.raises(AssertionError, match=r"were unexpected|was unexpected"):
+        schemas.checked({**document, f"{key}_more": 1})
+
+
+def test_a_lint_report_has_the_keys_of_its_schema() -> None:
+    found = Violation(
+        level="must", rule="ascii", patch="0001-a.patch", line=3, file="a.c", file_line=7, text="x"
+    )
+    schemas.checked(json.loads(render_lint([found], ["clang-format"], upstream="llama.cpp-1")))
+
+
+def test_a_perplexity_report_has_the_keys_of_its_schema() -> None:
+    found = Perplexity(estimate=6.5, error=0.1, chunks=(6.4, 6.5))
+    run = Run(name="q8_0", arguments=("-ctk", "q8_0"))
+    expected = Expectation(exact=True, reason="each call is the standard one")
+    result = EndToEnd(
+        model="tiny.gguf",
+        setting=Setting(n_ctx=256, n_ubatch=64),
+        judgements=(
+            Judgement(name="2 segments", expected=expected, ok=True, largest=0.0, message="equal"),
+        ),
+        results={"standard": found},
+        caches=(
+            (CacheRun(run=run, bytes_per_element=1.06), found),
+            (CacheRun(run=run, bytes_per_element=1.2, hot=64), found),
+        ),
+        commands={"standard": "llama-perplexity"},
+    )
+    schemas.checked(json.loads(cli.render(result)))
+
+
+@pytest.mark.parametrize("passed", [True, False, None])
+def test_the_evidence_has_the_keys_of_its_schema(passed: bool | None) -> None:
+    section = Section(
+        part="ops", title="Ops", head=("a", "b"), rows=(("1", "2"),), passed=passed, data={"n": 1}
+    )
+    evidence = Evidence(
+        tool_version="1.2",
+        branch="fa",
+        base="12ab",
+        tip="34cd",
+        subjects=("ggml : mend it",),
+        machine={"CPU": "some"},
+        variables={"BASE": "12ab"},
+        build=("cmake .",),
+        sections=(section,),
+    )
+    schemas.checked(json.loads(dossier.render(evidence)))
