@@ -37,6 +37,7 @@ def run(
     env: Mapping[str, str] | None = None,
     log: Path | None = None,
     on_line: Callable[[str], None] | None = None,
+    excerpt: Callable[[list[str]], list[str]] = lambda lines: lines[-SHOWN_LINES:],
     verbose: bool = False,
 ) -> str:
     """Run `command` to its end and return what it printed (both streams, as they came).
@@ -47,11 +48,12 @@ def run(
         env: the whole environment; the caller's own by default.
         log: file that gets the command and its output while it runs.
         on_line: called with each line of output, without its end.
+        excerpt: what of the output an error shows.
         verbose: print the command first, in a form that can be pasted into a shell.
 
     Raises:
-        ProgramError: the program ended with a status other than 0; the message has the last
-            lines of its output and names the log.
+        ProgramError: the program ended with a status other than 0; the message has an
+            excerpt of its output and names the log.
         SetupError: the program cannot be started.
     """
     words = [str(word) for word in command]
@@ -79,7 +81,9 @@ def run(
             raise
     output = "\n".join(lines)
     if status != 0:
-        message = _failure(words[0], pasteable, status, lines, log)
+        message = _failure(words[0], pasteable, status, excerpt(lines), log)
+        if any(os.strerror(errno.ENOSPC) in line for line in lines):
+            message += f"\n{DISK_IS_FULL}"
         raise ProgramError(message, output=output, status=status)
     return output
 
@@ -114,11 +118,9 @@ def _start(
         raise SetupError(f"cannot run '{words[0]}': {error.strerror}") from error
 
 
-def _failure(program: str, pasteable: str, status: int, lines: list[str], log: Path | None) -> str:
+def _failure(program: str, pasteable: str, status: int, shown: list[str], log: Path | None) -> str:
     how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-    parts = [f"'{Path(program).name}' {how}: {pasteable}", *lines[-SHOWN_LINES:]]
+    parts = [f"'{Path(program).name}' {how}: {pasteable}", *shown]
     if log is not None:
         parts.append(f"the whole output is in {log}")
-    if any(os.strerror(errno.ENOSPC) in line for line in lines):
-        parts.append(DISK_IS_FULL)
     return "\n".join(parts)

@@ -1,11 +1,12 @@
 import ctypes
 import dataclasses
+import fcntl
 import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,11 @@ from fa_harness.config import Config
 from fa_harness.engine.ggml import bindings
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.project import Project
+from fa_harness.series import rework
 from fa_harness.upstream import newer
 from fa_harness.upstream.git import git
+from fa_harness.upstream.source import find_source
+from tiny_upstream import write_files
 
 OPS = "ggml/src/ggml-cpu/ops.c"
 MODULE = """
@@ -446,3 +450,134 @@ def test_a_full_disk_is_named_and_with_room_the_build_goes_on(
     [library] = build(full, ["patched"])
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert build(full, ["patched"]) == [library], "what is built is used where nothing can be"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, files: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout of the small upstream, which is the one that is meant."""
+    folder = tmp_path / "my llama"
+    write_files(folder, files)
+    monkeypatch.setenv("UPSTREAM_DIR", str(folder))
+    return folder
+
+
+def change(checkout: Path, old: str, new: str) -> None:
+    text = (checkout / OPS).read_text()
+    assert old in text
+    (checkout / OPS).write_text(text.replace(old, new))
+
+
+def test_an_edit_that_conflicts_with_the_patches_is_built_as_it_is(
+    ready: Project, checkout: Path
+) -> None:
+    change(checkout, "return 41;", "return 40 + 10;")
+    pristine, patched = build(ready, ["pristine", "patched"])
+    assert [answer(library) for library in (pristine, patched)] == [50, 50]
+    assert patched.series == ()
+    assert f"patch 0001 conflicts in {OPS}" in patched.series_note
+    assert patched.to_json()["series_note"] == patched.series_note
+    assert is_stale(ready, patched) is None
+    change(checkout, "return 40 + 10;", "return 60;")
+    assert is_stale(ready, patched) == "upstream changed"
+    [again] = build(ready, ["patched"])
+    assert (answer(again), again.compiled) == (60, ("src/ggml-cpu/ops.c",))
+
+
+def test_a_checkout_that_has_the_patches_is_built_with_the_edits_in_them(
+    ready: Project, checkout: Path
+) -> None:
+    header = checkout / "ggml/include/ggml.h"
+    header.write_text(header.read_text().replace("\n", " \n"))
+    change(checkout, "return 41;", "return 43;")
+    change(checkout, "return 0;", "return 7;")
+    pristine, patched = build(ready, ["pristine", "patched"])
+    assert [answer(library) for library in (pristine, patched)] == [43, 43]
+    assert pristine.series == patched.series == ("0001-first.patch", "0002-second.patch")
+
+
+def test_a_patch_decides_over_every_library_of_a_checkout(
+    ready: Project, checkout: Path, add_patch: AddPatch
+) -> None:
+    [first] = build(ready, ["0001"])
+    add_patch("third", {OPS: [("return 43;", "return 44;")]})
+    assert is_stale(ready, first) == "patches changed"
+
+
+def test_without_the_series_a_checkout_is_built_as_it_is(
+    ready: Project, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [patched] = build(ready, ["patched"])
+    assert (answer(patched), patched.series_note) == (43, "")
+    monkeypatch.setenv("NO_SERIES", "1")
+    assert is_stale(ready, patched) == "patches changed"
+    [as_it_is] = build(ready, ["patched"])
+    assert (answer(as_it_is), as_it_is.series) == (41, ())
+    with pytest.raises(SetupError, match=r"is not built: fa-harness build pristine --no-series$"):
+        find(ready, "pristine")
+
+
+def test_a_compilers_error_names_the_users_own_file_and_line(
+    ready: Project, checkout: Path, add_patch: AddPatch
+) -> None:
+    add_patch("lines", {OPS: [('#include "ggml.h"\n', '#include "ggml.h"\n// more\n// lines\n')]})
+    change(checkout, "return 0;", "return no_such_name;")
+    with pytest.raises(SetupError) as caught:
+        build(ready, ["patched"])
+    message = str(caught.value)
+    assert f"{checkout / OPS}:16:12: error: 'no_such_name' undeclared" in message.replace(
+        "‘", "'"
+    ).replace("’", "'")
+    assert "   16 |     return no_such_name;" in message
+    assert "   18 |" not in message
+
+
+def test_builds_of_different_upstreams_do_not_wait_for_each_other(
+    ready: Project, tmp_path: Path
+) -> None:
+    [library] = build(ready, ["patched"])
+    held = str(library.path.parents[1].relative_to(ready.build))
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from fa_harness.project import Project, locked\n"
+        "root = Path(sys.argv[1])\n"
+        "project = Project(data=root, home=root)\n"
+        "with locked(project, 'mini'), locked(project, sys.argv[2]):\n"
+        " print('held', flush=True); time.sleep(600)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(ready.home), held], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        author = tmp_path / "author"  # a clean checkout: the patches are commits in it
+        git(author, "checkout", "--quiet", git(author, "rev-list", "--max-parents=0", "HEAD"))
+        [of_checkout] = build(ready, ["patched"], upstream=str(author))
+        assert answer(of_checkout) == 43
+    finally:
+        other.kill()
+        other.wait()
+        assert other.stdout is not None
+        other.stdout.close()
+
+
+def test_arguments_are_looked_at_before_a_lock_is_waited_for(ready: Project) -> None:
+    def refuse(*_args: object) -> None:
+        raise AssertionError("a lock was waited for")
+
+    source = find_source(ready)
+    vendor(ready)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(fcntl, "flock", refuse)
+        for call in (
+            lambda: build(ready, ["0009"]),
+            lambda: rework.edit(ready, source, "9"),
+            lambda: rework.drop(ready, source, ["9"]),
+            lambda: rework.reorder(ready, source, ["1", "1"]),
+            lambda: rework.add(ready, source, [], "9"),
+            lambda: rework.go_on(ready, source),
+            lambda: rework.abort(ready, source),
+            lambda: newer.add(ready, "what is this"),
+        ):
+            with pytest.raises(UsageError):
+                call()

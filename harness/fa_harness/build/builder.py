@@ -10,7 +10,7 @@ import platform
 import shutil
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from fa_harness import proc, terminal
 from fa_harness.build import toolchain
 from fa_harness.build.library import Library, load, save
 from fa_harness.build.names import MUTANTS, build_command, patches_of
+from fa_harness.build.places import Copy, first_errors
 from fa_harness.build.sanitizers import SANITIZERS
 from fa_harness.engine.ggml import bindings
 from fa_harness.errors import SetupError, UsageError
@@ -27,6 +28,7 @@ from fa_harness.project import Project, locked, writing
 from fa_harness.series.series import Series, load_mutants, series_for
 from fa_harness.series.tree import Tree, current_tree, extend_tree, note, prepare_tree
 from fa_harness.upstream.git import check_out, git
+from fa_harness.upstream.pins import Pin
 from fa_harness.upstream.source import Source, find_source
 
 NATIVE = Path(fa_harness.__file__).parent / "native"
@@ -346,9 +348,7 @@ class _Workbench:
         with writing(work.cmake):
             bindings.emit_c(work.headers, work.cmake / "_ggml.c")
         if work.src not in self._configured:
-            _configure(
-                self._plan, work.src, work.cmake, self.setup, self.tools, verbose=self._verbose
-            )
+            _configure(self._plan, work, self.setup, self.tools, verbose=self._verbose)
             self._configured.add(work.src)
         return work
 
@@ -363,6 +363,7 @@ class _Workbench:
                 src=folder / "src",
                 cmake=folder / "cmake",
                 series=tree.patches(patches if name == MUTANTS else plan.series, count),
+                told=_told_of_own(plan.source, tree, folder, tree.contents[count]),
             )
             check_out(tree.path, tree.contents[count], work.src, verbose=self._verbose)
         except proc.ProgramError as error:
@@ -386,6 +387,7 @@ class _Workbench:
             [target],
             what=f"{what} of upstream '{self._plan.source.label}'",
             log=self._plan.log_path(log),
+            told=work.told,
             verbose=self._verbose,
         )
 
@@ -398,10 +400,28 @@ class _Work:
     cmake: Path
     series: tuple[str, ...]
     """The patches that the sources have."""
+    told: Callable[[list[str]], list[str]]
+    """Turns what compilers say of the sources into the words of a developer's own files."""
 
     @property
     def headers(self) -> Path:
         return self.src / "ggml" / "include"
+
+
+def _told_of_own(
+    source: Source, tree: Tree, folder: Path, content: str
+) -> Callable[[list[str]], list[str]]:
+    if isinstance(source.origin, Pin):
+        return lambda lines: lines
+    copy = Copy(
+        path=folder / "src",
+        seen_from=folder / "cmake",
+        own=source.origin,
+        repository=tree.path,
+        before=tree.commits[0],
+        after=content,
+    )
+    return copy.told_of_own
 
 
 def _last_header_patch(tree: Tree, count: int) -> int:
@@ -420,8 +440,7 @@ def _last_header_patch(tree: Tree, count: int) -> int:
 
 def _configure(
     plan: _Plan,
-    src: Path,
-    cmake_dir: Path,
+    work: _Work,
     setup: Mapping[str, object],
     tools: Mapping[str, toolchain.Tool],
     *,
@@ -431,18 +450,19 @@ def _configure(
     definitions = {
         **plan.options,
         "CMAKE_MAKE_PROGRAM": tools["ninja"].command[0],
-        "FA_HARNESS_BINDINGS": str(cmake_dir / "_ggml.c"),
+        "FA_HARNESS_BINDINGS": str(work.cmake / "_ggml.c"),
         "FA_HARNESS_COMMIT": plan.source.commit or "unknown",
-        "FA_HARNESS_GGML": str(src / "ggml"),
-        "FA_HARNESS_TAG": plan.tag(src.parent),
+        "FA_HARNESS_GGML": str(work.src / "ggml"),
+        "FA_HARNESS_TAG": plan.tag(work.src.parent),
         # The interpreter behind the virtual environment, which may be gone tomorrow.
         "Python_EXECUTABLE": os.path.realpath(sys.executable),
     }
     flags = [f"-D{key}={value}" for key, value in definitions.items()]
-    where = ["-S", str(NATIVE), "-B", str(cmake_dir), "-G", "Ninja"]
+    where = ["-S", str(NATIVE), "-B", str(work.cmake), "-G", "Ninja"]
     proc.run(
         [*tools["cmake"].command, *where, *flags],
         log=plan.log_path("configure"),
+        excerpt=lambda lines: work.told(first_errors(lines)),
         verbose=verbose,
     )
 

@@ -11,11 +11,12 @@ import shlex
 import shutil
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fa_harness import proc, terminal
+from fa_harness.build.places import first_errors
 from fa_harness.errors import SetupError
 from fa_harness.machine import cpu_features, usable_cores
 from fa_harness.project import writing
@@ -113,7 +114,13 @@ def prepare_cmake_dir(path: Path, setup: Mapping[str, object]) -> None:
 
 
 def run_ninja(
-    cmake_dir: Path, targets: Sequence[str], *, what: str, log: Path, verbose: bool
+    cmake_dir: Path,
+    targets: Sequence[str],
+    *,
+    what: str,
+    log: Path,
+    told: Callable[[list[str]], list[str]] = lambda lines: lines,
+    verbose: bool,
 ) -> tuple[str, ...]:
     """Build targets and show how far it is.
 
@@ -122,6 +129,7 @@ def run_ninja(
         targets: Of CMake.
         what: What is built, for people.
         log: Gets what the compilers print.
+        told: Changes how lines of that are shown in an error.
         verbose: Print the command first.
 
     Returns:
@@ -147,6 +155,7 @@ def run_ninja(
                 env={**os.environ, "NINJA_STATUS": "[%f/%t] ", **_cache_settings(cmake_dir)},
                 log=log,
                 on_line=follow,
+                excerpt=lambda lines: told(first_errors(lines)),
                 verbose=verbose,
             )
         except proc.ProgramError as error:

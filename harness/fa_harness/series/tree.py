@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -66,21 +67,21 @@ def note(source: Source, series: Series, applied: Applied) -> str:
         applied: What was.
     """
     label, n, held = source.label, len(series.patches), applied.held
-    has = f"has {'all' if held == n else 'the first'} {held} patches already" if held else ""
     if not source.takes_series:
-        return f"series: not applied, as --no-series says; {label} is taken as it is"
-    if applied.conflict:
         return (
-            f"series: not applied, {applied.conflict}; {label} {has and f'{has} and '}is taken as "
-            f"it is (to resolve: fa-harness series rebase --onto {source.name})"
+            f"series: not applied, as asked for; {label} is taken as it is (NO_SERIES=0 applies it)"
         )
     if held == n and n:
-        return f"series: {label} {has}; none is applied"
-    if applied.is_merged:
+        return f"series: {label} has all {n} patches already; it is taken as it is"
+    has = f"{label} has the first {held} patches already; the others are " if held else ""
+    if applied.conflict:
         return (
-            f"series: {label} {has and f'{has}; '}{n - held} patches are merged into it "
-            "(--no-series takes it as it is)"
+            f"series: {has}not applied, {applied.conflict}; {'it' if held else label} is taken as "
+            f"it is (to resolve: fa-harness series rebase --onto {shlex.quote(source.name)})"
         )
+    if applied.is_merged:
+        what = has or f"{n} patches are "
+        return f"series: {what}merged into {label} (--no-series takes it as it is)"
     return ""
 
 
