@@ -84,8 +84,22 @@ def test_commands_and_other_files_stay_as_they_are(copy: Copy) -> None:
     assert copy.told_of_own(lines) == lines
 
 
-def test_an_error_is_shown_even_if_much_follows_it() -> None:
-    lines = ["[1/9] cc a.c", "a.c:1:1: error: no", *(f"warning {n}" for n in range(50))]
-    assert first_errors(lines)[0] == "a.c:1:1: error: no"
-    assert first_errors(["calm"] * 50) == ["calm"] * 20
-    assert first_errors(["error: no"]) == ["error: no"]
+def test_an_error_is_shown_from_where_it_begins_whatever_is_before_and_after_it() -> None:
+    error = ["In file included from a.h:1,", "    from a.c:2:", "a.c: In f:", "a.c:1:1: error: no"]
+    lines = [
+        *(f"b.c:{n}:1: warning: calm" for n in range(30)),
+        "[2/9] Building C object a.o",
+        "FAILED: a.o ",
+        "cc -Werror -c a.c",
+        "a.c:7:1: warning: before it",
+        *error,
+        *(f"a.c:{n}:1: note: more" for n in range(30)),
+    ]
+    assert first_errors(lines)[:5] == [*error, "a.c:0:1: note: more"]
+    assert len(first_errors(lines)) == 20
+
+
+def test_without_an_error_the_last_lines_are_shown() -> None:
+    lines = ["FAILED: a.o ", "cc -c a.c", *(f"line {n}" for n in range(30))]
+    assert first_errors(lines) == lines[-20:]
+    assert first_errors([]) == []

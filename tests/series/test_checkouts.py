@@ -19,7 +19,7 @@ from tiny_upstream import write_files
 OPS = "ggml/src/ggml-cpu/ops.c"
 AddPatch = Callable[..., Path]
 Edit = Callable[..., Path]
-NEAR = ('"ggml.h"\n\n\n', '"ggml.h"\n\n// mine\n')
+NEAR = ('"ggml.h"\n\n\n\n', '"ggml.h"\n\n\n// mine\n')
 """An edit in the context of the first patch, not beside the line that it changes."""
 SAME = ("return 41;", "return 40 + 1;")
 """An edit of the line that the first patch changes."""

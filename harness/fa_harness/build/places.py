@@ -5,23 +5,32 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fa_harness.proc import SHOWN_LINES
 from fa_harness.upstream.git import git
 
-_ERROR = re.compile(r"\berror\b:?|^CMake Error|^FAILED: ")
+_ERROR = re.compile(r"\berror: |^CMake Error|: undefined reference to ")
+_LEADS_TO_ERROR = re.compile(r"In file included from |\s+from |\S+: In ")
 _HUNK = re.compile(r"^@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@", re.MULTILINE)
 _GUTTER = re.compile(r"^( *)(\d+)( \|)")
 
 
-def first_errors(lines: Sequence[str]) -> list[str]:
-    """Return the lines of a build's output from its first error on, as many as are shown."""
-    start = next((i for i, line in enumerate(lines) if _ERROR.search(line)), len(lines))
-    start = min(start, max(len(lines) - SHOWN_LINES, 0))
-    return list(lines[start : start + SHOWN_LINES])
+def first_errors(lines: list[str]) -> list[str]:
+    """Return the lines of a build's output from its first error on, as many as are shown.
+
+    Ninja prints a step that fails, the whole command and then what that has said.
+    """
+    failed = next((i for i, line in enumerate(lines) if line.startswith("FAILED: ")), -2)
+    said = lines[failed + 2 :]
+    start = next((i for i, line in enumerate(said) if _ERROR.search(line)), len(said))
+    if start == len(said):
+        return lines[-SHOWN_LINES:]
+    while start and _LEADS_TO_ERROR.match(said[start - 1]):
+        start -= 1
+    return said[start : start + SHOWN_LINES]
 
 
 @dataclass(frozen=True, kw_only=True)
