@@ -11,7 +11,14 @@ from fa_harness.cli import perplexity as cli
 from fa_harness.cli.perplexity import EndToEnd
 from fa_harness.cli.series_lint import render_lint
 from fa_harness.model.evidence import Evidence, Section
-from fa_harness.model.perplexity import CacheRun, Expectation, Judgement, Perplexity, Run, Setting
+from fa_harness.model.perplexity import (
+    CacheRun,
+    Expectation,
+    Judgement,
+    Perplexity,
+    ProgramRun,
+    Setting,
+)
 from fa_harness.report import dossier
 from fa_harness.report import json as run_report
 from fa_harness.series.lint import Violation
@@ -53,7 +60,7 @@ def test_a_lint_report_has_the_keys_of_its_schema() -> None:
 
 def test_a_perplexity_report_has_the_keys_of_its_schema() -> None:
     found = Perplexity(estimate=6.5, error=0.1, chunks=(6.4, 6.5))
-    run = Run(name="q8_0", arguments=("-ctk", "q8_0"))
+    run = ProgramRun(name="q8_0", arguments=("-ctk", "q8_0"))
     expected = Expectation(exact=True, reason="each call is the standard one")
     result = EndToEnd(
         model="tiny.gguf",
