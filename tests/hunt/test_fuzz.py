@@ -64,7 +64,11 @@ def test_the_bug_of_the_first_patch_is_found_and_made_tiny(
 ) -> None:
     fuzz, _, _ = found_bug
     assert not fuzz.passed
-    resets = [found.verdict for found in fuzz.found if found.verdict.localisation]
+    resets = [
+        found.verdict
+        for found in fuzz.found
+        if found.verdict.localisation is not None and found.verdict.localisation.mode == "segmented"
+    ]
     assert resets
     for verdict in resets:
         assert (

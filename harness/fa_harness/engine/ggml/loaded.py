@@ -22,7 +22,8 @@ _CONTEXT_BYTES = 32 << 20
 """For headers of tensors and graphs only. They lie in a mapping of their own, whose pages are not
 taken until they are used; memory of `malloc` may be filled at once (glibc's M_PERTURB)."""
 
-_holders: dict[str, Path] = {}  # the folder from which a shared library of this name was loaded
+_holders: dict[str, tuple[Path, int]] = {}
+"""By the name of a shared library, the folder that it was loaded from and its inode."""
 
 
 def load(module_path: Path) -> Ggml:
@@ -36,11 +37,12 @@ def load(module_path: Path) -> Ggml:
         SetupError: The module cannot be loaded, or this process holds another library of its tag.
     """
     folder = module_path.resolve().parent
-    names = [path.name for path in folder.glob("libggml*")]
-    for name in names:
-        if _holders.get(name, folder) != folder:
+    holders = {path.name: (folder, path.stat().st_ino) for path in folder.glob("libggml*")}
+    for name, (_, file) in holders.items():
+        held_in, held = _holders.get(name, (folder, file))
+        if held != file:  # of a link to the same file there is nothing to confuse
             raise SetupError(
-                f"{folder}: cannot be loaded beside {_holders[name]}, since both hold {name}; "
+                f"{folder}: cannot be loaded beside {held_in}, since both hold {name}; "
                 "load it in a process of its own"
             )
     spec = importlib.util.spec_from_file_location("_ggml", module_path)
@@ -53,7 +55,7 @@ def load(module_path: Path) -> Ggml:
         raise SetupError(
             f"{module_path}: cannot be loaded ({error}); run `fa-harness build`"
         ) from error
-    _holders.update(dict.fromkeys(names, folder))
+    _holders.update(holders)
     return Ggml(module.ffi, module.lib, folder)
 
 
