@@ -1,3 +1,5 @@
+import contextlib
+import dataclasses
 import io
 from typing import Any
 
@@ -35,3 +37,34 @@ def test_an_error_of_our_own_ends_a_run_and_keeps_what_ran(
     assert [verdict.status for verdict in results.verdicts] == ["pass"]
     assert results.interrupted
     assert not results.passed
+
+
+def test_a_checkout_that_did_not_take_the_series_runs_the_mode_that_it_offers(
+    pristine: Library, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    as_it_is = dataclasses.replace(
+        pristine, series_note="series: not applied, patch 0002 conflicts"
+    )
+
+    def held(*_args: object) -> contextlib.AbstractContextManager[Library]:
+        return contextlib.nullcontext(as_it_is)
+
+    monkeypatch.setattr("fa_harness.cli.run.held_library", held)
+    console = Console(file=io.StringIO())
+    found = run_cases([Case(n_kv=64, segments=2)], How(), modes=None, console=console)
+    assert [verdict.status for verdict in found.verdicts] == ["pass"]
+    assert "--mode standard" in found.repro(found.verdicts[0])
+    assert "has no flash attention with a state: only mode standard" in capsys.readouterr().err
+    assert found.library["series_note"] == as_it_is.series_note
+
+
+def test_a_library_that_should_have_the_state_and_has_not_is_no_pass(
+    pristine: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "fa_harness.cli.run.held_library", lambda *_args: contextlib.nullcontext(pristine)
+    )
+    console = Console(file=io.StringIO())
+    found = run_cases([Case(n_kv=64, segments=2)], How(), modes=None, console=console)
+    assert [verdict.status for verdict in found.verdicts] == ["unsupported"]
+    assert not found.passed

@@ -26,7 +26,7 @@ from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.project import find_project
 from fa_harness.report.console import Table, print_summary
 from fa_harness.report.results import Results
-from fa_harness.terminal import make_console
+from fa_harness.terminal import make_console, stage
 from fa_harness.upstream.source import chosen
 
 _what = options.as_record(
@@ -176,7 +176,16 @@ def run_cases(
         EndedError: A disk is full, say, or nobody reads the table.
     """
     with held_library(how.library, how.options) as found, Runner(found.module_path) as runner:
-        return run_with(runner, found, cases, how, modes=modes, console=console)
+        offered = modes or _offered(runner, found)
+        return run_with(runner, found, cases, how, modes=offered, console=console)
+
+
+def _offered(runner: Runner, library: Library) -> tuple[str, ...] | None:
+    """The one mode of a checkout that did not take the series; None for those of each case."""
+    if not library.series_note or runner.has_state:
+        return None
+    stage(f"{library.upstream} has no flash attention with a state: only mode standard runs")
+    return ("standard",)
 
 
 def run_with(

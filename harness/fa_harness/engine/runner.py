@@ -77,6 +77,11 @@ class Runner:
         return self._worker.features
 
     @property
+    def has_state(self) -> bool:
+        """Whether the library's flash attention takes a state."""
+        return "full_state" not in self._worker.lacks
+
+    @property
     def mutants(self) -> tuple[str, ...]:
         """The mutants that the library has."""
         return self._worker.mutants
