@@ -26,7 +26,7 @@ ORDER = (
 """Rooms; each may import itself and those before it. `engine.ggml` is the door to C."""
 
 ROOT = {
-    "__init__", "arrays", "config", "errors", "files", "machine", "proc", "project", "terminal",
+    "arrays", "config", "errors", "files", "machine", "proc", "project", "terminal",
 }  # fmt: skip
 """Modules that every room may import; any other module of the root is a front, like `cli`."""
 
