@@ -88,7 +88,7 @@ class CaseResult(_Shown):
 
     @property
     def status(self) -> str:
-        """`pass`, `fail`, `crash`, `timeout`, `unsupported` or `mistrusted`."""
+        """One of `judge.verdict.STATUSES`, such as `pass`."""
         return self.verdict.status
 
     @property
