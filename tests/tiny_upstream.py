@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import shutil
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -114,7 +115,11 @@ def sha256(path: Path) -> str:
 
 @pytest.fixture
 def project(tmp_path: Path, index: Path) -> Project:
-    """A project without patches whose only pin is the sdist in the index."""
+    """A project without patches whose only pin is the sdist in the index; it is fetched already.
+
+    To ask pip for its settings takes half a second.
+    """
+    sdist = index / "mini-llama" / "mini_llama-1.0.tar.gz"
     root = tmp_path / "project"
     project = Project(data=root, home=root)
     write_files(
@@ -123,11 +128,13 @@ def project(tmp_path: Path, index: Path) -> Project:
             "patches/series": "",
             "vendor/upstreams.toml": (
                 'default = "mini"\n[upstreams.mini]\npackage = "mini-llama"\nversion = "1.0"\n'
-                f'sha256 = "{sha256(index / "mini-llama" / "mini_llama-1.0.tar.gz")}"\n'
+                f'sha256 = "{sha256(sdist)}"\n'
                 'root = "vendor/llama.cpp"\ncommit = "abc123"\nggml_version = "0.1.2"\n'
             ),
         },
     )
+    project.cache.mkdir()
+    shutil.copy(sdist, project.cache)
     return project
 
 

@@ -352,7 +352,7 @@ def test_a_missing_compiler_stops_the_build_before_the_fetch(
     monkeypatch.setenv("CXX", "gone")
     with pytest.raises(SetupError, match="CXX is 'gone'"):
         build(ready, ["pristine"])
-    assert not ready.cache.exists()
+    assert not ready.sources.exists()
 
 
 @pytest.fixture

@@ -42,13 +42,14 @@ def find(library: Library, failures: Path, *, max_cases: int, seed: int = 1) -> 
     return fuzz, printed.get()
 
 
-def test_the_series_passes(patched: Library, tmp_path: Path) -> None:
-    fuzz, printed = find(patched, tmp_path / "failures.txt", max_cases=128)
+@pytest.mark.parametrize("n", [12, pytest.param(128, marks=pytest.mark.full)])
+def test_the_series_passes(n: int, patched: Library, tmp_path: Path) -> None:
+    fuzz, printed = find(patched, tmp_path / "failures.txt", max_cases=n)
     assert fuzz.found == (), printed
     assert fuzz.passed
-    assert fuzz.tally.statuses["pass"] >= 100
+    assert fuzz.tally.statuses["pass"] >= 0.75 * n
     assert not (tmp_path / "failures.txt").exists()
-    assert printed.splitlines()[-1].startswith(f"128 cases: {fuzz.tally.statuses['pass']} pass")
+    assert printed.splitlines()[-1].startswith(f"{n} cases: {fuzz.tally.statuses['pass']} pass")
 
 
 @pytest.fixture(scope="module")

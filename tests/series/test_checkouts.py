@@ -1,6 +1,7 @@
 """The series on a developer's own checkout, which has edits, or the patches, or both."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -71,6 +72,7 @@ def test_a_checkout_that_is_as_the_patches_expect_needs_no_other_sources(
     two_patches: Project, edit: Edit
 ) -> None:
     edit()
+    shutil.rmtree(two_patches.cache)
     tree = prepare(two_patches)
     assert (tree.applied.is_exact, said(two_patches, tree)) == (True, "")
     assert not two_patches.cache.exists()
@@ -181,6 +183,7 @@ def test_without_the_sources_that_patches_were_made_for_the_way_out_is_named(
     two_patches: Project, edit: Edit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edit(NEAR)
+    shutil.rmtree(two_patches.cache)
     monkeypatch.setenv("PIP_INDEX_URL", (two_patches.home / "gone").as_uri())
     with pytest.raises(SetupError) as caught:
         prepare(two_patches)
