@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -51,6 +52,12 @@ def write_json(text: str, json_path: str | None) -> None:
 def stage(text: str) -> None:
     """Print one line on standard error that says what happens now."""
     click.echo(text, err=True)
+
+
+@functools.cache
+def stage_once(text: str) -> None:
+    """Print one line on standard error, however many things it is true of."""
+    stage(text)
 
 
 @contextlib.contextmanager

@@ -467,11 +467,12 @@ def change(checkout: Path, old: str, new: str) -> None:
     (checkout / OPS).write_text(text.replace(old, new))
 
 
-def test_an_edit_that_conflicts_with_the_patches_is_built_as_it_is(
-    ready: Project, checkout: Path
+def test_an_edit_that_conflicts_with_the_patches_is_built_as_it_is_and_one_line_says_so(
+    ready: Project, checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change(checkout, "return 41;", "return 40 + 10;")
     pristine, patched = build(ready, ["pristine", "patched"])
+    assert capsys.readouterr().err.count("series: not applied, patch 0001 conflicts") == 1
     assert [answer(library) for library in (pristine, patched)] == [50, 50]
     assert patched.series == ()
     assert f"patch 0001 conflicts in {OPS}" in patched.series_note

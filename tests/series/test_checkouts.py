@@ -13,6 +13,7 @@ from fa_harness.series import applying
 from fa_harness.series.applying import Applied
 from fa_harness.series.series import load_series, series_for
 from fa_harness.series.tree import Tree, current_tree, note, prepare_tree
+from fa_harness.terminal import stage_once
 from fa_harness.upstream.git import git
 from fa_harness.upstream.source import find_source
 from tiny_upstream import write_files
@@ -28,6 +29,12 @@ FIRST = ("return 41;", "return 42;")
 """What the first patch does."""
 SECOND = ("return 0;\n}\n", "return 1;\n}\n// more\n// lines\n")
 """What the second does; of its file's two functions it changes the last."""
+
+
+@pytest.fixture(autouse=True)
+def _nothing_said() -> None:
+    """A test before has said nothing."""
+    stage_once.cache_clear()
 
 
 @pytest.fixture

@@ -181,7 +181,11 @@ def build(
                 if why := _why_stale(plan, name):
                     terminal.stage(f"library '{name}' is stale ({why}): building it again")
             libraries |= _build_missing(plan.of(together[0]), missing, verbose=verbose)
-    return [library for name in names if (library := libraries[name])]
+    built = [library for name in names if (library := libraries[name])]
+    for library in built:
+        if library.series_note:
+            terminal.stage_once(library.series_note)
+    return built
 
 
 def build_test_backend_ops(

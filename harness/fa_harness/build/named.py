@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from fa_harness import terminal
 from fa_harness.build import builder as build
 from fa_harness.build.library import Library, held
 from fa_harness.errors import SetupError
@@ -36,7 +34,6 @@ def held_library(
             raise SetupError(
                 f"library {name!r} is no longer current: {stale} while it was built; run again"
             )
-        _say(library.series_note)
         yield library
 
 
@@ -63,10 +60,3 @@ def built_libraries(
     libraries = build.build(project, names, upstream=upstream, options=options)
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(held(library)) for library in libraries]
-
-
-@functools.cache
-def _say(text: str) -> None:
-    """Print a line, once however many libraries it is true of."""
-    if text:
-        terminal.stage(text)

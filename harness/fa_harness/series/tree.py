@@ -174,7 +174,7 @@ def _prepare(
     git(path, "checkout", "--quiet", "-B", BRANCH, tip, verbose=verbose)
     _save_state(path, replace(state, series=series.digests, applied=applied))
     if said := note(source, series, applied):
-        terminal.stage(said)
+        terminal.stage_once(said)
 
 
 def _refuse_changed(project: Project, series: Series) -> None:
