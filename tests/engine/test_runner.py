@@ -259,6 +259,7 @@ def test_an_abort_beside_other_cases_is_a_crash_of_its_case_alone(
     assert verdicts[20].status == "crash"
 
 
+@pytest.mark.timing
 def test_a_run_that_is_given_up_ends_its_cases_and_the_runner_goes_on(
     patched: Library, several_at_once: None
 ) -> None:
