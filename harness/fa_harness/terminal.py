@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
+    from rich.text import Text
 
 Advance = Callable[[float, float | None], None]
 """Called with what is done and the total, in the bar's unit; the total may be unknown."""
@@ -35,18 +37,35 @@ def make_console(*, stderr: bool) -> Console:
     return console
 
 
-def write_json(text: str, json_path: str | None) -> None:
+def say(console: Console, text: str | Text, style: str = "") -> None:
+    """Print a line, however long it is, as it is."""
+    from rich.text import Text
+
+    console.print(Text(text, style=style) if isinstance(text, str) else text, soft_wrap=True)
+
+
+def write_json(document: Mapping[str, Any], path: str | None) -> None:
     """Write a JSON document to where `--json` says: a file, `-` for standard output, or nowhere.
+
+    Raises:
+        SetupError: The file cannot be written; an older one is left as it was.
+    """
+    if path is not None:
+        write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", path)
+
+
+def write_text(text: str, path: str) -> None:
+    """Write a report to a file, or to standard output for `-`.
 
     Raises:
         SetupError: The file cannot be written; an older one is left as it was.
     """
     from fa_harness.files import write_report
 
-    if json_path == "-":
+    if path == "-":
         click.echo(text, nl=False)
-    elif json_path is not None:
-        write_report(Path(json_path), text)
+    else:
+        write_report(Path(path), text)
 
 
 def stage(text: str) -> None:

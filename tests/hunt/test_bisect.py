@@ -11,7 +11,7 @@ from rich.console import Console
 
 import schemas
 from fa_harness.case.case import Case
-from fa_harness.cli.bisect import document, print_headings, print_row, print_turns, render
+from fa_harness.cli.bisect import document, print_headings, print_row, print_turns
 from fa_harness.hunt.bisect import Bisected, Prefix, PrefixVerdict, run_on
 from fa_harness.judge.verdict import Verdict
 
@@ -144,7 +144,7 @@ def test_a_case_that_never_fails_says_so() -> None:
 
 def test_the_document_has_every_library_and_every_turn() -> None:
     found = bisected("pass", "fail", "pass", "pass")
-    record = schemas.checked(json.loads(render(found)))
+    record = schemas.checked(json.loads(json.dumps(document(found))))
     assert record == document(found)
     assert record["schema"] == "fa-harness.bisect/1"
     assert [row["status"] for row in record["libraries"]] == ["pass", "fail", "pass", "pass"]

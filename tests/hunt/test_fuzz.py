@@ -11,7 +11,7 @@ import schemas
 from fa_harness.build.library import Library
 from fa_harness.case.case import Case
 from fa_harness.case.case_file import read_cases
-from fa_harness.cli.fuzz import find_failures, render
+from fa_harness.cli.fuzz import document, find_failures
 from fa_harness.cli.options import How
 from fa_harness.engine.runner import Runner
 from fa_harness.errors import UsageError
@@ -106,7 +106,7 @@ def test_failures_are_added_to_a_case_file(found_bug: tuple[Fuzz, str, Path]) ->
 
 def test_the_report_has_what_ran_and_what_failed(found_bug: tuple[Fuzz, str, Path]) -> None:
     fuzz, _, file = found_bug
-    report = schemas.checked(json.loads(render(fuzz)))
+    report = schemas.checked(json.loads(json.dumps(document(fuzz))))
     assert report["schema"] == "fa-harness.fuzz/1"
     assert (report["seed"], report["library"]["name"]) == (1, "0001")
     summary = report["summary"]

@@ -5,7 +5,6 @@ Its JSON has the schema `fa-harness.bench/1`.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import sys
@@ -30,7 +29,7 @@ from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.speed import bench
 from fa_harness.speed.bench import Bench, BenchRow, Interval, LimitedRatio
 from fa_harness.speed.timing import SEGMENTS
-from fa_harness.terminal import counter, make_console, write_json
+from fa_harness.terminal import counter, make_console, say, write_json
 
 SCHEMA = "fa-harness.bench/1"
 
@@ -94,7 +93,7 @@ def command(
     Reports(json=json_path).check()
     console = make_console(stderr=json_path == "-")
     result = measure_speed(cases, how, baseline=baseline, rounds=rounds, console=console)
-    write_json(render(result), json_path)
+    write_json(document(result), json_path)
     if not result.passed:
         sys.exit(1)
 
@@ -151,7 +150,7 @@ class Table:
 
     def __enter__(self) -> Table:
         headings = _line("case", [heading for heading, _ in _COLUMNS])
-        self._console.print(Text(headings, style="bold"), soft_wrap=True)
+        say(self._console, headings, "bold")
         self._progress.start()
         return self
 
@@ -165,10 +164,10 @@ class Table:
         cells = [f"{seconds * 1e3:.3f}", f"{seconds / row.kv_bytes * 1e9:.3f}"]
         line = Text(_line(speed_label(row.case), [*cells, *map(_median, shown), row.status]))
         line.stylize(_STYLE[row.status], len(line.plain) - len(row.status))
-        self._console.print(line, soft_wrap=True)
+        say(self._console, line)
         second = f"  {path(row.case)}, {row.outliers} outliers"
         intervals = ["", "", *(_range(each.ratio) if each else "" for each in shown), ""]
-        self._console.print(Text(_line(second, intervals).rstrip(), style="dim"), soft_wrap=True)
+        say(self._console, _line(second, intervals).rstrip(), "dim")
         if row.is_unsteady:
             again = row.comparisons["again"]
             self._note(f"{explain(again)}: the machine does something else, too", "noisy")
@@ -180,11 +179,11 @@ class Table:
         for name, reason in row.unavailable.items():
             self._note(f"{name}: not compared: {reason}", "noisy")
         if row.status != "pass":
-            self._console.print(Text(f"    {repro(row.case)}", style="dim"), soft_wrap=True)
+            say(self._console, f"    {repro(row.case)}", "dim")
         self._progress.advance(self._task)
 
     def _note(self, text: str, status: str) -> None:
-        self._console.print(Text(f"    {text}", style=_STYLE[status]), soft_wrap=True)
+        say(self._console, f"    {text}", _STYLE[status])
 
 
 def print_summary(console: Console, result: Bench) -> None:
@@ -200,18 +199,16 @@ def print_summary(console: Console, result: Bench) -> None:
         f"ggml {result.library['ggml_version']} | {result.rounds} rounds | {result.seconds:.1f} s",
         style="not bold default",
     )
-    console.print(text, soft_wrap=True)
-    console.print(
-        Text(
-            f"ratios are medians (limit or model) with {bench.LEVEL:.0%} intervals: no state, to "
-            f"{result.baseline['name']}; full state and segments, to no state.\n"
-            "A lower end is over the limit of no state (the noise of the library against itself), "
-            f"of full state, {bench.CHAIN} x the model\n"
-            f"of segments, or {bench.LONG_DECODE:.2f} (or what upstream's calls on the parts take) "
-            "where 8 segments decode 8192 keys or more.",
-            style="dim",
-        ),
-        soft_wrap=True,
+    say(console, text)
+    say(
+        console,
+        f"ratios are medians (limit or model) with {bench.LEVEL:.0%} intervals: no state, to "
+        f"{result.baseline['name']}; full state and segments, to no state.\n"
+        "A lower end is over the limit of no state (the noise of the library against itself), "
+        f"of full state, {bench.CHAIN} x the model\n"
+        f"of segments, or {bench.LONG_DECODE:.2f} (or what upstream's calls on the parts take) "
+        "where 8 segments decode 8192 keys or more.",
+        "dim",
     )
 
 
@@ -232,11 +229,6 @@ def explain(comparison: LimitedRatio) -> str:
     if comparison.status == "noisy":
         text += f"; too noisy: the interval is {comparison.width:.0%} wide"
     return text
-
-
-def render(result: Bench) -> str:
-    """Return the JSON document, ending in a newline."""
-    return json.dumps(document(result), indent=1, allow_nan=False) + "\n"
 
 
 def document(result: Bench) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ from fa_harness.project import find_project
 from fa_harness.report.console import STATUS_STYLE
 from fa_harness.report.results import explain
 from fa_harness.series.series import Series, series_for, title
-from fa_harness.terminal import make_console, write_json
+from fa_harness.terminal import make_console, say, write_json
 from fa_harness.upstream.source import find_source
 
 SCHEMA = "fa-harness.bisect/1"
@@ -56,7 +55,7 @@ def command(*, case_string: str, options: Mapping[str, str], json_path: str | No
     Reports(json=json_path).check()
     console = make_console(stderr=json_path == "-")
     bisected = bisect_case(case, options=options, console=console)
-    write_json(render(bisected), json_path)
+    write_json(document(bisected), json_path)
     if not bisected.passed:
         sys.exit(1)
 
@@ -112,7 +111,7 @@ def prefixes(series: Series) -> list[Prefix]:
 
 def print_headings(console: Console) -> None:
     """Print the names of the columns."""
-    console.print(Text(_line("library", "patch", "status", "modes"), style="bold"), soft_wrap=True)
+    say(console, _line("library", "patch", "status", "modes"), "bold")
 
 
 def print_row(console: Console, row: PrefixVerdict) -> None:
@@ -122,24 +121,19 @@ def print_row(console: Console, row: PrefixVerdict) -> None:
     line = Text(_line(row.prefix.library, row.prefix.title, verdict.status, modes))
     start = sum(_WIDTHS[:2]) + 4
     line.stylize(STATUS_STYLE[verdict.status], start, start + len(verdict.status))
-    console.print(line, soft_wrap=True)
+    say(console, line)
     if row.is_red or verdict.status == "unsupported":
         for words in explain(verdict):
-            console.print(Text(f"    {words}"), soft_wrap=True)
+            say(console, f"    {words}")
 
 
 def print_turns(console: Console, bisected: Bisected) -> None:
     """Print which patches turned the case red or green."""
     if not bisected.turns:
-        console.print(Text("never red", style="bold green"), soft_wrap=True)
+        say(console, "never red", "bold green")
     for i, turn in enumerate(bisected.turns):
         style = "bold red" if turn.to_red else "bold green"
-        console.print(Text(_turn(turn, is_first=i == 0), style=style), soft_wrap=True)
-
-
-def render(bisected: Bisected) -> str:
-    """Return the JSON document, ending in a newline."""
-    return json.dumps(document(bisected), indent=1, allow_nan=False) + "\n"
+        say(console, _turn(turn, is_first=i == 0), style)
 
 
 def document(bisected: Bisected) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from fa_harness import __version__, proc, terminal
 from fa_harness.case import captures
@@ -23,7 +22,7 @@ from fa_harness.machine import usable_cores
 from fa_harness.model.llama import CAPTURE, KILLED, TRAP, build_llama
 from fa_harness.model.models import find_model, text_path
 from fa_harness.project import Project, find_project, writing
-from fa_harness.terminal import make_console
+from fa_harness.terminal import make_console, say
 
 _WRONG_CALL = 2
 """Exit status of the program where it was asked for what cannot be."""
@@ -166,7 +165,7 @@ def capture_model(
     _print(console, capture)
     size = out.stat().st_size / 1e6
     line = f"{out}: {len(capture.entries)} calls of {capture.model}, {size:.1f} MB"
-    console.print(Text(line, style="bold"), soft_wrap=True)
+    say(console, line, "bold")
     return capture
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.text import Text
 
 from fa_harness.cli import options
 from fa_harness.errors import UsageError
@@ -20,7 +19,7 @@ from fa_harness.model.gather import EvidenceRequest, gather
 from fa_harness.model.models import find_model, text_path
 from fa_harness.project import find_project, writing
 from fa_harness.report.dossier import markdown, render
-from fa_harness.terminal import make_console
+from fa_harness.terminal import make_console, say
 
 
 @click.command("evidence")
@@ -122,10 +121,10 @@ def _write(path: Path, text: str) -> None:
 def _print_section(console: Console, section: Section) -> None:
     """Print a part when it is done."""
     style = {True: "green", False: "bold red", None: "yellow"}[section.passed]
-    console.print(Text(section.title, style=style), soft_wrap=True)
+    say(console, section.title, style)
     widths = [max(map(len, column)) for column in zip(section.head, *section.rows, strict=True)]
     for row in (section.head, *section.rows) if section.rows else ():
         cells = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-        console.print(Text(f"  {cells}".rstrip()), soft_wrap=True)
+        say(console, f"  {cells}".rstrip())
     for note in section.notes:
-        console.print(Text(f"  {note}", style="dim"), soft_wrap=True)
+        say(console, f"  {note}", "dim")

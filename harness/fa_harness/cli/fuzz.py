@@ -6,7 +6,6 @@ Its JSON has the schema `fa-harness.fuzz/1`.
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import sys
 import time
@@ -33,7 +32,7 @@ from fa_harness.judge.verdict import STATUSES
 from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.project import find_project, locked
 from fa_harness.report.results import explain, repro
-from fa_harness.terminal import make_console, write_json
+from fa_harness.terminal import make_console, say, write_json
 from fa_harness.upstream.source import chosen
 
 SCHEMA = "fa-harness.fuzz/1"
@@ -90,7 +89,7 @@ def command(
         failures=failures,
         console=make_console(stderr=json_path == "-"),
     )
-    write_json(render(result), json_path)
+    write_json(document(result), json_path)
     if not result.passed:
         sys.exit(1)
 
@@ -206,7 +205,7 @@ class Ticker:
         self._progress.update(self._task, description=words)
         if not self._console.is_terminal and now - self._last >= _LINE_SECONDS:
             self._last = now
-            self._console.print(f"{now - self._start:5.0f} s  {words}", soft_wrap=True)
+            say(self._console, f"{now - self._start:5.0f} s  {words}")
 
 
 def print_found(console: Console, found: Found, *, command: str, kept_in: str) -> None:
@@ -215,11 +214,11 @@ def print_found(console: Console, found: Found, *, command: str, kept_in: str) -
     head = Text(f"{verdict.status}: {label(verdict.case)}", style="bold red")
     if verdict.case != found.drawn:
         head.append(f", shrunk from {label(found.drawn)}", style="not bold default")
-    console.print(head, soft_wrap=True)
+    say(console, head)
     for line in explain(verdict):
-        console.print(Text(f"    {line}"), soft_wrap=True)
-    console.print(Text(f"    {command}", style="dim"), soft_wrap=True)
-    console.print(Text(f"    kept in {kept_in}", style="dim"), soft_wrap=True)
+        say(console, f"    {line}")
+    say(console, f"    {command}", "dim")
+    say(console, f"    kept in {kept_in}", "dim")
 
 
 def print_summary(console: Console, fuzz: Fuzz) -> None:
@@ -232,7 +231,7 @@ def print_summary(console: Console, fuzz: Fuzz) -> None:
         ("regimes", tally.regimes),
     ):
         listed = ", ".join(f"{what} {n}" for what, n in counts.most_common())
-        console.print(Text(f"{name:8} {listed or 'none'}"), soft_wrap=True)
+        say(console, f"{name:8} {listed or 'none'}")
     parts = [f"{tally.statuses[s]} {s}" for s in STATUSES if tally.statuses[s]]
     ended = " (interrupted)" if fuzz.interrupted else ""
     text = Text(f"{_plural(tally.cases, 'case')}{ended}: {', '.join(parts) or 'none ran'}")
@@ -245,12 +244,7 @@ def print_summary(console: Console, fuzz: Fuzz) -> None:
         f" | seed {fuzz.seed} | {fuzz.seconds:.1f} s",
         style="not bold default",
     )
-    console.print(text, soft_wrap=True)
-
-
-def render(fuzz: Fuzz) -> str:
-    """Return the JSON document, ending in a newline."""
-    return json.dumps(document(fuzz), indent=1, allow_nan=False) + "\n"
+    say(console, text)
 
 
 def document(fuzz: Fuzz) -> dict[str, Any]:

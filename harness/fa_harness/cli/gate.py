@@ -36,14 +36,13 @@ from fa_harness.speed import rows as speed
 from fa_harness.speed.baseline import Baseline, NoBaseline
 from fa_harness.speed.gate import KINDS, Gate, Ratio
 from fa_harness.speed.rows import SpeedRow
-from fa_harness.terminal import make_console
+from fa_harness.terminal import make_console, say
 from fa_harness.upstream.source import find_source
 
 _STYLE = {"ok": "green", "regressed": "bold red", "skipped": "yellow"}
 """Of a check, by its status."""
 _BECOMES_THE_BASELINE = NoBaseline(
-    reason="becomes the baseline",
-    text="this run becomes the baseline, so it is compared with none",
+    reason="becomes the baseline", text="this run becomes the baseline, so it is compared with none"
 )
 
 _how = options.as_record(
@@ -220,7 +219,7 @@ def run_gate(
         )
     elif update:
         text = f"baseline {file}: is left as it was; mend what is wrong first"
-        console.print(Text(text, style="bold red"), soft_wrap=True)
+        say(console, text, "bold red")
     return results, judged, new
 
 
@@ -315,30 +314,30 @@ def _print(console: Console, gate: Gate) -> None:
     for finding in gate.findings:
         if finding.kind != "failed":  # those have their lines above
             kind, name = KINDS[finding.kind], label(Case.parse(finding.case))
-            console.print(Text(f"{kind}: {name}", style="bold red"), soft_wrap=True)
-            console.print(Text(f"    {finding.text}", style="red"), soft_wrap=True)
-            console.print(Text(f"    {finding.repro}", style="dim"), soft_wrap=True)
+            say(console, f"{kind}: {name}", "bold red")
+            say(console, f"    {finding.text}", "red")
+            say(console, f"    {finding.repro}", "dim")
     for check in gate.checks:
         line = Text(f"  {check.status:9}  {check.name:15}  {check.reason}")
         line.stylize(_STYLE[check.status], 2, 11)
-        console.print(line, soft_wrap=True)
+        say(console, line)
     for note in gate.notes:
-        console.print(Text(f"  note       {note}", style="dim"), soft_wrap=True)
+        say(console, f"  note       {note}", "dim")
     style = "red" if not gate.passed else "yellow" if gate.is_mostly_unchecked else "green"
     text = Text(f"gate: {gate.verdict}", style=f"bold {style}")
     of_baseline = "no baseline" if gate.without_baseline else f"baseline {gate.baseline}"
     text.append(f" | {of_baseline}", style="not bold default")
-    console.print(text, soft_wrap=True)
+    say(console, text)
 
 
 def _print_without_baseline(console: Console, why: str) -> None:
-    console.print(Text(why, style="bold yellow"), soft_wrap=True)
+    say(console, why, "bold yellow")
 
 
 def _print_changes(console: Console, file: str, changes: Sequence[str]) -> None:
     """Print what a baseline has otherwise than before."""
     for change in changes:
-        console.print(Text(f"  {change}"), soft_wrap=True)
+        say(console, f"  {change}")
     n = len(changes)
     what = f"{n} change{'s' * (n != 1)}" if n else "nothing changed"
-    console.print(Text(f"baseline {file}: written, {what}", style="bold"), soft_wrap=True)
+    say(console, f"baseline {file}: written, {what}", "bold")

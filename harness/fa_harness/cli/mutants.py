@@ -5,7 +5,6 @@ Its JSON has the schema `fa-harness.mutants/1`.
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import time
@@ -39,16 +38,11 @@ from fa_harness.hunt.mutants import (
 )
 from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.project import find_project
-from fa_harness.terminal import counter, make_console, write_json
+from fa_harness.terminal import counter, make_console, say, write_json
 
 SCHEMA = "fa-harness.mutants/1"
 
-_STYLE = {
-    "killed": "green",
-    "survived": "bold red",
-    "invalid": "bold red",
-    "equivalent": "yellow",
-}
+_STYLE = {"killed": "green", "survived": "bold red", "invalid": "bold red", "equivalent": "yellow"}
 _COLUMNS = (("mutant", 30), ("status", 10), ("by", 28), ("case", 0))
 
 
@@ -94,7 +88,7 @@ def command(
     suites = () if killers else (suite,) if suite else SUITES
     console = make_console(stderr=json_path == "-")
     score = try_mutants(every, selected, suites, console=console, verbose=verbose)
-    write_json(render(score), json_path)
+    write_json(document(score), json_path)
     if record:
         _record(every, score)
     if not score.passed:
@@ -238,7 +232,7 @@ class Table:
 
     def __enter__(self) -> Table:
         headings = _line([heading for heading, _ in _COLUMNS])
-        self._console.print(Text(headings, style="bold"), soft_wrap=True)
+        say(self._console, headings, "bold")
         self._progress.start()
         return self
 
@@ -252,13 +246,13 @@ class Table:
         line = Text(_line([mutant.id, status, _by(outcome), case]))
         at = len(_line([mutant.id, ""]))
         line.stylize(_STYLE[status], at, at + len(status))
-        self._console.print(line, soft_wrap=True)
+        say(self._console, line)
         if status != "killed" or self._verbose:
             for text in (f"{mutant.patch}: {mutant.does}", f"shown by: {mutant.shown_by}"):
-                self._console.print(Text(f"    {text}"), soft_wrap=True)
+                say(self._console, f"    {text}")
             reason = Text(f"    {outcome.reason}", style=_STYLE[status])
-            self._console.print(reason, soft_wrap=True)
-            self._console.print(Text(f"    {repro(mutant)}", style="dim"), soft_wrap=True)
+            say(self._console, reason)
+            say(self._console, f"    {repro(mutant)}", "dim")
         self._progress.advance(self._task)
 
 
@@ -278,12 +272,7 @@ def print_summary(console: Console, score: Score) -> None:
         f"{by} | ggml {score.library['ggml_version']} | {score.seconds:.1f} s",
         style="not bold default",
     )
-    console.print(text, soft_wrap=True)
-
-
-def render(score: Score) -> str:
-    """Return the JSON document, ending in a newline."""
-    return json.dumps(document(score), indent=1, allow_nan=False) + "\n"
+    say(console, text)
 
 
 def document(score: Score) -> dict[str, Any]:

@@ -5,12 +5,12 @@ Its JSON has the schema `fa-harness.perplexity/1`.
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -33,7 +33,7 @@ from fa_harness.model.perplexity import (
     plan_segments,
 )
 from fa_harness.project import find_project, writing
-from fa_harness.terminal import make_console, write_json
+from fa_harness.terminal import make_console, say, write_json
 
 SCHEMA = "fa-harness.perplexity/1"
 
@@ -109,7 +109,7 @@ def command(
         console=make_console(stderr=json_path == "-"),
         verbose=verbose,
     )
-    write_json(render(result), json_path)
+    write_json(document(result), json_path)
     if not result.passed:
         sys.exit(1)
 
@@ -197,11 +197,7 @@ def compare(
         logs.mkdir(exist_ok=True)
     extra = no_repack(PERPLEXITY) if is_trapped(built, model, setting.threads, logs) else []
     programs = _Programs(
-        program=built.program(PERPLEXITY),
-        model=model,
-        text=text,
-        options=tuple(extra),
-        logs=logs,
+        program=built.program(PERPLEXITY), model=model, text=text, options=tuple(extra), logs=logs
     )
     runs = plan_segments(setting, segments)
     results = dict(_run_all(programs, runs))
@@ -278,32 +274,32 @@ def print_segments(
     commands: Mapping[str, str],
 ) -> None:
     """Print a line for each run with segments, and how to repeat those that are off."""
-    console.print(Text(_title(setting), style="bold"), soft_wrap=True)
+    say(console, _title(setting), "bold")
     names = [name for name in results if name not in {each.name for each in judgements}]
     for name in names:
-        console.print(Text(f"  {name:12}  {_value(results[name])}"), soft_wrap=True)
+        say(console, f"  {name:12}  {_value(results[name])}")
     for each in judgements:
         line = Text(f"  {each.name:12}  {_value(results[each.name])}  ")
         line.append(each.message, style="green" if each.ok else "bold red")
-        console.print(line, soft_wrap=True)
+        say(console, line)
         if not each.ok:
-            console.print(Text(f"    {commands[each.name]}", style="dim"), soft_wrap=True)
+            say(console, f"    {commands[each.name]}", "dim")
 
 
 def print_caches(
     console: Console, setting: Setting, caches: Collection[tuple[CacheRun, Perplexity]]
 ) -> None:
     """Print a line for each cache, those of one size together."""
-    console.print(Text(f"KV caches at {setting.n_ctx} tokens", style="bold"), soft_wrap=True)
-    console.print(Text(f"  {'bytes per element':>17}  {'cache':24}  perplexity"), soft_wrap=True)
+    say(console, f"KV caches at {setting.n_ctx} tokens", "bold")
+    say(console, f"  {'bytes per element':>17}  {'cache':24}  perplexity")
     for cache, found in sorted(caches, key=lambda each: -each[0].bytes_per_element):
         size = f"{cache.bytes_per_element:17.4f}"
-        console.print(Text(f"  {size}  {cache.run.name:24}  {_value(found)}"), soft_wrap=True)
+        say(console, f"  {size}  {cache.run.name:24}  {_value(found)}")
 
 
-def render(result: EndToEnd) -> str:
-    """Return the JSON document, ending in a newline."""
-    document = {
+def document(result: EndToEnd) -> dict[str, Any]:
+    """Return the JSON document."""
+    return {
         "schema": SCHEMA,
         "passed": result.passed,
         "model": result.model,
@@ -321,7 +317,6 @@ def render(result: EndToEnd) -> str:
         ],
         "commands": dict(result.commands),
     }
-    return json.dumps(document, indent=1) + "\n"
 
 
 def _title(setting: Setting) -> str:

@@ -82,10 +82,7 @@ _how = options.as_record(
     options.define,
     options.no_series,
     click.option(
-        "--timeout",
-        type=options.SECONDS,
-        metavar="SECONDS",
-        help="Time limit for each case.",
+        "--timeout", type=options.SECONDS, metavar="SECONDS", help="Time limit for each case."
     ),
     click.option(
         "-v",

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.text import Text
 
 from fa_harness.build.builder import vendor
 from fa_harness.cli.lazy import LazyGroup
@@ -16,7 +15,7 @@ from fa_harness.errors import UsageError
 from fa_harness.project import Project, find_project
 from fa_harness.series import rework
 from fa_harness.series.rework import Changes
-from fa_harness.terminal import make_console
+from fa_harness.terminal import make_console, say
 from fa_harness.upstream.pins import load_pins
 from fa_harness.upstream.source import Source, chosen, find_source
 
@@ -159,12 +158,7 @@ def rebase(
             source = find_source(project, load_pins(project.pins_file).default)
         return rework.rebase(project, source, target)
 
-    changes = _change(
-        change,
-        arguments=(onto,) if onto else None,
-        go_on=go_on,
-        abort=abort,
-    )
+    changes = _change(change, arguments=(onto,) if onto else None, go_on=go_on, abort=abort)
     if changes and changes.onto and not no_suites:
         from fa_harness.cli.series_check import print_checks  # NumPy takes its time to load
 
@@ -221,17 +215,14 @@ def _here() -> tuple[Project, Source]:
 def print_changes(console: Console, changes: Changes) -> None:
     """Print what a change of the series did to `patches/`."""
     for name in changes.written:
-        console.print(Text(f"written: {name}"), soft_wrap=True)
+        say(console, f"written: {name}")
     for before, after in changes.renamed:
-        console.print(Text(f"renamed: {before} -> {after}"), soft_wrap=True)
+        say(console, f"renamed: {before} -> {after}")
     for name in changes.removed:
-        console.print(Text(f"removed: {name}"), soft_wrap=True)
+        say(console, f"removed: {name}")
     for title in changes.dropped:
-        console.print(
-            Text(f"dropped: {title}: nothing of it is left, upstream has it", style="yellow"),
-            soft_wrap=True,
-        )
+        say(console, f"dropped: {title}: nothing of it is left, upstream has it", "yellow")
     if changes.range_diff:
-        console.print(Text(changes.range_diff), soft_wrap=True)
+        say(console, changes.range_diff)
     if not (changes.written or changes.renamed or changes.removed or changes.dropped):
-        console.print(Text("nothing changed"), soft_wrap=True)
+        say(console, "nothing changed")

@@ -5,9 +5,9 @@ Its JSON has the schema `fa-harness.series-check/1`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import click
 from rich.console import Console
@@ -24,7 +24,7 @@ from fa_harness.report.results import command as command_line
 from fa_harness.series.drift import drift
 from fa_harness.series.series import load_series, series_for
 from fa_harness.series.tree import note, prepare_tree
-from fa_harness.terminal import make_console, write_json
+from fa_harness.terminal import make_console, say, write_json, write_text
 from fa_harness.upstream.pins import load_pins
 from fa_harness.upstream.source import find_source
 
@@ -55,8 +55,9 @@ def command(
     wanted = tuple(pins.upstreams) if "all" in names else tuple(dict.fromkeys(names))
     console = make_console(stderr="-" in (markdown, json_path))
     checked = print_checks(console, project, wanted, suites)
-    write_json(markdown_check(checked, suites), markdown)
-    write_json(render_check(checked), json_path)
+    if markdown is not None:
+        write_text(markdown_check(checked, suites), markdown)
+    write_json(document(checked), json_path)
     if not all(each.passed for each in checked):
         raise click.exceptions.Exit(1)
 
@@ -137,9 +138,9 @@ def print_check(console: Console, checked: CheckedUpstream) -> None:
         line.append(f"  {suite}: {outcome}", style=style)
     if checked.problem:
         line.append("  does not apply, build or load", style=style)
-    console.print(line, soft_wrap=True)
+    say(console, line)
     for text in checked.problem.splitlines():
-        console.print(Text(f"    {text}"), soft_wrap=True)
+        say(console, f"    {text}")
     for outcome in checked.suites.values():
         for case in outcome.wrong:
             whose = ", upstream's own" if case.is_upstreams else ""
@@ -147,8 +148,8 @@ def print_check(console: Console, checked: CheckedUpstream) -> None:
                 "run", "--case", case.case,
                 library="patched", options={}, environment={"UPSTREAM": checked.upstream},
             )  # fmt: skip
-            console.print(Text(f"    {case.status}{whose}: {case.reason}"), soft_wrap=True)
-            console.print(Text(f"      {repeat}", style="dim"), soft_wrap=True)
+            say(console, f"    {case.status}{whose}: {case.reason}")
+            say(console, f"      {repeat}", "dim")
 
 
 def markdown_check(checked: Sequence[CheckedUpstream], suites: Sequence[str]) -> str:
@@ -160,14 +161,13 @@ def markdown_check(checked: Sequence[CheckedUpstream], suites: Sequence[str]) ->
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def render_check(checked: Sequence[CheckedUpstream]) -> str:
-    """Return the JSON document, ending in a newline."""
-    document = {
+def document(checked: Sequence[CheckedUpstream]) -> dict[str, Any]:
+    """Return the JSON document."""
+    return {
         "schema": SCHEMA,
         "passed": all(each.passed for each in checked),
         "upstreams": [{**asdict(each), "passed": each.passed} for each in checked],
     }
-    return json.dumps(document, indent=1) + "\n"
 
 
 def _cells(checked: CheckedUpstream) -> list[str]:

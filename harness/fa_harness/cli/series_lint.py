@@ -5,9 +5,9 @@ Its JSON has the schema `fa-harness.lint/1`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import click
 from rich.console import Console
@@ -18,7 +18,7 @@ from fa_harness.cli.series_status import Colours, colours
 from fa_harness.project import Project, find_project
 from fa_harness.series.lint import Violation, lint
 from fa_harness.series.series import series_for
-from fa_harness.terminal import make_console, write_json
+from fa_harness.terminal import make_console, say, write_json
 from fa_harness.upstream.source import find_source
 
 SCHEMA = "fa-harness.lint/1"
@@ -45,7 +45,7 @@ def command(*, suite: str | None, json_path: str | None) -> None:
     if suite:
         findings += without_effect(project, colours(project, suite), suite)
     print_lint(make_console(stderr=json_path == "-"), findings, missing)
-    write_json(render_lint(findings, missing, upstream=source.label), json_path)
+    write_json(document(findings, missing, upstream=source.label), json_path)
     if any(finding.level == "must" for finding in findings):
         raise click.exceptions.Exit(1)
 
@@ -81,20 +81,21 @@ def print_lint(console: Console, findings: Sequence[Violation], missing: Sequenc
         line.append(f"{finding.level} [{finding.rule}]", style=style)
         where = f" {finding.file}:{finding.file_line}:" if finding.file else ""
         line.append(f"{where} {finding.text}")
-        console.print(line, soft_wrap=True)
+        say(console, line)
     for text in missing:
-        console.print(Text(f"not checked: {text}", style="yellow"), soft_wrap=True)
+        say(console, f"not checked: {text}", "yellow")
     counts = {level: sum(f.level == level for f in findings) for level in ("must", "should")}
     words = ", ".join(f"{n} {level}" for level, n in counts.items())
-    console.print(Text(words, style="bold red" if counts["must"] else "bold"), soft_wrap=True)
+    say(console, words, "bold red" if counts["must"] else "bold")
 
 
-def render_lint(findings: Sequence[Violation], missing: Sequence[str], *, upstream: str) -> str:
-    """Return the JSON document, ending in a newline."""
-    document = {
+def document(
+    findings: Sequence[Violation], missing: Sequence[str], *, upstream: str
+) -> dict[str, Any]:
+    """Return the JSON document."""
+    return {
         "schema": SCHEMA,
         "upstream": upstream,
         "findings": [asdict(finding) for finding in findings],
         "not_checked": list(missing),
     }
-    return json.dumps(document, indent=1) + "\n"

@@ -5,7 +5,6 @@ Its JSON has the schema `fa-harness.series/1`.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from fa_harness.project import Project, find_project
 from fa_harness.series.series import series_for
 from fa_harness.series.status import Status
 from fa_harness.series.status import status as status_of
-from fa_harness.terminal import make_console, write_json
+from fa_harness.terminal import make_console, say, write_json
 from fa_harness.upstream.source import find_source
 
 SCHEMA = "fa-harness.series/1"
@@ -45,7 +44,7 @@ def command(*, suite: str | None, json_path: str | None) -> None:
     patches = status_of(project, source)
     of_suite = colours(project, suite) if suite else []
     print_status(make_console(stderr=json_path == "-"), patches, of_suite, suite=suite)
-    write_json(render_status(patches, of_suite, suite=suite, upstream=source.label), json_path)
+    write_json(document(patches, of_suite, suite=suite, upstream=source.label), json_path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,24 +107,21 @@ def print_status(
             line.append(f"  {_turned(colours[i], colours[i + 1])}")
         if patch.is_upstream:
             line.append("  upstream has it", style="yellow")
-        console.print(line, soft_wrap=True)
+        say(console, line)
         for file in patch.files:
-            console.print(
-                Text(f"      {file.path}  +{file.added} -{file.removed}", style="dim"),
-                soft_wrap=True,
-            )
+            say(console, f"      {file.path}  +{file.added} -{file.removed}", "dim")
     total = sum(patch.size for patch in patches)
     words = f"{len(patches)} patches, {total} lines"
     if colours:
         words += f" | suite {suite}: {colours[0]} -> {colours[-1]}"
-    console.print(Text(words, style="bold"), soft_wrap=True)
+    say(console, words, "bold")
 
 
-def render_status(
+def document(
     patches: Sequence[Status], colours: Sequence[Colours], *, suite: str | None, upstream: str
-) -> str:
-    """Return the JSON document, ending in a newline."""
-    document: dict[str, Any] = {
+) -> dict[str, Any]:
+    """Return the JSON document."""
+    return {
         "schema": SCHEMA,
         "upstream": upstream,
         "suite": suite if colours else None,
@@ -146,7 +142,6 @@ def render_status(
             for i, patch in enumerate(patches)
         ],
     }
-    return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
 def _turned(before: Colours, after: Colours) -> str:

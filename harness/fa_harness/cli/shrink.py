@@ -26,7 +26,7 @@ from fa_harness.hunt import emit_c
 from fa_harness.hunt.shrink import Failure, Shrunk, Simplification, shrink
 from fa_harness.judge.verdict import Verdict
 from fa_harness.report.results import explain, repro
-from fa_harness.terminal import make_console
+from fa_harness.terminal import make_console, say
 from fa_harness.upstream.source import chosen
 
 _SIMPLER_SECONDS = 5.0
@@ -175,19 +175,16 @@ def _print_step(console: Console, step: Simplification) -> None:
     """Print what is simpler in a case that still fails, and what shows that it does."""
     line = Text(f"  {step.what}")
     line.append(f"  {_words(step.failure.name)}", style="dim")
-    console.print(line, soft_wrap=True)
+    say(console, line)
 
 
 def _print_end(console: Console, shrunk: Shrunk, verdict: Verdict) -> None:
     """Print how far it went, and why the smallest case fails."""
     n = len(shrunk.steps)
     end = "nothing simpler fails" if shrunk.finished else "stopped before all was tried"
-    console.print(
-        Text(f"{n} step{'s' * (n != 1)}, {shrunk.tried} cases run: {end}", style="bold"),
-        soft_wrap=True,
-    )
+    say(console, f"{n} step{'s' * (n != 1)}, {shrunk.tried} cases run: {end}", "bold")
     for line in explain(verdict):
-        console.print(Text(f"    {line}"), soft_wrap=True)
+        say(console, f"    {line}")
 
 
 def _words(name: str) -> str:

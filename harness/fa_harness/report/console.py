@@ -14,7 +14,7 @@ from fa_harness.case.rolling import CacheStep
 from fa_harness.judge.shares import in_words
 from fa_harness.judge.verdict import STATUSES, Verdict
 from fa_harness.report.results import Results, explain, worst
-from fa_harness.terminal import counter
+from fa_harness.terminal import counter, say
 
 STATUS_STYLE = {
     "pass": "green",
@@ -69,7 +69,7 @@ class Table:
 
     def __enter__(self) -> Table:
         headings = {name: heading for name, (heading, _, _) in self._columns.items()}
-        self._console.print(self._line("case", headings, "bold"), soft_wrap=True)
+        say(self._console, self._line("case", headings, "bold"))
         self._progress.start()
         return self
 
@@ -90,13 +90,13 @@ class Table:
         }
         line = self._line(self._labels[verdict.case], cells, "")
         line.stylize(STATUS_STYLE[verdict.status], len(line.plain) - len(verdict.status))
-        self._console.print(line, soft_wrap=True)
+        say(self._console, line)
         if verdict.status != "pass":
             for i, words in enumerate(explain(verdict)):
                 style = STATUS_STYLE[verdict.status] if i == 0 else ""
-                self._console.print(Text(f"    {words}", style=style), soft_wrap=True)
+                say(self._console, f"    {words}", style)
         if verdict.status != "pass" or self._verbose:
-            self._console.print(Text(f"    {repro}", style="dim"), soft_wrap=True)
+            say(self._console, f"    {repro}", "dim")
         if self._shows_steps and verdict.steps:
             self._print_steps(verdict.steps)
         self._progress.advance(self._task)
@@ -107,7 +107,7 @@ class Table:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             cells = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)]
-            self._console.print(Text(f"    {'  '.join(cells)}"), soft_wrap=True)
+            say(self._console, f"    {'  '.join(cells)}")
 
     def _line(self, case: str, cells: Mapping[str, str], style: str) -> Text:
         padded = [
@@ -129,7 +129,7 @@ def print_summary(console: Console, results: Results) -> None:
         if same < len(own):
             most = max(comparison.max_rel_row for comparison in own)
             words += f", elsewhere it is off by up to {most:.1e} of a row's largest element"
-        console.print(Text(words), soft_wrap=True)
+        say(console, words)
     ran = len(results.verdicts)
     parts = [f"{results.count(status)} {status}" for status in STATUSES if results.count(status)]
     cases = f"{ran} of {results.selected} cases (interrupted)" if results.interrupted else (
@@ -143,7 +143,7 @@ def print_summary(console: Console, results: Results) -> None:
         f" | {results.seconds:.1f} s",
         style="not bold default",
     )
-    console.print(text, soft_wrap=True)
+    say(console, text)
 
 
 def _some(steps: Sequence[CacheStep]) -> list[CacheStep]:
