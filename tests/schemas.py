@@ -10,7 +10,8 @@ FOLDER = Path(__file__).parents[1] / "docs" / "schemas"
 
 
 def checked(document: dict[str, Any]) -> dict[str, Any]:
-    """Return a report that has the keys that its schema has, and no other."""
+    """Return a report that has the keys that its schema has, and no other, as JSON holds it."""
+    document = json.loads(json.dumps(document, allow_nan=False))
     name, _, version = document["schema"].removeprefix("fa-harness.").partition("/")
     schema = json.loads((FOLDER / f"{name}-{version}.json").read_text())
     Draft202012Validator.check_schema(schema)

@@ -1,6 +1,5 @@
 import dataclasses
 import io
-import json
 from datetime import datetime, timezone
 
 from rich.console import Console
@@ -112,7 +111,7 @@ def test_a_crash_is_told_by_the_mode() -> None:
 
 
 def test_the_document_has_a_summary_and_a_row_a_mutant() -> None:
-    made = schemas.checked(json.loads(json.dumps(document(score(KILLED, SURVIVED)))))
+    made = schemas.checked(document(score(KILLED, SURVIVED)))
     assert made == document(score(KILLED, SURVIVED))
     assert made["schema"] == SCHEMA
     assert made["summary"] == {

@@ -9,7 +9,7 @@ import pytest
 import schemas
 from fa_harness.cli import perplexity as cli
 from fa_harness.cli.perplexity import EndToEnd
-from fa_harness.cli.series_lint import render_lint
+from fa_harness.cli.series_lint import document
 from fa_harness.model.evidence import Evidence, Section
 from fa_harness.model.perplexity import (
     CacheRun,
@@ -44,18 +44,18 @@ def test_a_gates_report_has_the_keys_of_its_schema() -> None:
 
 @pytest.mark.parametrize("key", ["summary", "seconds", "results"])
 def test_a_report_without_a_key_or_with_another_is_told(key: str) -> None:
-    document = run_report.document(results(compared()))
+    report = run_report.document(results(compared()))
     with pytest.raises(AssertionError, match="is a required property"):
-        schemas.checked({name: value for name, value in document.items() if name != key})
+        schemas.checked({name: value for name, value in report.items() if name != key})
     with pytest.raises(AssertionError, match=r"were unexpected|was unexpected"):
-        schemas.checked({**document, f"{key}_more": 1})
+        schemas.checked({**report, f"{key}_more": 1})
 
 
 def test_a_lint_report_has_the_keys_of_its_schema() -> None:
     found = Violation(
         level="must", rule="ascii", patch="0001-a.patch", line=3, file="a.c", file_line=7, text="x"
     )
-    schemas.checked(json.loads(render_lint([found], ["clang-format"], upstream="llama.cpp-1")))
+    schemas.checked(document([found], ["clang-format"], upstream="llama.cpp-1"))
 
 
 def test_a_perplexity_report_has_the_keys_of_its_schema() -> None:
@@ -75,7 +75,7 @@ def test_a_perplexity_report_has_the_keys_of_its_schema() -> None:
         ),
         commands={"standard": "llama-perplexity"},
     )
-    schemas.checked(json.loads(cli.render(result)))
+    schemas.checked(cli.document(result))
 
 
 @pytest.mark.parametrize("passed", [True, False, None])
