@@ -690,7 +690,7 @@ def test_shrink_prints_the_smallest_case_and_its_repro_line_and_writes_a_program
     again = fa_harness(*shlex.split(repro)[1:])
     assert (again.returncode, " fail\n" in again.stdout) == (1, True)
     steps = done.stderr.splitlines()
-    assert steps[0] == "  threads 2 -> 1  segmented vs standard"
+    assert steps[0] == "  threads 2 -> 1  state vs oracle"
     assert any(line.endswith("cases run: nothing simpler fails") for line in steps)
     assert program.read_text().startswith(f"/*\n * {case}\n")
 
@@ -705,4 +705,4 @@ def test_shrink_keeps_to_the_modes_that_are_asked_for() -> None:
     done = fa_harness("shrink", "--library", "0001", "--case", CHAIN, "--mode", "resumed")
     assert done.returncode == 1
     assert " --mode resumed --case " in done.stdout
-    assert "resumed vs oracle: " in done.stderr
+    assert "resumed state vs oracle" in done.stderr
