@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -16,16 +17,16 @@ def check_writable(path: Path) -> None:
     Raises:
         UsageError: It cannot.
     """
-    if path.is_dir():
-        raise UsageError(f"report {path}: is a folder; name a file")
-    if _is_device(path):
-        if not os.access(path, os.W_OK):
-            raise UsageError(f"report {path}: cannot be written (no permission); name another file")
-        return
-    path = path.resolve()
-    if not path.parent.is_dir():
-        raise UsageError(f"report {path}: there is no folder {path.parent}; make it first")
     try:
+        if path.is_dir():
+            raise UsageError(f"report {path}: is a folder; name a file")
+        if _is_device(path):
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
+        path = path.resolve()
+        if not path.parent.is_dir():
+            raise UsageError(f"report {path}: there is no folder {path.parent}; make it first")
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:

@@ -32,6 +32,9 @@ MAX_THREADS = 512
 """`GGML_MAX_N_THREADS`."""
 
 _DERIVED = ""
+_MOST_INT = 2**63 - 1
+_MOST_FLOAT = float(np.finfo(np.float32).max)
+"""What ggml can be told."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,7 +112,8 @@ class Case:
     def __post_init__(self) -> None:
         for name in ("max_bias", "logit_softcap"):
             object.__setattr__(self, name, float(getattr(self, name)))
-        object.__setattr__(self, "kq_scale", float(np.float32(self.kq_scale)))
+        with np.errstate(over="ignore"):  # what is too large is refused below
+            object.__setattr__(self, "kq_scale", float(np.float32(self.kq_scale)))
         if self.mask_kind == _DERIVED:
             object.__setattr__(self, "mask_kind", self._default_mask_kind())
         if isinstance(self.boundaries, tuple) and self.segments == 1:
@@ -232,6 +236,8 @@ class Case:
     def _check_shape(self) -> None:
         for name in ("hsk", "hsv", "n_head_kv", "n_kv", "n_batch"):
             self._require(getattr(self, name) >= 1, name, "must be at least 1")
+        for name in ("hsk", "hsv", "n_head_kv", "n_group", "ne3", "n_kv", "n_batch", "hot_window"):
+            self._require(getattr(self, name) <= _MOST_INT, name, "does not fit in 64 bits")
         self._require(
             min(self.n_group, self.ne3) >= 1, "n_group", "must be two numbers of at least 1"
         )
@@ -249,6 +255,9 @@ class Case:
                 type_field,
                 f"unknown type; known are {', '.join(TYPES)}",
             )
+        self._require(
+            self.cold_type in TYPES, "cold_type", f"unknown type; known are {', '.join(TYPES)}"
+        )
         if self.v_is_view_of_k:
             self._require(
                 self.type_K == self.type_V and self.hsv_padded <= self.hsk_padded,
@@ -260,9 +269,7 @@ class Case:
     def _check_options(self) -> None:
         for name in ("max_bias", "logit_softcap"):
             value = getattr(self, name)
-            self._require(
-                math.isfinite(value) and value >= 0, name, "must be a number of at least 0"
-            )
+            self._require(0 <= value <= _MOST_FLOAT, name, "must be a float32 number of at least 0")
             self._require(
                 float(format_value(value)) == value,
                 name,

@@ -127,7 +127,7 @@ def _cases(what: Selection) -> list[Case]:
         return [captures.checked(Case.parse(what.case_string))]
     if what.case_file is not None:
         return read_cases(what.case_file)
-    names = (what.suite or "default").split(",")
+    names = ("default" if what.suite is None else what.suite).split(",")
     return [case for name in names for case in cases_of_suite(name)]
 
 

@@ -167,7 +167,7 @@ def run_gate(
             "--strict: a run that becomes the baseline is compared with none; leave "
             "--update-baseline or --strict out"
         )
-    if baseline_file is not None and not update and not baseline_file.is_file():
+    if baseline_file is not None and not update and not os.path.isfile(baseline_file):
         raise UsageError(
             f"--baseline {baseline_file}: there is no such file; --update-baseline makes it"
         )

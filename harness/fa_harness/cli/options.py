@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -71,8 +72,27 @@ def _definitions(
     return {name: text for name, _, text in (value.partition("=") for value in values)}
 
 
+class _Seconds(click.FloatRange):
+    """A time that can be waited for: above 0, and no more than the milliseconds of `poll` hold."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, max=1e6, min_open=True)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the seconds."""
+        try:
+            seconds: float = super().convert(value, param, ctx)
+        except click.BadParameter:
+            seconds = math.nan
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is not a number of seconds above 0 and up to 1000000", param, ctx)
+        return seconds
+
+
 PATH = click.Path(path_type=Path)
-SECONDS = click.FloatRange(min=0, min_open=True)
+SECONDS = _Seconds()
 
 library = click.option(
     "--library", default="patched", metavar="NAME", show_default=True, help="Library to use."

@@ -115,11 +115,11 @@ def command(*, what: Selection, how: How, list_only: bool, reports: Reports) -> 
     times. Cases with boundaries of their own keep them.
     """
     cases = select(_with_usual_suites(what))
+    modes = check_modes(what.modes, cases)
     if list_only:
         for case in cases:
             click.echo(str(case))
         return
-    modes = check_modes(what.modes, cases)
     reports.check()
     console = make_console(stderr=reports.to_stdout)
     try:
