@@ -269,7 +269,9 @@ class Case:
     def _check_options(self) -> None:
         for name in ("max_bias", "logit_softcap"):
             value = getattr(self, name)
-            self._require(0 <= value <= _MOST_FLOAT, name, "must be a float32 number of at least 0")
+            self._require(
+                0 <= value <= _MOST_FLOAT, name, "must be a number of at least 0 in float32"
+            )
             self._require(
                 float(format_value(value)) == value,
                 name,
