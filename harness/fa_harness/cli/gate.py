@@ -172,6 +172,9 @@ def run_gate(
             f"--baseline {baseline_file}: there is no such file; --update-baseline makes it"
         )
     project = find_project()
+    if update:
+        where = baseline_file.absolute() if baseline_file is not None else project.baselines
+        project.refuse_to_change_shipped(where, "gate --update-baseline")
     of_threads = () if threads is None else (threads,)
     cases = select(Selection(suite="gate", seed=seed, threads=of_threads))
     with held_library(how.library, how.options) as found, Runner(found.module_path) as runner:
