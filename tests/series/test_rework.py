@@ -11,8 +11,9 @@ from click.testing import CliRunner, Result
 from fa_harness.cli.main import cli
 from fa_harness.errors import FaHarnessError, SetupError, UsageError
 from fa_harness.project import Project
-from fa_harness.series import rework
+from fa_harness.series import export, rework
 from fa_harness.series.drift import drift
+from fa_harness.series.export import Changes
 from fa_harness.series.rework import ConflictError
 from fa_harness.series.series import load_series
 from fa_harness.series.status import status
@@ -70,7 +71,7 @@ def test_a_refresh_without_a_change_changes_no_byte(three: Project, source: Sour
     prepare_tree(three, source, load_series(three))
     before = contents(three)
     changes = rework.refresh(three, source)
-    assert changes == rework.Changes(written=(), renamed=(), removed=())
+    assert changes == Changes(written=(), renamed=(), removed=())
     assert contents(three) == before
     assert three.series_file.read_text().startswith("# the order\n0001-first.patch\n")
 
@@ -103,7 +104,7 @@ def test_line_numbers_that_an_edit_moved_are_written_when_they_are_wanted(
     off_by_one = contents(three)
     assert drift(prepare_tree(three, source, load_series(three)), load_series(three)) == [0, 1, 0]
     changes = rework.refresh(three, source, line_numbers=True)
-    assert changes == rework.Changes(written=("0002-second.patch",), renamed=(), removed=())
+    assert changes == Changes(written=("0002-second.patch",), renamed=(), removed=())
     assert drift(prepare_tree(three, source, load_series(three)), load_series(three)) == [0, 0, 0]
     after = contents(three)
     assert [name for name in after if after[name] != off_by_one[name]] == ["0002-second.patch"]
@@ -125,7 +126,7 @@ def test_a_long_title_is_cut_at_the_end_of_a_word(three: Project, source: Source
 
 @pytest.mark.parametrize("n", [66, 67, 68, 69, 70, 90])
 def test_no_name_of_a_patch_ends_within_a_word(n: int) -> None:
-    name = rework.file_name(f"0001-{'a' * n}-word-more.patch")
+    name = export.file_name(f"0001-{'a' * n}-word-more.patch")
     assert len(name) <= 80
     assert name.removesuffix(".patch").rpartition("-")[2] in ("a" * 69, "a" * n, "word", "more")
 

@@ -143,8 +143,8 @@ def _default() -> list[Case]:
     add(Case(**{**DECODE, "n_kv": 700}, sinks=True, max_bias=8.0, regime="normal"))
     add(Case(**{**few, "n_batch": 66}, sinks=True, logit_softcap=10.0, regime="normal"))
 
-    for nb in (1, 9, 64):  # ne3
-        add(Case(**{**few, "n_batch": nb, "n_group": 3, "ne3": 2}, regime="normal"))
+    for n_batch in (1, 9, 64):  # ne3
+        add(Case(**{**few, "n_batch": n_batch, "n_group": 3, "ne3": 2}, regime="normal"))
     for permute in ((0, 2, 1, 3), (0, 1, 3, 2)):
         add(Case(**{**few, "n_group": 2, "ne3": 2}, permute=permute, regime="normal"))
     add(Case(**few, kv_view=False, regime="normal"))

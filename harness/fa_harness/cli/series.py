@@ -14,7 +14,7 @@ from fa_harness.cli.lazy import LazyGroup
 from fa_harness.errors import UsageError
 from fa_harness.project import Project, find_project
 from fa_harness.series import rework
-from fa_harness.series.rework import Changes
+from fa_harness.series.export import Changes
 from fa_harness.terminal import make_console, say
 from fa_harness.upstream.pins import load_pins
 from fa_harness.upstream.source import Source, chosen, find_source

@@ -12,6 +12,8 @@
 Shapes are in ggml's order, `ne[0]` first. Arrays are in NumPy's: the last axis is `ne[0]`.
 """
 
-from fa_harness.engine.ggml.loaded import Backend, Context, Ggml, Graph, Tensor, load
+from fa_harness.engine.ggml.graphs import Backend, Context, Graph
+from fa_harness.engine.ggml.loaded import Ggml, load
+from fa_harness.engine.ggml.tensors import Tensor
 
 __all__ = ["Backend", "Context", "Ggml", "Graph", "Tensor", "load"]

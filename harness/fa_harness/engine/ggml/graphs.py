@@ -1,0 +1,255 @@
+"""Contexts, in which tensors and graphs are made, and the backend that computes them."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fa_harness.arrays import Array
+from fa_harness.engine.ggml import allocations
+from fa_harness.engine.ggml.tensors import Tensor
+
+if TYPE_CHECKING:
+    from fa_harness.engine.ggml.loaded import Ggml
+
+CONTEXT_BYTES = 32 << 20
+"""For headers of tensors and graphs only. They lie in a mapping of their own, whose pages are not
+taken until they are used; memory of `malloc` may be filled at once (glibc's M_PERTURB)."""
+
+
+class Graph:
+    """Nodes in the order in which the CPU backend computes them."""
+
+    def __init__(self, ggml: Ggml, pointer: Any) -> None:
+        self._ggml = ggml
+        self._p = pointer
+
+    def work_size(self, n_threads: int) -> int:
+        """Return the bytes of work memory that upstream plans for the graph."""
+        plan = self._ggml._lib.ggml_graph_plan(self._p, n_threads, self._ggml._ffi.NULL)
+        return int(plan.work_size)
+
+
+class Context:
+    """Tensors and graphs; released on leaving the `with` block, and with it their memory."""
+
+    def __init__(self, ggml: Ggml) -> None:
+        self._ggml = ggml
+        self._p: Any = None
+        self._memory: mmap.mmap | None = None
+        self._buffers: list[Any] = []
+        self._arrays: list[Array] = []
+
+    def __enter__(self) -> Context:
+        ffi, lib = self._ggml._ffi, self._ggml._lib
+        self._memory = self._ggml._mapping()
+        params = {
+            "mem_size": CONTEXT_BYTES,
+            "mem_buffer": ffi.from_buffer(self._memory),
+            "no_alloc": True,
+        }
+        self._p = lib.ggml_init(ffi.new("struct ggml_init_params *", params)[0])
+        return self
+
+    @property
+    def ggml(self) -> Ggml:
+        """The library that it is of."""
+        return self._ggml
+
+    def __exit__(self, *exception: object) -> None:
+        for buffer in self._buffers:
+            self._ggml._lib.ggml_backend_buffer_free(buffer)
+        self._ggml._lib.ggml_free(self._p)
+        if self._memory is not None:
+            self._ggml._spare.append(self._memory)
+        self._buffers, self._arrays, self._p, self._memory = [], [], None, None
+
+    def tensor(self, type_: str, ne: Sequence[int]) -> Tensor:
+        """Return a new contiguous tensor of shape `ne` (four numbers)."""
+        pointer = self._ggml._lib.ggml_new_tensor_4d(self._p, self._ggml._type(type_), *ne)
+        return Tensor(self._ggml, pointer, type_)
+
+    def place(self, tensor: Tensor, array: Array) -> None:
+        """Let a tensor live in an array's memory: nothing is copied, what one writes, both hold.
+
+        Args:
+            tensor: A tensor without memory that is no view.
+            array: Contiguous, as many bytes as the tensor, at a multiple of 64 bytes; the context
+                keeps it alive.
+
+        Raises:
+            ValueError: The array is not so.
+        """
+        address = array.ctypes.data
+        if array.nbytes != tensor.nbytes or address % 64 or not array.flags.c_contiguous:
+            raise ValueError(
+                f"tensor {tensor.ne} {tensor.type}: takes {tensor.nbytes} contiguous bytes at a "
+                f"multiple of 64, not {array.nbytes} at {address:#x}"
+            )
+        lib, pointer = self._ggml._lib, self._ggml._pointer(array)
+        buffer = lib.ggml_backend_cpu_buffer_from_ptr(pointer, array.nbytes)
+        lib.ggml_backend_tensor_alloc(buffer, tensor._p, pointer)
+        self._buffers.append(buffer)
+        self._arrays.append(array)
+
+    def permute(self, a: Tensor, axes: Sequence[int]) -> Tensor:
+        """Return a view of `a` whose dimension `axes[i]` is dimension `i` of `a`."""
+        return Tensor(self._ggml, self._ggml._lib.ggml_permute(self._p, a._p, *axes), a.type)
+
+    def view(self, a: Tensor, ne: Sequence[int], *, offset: int = 0) -> Tensor:
+        """Return a view of `a` with a shape of its own and the strides of `a`.
+
+        Args:
+            a: The tensor that owns the memory, or a view of it.
+            ne: Shape, four numbers.
+            offset: Bytes from the start of `a`.
+        """
+        pointer = self._ggml._lib.ggml_view_4d(self._p, a._p, *ne, *a.nb[1:], offset)
+        return Tensor(self._ggml, pointer, a.type)
+
+    def flash_attn_ext(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        *,
+        scale: float,
+        max_bias: float = 0.0,
+        logit_softcap: float = 0.0,
+        state: Tensor | None = None,
+        sinks: Tensor | None = None,
+        prec: str = "f32",
+        n_kv_max: int = 0,
+    ) -> Tensor:
+        """Return the attention of `q` over `k` and `v`; with a state, continuing from and into it.
+
+        Args:
+            q: F32 `[hsk, n_batch, n_head, ne3]`.
+            k: `[hsk, n_kv, n_head_kv, ne3]`.
+            v: `[hsv, n_kv, n_head_kv, ne3]`.
+            mask: F16, contiguous, `[n_kv, n_batch, 1 or more, 1 or ne3]`.
+            scale: Factor of `q . k`.
+            max_bias: ALiBi, 0 for none.
+            logit_softcap: Soft cap of the scaled scores, 0 for none.
+            state: F32 `[2 + hsv, n_batch, n_head, ne3]`, rows `[M, S, VKQ]`.
+            sinks: F32 `[n_head, 1, 1, 1]`; of a chain, for its last call only.
+            prec: Precision of the accumulator that is asked for, `f32` or `def`.
+            n_kv_max: Upper bound on the finite entries of a mask row, 0 for none.
+
+        Returns:
+            F32 `[hsv, n_head, n_batch, ne3]`.
+        """
+        lib, null = self._ggml._lib, self._ggml._ffi.NULL
+        inputs = (q._p, k._p, v._p, mask._p if mask else null)
+        factors = (scale, max_bias, logit_softcap)
+        if state is None:
+            out = lib.ggml_flash_attn_ext(self._p, *inputs, *factors)
+        else:
+            out = lib.ggml_flash_attn_ext_with_state(self._p, *inputs, state._p, *factors)
+        if sinks is not None:
+            lib.ggml_flash_attn_ext_add_sinks(out, sinks._p)
+        precision = {"def": lib.GGML_PREC_DEFAULT, "f32": lib.GGML_PREC_F32}[prec]
+        if hasattr(lib, "ggml_prec_set_acc"):
+            lib.ggml_prec_set_acc(out, precision)
+        else:
+            lib.ggml_flash_attn_ext_set_prec(out, precision)
+        if n_kv_max:
+            lib.ggml_flash_attn_ext_set_n_kv_max(out, n_kv_max)
+        return Tensor(self._ggml, out, "f32")
+
+    def state_after(self, a: Tensor) -> Tensor:
+        """Return the state that the call `a` leaves: its state, as a tensor that depends on `a`.
+
+        A call of the same graph that continues `a` takes this as its state.
+        """
+        pointer = self._ggml._lib.ggml_flash_attn_ext_get_state(self._p, a._p)
+        return Tensor(self._ggml, pointer, "f32")
+
+    def merge_states(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the state of the keys of both `a` and `b`: a new tensor of their shape."""
+        pointer = self._ggml._lib.ggml_flash_attn_ext_merge_states(self._p, a._p, b._p)
+        return Tensor(self._ggml, pointer, "f32")
+
+    def from_state(self, state: Tensor) -> Tensor:
+        """Return the attention that a state stands for, F32 `[hsv, n_head, n_batch, ne3]`."""
+        pointer = self._ggml._lib.ggml_flash_attn_ext_from_state(self._p, state._p)
+        return Tensor(self._ggml, pointer, "f32")
+
+    def graph(self, outputs: Sequence[Tensor], *, size: int = 64) -> Graph:
+        """Return a graph that computes `outputs`, each after all before it.
+
+        Args:
+            outputs: What to compute, and all that it depends on.
+            size: Nodes and leaves that the graph has room for.
+        """
+        lib = self._ggml._lib
+        pointer = lib.ggml_new_graph_custom(self._p, max(size, 8 * len(outputs)), False)
+        for output in outputs:
+            lib.ggml_build_forward_expand(pointer, output._p)
+        return Graph(self._ggml, pointer)
+
+
+class Backend:
+    """A CPU backend with a thread pool of its own; released on leaving the `with` block."""
+
+    def __init__(self, ggml: Ggml, n_threads: int, *, reference: bool, poll: int) -> None:
+        self._ggml = ggml
+        self._reference = reference
+        self._poll = poll
+        self.n_threads = n_threads
+        self._p: Any = None
+        self._pool: Any = None
+
+    def __enter__(self) -> Backend:
+        lib = self._ggml._lib
+        params = lib.ggml_threadpool_params_default(self.n_threads)
+        params.poll = self._poll
+        self._pool = lib.ggml_threadpool_new(self._ggml._ffi.addressof(params))
+        if self._pool == self._ggml._ffi.NULL:
+            raise MemoryError(f"ggml_threadpool_new: no pool of {self.n_threads} threads")
+        self._p = lib.ggml_backend_cpu_init()
+        lib.ggml_backend_cpu_set_n_threads(self._p, self.n_threads)
+        lib.ggml_backend_cpu_set_threadpool(self._p, self._pool)
+        if self._reference:
+            lib.ggml_backend_cpu_set_use_ref(self._p, True)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ggml._lib.ggml_backend_free(self._p)
+        self._ggml._lib.ggml_threadpool_free(self._pool)
+        self._p = self._pool = None
+
+    def allocate(self, ctx: Context) -> None:
+        """Give memory to all tensors of the context that have none.
+
+        Raises:
+            MemoryError: There is not enough.
+        """
+        buffer = self._ggml._lib.ggml_backend_alloc_ctx_tensors(ctx._p, self._p)
+        if buffer == self._ggml._ffi.NULL:
+            raise MemoryError("ggml_backend_alloc_ctx_tensors: not enough memory for the tensors")
+        ctx._buffers.append(buffer)
+
+    def compute(self, graph: Graph) -> None:
+        """Compute the graph.
+
+        Raises:
+            RuntimeError: The backend gave another status than success.
+        """
+        status = self._ggml._lib.ggml_backend_graph_compute(self._p, graph._p)
+        if status != self._ggml._lib.GGML_STATUS_SUCCESS:
+            raise RuntimeError(f"ggml_backend_graph_compute: status {status}")
+
+    def count_allocations(self, graph: Graph) -> int | None:
+        """Compute the graph; return how often the library asked for memory, None if unknown.
+
+        The first graph of a backend asks for the work memory; any graph for what upstream's
+        `ggml_graph_compute` takes for itself.
+        """
+        if not allocations.can_count():
+            return None
+        with allocations.counted(self._ggml._folder) as count:
+            self.compute(graph)
+            return count()

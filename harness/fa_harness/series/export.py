@@ -1,0 +1,117 @@
+"""Commits become patches: what is written to `patches/`, under which names."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from fa_harness.files import replace_file
+from fa_harness.project import Project, writing
+from fa_harness.series import variants
+from fa_harness.series.series import load_series, title
+from fa_harness.series.tree import UPSTREAM_REF
+from fa_harness.upstream.git import git
+
+_FORMAT = (
+    "format-patch", "--quiet", "--zero-commit", "--no-signature", "--no-numbered", "--full-index",
+    "--filename-max-length=200",
+)  # fmt: skip
+_LONGEST_NAME = 80
+"""Characters of a patch's file name; git would cut it at 64, in the middle of a word."""
+_HUNK = re.compile(r"^@@ .* @@.*$", re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What a finished change did to `patches/`: file names.
+
+    Attributes:
+        written: New patches, and those whose content changed.
+        renamed: Old and new name of patches whose content did not.
+        removed: Patches that are gone.
+        dropped: Titles of those that changed nothing where they were picked.
+        onto: Of a rebase, the upstream that the series is for now, as `find_source` finds it.
+        range_diff: Of a rebase, what git has to say of the old patches and the new.
+    """
+
+    written: tuple[str, ...]
+    renamed: tuple[tuple[str, str], ...]
+    removed: tuple[str, ...]
+    dropped: tuple[str, ...] = ()
+    onto: str = ""
+    range_diff: str = ""
+
+
+def export(project: Project, repository: Path, tip: str, *, line_numbers: bool = False) -> Changes:
+    """Write the commits from upstream to `tip` to `patches/`.
+
+    A patch whose content did not change keeps every byte: where other patches move, so do line
+    numbers and the ids of files, which a reader of a diff should not have to look at. Where line
+    numbers are wanted, one whose hunks lie elsewhere now is written with what they are.
+    """
+    series = load_series(project)
+    old = dict(
+        zip(series.names, (patch.read_text("utf-8") for patch in series.patches), strict=True)
+    )
+    same = {_content(text): name for name, text in old.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        git(repository, *_FORMAT, "--output-directory", folder, f"{UPSTREAM_REF}..{tip}")
+        mails = {
+            file_name(path.name): path.read_text("utf-8") for path in sorted(Path(folder).iterdir())
+        }
+    new: dict[str, str] = {}
+    written, renamed = [], []
+    for name, text in mails.items():
+        known = same.pop(_content(text), None)
+        if known is None:
+            new[name] = text
+            written.append(name)
+            continue
+        kept = f"{name[:4]}-{known.partition('-')[2]}"
+        if line_numbers and _HUNK.findall(text) != _HUNK.findall(old[known]):
+            new[kept] = text
+            written.append(kept)
+        else:
+            new[kept] = old[known]
+        if kept != known:
+            renamed.append((known, kept))
+    with writing(project.patches):
+        for name, text in new.items():
+            if old.get(name) != text:
+                replace_file(project.patches / name, text)
+        lines = series.file.read_text("utf-8").splitlines()
+        head = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+        replace_file(series.file, "".join(f"{line}\n" for line in [*head, *new]))
+        gone = [name for name in old if name not in new]
+        # the same patch with other content, under another number or a name of another length
+        by_title = {title(project.patches / name): name for name in new}
+        moved = {name: by_title.get(title(project.patches / name), name) for name in gone}
+        for name in gone:
+            (project.patches / name).unlink()
+    variants.rename(project.patches, {**moved, **dict(renamed)})
+    before = {name for name, _ in renamed}
+    return Changes(
+        written=tuple(written),
+        renamed=tuple(renamed),
+        removed=tuple(name for name in gone if name not in before),
+    )
+
+
+def file_name(name: str) -> str:
+    """Return a patch's file name, cut at the end of a word where it is too long."""
+    stem, longest = name.removesuffix(".patch"), _LONGEST_NAME - len(".patch")
+    if len(stem) > longest:
+        words = stem[: longest + 1].rpartition("-")[0]
+        stem = words if "-" in words else stem[:longest]
+    return f"{stem}.patch"
+
+
+def _content(mail: str) -> str:
+    """Return a patch without what moves when others change: ids of files, and line numbers."""
+    mail = re.sub(r"^From [0-9a-f]{40} .*\n", "", mail)
+    mail = re.sub(r"^Subject: \[PATCH[^]]*\] ", "Subject: ", mail, flags=re.MULTILINE)
+    mail = re.sub(r"^index [0-9a-f]+\.\.[0-9a-f]+", "index", mail, flags=re.MULTILINE)
+    return _HUNK.sub("@@", mail).rstrip()
