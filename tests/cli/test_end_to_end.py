@@ -662,7 +662,7 @@ def test_a_failure_names_the_segment_the_part_and_the_element_in_the_table_and_i
     assert (found["right"], found["path"], found["keys"]) == (["M", "S"], "vec", [22, 45])
     assert found["lines"][0] == (
         "segmented, segment 1 (of 0 to 3), keys 22 to 44, vec path: "
-        "numerators are wrong; M and S are right"
+        "numerators are wrong; M and S are within bounds"
     )
     assert 0 < found["of_f16_range"] < 1
     lines = [line.strip() for line in done.stderr.splitlines()]
