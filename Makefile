@@ -21,21 +21,19 @@ help: ## list the targets
 	@echo "  UPSTREAM_DIR=/path make run   use your own llama.cpp or ggml checkout"
 	@echo "  make run ARGS='--threads 8'   more options for fa-harness run"
 
-run: lib ## build the patched library and compare it with the oracle
+run: $(READY) ## build the patched library and compare it with the oracle
 	@$(BIN)/fa-harness run $(SEGMENTS) $(ARGS)
 
-gate: lib ## compare the patched library with its baseline, as a CI job does
+gate: $(READY) ## compare the patched library with its baseline, as a CI job does
 	@$(BIN)/fa-harness gate $(ARGS)
 
 bench: $(READY) ## measure what the state costs; needs a machine that does nothing else
-	@$(BIN)/fa-harness build pristine patched
 	@$(BIN)/fa-harness bench $(ARGS)
 
-fuzz: lib ## run cases of all kinds at random for a minute
+fuzz: $(READY) ## run cases of all kinds at random for a minute
 	@$(BIN)/fa-harness fuzz $(ARGS)
 
 mutants: $(READY) ## put faults into the kernel and see whether the cases notice
-	@$(BIN)/fa-harness build mutants
 	@$(BIN)/fa-harness mutants $(ARGS)
 
 test: lint ## lint, types and the tests that take ten minutes, with the builds that they need

@@ -6,9 +6,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 from fa_harness.case.case import Case
+from fa_harness.engine.session import Results
 from fa_harness.judge.compare import Comparison, Worst
 from fa_harness.judge.verdict import Verdict
-from fa_harness.report.results import Results
 from fa_harness.speed import gate
 from fa_harness.speed.baseline import Baseline, NoBaseline, Speed
 from fa_harness.speed.gate import Gate, Ratio

@@ -24,13 +24,13 @@ from fa_harness.case.inputs import Inputs
 from fa_harness.case.label import label
 from fa_harness.case.selection import check_modes
 from fa_harness.engine.runner import Runner
+from fa_harness.engine.session import Clock, offered_modes
 from fa_harness.errors import UsageError
 from fa_harness.judge import compare as comparator
 from fa_harness.judge.compare import Check, Comparison
 from fa_harness.judge.expectations import Expectations
 from fa_harness.judge.verdict import Verdict
-from fa_harness.report.results import explain, repro
-from fa_harness.upstream.source import chosen
+from fa_harness.report.results import explain
 
 _STYLE = {"pass": "color: green", "unsupported": "color: gray"}
 _WRONG = "color: red; font-weight: bold"
@@ -192,14 +192,14 @@ def compare(
     case = captures.checked(Case.parse(case) if isinstance(case, str) else case)
     asked = check_modes(modes, [case])
     with held_library(library, options) as built, Runner(built.module_path) as runner:
-        [verdict] = runner.run([case], modes=asked, timeout=timeout, with_outputs=True)
+        [verdict] = runner.run(
+            [case], modes=asked or offered_modes(runner, built), timeout=timeout, with_outputs=True
+        )
     return CaseResult(
         verdict=verdict,
         library=built.name,
         upstream=built.upstream,
-        repro=repro(
-            case, library=built.name, options=options, modes=asked or (), environment=chosen()
-        ),
+        repro=Clock(built, options).session().repro(case, asked or ()),
     )
 
 

@@ -103,20 +103,15 @@ class CaseUnderTest:
 
         What the library or the harness cannot compute is skipped, and says why.
         """
-        from fa_harness.report.results import explain, repro
-        from fa_harness.upstream.source import chosen
+        from fa_harness.engine.session import Clock, offered_modes
+        from fa_harness.report.results import explain
 
-        [verdict] = self.runner.run([self.case])
+        modes = offered_modes(self.runner, self.library)
+        [verdict] = self.runner.run([self.case], modes=modes)
         if verdict.status == "unsupported":
             pytest.skip(verdict.reason)
         if verdict.status != "pass":
-            command = repro(
-                self.case,
-                library=self.library.name,
-                options={},
-                modes=(),
-                environment=chosen(),
-            )
+            command = Clock(self.library).session().repro(self.case, modes or ())
             reason, *where = explain(verdict)
             lines = [f"{verdict.status}: {reason}", *(f"    {line.strip()}" for line in where)]
             pytest.fail("\n".join([*lines, command]), pytrace=False)

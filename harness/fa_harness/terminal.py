@@ -15,7 +15,6 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
     from rich.text import Text
 
 Advance = Callable[[float, float | None], None]
@@ -120,8 +119,9 @@ def _lines(text: str, *, in_bytes: bool) -> Advance:
     return advance
 
 
-def counter(console: Console) -> Progress:
-    """Return a bar that counts below a table while it grows, on a terminal only."""
+@contextlib.contextmanager
+def counted(console: Console, what: str, total: int) -> Iterator[Callable[[], None]]:
+    """Count what is done below a table while it grows, on a terminal; yields what counts on."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -130,7 +130,7 @@ def counter(console: Console) -> Progress:
         TimeElapsedColumn,
     )
 
-    return Progress(
+    with Progress(
         TextColumn("[progress.description]{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -138,4 +138,20 @@ def counter(console: Console) -> Progress:
         console=console,
         transient=True,
         disable=not console.is_terminal,
-    )
+    ) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda: progress.advance(task)
+
+
+def say_summary(console: Console, head: str, rest: str, *, passed: bool) -> None:
+    """Print the last line of a table: what was found, in its colour, then on what."""
+    from rich.text import Text
+
+    text = Text(head, style="bold green" if passed else "bold red")
+    text.append(f" | {rest}", style="not bold default")
+    say(console, text)
+
+
+def number_of(n: int, what: str) -> str:
+    """Return a number of things: `1 case`, `2 cases`."""
+    return f"{n} {what}{'s' * (n != 1)}"

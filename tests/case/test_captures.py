@@ -27,11 +27,11 @@ from fa_harness.case.selection import Selection, case_of, select
 from fa_harness.engine.compute import run_case
 from fa_harness.engine.ggml import Ggml, load
 from fa_harness.engine.runner import Runner
+from fa_harness.engine.session import Results
 from fa_harness.errors import UsageError
 from fa_harness.hunt.shrink import Failure, _simpler, shrink
 from fa_harness.judge.verdict import Verdict, judge
 from fa_harness.report.console import print_summary
-from fa_harness.report.results import Results
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-attention.npz"
 """Of the model of the end-to-end test, with random weights: its first layer."""

@@ -9,7 +9,7 @@ from rich.console import Console
 import schemas
 from fa_harness.case.case import Case
 from fa_harness.case.label import speed_label
-from fa_harness.cli.bench import Table, document, explain, print_summary
+from fa_harness.cli.bench import document, explain, print_headings, print_row, print_summary
 from fa_harness.speed import bench
 from fa_harness.speed.bench import Bench, BenchRow, Interval, LimitedRatio, Model
 
@@ -66,9 +66,9 @@ def result(rows: Sequence[BenchRow], *, selected: int | None = None) -> Bench:
 
 def printed(rows: Sequence[BenchRow]) -> list[str]:
     console = Console(file=io.StringIO(), width=150, highlight=False)
-    with Table(console, total=len(rows)) as table:
-        for one in rows:
-            table.add(one)
+    print_headings(console)
+    for one in rows:
+        print_row(console, one)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
 

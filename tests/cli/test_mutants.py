@@ -6,7 +6,14 @@ from rich.console import Console
 
 import schemas
 from fa_harness.case.suites import suite
-from fa_harness.cli.mutants import SCHEMA, Score, Table, document, print_summary
+from fa_harness.cli.mutants import (
+    SCHEMA,
+    Score,
+    document,
+    print_headings,
+    print_outcome,
+    print_summary,
+)
 from fa_harness.hunt.mutants import Mutant, Outcome
 
 MUTANT = Mutant(
@@ -40,15 +47,16 @@ def score(*outcomes: Outcome, left: int = 0) -> Score:
         suites=("smoke", "default"),
         selected=(*(outcome.mutant for outcome in outcomes), *[MUTANT] * left),
         outcomes=outcomes,
+        interrupted=left > 0,
     )
 
 
 def printed(*outcomes: Outcome, verbose: bool = False, left: int = 0) -> str:
     file = io.StringIO()
     console = Console(file=file, width=150)
-    with Table(console, total=len(outcomes), verbose=verbose) as table:
-        for outcome in outcomes:
-            table.add(outcome)
+    print_headings(console)
+    for outcome in outcomes:
+        print_outcome(console, outcome, verbose=verbose)
     print_summary(console, score(*outcomes, left=left))
     return file.getvalue()
 

@@ -341,8 +341,8 @@ def test_a_group_larger_than_the_window_is_refused() -> None:
 
 def test_a_case_alone_shows_some_of_its_steps(library: Ggml) -> None:
     console = Console(file=io.StringIO(), width=150, highlight=False)
-    with Table(console, [CASE], verbose=False) as table:
-        table.add(judged(library, CASE), "fa-harness run --case '...'")
+    table = Table(console, [CASE], verbose=False)
+    table.add(judged(library, CASE), "fa-harness run --case '...'")
     assert isinstance(console.file, io.StringIO)
     _, line, headings, first, *_, last = console.file.getvalue().splitlines()
     assert line.startswith("hs64 h4/2 kv30 f16>q8_0 normal w8/3 ne3=2 t1 ")

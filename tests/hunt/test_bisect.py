@@ -4,6 +4,7 @@ import dataclasses
 import io
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from typing import cast
 
 import pytest
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.console import Console
 import schemas
 from fa_harness.case.case import Case
 from fa_harness.cli.bisect import document, print_headings, print_row, print_turns
+from fa_harness.engine.runner import Runner
 from fa_harness.hunt.bisect import Bisected, Prefix, PrefixVerdict, run_on
 from fa_harness.judge.verdict import Verdict
 
@@ -32,7 +34,9 @@ def verdict(status: str, *, modes: tuple[str, ...] = ("standard",), reason: str 
 def bisected(*statuses: str) -> Bisected:
     return Bisected(
         case=CASE,
-        upstream="an upstream",
+        library={"upstream": "an upstream"},
+        machine={},
+        tool_version="1",
         started=datetime(2026, 1, 1, tzinfo=timezone.utc),
         seconds=1.0,
         rows=tuple(
@@ -83,17 +87,22 @@ def test_it_passes_where_the_last_library_does_not_fail(last: str, passed: bool)
 def test_a_library_without_a_state_runs_standard_and_says_what_it_lacks() -> None:
     asked: list[tuple[str, ...] | None] = []
 
-    def run(modes: tuple[str, ...] | None) -> Verdict:
-        asked.append(modes)
-        return verdict("pass") if modes else verdict("unsupported", reason="no state")
+    class WithoutState:
+        def run(self, cases: object, modes: tuple[str, ...] | None = None) -> list[Verdict]:
+            asked.append(modes)
+            return [verdict("pass") if modes else verdict("unsupported", reason="no state")]
 
-    row = run_on(PREFIXES[0], run)
+    row = run_on(PREFIXES[0], cast(Runner, WithoutState()), CASE)
     assert asked == [None, ("standard",)]
     assert (row.verdict.status, row.lacks, row.is_red) == ("pass", "no state", False)
 
 
 def test_a_case_that_no_mode_can_compute_is_neither_red_nor_green() -> None:
-    row = run_on(PREFIXES[0], lambda modes: verdict("unsupported", reason=f"not in {modes}"))
+    class OfNoMode:
+        def run(self, cases: object, modes: tuple[str, ...] | None = None) -> list[Verdict]:
+            return [verdict("unsupported", reason=f"not in {modes}")]
+
+    row = run_on(PREFIXES[0], cast(Runner, OfNoMode()), CASE)
     assert (row.verdict.reason, row.lacks, row.is_red) == ("not in None", "", None)
 
 

@@ -46,9 +46,9 @@ def verdict(
 
 def printed(verdicts: Sequence[Verdict], *, verbose: bool = False, width: int = 150) -> list[str]:
     console = Console(file=io.StringIO(), width=width, highlight=False)
-    with Table(console, [one.case for one in verdicts], verbose=verbose) as table:
-        for one in verdicts:
-            table.add(one, "fa-harness run --case '...'")
+    table = Table(console, [one.case for one in verdicts], verbose=verbose)
+    for one in verdicts:
+        table.add(one, "fa-harness run --case '...'")
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
 

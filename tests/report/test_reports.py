@@ -8,10 +8,10 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
+from fa_harness.engine.session import Results
 from fa_harness.judge.shares import Shares
 from fa_harness.report import html, json, junit, markdown
 from fa_harness.report.annotations import render as annotate
-from fa_harness.report.results import Results
 from fa_harness.speed.bench import Interval
 from fa_harness.speed.gate import Gate, Ratio
 from gates import CASE, NONE, OTHER, baseline_of, compared, failing, judged, results, verdict

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from fa_harness.case.case import Case
-from fa_harness.report.results import Results
+from fa_harness.engine.session import Results
 from fa_harness.speed import gate
 from fa_harness.speed.baseline import Baseline, NoBaseline, Speed
 from fa_harness.speed.gate import Ratio

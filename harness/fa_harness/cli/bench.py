@@ -8,28 +8,32 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.text import Text
 
-from fa_harness import __version__
 from fa_harness.build.named import held_library
 from fa_harness.case.case import Case
 from fa_harness.case.label import speed_label
 from fa_harness.cli import options
 from fa_harness.cli.options import How, Reports
 from fa_harness.engine import ggml
+from fa_harness.engine.session import Clock
 from fa_harness.kernel import path
-from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.speed import bench
 from fa_harness.speed.bench import Bench, BenchRow, Interval, LimitedRatio
 from fa_harness.speed.timing import SEGMENTS
-from fa_harness.terminal import counter, make_console, say, write_json
+from fa_harness.terminal import (
+    counted,
+    make_console,
+    number_of,
+    say,
+    say_summary,
+    write_json,
+)
 
 SCHEMA = "fa-harness.bench/1"
 
@@ -51,24 +55,16 @@ _COLUMNS = (  # after the case: heading, width
 @click.command("bench")
 @options.pattern
 @options.numbers("--threads", metavar="T", help="Number of threads.  [default: 1,2]")
-@click.option(
-    "--rounds",
-    type=click.IntRange(min=8),
-    default=25,
-    metavar="N",
-    show_default=True,
-    help="Number of measurements per case and mode.",
-)
+@options.count("--rounds", "Number of measurements per case and mode.", least=8, default=25)
 @options.library_of
 @click.option(
     "--baseline-library",
     "baseline",
     default="pristine",
     metavar="NAME",
-    show_default=True,
     help="Library without the patches.",
 )
-@click.option("--list", "list_only", is_flag=True, help="Print the selected cases and exit.")
+@options.list_only
 @options.json_path
 def command(
     *,
@@ -87,8 +83,7 @@ def command(
     """
     cases = bench.suite(threads or (1, 2), pattern)
     if list_only:
-        for case in cases:
-            click.echo(str(case))
+        options.print_cases(cases)
         return
     Reports(json=json_path).check()
     console = make_console(stderr=json_path == "-")
@@ -104,102 +99,82 @@ def measure_speed(
     """Measure cases on two libraries in this process and print each.
 
     Ctrl-C ends the run, not the report: what was measured until then is returned.
-
-    Raises:
-        UsageError: There is no library of that name, or the one to measure has no state.
-        SetupError: One does not build, or does not load beside the other.
     """
     with (
         held_library(how.library, how.options) as found,
         held_library(baseline, how.options) as other,
     ):
-        started, start = datetime.now(timezone.utc), time.perf_counter()
+        clock = Clock(found, how.options)
         loaded = ggml.load(found.module_path), ggml.load(other.module_path)
         rows: list[BenchRow] = []
         interrupted = False
-        with Table(console, total=len(cases)) as table:
+        print_headings(console)
+        with counted(console, "rows", len(cases)) as advance:
             try:
                 for row in bench.run(*loaded, cases, rounds=rounds):
                     rows.append(row)
-                    table.add(row)
+                    print_row(console, row)
+                    advance()
             except KeyboardInterrupt:
                 interrupted = True
         result = Bench(
-            tool_version=__version__,
-            library=found.to_json(),
+            **clock.fields(interrupted=interrupted),
             baseline=other.to_json(),
-            machine={"cpu": cpu_model(), "threads": usable_cores()},
-            started=started,
-            seconds=time.perf_counter() - start,
             rounds=rounds,
             rows=tuple(rows),
             selected=len(cases),
-            interrupted=interrupted,
         )
     print_summary(console, result)
     return result
 
 
-class Table:
-    """Two lines a row as it is measured: medians and limits, then intervals."""
+def print_headings(console: Console) -> None:
+    """Print the names of the columns."""
+    say(console, _line("case", [heading for heading, _ in _COLUMNS]), "bold")
 
-    def __init__(self, console: Console, *, total: int) -> None:
-        self._console = console
-        self._progress = counter(console)
-        self._task = self._progress.add_task("rows", total=total)
 
-    def __enter__(self) -> Table:
-        headings = _line("case", [heading for heading, _ in _COLUMNS])
-        say(self._console, headings, "bold")
-        self._progress.start()
-        return self
+def print_row(console: Console, row: BenchRow) -> None:
+    """Print two lines, medians with limits and intervals, and each limit that is not kept."""
 
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
+    def note(text: str, status: str) -> None:
+        say(console, f"    {text}", _STYLE[status])
 
-    def add(self, row: BenchRow) -> None:
-        """Print a row, and each limit that it does not keep."""
-        shown = [row.comparisons.get(name) for name in _RATIOS]
-        seconds = row.seconds["standard"]
-        cells = [f"{seconds * 1e3:.3f}", f"{seconds / row.kv_bytes * 1e9:.3f}"]
-        line = Text(_line(speed_label(row.case), [*cells, *map(_median, shown), row.status]))
-        line.stylize(_STYLE[row.status], len(line.plain) - len(row.status))
-        say(self._console, line)
-        second = f"  {path(row.case)}, {row.outliers} outliers"
-        intervals = ["", "", *(_range(each.ratio) if each else "" for each in shown), ""]
-        say(self._console, _line(second, intervals).rstrip(), "dim")
-        if row.is_unsteady:
-            again = row.comparisons["again"]
-            self._note(f"{explain(again)}: the machine does something else, too", "noisy")
-        for comparison in row.comparisons.values():
-            if comparison.status != "pass":
-                self._note(explain(comparison), comparison.status)
-        for fault in row.faults:
-            self._note(fault, "over")
-        for name, reason in row.unavailable.items():
-            self._note(f"{name}: not compared: {reason}", "noisy")
-        if row.status != "pass":
-            say(self._console, f"    {repro(row.case)}", "dim")
-        self._progress.advance(self._task)
-
-    def _note(self, text: str, status: str) -> None:
-        say(self._console, f"    {text}", _STYLE[status])
+    shown = [row.comparisons.get(name) for name in _RATIOS]
+    seconds = row.seconds["standard"]
+    cells = [f"{seconds * 1e3:.3f}", f"{seconds / row.kv_bytes * 1e9:.3f}"]
+    line = Text(_line(speed_label(row.case), [*cells, *map(_median, shown), row.status]))
+    line.stylize(_STYLE[row.status], len(line.plain) - len(row.status))
+    say(console, line)
+    second = f"  {path(row.case)}, {row.outliers} outliers"
+    intervals = ["", "", *(_range(each.ratio) if each else "" for each in shown), ""]
+    say(console, _line(second, intervals).rstrip(), "dim")
+    if row.is_unsteady:
+        again = row.comparisons["again"]
+        note(f"{explain(again)}: the machine does something else, too", "noisy")
+    for comparison in row.comparisons.values():
+        if comparison.status != "pass":
+            note(explain(comparison), comparison.status)
+    for fault in row.faults:
+        note(fault, "over")
+    for name, reason in row.unavailable.items():
+        note(f"{name}: not compared: {reason}", "noisy")
+    if row.status != "pass":
+        say(console, f"    {repro(row.case)}", "dim")
 
 
 def print_summary(console: Console, result: Bench) -> None:
     """Print how the rows ended, and how to read them."""
     counts = ", ".join(f"{result.count(s)} {s}" for s in _STYLE if result.count(s)) or "none"
-    rows = f"{len(result.rows)} row{'s' * (len(result.rows) != 1)}"
+    rows = number_of(len(result.rows), "row")
     if result.interrupted:
         rows = f"{len(result.rows)} of {result.selected} rows (interrupted)"
-    text = Text(f"{rows}: {counts}", style="bold")
-    text.stylize("green" if result.passed else "red")
-    text.append(
-        f" | library {result.library['name']} against {result.baseline['name']}, "
+    say_summary(
+        console,
+        f"{rows}: {counts}",
+        f"library {result.library['name']} against {result.baseline['name']}, "
         f"ggml {result.library['ggml_version']} | {result.rounds} rounds | {result.seconds:.1f} s",
-        style="not bold default",
+        passed=result.passed,
     )
-    say(console, text)
     say(
         console,
         f"ratios are medians (limit or model) with {bench.LEVEL:.0%} intervals: no state, to "
@@ -234,14 +209,8 @@ def explain(comparison: LimitedRatio) -> str:
 def document(result: Bench) -> dict[str, Any]:
     """Return the JSON document as plain data."""
     return {
-        "schema": SCHEMA,
-        "tool": {"version": result.tool_version},
-        "library": result.library,
+        **result.header(SCHEMA),
         "baseline": result.baseline,
-        "machine": result.machine,
-        "started": result.started.isoformat(timespec="seconds"),
-        "seconds": round(result.seconds, 3),
-        "interrupted": result.interrupted,
         "rounds": result.rounds,
         "level": bench.LEVEL,
         "summary": {

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from typing import Any
 
 import click
@@ -19,8 +17,8 @@ from fa_harness.case.case import Case
 from fa_harness.cli import options
 from fa_harness.cli.options import Reports
 from fa_harness.engine.runner import Runner
-from fa_harness.hunt.bisect import Bisected, Prefix, PrefixVerdict, Turn, run_on
-from fa_harness.judge.verdict import Verdict
+from fa_harness.engine.session import Clock
+from fa_harness.hunt.bisect import Bisected, Prefix, PrefixVerdict, run_on
 from fa_harness.project import find_project
 from fa_harness.report.console import STATUS_STYLE
 from fa_harness.report.results import explain
@@ -61,39 +59,19 @@ def command(*, case_string: str, options: Mapping[str, str], json_path: str | No
 
 
 def bisect_case(case: Case, *, options: Mapping[str, str] = {}, console: Console) -> Bisected:
-    """Run a case on the library of each prefix of the series, and print each.
-
-    Args:
-        case: The case.
-        options: CMake options that they are built with.
-        console: Where the table goes.
-
-    Raises:
-        SetupError: One does not build or does not load.
-    """
+    """Run a case on the library of each prefix of the series, and print each."""
     project = find_project()
     wanted = prefixes(series_for(project, find_source(project)))
     names = [prefix.library for prefix in wanted]
     rows = []
     with built_libraries(project, names, options=options) as libraries:
-        started, start = datetime.now(timezone.utc), time.perf_counter()
+        clock = Clock(libraries[-1], options)
         print_headings(console)
         for prefix, library in zip(wanted, libraries, strict=True):
             with Runner(library.module_path) as runner:
-
-                def run_modes(modes: tuple[str, ...] | None, runner: Runner = runner) -> Verdict:
-                    [verdict] = runner.run([case], modes=modes)
-                    return verdict
-
-                rows.append(run_on(prefix, run_modes))
+                rows.append(run_on(prefix, runner, case))
             print_row(console, rows[-1])
-    bisected = Bisected(
-        case=case,
-        upstream=libraries[-1].upstream,
-        started=started,
-        seconds=time.perf_counter() - start,
-        rows=tuple(rows),
-    )
+    bisected = Bisected(**clock.fields(), case=case, rows=tuple(rows))
     print_turns(console, bisected)
     return bisected
 
@@ -132,8 +110,11 @@ def print_turns(console: Console, bisected: Bisected) -> None:
     if not bisected.turns:
         say(console, "never red", "bold green")
     for i, turn in enumerate(bisected.turns):
-        style = "bold red" if turn.to_red else "bold green"
-        say(console, _turn(turn, is_first=i == 0), style)
+        colour = "red" if turn.to_red else "green"
+        words = "first red" if i == 0 else f"turned {colour} by"
+        prefix = turn.row.prefix
+        name = prefix.patch.removesuffix(".patch") or f"{prefix.library}, upstream as it is"
+        say(console, f"{words}: {name}", f"bold {colour}")
 
 
 def document(bisected: Bisected) -> dict[str, Any]:
@@ -141,7 +122,7 @@ def document(bisected: Bisected) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "case": str(bisected.case),
-        "upstream": bisected.upstream,
+        "upstream": bisected.library["upstream"],
         "started": bisected.started.isoformat(timespec="seconds"),
         "seconds": round(bisected.seconds, 3),
         "passed": bisected.passed,
@@ -176,13 +157,3 @@ def _line(*cells: str) -> str:
         for cell, width in zip(padded, _WIDTHS, strict=True)
     ]
     return "  ".join([*columns, last]).rstrip()
-
-
-def _turn(turn: Turn, *, is_first: bool) -> str:
-    if is_first:
-        return f"first red: {_name(turn.row.prefix)}"
-    return f"turned {'red' if turn.to_red else 'green'} by: {_name(turn.row.prefix)}"
-
-
-def _name(prefix: Prefix) -> str:
-    return prefix.patch.removesuffix(".patch") or f"{prefix.library}, upstream as it is"

@@ -30,45 +30,18 @@ _WRONG_CALL = 2
 
 @click.command("capture")
 @options.model(required=True)
-@click.option(
-    "--text", type=options.PATH, metavar="FILE", help="Prompt text.  [default: a built-in text]"
+@options.file("--text", text="Prompt text.  [default: a built-in text]")
+@options.numbers("--layers", help="Layers to record.  [default: the first with each kind of mask]")
+@options.count("--tokens", "Length of the prompt.", default=640)
+@options.count("--ubatch", "Tokens per batch; the last batch is recorded.  [default: all]")
+@options.count(
+    "--decode", "Decoding steps after the prompt; the last one is recorded.", least=0, default=4
 )
-@options.numbers(
-    "--layers", metavar="N", help="Layers to record.  [default: the first with each kind of mask]"
-)
-@click.option(
-    "--tokens",
-    type=click.IntRange(min=1),
-    default=640,
-    metavar="N",
-    show_default=True,
-    help="Length of the prompt.",
-)
-@click.option(
-    "--ubatch",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Tokens per batch; the last batch is recorded.  [default: all]",
-)
-@click.option(
-    "--decode",
-    type=click.IntRange(min=0),
-    default=4,
-    metavar="N",
-    show_default=True,
-    help="Decoding steps after the prompt; the last one is recorded.",
-)
-@click.option(
-    "--type-k", default="f16", metavar="T", show_default=True, help="Type of the K cache."
-)
-@click.option(
-    "--type-v", default="f16", metavar="T", show_default=True, help="Type of the V cache."
-)
+@click.option("--type-k", default="f16", metavar="T", help="Type of the K cache.")
+@click.option("--type-v", default="f16", metavar="T", help="Type of the V cache.")
 @options.llama_threads
 @click.option("--no-repack", is_flag=True, help="Do not repack the weights; this avoids AMX.")
-@click.option(
-    "-o", "--out", type=options.PATH, required=True, metavar="FILE", help="File to write, .npz."
-)
+@options.file("-o", "--out", text="File to write, .npz.", required=True)
 @options.verbose
 def command(
     *,
@@ -109,39 +82,34 @@ def command(
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureRequest:
-    """What is to be captured."""
+    """What to capture.
+
+    Attributes:
+        layers: None for the first of each kind of mask.
+        decode: Steps after the prompt.
+        types: Of K's and V's cache.
+        repack: Let llama.cpp rearrange weights for the CPU.
+    """
 
     model: Path
     text: Path
     layers: tuple[int, ...]
-    """None for the first of each kind of mask."""
     tokens: int
     ubatch: int
     decode: int
-    """Steps after the prompt."""
     types: tuple[str, str]
-    """Of K's and V's cache."""
     threads: int
     repack: bool
-    """Let llama.cpp rearrange weights for the CPU."""
 
 
 def capture_model(
     project: Project, request: CaptureRequest, out: Path, *, console: Console, verbose: bool
 ) -> Capture:
-    """Run a model and write a capture of its attention.
-
-    Args:
-        project: Where llama.cpp is built.
-        request: What to run and what to keep.
-        out: The file that gets it.
-        console: Where the entries are printed.
-        verbose: Print every command.
+    """Run a model, write a capture of its attention and print the entries.
 
     Raises:
-        UsageError: There is no such layer, the text is too short, or K or V have a type that the
-            harness does not know.
-        SetupError: llama.cpp does not build, the model does not run, or a disk is full.
+        UsageError: There is no such layer, the text is too short, or the harness does not know
+            K's or V's type.
     """
     for type_name in request.types:
         if type_name not in TYPES:

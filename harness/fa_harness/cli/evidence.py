@@ -23,31 +23,32 @@ from fa_harness.terminal import make_console, say
 
 
 @click.command("evidence")
+@options.file("--onto", text="Your checkout of llama.cpp.", metavar="DIR", required=True)
 @click.option(
-    "--onto", required=True, type=options.PATH, metavar="DIR", help="Your checkout of llama.cpp."
+    "--branch", default="flash-attn-state", metavar="NAME", help="Name of the new branch."
 )
-@click.option("--branch", default="flash-attn-state", show_default=True, metavar="NAME",
-              help="Name of the new branch.")  # fmt: skip
-@click.option("-o", "--out", type=options.PATH, metavar="FOLDER",
-              help="Output folder.  [default: evidence-BRANCH]")  # fmt: skip
+@options.file("-o", "--out", text="Output folder.  [default: evidence-BRANCH]", metavar="FOLDER")
 @options.model(required=False)
+@options.file("--text", text="Text for perplexity.  [default: a built-in text]")
 @click.option(
-    "--text",
-    type=options.PATH,
-    metavar="FILE",
-    help="Text for perplexity.  [default: a built-in text]",
+    "--part",
+    "parts",
+    multiple=True,
+    metavar="NAME",
+    help="Gather only this part: ops, proof, suite, mutants, bench, perplexity or size; "
+    "repeatable.",
 )
-@click.option("--part", "parts", multiple=True, metavar="NAME",
-              help="Gather only this part: ops, proof, suite, mutants, bench, perplexity or size; "
-              "repeatable.")  # fmt: skip
 @click.option("--skip", multiple=True, metavar="NAME", help="Skip this part; repeatable.")
-@click.option("--suite", default="default", show_default=True, metavar="NAME",
-              help="Suite for `fa-harness run`.")  # fmt: skip
+@click.option("--suite", default="default", metavar="NAME", help="Suite for `fa-harness run`.")
 @click.option("--ops-filter", metavar="REGEX", help="Run only these cases of test-backend-ops.")
-@click.option("--rounds", type=click.IntRange(1), default=12, show_default=True, metavar="N",
-              help="Runs of llama-bench, each before and after.")  # fmt: skip
-@click.option("--bench", "tests", default="-p 512 -n 32 -d 0,2048", show_default=True,
-              metavar="ARGUMENTS", help="Arguments of llama-bench.")  # fmt: skip
+@options.count("--rounds", "Runs of llama-bench, each before and after.", default=12)
+@click.option(
+    "--bench",
+    "tests",
+    default="-p 512 -n 32 -d 0,2048",
+    metavar="ARGUMENTS",
+    help="Arguments of llama-bench.",
+)
 @options.llama_threads
 @options.define
 @options.verbose

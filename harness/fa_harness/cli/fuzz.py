@@ -9,8 +9,6 @@ import itertools
 import random
 import sys
 import time
-from collections import Counter
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +17,19 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from fa_harness import __version__
 from fa_harness.build.named import held_library
 from fa_harness.case.case_file import add_case, read_cases
 from fa_harness.case.label import label
 from fa_harness.cli import options
 from fa_harness.cli.options import How, Reports
 from fa_harness.engine.runner import Runner
+from fa_harness.engine.session import Clock
 from fa_harness.files import check_writable
 from fa_harness.hunt.fuzz import Found, Fuzz, Fuzzer, Tally
 from fa_harness.judge.verdict import STATUSES
-from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.project import find_project, locked
-from fa_harness.report.results import explain, repro
-from fa_harness.terminal import make_console, say, write_json
-from fa_harness.upstream.source import chosen
+from fa_harness.report.results import explain
+from fa_harness.terminal import make_console, number_of, say, say_summary, write_json
 
 SCHEMA = "fa-harness.fuzz/1"
 
@@ -41,27 +37,13 @@ _LINE_SECONDS = 10.0
 
 
 @click.command("fuzz")
-@click.option(
-    "--seconds",
-    type=options.SECONDS,
-    default=60.0,
-    metavar="S",
-    show_default=True,
-    help="Time limit.",
-)
-@click.option("--max-cases", type=click.IntRange(min=1), metavar="N", help="Draw at most N cases.")
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    metavar="S",
-    help="Seed of the cases.  [default: a new one each time]",
-)
+@options.seconds
+@options.count("--max-cases", "Draw at most N cases.")
+@options.count("--seed", "Seed of the cases.  [default: a new one each time]", least=0, metavar="S")
 @options.library_of
-@click.option(
+@options.file(
     "--failures",
-    type=options.PATH,
-    metavar="FILE",
-    help="Case file for failures, which run first.  [default: build/fuzz/failures.txt]",
+    text="Case file for failures, which run first.  [default: build/fuzz/failures.txt]",
 )
 @options.json_path
 def command(
@@ -103,22 +85,10 @@ def find_failures(
     failures: Path | None,
     console: Console,
 ) -> Fuzz:
-    """Run the failures of earlier runs and then cases drawn from a seed until the time is up.
+    """Run the failures of earlier runs, then cases drawn from a seed until the time is up.
 
-    Ctrl-C ends the run, not the report.
-
-    Args:
-        how: On which library.
-        seconds: When to stop.
-        seed: What the cases are drawn from.
-        max_cases: The most cases to draw.
-        failures: The case file that has the earlier failures and gets the new ones; the project's
-            own where it is None.
-        console: Where progress and failures go.
-
-    Raises:
-        UsageError: There is no library of that name, or the file holds something else than cases.
-        SetupError: The library does not build or does not load.
+    Ctrl-C ends the run, not the report. Failures are kept in a case file: the project's own where
+    none is given.
     """
     from fa_harness.case.strategies import draw_cases  # hypothesis takes its time to load
 
@@ -126,26 +96,20 @@ def find_failures(
     if failures is None:
         failures = project.build / "fuzz" / "failures.txt"
     kept_in = project.relative(failures.resolve())
-    started, start = datetime.now(timezone.utc), time.perf_counter()
     stored = read_cases(failures) if failures.exists() else []
     with (
         held_library(how.library, how.options) as found,
         Runner(found.module_path) as runner,
         Ticker(console) as ticker,
     ):
+        clock = Clock(found, how.options)
 
         def keep(failure: Found) -> None:
             verdict = failure.verdict
             with locked(project, kept_in):
                 add_case(failures, verdict.case, comment=f"{verdict.status}: {verdict.reason}")
-            command = repro(
-                verdict.case,
-                library=how.library,
-                options=how.options,
-                modes=(),
-                environment=chosen(),
-            )
-            print_found(console, failure, command=command, kept_in=kept_in)
+            repeat = clock.session().repro(verdict.case)
+            print_found(console, failure, command=repeat, kept_in=kept_in)
 
         fuzzer = Fuzzer(
             runner,
@@ -155,18 +119,11 @@ def find_failures(
         )
         fuzzer.run(list(dict.fromkeys(stored)), itertools.islice(draw_cases(seed), max_cases))
     fuzz = Fuzz(
-        tool_version=__version__,
-        library=found.to_json(),
-        machine={"cpu": cpu_model(), "threads": usable_cores()},
+        **clock.fields(interrupted=fuzzer.interrupted),
         seed=seed,
-        started=started,
-        seconds=time.perf_counter() - start,
         tally=fuzzer.tally,
         found=fuzzer.found,
         failures_file=kept_in,
-        interrupted=fuzzer.interrupted,
-        options=how.options,
-        environment=chosen(),
     )
     print_summary(console, fuzz)
     return fuzz
@@ -200,7 +157,7 @@ class Ticker:
         now = time.monotonic()
         words = (
             f"{tally.cases} cases, {tally.cases / max(now - self._start, 1e-9):.0f} a second, "
-            f"{_plural(n_found, 'failure')}"
+            f"{number_of(n_found, 'failure')}"
         )
         self._progress.update(self._task, description=words)
         if not self._console.is_terminal and now - self._last >= _LINE_SECONDS:
@@ -224,40 +181,23 @@ def print_found(console: Console, found: Found, *, command: str, kept_in: str) -
 def print_summary(console: Console, fuzz: Fuzz) -> None:
     """Print what ran, and how it ended."""
     tally = fuzz.tally
-    for name, counts in (
-        ("paths", tally.paths),
-        ("modes", tally.modes),
-        ("types", tally.types),
-        ("regimes", tally.regimes),
-    ):
+    for name, counts in tally.coverage().items():
         listed = ", ".join(f"{what} {n}" for what, n in counts.most_common())
         say(console, f"{name:8} {listed or 'none'}")
     parts = [f"{tally.statuses[s]} {s}" for s in STATUSES if tally.statuses[s]]
     ended = " (interrupted)" if fuzz.interrupted else ""
-    text = Text(f"{_plural(tally.cases, 'case')}{ended}: {', '.join(parts) or 'none ran'}")
+    head = f"{number_of(tally.cases, 'case')}{ended}: {', '.join(parts) or 'none ran'}"
     if fuzz.found:
-        text.append(f", {_plural(len(fuzz.found), 'kind')} of failure")
-    text.stylize("bold green" if fuzz.passed else "bold red")
-    library = fuzz.library
-    text.append(
-        f" | library {library['name']} of {library['upstream']}, ggml {library['ggml_version']}"
-        f" | seed {fuzz.seed} | {fuzz.seconds:.1f} s",
-        style="not bold default",
-    )
-    say(console, text)
+        head += f", {number_of(len(fuzz.found), 'kind')} of failure"
+    rest = f"{fuzz.what_ran} | seed {fuzz.seed} | {fuzz.seconds:.1f} s"
+    say_summary(console, head, rest, passed=fuzz.passed)
 
 
 def document(fuzz: Fuzz) -> dict[str, Any]:
     """Return the document as plain data."""
     tally = fuzz.tally
     return {
-        "schema": SCHEMA,
-        "tool": {"version": fuzz.tool_version},
-        "library": dict(fuzz.library),
-        "machine": dict(fuzz.machine),
-        "started": fuzz.started.isoformat(timespec="seconds"),
-        "seconds": round(fuzz.seconds, 3),
-        "interrupted": fuzz.interrupted,
+        **fuzz.header(SCHEMA),
         "seed": fuzz.seed,
         "summary": {
             "cases": tally.cases,
@@ -265,38 +205,20 @@ def document(fuzz: Fuzz) -> dict[str, Any]:
             "failures": len(fuzz.found),
         },
         "coverage": {
-            "paths": _sorted(tally.paths),
-            "modes": _sorted(tally.modes),
-            "types": _sorted(tally.types),
-            "regimes": _sorted(tally.regimes),
+            name: dict(sorted(counts.items())) for name, counts in tally.coverage().items()
         },
         "failures_file": fuzz.failures_file,
-        "failures": [_failure(fuzz, found) for found in fuzz.found],
+        "failures": [
+            {
+                "case": str(found.verdict.case),
+                "drawn": str(found.drawn),
+                "status": found.verdict.status,
+                "path": found.verdict.path,
+                "reason": found.verdict.reason,
+                "explanation": explain(found.verdict),
+                "cases": found.count,
+                "repro": fuzz.repro(found.verdict.case),
+            }
+            for found in fuzz.found
+        ],
     }
-
-
-def _failure(fuzz: Fuzz, found: Found) -> dict[str, Any]:
-    return {
-        "case": str(found.verdict.case),
-        "drawn": str(found.drawn),
-        "status": found.verdict.status,
-        "path": found.verdict.path,
-        "reason": found.verdict.reason,
-        "explanation": explain(found.verdict),
-        "cases": found.count,
-        "repro": repro(
-            found.verdict.case,
-            library=str(fuzz.library["name"]),
-            options=fuzz.options,
-            modes=(),
-            environment=fuzz.environment,
-        ),
-    }
-
-
-def _sorted(counts: Counter[str]) -> dict[str, int]:
-    return dict(sorted(counts.items()))
-
-
-def _plural(n: int, what: str) -> str:
-    return f"{n} {what}{'s' * (n != 1)}"

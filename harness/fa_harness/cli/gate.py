@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from fa_harness import __version__, terminal
+from fa_harness import terminal
 from fa_harness.build.library import Library
 from fa_harness.build.named import held_library
 from fa_harness.case.case import Case
@@ -24,19 +24,19 @@ from fa_harness.cli import options
 from fa_harness.cli.options import How, Reports
 from fa_harness.cli.run import EndedError, run_with
 from fa_harness.engine.runner import Runner
+from fa_harness.engine.session import Results
 from fa_harness.errors import UsageError
 from fa_harness.files import replace_file
 from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.project import Project, find_project, locked, writing
 from fa_harness.report.annotations import render as annotate
-from fa_harness.report.results import Results
 from fa_harness.series.series import series_for
 from fa_harness.speed import baseline, gate
 from fa_harness.speed import rows as speed
 from fa_harness.speed.baseline import Baseline, NoBaseline
 from fa_harness.speed.gate import KINDS, Gate, Ratio
 from fa_harness.speed.rows import SpeedRow
-from fa_harness.terminal import make_console, say
+from fa_harness.terminal import make_console, number_of, say
 from fa_harness.upstream.source import find_source
 
 _STYLE = {"ok": "green", "regressed": "bold red", "skipped": "yellow"}
@@ -57,12 +57,8 @@ _how = options.as_record(
 
 @click.command("gate")
 @_how
-@click.option(
-    "--baseline",
-    "baseline_file",
-    type=options.PATH,
-    metavar="FILE",
-    help="Baseline file.  [default: baselines/UPSTREAM.CLASS.json]",
+@options.file(
+    "--baseline", "baseline_file", text="Baseline file.  [default: baselines/UPSTREAM.CLASS.json]"
 )
 @click.option("--update-baseline", "update", is_flag=True, help="Make this run the new baseline.")
 @options.seed
@@ -137,25 +133,9 @@ def run_gate(
 ) -> tuple[Results, Gate, tuple[Path, Baseline] | None]:
     """Run the gate's cases and speed rows, and compare them with a baseline.
 
-    Args:
-        how: On which library.
-        baseline_file: Instead of the one of the upstream and the machine class.
-        update: Make this run the baseline, if all of its cases pass.
-        seed: Of all cases, instead of their own.
-        threads: Of all cases, instead of their own.
-        with_speed: Measure speed, too.
-        strict: Fail where something was not checked.
-        console: What is printed on.
-
     Returns:
         The run, what the gate found in it, and with `update` the baseline to write and where, if
         all is well. Ctrl-C ends the run, not the report.
-
-    Raises:
-        UsageError: There is no library or baseline of that name, or it would become the usual
-            baseline with unusual cases, or a new baseline shall be checked strictly.
-        SetupError: The library does not build or does not load; the baseline is broken
-            or of a newer fa-harness.
     """
     if update and baseline_file is None and (seed is not None or threads is not None):
         raise UsageError(
@@ -183,7 +163,7 @@ def run_gate(
         shown = project.relative(file.resolve())
         before = _baseline(file) or baseline.missing(shown, upstream=found.upstream, class_=class_)
         if isinstance(before, NoBaseline) and not update:
-            _print_without_baseline(console, before.text)
+            say(console, before.text, "bold yellow")
         results = run_with(runner, found, cases, how, modes=None, console=console)
         made_with = what_made(project, found, results, class_)
         measured: list[SpeedRow] = []
@@ -214,12 +194,10 @@ def run_gate(
     if update and judged.passed:
         cpu = results.machine["cpu"]
         new_speed = gate.speed_of(measured, cpu=cpu) if measured else None
-        new = (
-            file,
-            gate.new_baseline(
-                results, made_with=made_with, seed=seed, threads=threads, speed=new_speed
-            ),
+        made = gate.new_baseline(
+            results, made_with=made_with, seed=seed, threads=threads, speed=new_speed
         )
+        new = (file, made)
     elif update:
         text = f"baseline {file}: is left as it was; mend what is wrong first"
         say(console, text, "bold red")
@@ -257,7 +235,7 @@ def what_made(project: Project, library: Library, results: Results, class_: str)
     # a library of the same patches under older names is current, too
     series = series_for(project, find_source(project)).first(len(library.series))
     return {
-        "tool": __version__,
+        "tool": results.tool_version,
         "library": library.name,
         "upstream": library.upstream,
         "ggml_version": library.ggml_version,
@@ -313,7 +291,7 @@ def _compare_speed(library: Library, before: Baseline | NoBaseline) -> list[Rati
 def _print(console: Console, gate: Gate) -> None:
     """Print what stops the patch, then each check, then the verdict."""
     if gate.without_baseline:
-        _print_without_baseline(console, gate.without_baseline)
+        say(console, gate.without_baseline, "bold yellow")
     for finding in gate.findings:
         if finding.kind != "failed":  # those have their lines above
             kind, name = KINDS[finding.kind], label(Case.parse(finding.case))
@@ -333,14 +311,9 @@ def _print(console: Console, gate: Gate) -> None:
     say(console, text)
 
 
-def _print_without_baseline(console: Console, why: str) -> None:
-    say(console, why, "bold yellow")
-
-
 def _print_changes(console: Console, file: str, changes: Sequence[str]) -> None:
     """Print what a baseline has otherwise than before."""
     for change in changes:
         say(console, f"  {change}")
-    n = len(changes)
-    what = f"{n} change{'s' * (n != 1)}" if n else "nothing changed"
+    what = number_of(len(changes), "change") if changes else "nothing changed"
     say(console, f"baseline {file}: written, {what}", "bold")

@@ -5,12 +5,11 @@ Its JSON has the schema `fa-harness.mutants/1`.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,13 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from fa_harness import __version__
 from fa_harness.build.named import held_library
 from fa_harness.build.names import MUTANTS
 from fa_harness.case.label import label, regex
 from fa_harness.case.suites import suite as cases_of_suite
 from fa_harness.cli import options
 from fa_harness.cli.options import Reports
+from fa_harness.engine.session import Clock, Session
 from fa_harness.errors import UsageError
 from fa_harness.hunt import mutants
 from fa_harness.hunt.mutants import (
@@ -36,9 +35,8 @@ from fa_harness.hunt.mutants import (
     renewed,
     save_killers,
 )
-from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.project import find_project
-from fa_harness.terminal import counter, make_console, say, write_json
+from fa_harness.terminal import counted, make_console, say, say_summary, write_json
 
 SCHEMA = "fa-harness.mutants/1"
 
@@ -96,15 +94,7 @@ def command(
 
 
 def select_mutants(every: Sequence[Mutant], pattern: str | None) -> list[Mutant]:
-    """Return the mutants that a call asks for.
-
-    Args:
-        every: All that there are.
-        pattern: Regular expression that a mutant's id must match.
-
-    Raises:
-        UsageError: None does, or it is no regular expression.
-    """
+    """Return the mutants whose id matches a regular expression."""
     selected = [mutant for mutant in every if regex(pattern).search(mutant.id)]
     if not selected:
         raise UsageError(f"none of {len(every)} mutants matches -k {pattern!r}; --list shows them")
@@ -129,37 +119,29 @@ def try_mutants(
         suites: Suites whose cases are tried, one after the other. Without any, each mutant is tried
             against its recorded killer.
         console: Where to print.
-        verbose: Print of the killed ones, too, what they do and what the verdict said.
-
-    Raises:
-        UsageError: There is no suite of that name.
-        SetupError: The library `mutants` does not build or does not load.
+        verbose: Print what the killed ones do, too, and what the verdict said.
     """
     cases = {suite: cases_of_suite(suite) for suite in suites}
     killers = {} if suites else load_killers(_killers_file(), every)
-    started, start = datetime.now(timezone.utc), time.perf_counter()
     outcomes: dict[str, Outcome] = {}
-    with (
-        held_library(MUTANTS, {}) as found,
-        Table(console, total=len(selected), verbose=verbose) as table,
-    ):
+    with held_library(MUTANTS, {}) as found:
+        clock = Clock(found)
         trials = (
             mutants.run(found, selected, cases)
             if suites
             else mutants.run_killers(found, selected, killers)
         )
-        try:
+        print_headings(console)
+        with (
+            contextlib.suppress(KeyboardInterrupt),  # the report has fewer outcomes than mutants
+            counted(console, "mutants", len(selected)) as advance,
+        ):
             for outcome in trials:
                 outcomes[outcome.mutant.id] = outcome
-                table.add(outcome)
-        except KeyboardInterrupt:
-            pass  # the report has fewer outcomes than mutants
+                print_outcome(console, outcome, verbose=verbose)
+                advance()
     score = Score(
-        tool_version=__version__,
-        library=found.to_json(),
-        machine={"cpu": cpu_model(), "threads": usable_cores()},
-        started=started,
-        seconds=time.perf_counter() - start,
+        **clock.fields(interrupted=len(outcomes) < len(selected)),
         suites=tuple(suites),
         selected=tuple(selected),
         outcomes=tuple(outcomes[m.id] for m in selected if m.id in outcomes),
@@ -180,29 +162,21 @@ def _record(every: Sequence[Mutant], score: Score) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
-    """What became of all mutants, and what they were tried with."""
+class Score(Session):
+    """What became of all mutants, and what they were tried with.
 
-    tool_version: str
-    library: dict[str, Any]
-    """What the library is, as its record says."""
-    machine: dict[str, Any]
-    started: datetime
-    seconds: float
+    Attributes:
+        suites: The suites that were tried, in their order; none where recorded killers were.
+        outcomes: In the order of `selected`; fewer where the run was interrupted.
+    """
+
     suites: tuple[str, ...]
-    """The suites that were tried, in their order; none where recorded killers were."""
     selected: tuple[Mutant, ...]
     outcomes: tuple[Outcome, ...]
-    """In the order of `selected`; fewer where the run was interrupted."""
 
     def count(self, status: str) -> int:
         """Return how many mutants have a status."""
         return sum(outcome.status == status for outcome in self.outcomes)
-
-    @property
-    def is_interrupted(self) -> bool:
-        """Whether mutants are left that were not tried."""
-        return len(self.outcomes) < len(self.selected)
 
     @property
     def by_first_suite(self) -> tuple[int, int]:
@@ -221,71 +195,46 @@ class Score:
         return good == len(self.selected) and self.count("killed") > 0
 
 
-class Table:
-    """A line a mutant, with a progress bar below them on a terminal."""
+def print_headings(console: Console) -> None:
+    """Print the names of the columns."""
+    say(console, _line([heading for heading, _ in _COLUMNS]), "bold")
 
-    def __init__(self, console: Console, *, total: int, verbose: bool) -> None:
-        self._console = console
-        self._verbose = verbose
-        self._progress = counter(console)
-        self._task = self._progress.add_task("mutants", total=total)
 
-    def __enter__(self) -> Table:
-        headings = _line([heading for heading, _ in _COLUMNS])
-        say(self._console, headings, "bold")
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-
-    def add(self, outcome: Outcome) -> None:
-        """Print a mutant's line, and what a person needs to go on where it was not killed."""
-        mutant, status = outcome.mutant, outcome.status
-        case = label(outcome.case) if outcome.case else ""
-        line = Text(_line([mutant.id, status, _by(outcome), case]))
-        at = len(_line([mutant.id, ""]))
-        line.stylize(_STYLE[status], at, at + len(status))
-        say(self._console, line)
-        if status != "killed" or self._verbose:
-            for text in (f"{mutant.patch}: {mutant.does}", f"shown by: {mutant.shown_by}"):
-                say(self._console, f"    {text}")
-            reason = Text(f"    {outcome.reason}", style=_STYLE[status])
-            say(self._console, reason)
-            say(self._console, f"    {repro(mutant)}", "dim")
-        self._progress.advance(self._task)
+def print_outcome(console: Console, outcome: Outcome, *, verbose: bool = False) -> None:
+    """Print a mutant's line, and what a person needs to go on where it was not killed."""
+    mutant, status = outcome.mutant, outcome.status
+    case = label(outcome.case) if outcome.case else ""
+    line = Text(_line([mutant.id, status, _by(outcome), case]))
+    at = len(_line([mutant.id, ""]))
+    line.stylize(_STYLE[status], at, at + len(status))
+    say(console, line)
+    if status != "killed" or verbose:
+        say(console, f"    {mutant.patch}: {mutant.does}")
+        say(console, f"    shown by: {mutant.shown_by}")
+        say(console, f"    {outcome.reason}", _STYLE[status])
+        say(console, f"    {repro(mutant)}", "dim")
 
 
 def print_summary(console: Console, score: Score) -> None:
     """Print the last line: how many mutants, what became of them, on what, how long."""
     parts = [f"{score.count(status)} {status}" for status in STATUSES if score.count(status)]
     n, total = len(score.outcomes), len(score.selected)
-    mutants = f"{n} of {total} mutants (interrupted)" if score.is_interrupted else f"{n} mutants"
-    text = Text(f"{mutants}: {', '.join(parts) or 'none ran'}", style="bold")
-    text.stylize("green" if score.passed else "red")
+    mutants = f"{n} of {total} mutants (interrupted)" if score.interrupted else f"{n} mutants"
     alone, faults = score.by_first_suite
-    by = " | each against its recorded killer"
+    by = "each against its recorded killer"
     if score.suites:
         share = f" ({alone / faults:.0%})" if faults else ""
-        by = f" | suite {score.suites[0]} alone kills {alone} of {faults} faults{share}"
-    text.append(
-        f"{by} | ggml {score.library['ggml_version']} | {score.seconds:.1f} s",
-        style="not bold default",
-    )
-    say(console, text)
+        by = f"suite {score.suites[0]} alone kills {alone} of {faults} faults{share}"
+    head = f"{mutants}: {', '.join(parts) or 'none ran'}"
+    rest = f"{by} | ggml {score.library['ggml_version']} | {score.seconds:.1f} s"
+    say_summary(console, head, rest, passed=score.passed)
 
 
 def document(score: Score) -> dict[str, Any]:
     """Return the JSON document as plain data."""
     alone, faults = score.by_first_suite
     return {
-        "schema": SCHEMA,
-        "tool": {"version": score.tool_version},
-        "library": score.library,
-        "machine": score.machine,
-        "started": score.started.isoformat(timespec="seconds"),
-        "seconds": round(score.seconds, 3),
-        "interrupted": score.is_interrupted,
+        **score.header(SCHEMA),
         "suites": list(score.suites),
         "summary": {
             "mutants": len(score.outcomes),

@@ -7,7 +7,7 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,28 +19,11 @@ from fa_harness.files import check_writable, write_report
 from fa_harness.upstream.source import NO_SERIES
 
 if TYPE_CHECKING:
-    from fa_harness.report.results import Results
+    from fa_harness.case.case import Case
+    from fa_harness.engine.session import Results
     from fa_harness.speed.gate import Gate
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-class _List(click.ParamType[list[Any]]):
-    """A comma list of values; the option may also be repeated."""
-
-    name = "list"
-
-    def __init__(self, read: Callable[[str], Any]) -> None:
-        self._read = read
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> list[Any]:
-        """Return the values between the commas."""
-        try:
-            return [self._read(item) for item in str(value).split(",")]
-        except ValueError:
-            self.fail(f"{value!r} is not a number or a list of numbers", param, ctx)
 
 
 def _joined(
@@ -49,18 +32,40 @@ def _joined(
     return tuple(dict.fromkeys(item for value in values for item in value))
 
 
-def numbers(*names: str, help: str, metavar: str) -> Decorator:  # noqa: A002
-    """Return an option that takes numbers."""
+def _listed(read: Callable[[str], Any], names: Sequence[str], metavar: str, text: str) -> Decorator:
+    """Return an option that takes a comma list, and may be repeated."""
+
+    def values_of(text: str) -> list[Any]:
+        try:
+            return [read(item) for item in text.split(",")]
+        except ValueError:
+            raise click.BadParameter(f"{text!r} is not a number or a list of numbers") from None
+
     return click.option(
-        *names, type=_List(int), multiple=True, callback=_joined, metavar=metavar, help=help
+        *names, type=values_of, multiple=True, callback=_joined, metavar=metavar, help=text
     )
+
+
+def numbers(*names: str, help: str, metavar: str = "N") -> Decorator:  # noqa: A002
+    """Return an option that takes numbers."""
+    return _listed(int, names, metavar, help)
 
 
 def words(*names: str, help: str, metavar: str) -> Decorator:  # noqa: A002
     """Return an option that takes words."""
+    return _listed(str, names, metavar, help)
+
+
+def count(name: str, text: str, *, least: int = 1, **more: Any) -> Decorator:
+    """Return an option that takes a number of things."""
     return click.option(
-        *names, type=_List(str), multiple=True, callback=_joined, metavar=metavar, help=help
+        name, type=click.IntRange(min=least), metavar=more.pop("metavar", "N"), help=text, **more
     )
+
+
+def file(*names: str, text: str, metavar: str = "FILE", **more: Any) -> Decorator:
+    """Return an option that takes a path."""
+    return click.option(*names, type=PATH, metavar=metavar, help=text, **more)
 
 
 def _definitions(
@@ -72,31 +77,21 @@ def _definitions(
     return {name: text for name, _, text in (value.partition("=") for value in values)}
 
 
-class _Seconds(click.FloatRange):
-    """A time that can be waited for: above 0, and no more than the milliseconds of `poll` hold."""
-
-    def __init__(self) -> None:
-        super().__init__(min=0, max=1e6, min_open=True)
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Return the seconds."""
-        try:
-            seconds: float = super().convert(value, param, ctx)
-        except click.BadParameter:
-            seconds = math.nan
-        if math.isnan(seconds):
-            self.fail(f"{value!r} is not a number of seconds above 0 and up to 1000000", param, ctx)
-        return seconds
+def _seconds(text: str) -> float:
+    """Return a time that can be waited for: above 0, and no more than `poll` takes."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= 1e6:
+        raise click.BadParameter(f"{text!r} is not a number of seconds above 0 and up to 1000000")
+    return seconds
 
 
 PATH = click.Path(path_type=Path)
-SECONDS = _Seconds()
+SECONDS = _seconds
 
-library = click.option(
-    "--library", default="patched", metavar="NAME", show_default=True, help="Library to use."
-)
+library = click.option("--library", default="patched", metavar="NAME", help="Library to use.")
 define = click.option(
     "-D",
     "--define",
@@ -138,11 +133,30 @@ json_path = click.option(
     "--json", "json_path", metavar="FILE", help="Write a JSON report; - is standard output."
 )
 verbose = click.option("-v", "--verbose", is_flag=True, help="Print each command before it runs.")
-
-
-llama_threads = click.option(
-    "--threads", type=click.IntRange(min=1), metavar="N", help="Threads of llama.cpp's programs."
+list_only = click.option(
+    "--list", "list_only", is_flag=True, help="Print the selected cases and exit."
 )
+llama_threads = count("--threads", "Threads of llama.cpp's programs.")
+seconds = click.option("--seconds", type=SECONDS, default=60.0, metavar="S", help="Time limit.")
+
+
+def suites(text: str) -> Decorator:
+    """Return the option for the suites that a changed series has to pass."""
+    return click.option(
+        "--suite",
+        "suites",
+        multiple=True,
+        metavar="NAME",
+        default=("seed", "smoke"),
+        show_default="seed, smoke",
+        help=text,
+    )
+
+
+def print_cases(cases: Iterable[Case]) -> None:
+    """Print what `--list` shows."""
+    for case in cases:
+        click.echo(str(case))
 
 
 def model(*, required: bool) -> Decorator:

@@ -43,23 +43,19 @@ NOT_ROTATED = {"LLAMA_ATTN_ROT_DISABLE": "1"}
 
 @click.command("perplexity")
 @options.model(required=True)
+@options.file("--text", text="Text to evaluate.  [default: a built-in text]")
 @click.option(
-    "--text",
-    type=options.PATH,
-    metavar="FILE",
-    help="Text to evaluate.  [default: a built-in text]",
+    "--segments", default="1,2,8", metavar="N,...", help="Numbers of segments to compare."
 )
-@click.option("--segments", default="1,2,8", show_default=True, metavar="N,...",
-              help="Numbers of segments to compare.")  # fmt: skip
-@click.option("--context", type=int, default=512, show_default=True, metavar="N",
-              help="Tokens per chunk.")  # fmt: skip
-@click.option("--ubatch", type=int, metavar="N",
-              help="Tokens per batch; 1 is decoding.  [default: 512]")  # fmt: skip
-@click.option("--chunks", type=int, default=4, show_default=True, metavar="N",
-              help="Number of chunks.")  # fmt: skip
+@click.option("--context", type=int, default=512, metavar="N", help="Tokens per chunk.")
+@click.option(
+    "--ubatch", type=int, metavar="N", help="Tokens per batch; 1 is decoding.  [default: 512]"
+)
+@click.option("--chunks", type=int, default=4, metavar="N", help="Number of chunks.")
 @options.llama_threads
-@click.option("--mixed", is_flag=True,
-              help="Also compare mixed-type caches with uniform ones of that size.")  # fmt: skip
+@click.option(
+    "--mixed", is_flag=True, help="Also compare mixed-type caches with uniform ones of that size."
+)
 @options.json_path
 @options.verbose
 def command(
@@ -119,8 +115,6 @@ class EndToEnd:
     """What came of all runs.
 
     Attributes:
-        model: Its file's name.
-        setting: Of all runs.
         judgements: Of the runs with segments.
         results: Of these and the standard run, by name.
         caches: Uniform caches and mixed ones; empty where they were not asked for.
@@ -176,14 +170,7 @@ def compare(
 ) -> EndToEnd:
     """Take perplexities of a model with its attention in segments, and print each comparison.
 
-    Args:
-        model: A GGUF.
-        text: What its perplexity is taken of.
-        setting: How the text goes through the model; its window of local layers is the model's.
-        segments: Numbers of segments.
-        mixed: Compare caches of two types with uniform ones of the same size, too.
-        console: Where the tables go.
-        verbose: Print every command.
+    With `mixed`, also compare caches of two types with uniform ones of the same size.
 
     Raises:
         UsageError: The setting cannot be.
@@ -247,14 +234,7 @@ def _run_all(programs: _Programs, runs: Sequence[ProgramRun]) -> Iterator[tuple[
 
 
 def window_of(model: Path) -> int:
-    """Return the window of a model's local layers, 0 if it has none.
-
-    Args:
-        model: A GGUF.
-
-    Raises:
-        SetupError: Its metadata cannot be read.
-    """
+    """Return the window of a GGUF model's local layers, 0 if it has none."""
     import gguf
 
     try:

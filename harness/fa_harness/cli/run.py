@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
 
 import click
 from rich.console import Console
 
-from fa_harness import __version__
 from fa_harness.build.library import Library
 from fa_harness.build.named import held_library
 from fa_harness.case.case import Case
@@ -20,19 +17,17 @@ from fa_harness.case.suites import SUITES
 from fa_harness.cli import options
 from fa_harness.cli.options import How, Reports
 from fa_harness.engine.runner import Runner
+from fa_harness.engine.session import Clock, Results, offered_modes
 from fa_harness.errors import FaHarnessError, SetupError, UsageError
 from fa_harness.judge.verdict import Verdict
-from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.project import find_project
 from fa_harness.report.console import Table, print_summary
-from fa_harness.report.results import Results
-from fa_harness.terminal import make_console, stage
-from fa_harness.upstream.source import chosen
+from fa_harness.terminal import counted, make_console
 
 _what = options.as_record(
     Selection,
     "what",
-    options.numbers("--segments", metavar="N", help="Split the KV cache into N segments."),
+    options.numbers("--segments", help="Split the KV cache into N segments."),
     click.option(
         "--boundaries", metavar="B1,B2,...|random", help="Split it at these keys instead."
     ),
@@ -45,17 +40,12 @@ _what = options.as_record(
     click.option(
         "--case", "case_string", metavar="STRING", help="Run one case, given as reports print it."
     ),
-    click.option(
+    options.file(
         "--case-file",
-        type=options.PATH,
-        metavar="FILE",
-        help="Run the cases in a file, one per line; the output of test-backend-ops works, too.",
+        text="Run the cases in a file, one per line; the output of test-backend-ops works, too.",
     ),
-    click.option(
-        "--captured",
-        type=options.PATH,
-        metavar="FILE",
-        help="Run the attention calls of a model, recorded by `fa-harness capture`.",
+    options.file(
+        "--captured", text="Run the attention calls of a model, recorded by `fa-harness capture`."
     ),
     options.modes,
     options.words("--regime", "regimes", metavar="R", help="Data regime of the inputs."),
@@ -96,7 +86,7 @@ _how = options.as_record(
 @click.command("run")
 @_what
 @_how
-@click.option("--list", "list_only", is_flag=True, help="Print the selected cases and exit.")
+@options.list_only
 @options.reports
 def command(*, what: Selection, how: How, list_only: bool, reports: Reports) -> None:
     """Compare attention, computed in one call and in segments, with the oracle.
@@ -117,8 +107,7 @@ def command(*, what: Selection, how: How, list_only: bool, reports: Reports) -> 
     cases = select(_with_usual_suites(what))
     modes = check_modes(what.modes, cases)
     if list_only:
-        for case in cases:
-            click.echo(str(case))
+        options.print_cases(cases)
         return
     reports.check()
     console = make_console(stderr=reports.to_stdout)
@@ -173,16 +162,7 @@ def run_cases(
         EndedError: A disk is full, say, or nobody reads the table.
     """
     with held_library(how.library, how.options) as found, Runner(found.module_path) as runner:
-        offered = modes or _offered(runner, found)
-        return run_with(runner, found, cases, how, modes=offered, console=console)
-
-
-def _offered(runner: Runner, library: Library) -> tuple[str, ...] | None:
-    """The one mode of a checkout that did not take the series; None for those of each case."""
-    if not library.series_note or runner.has_state:
-        return None
-    stage(f"{library.upstream} has no flash attention with a state: only mode standard runs")
-    return ("standard",)
+        return run_with(runner, found, cases, how, modes=modes, console=console)
 
 
 def run_with(
@@ -201,42 +181,31 @@ def run_with(
     Raises:
         EndedError: A disk is full, say, or nobody reads the table.
     """
-    started, start = datetime.now(timezone.utc), time.perf_counter()
+    modes = modes or offered_modes(runner, library)
+    clock = Clock(library, how.options)
+    repeat = clock.session()
     verdicts: list[Verdict] = []
-
-    def results(*, interrupted: bool) -> Results:
-        return Results(
-            tool_version=__version__,
-            library=library.to_json(),
-            features=runner.features,
-            machine={"cpu": cpu_model(), "threads": usable_cores()},
-            modes=modes or (),
-            started=started,
-            seconds=time.perf_counter() - start,
-            verdicts=tuple(verdicts),
-            selected=len(cases),
-            interrupted=interrupted,
-            options=how.options,
-            environment=chosen(),
-        )
-
-    interrupted = False
-    ended: Exception | SystemExit | None = None
-    so_far = results(interrupted=False)
-    with Table(console, cases, verbose=how.verbose) as table:
+    ended: Exception | SystemExit | KeyboardInterrupt | None = None
+    table = Table(console, cases, verbose=how.verbose)
+    with counted(console, "cases", len(cases)) as advance:
         try:
             for verdict in runner.run(
                 cases, modes=modes, timeout=how.timeout, with_outputs=how.verbose
             ):
                 verdicts.append(verdict)
-                table.add(verdict, so_far.repro(verdict))
-        except KeyboardInterrupt:
-            interrupted = True
-        except (Exception, SystemExit) as error:  # rich exits where a pipe is broken
-            interrupted, ended = True, error
-    final = results(interrupted=interrupted)
-    if ended is None or isinstance(ended, FaHarnessError):
+                table.add(verdict, repeat.repro(verdict.case, modes or ()))
+                advance()
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # rich exits at a broken pipe
+            ended = error
+    final = Results(
+        **clock.fields(interrupted=ended is not None),
+        features=runner.features,
+        modes=modes or (),
+        verdicts=tuple(verdicts),
+        selected=len(cases),
+    )
+    if ended is None or isinstance(ended, (FaHarnessError, KeyboardInterrupt)):
         print_summary(console, final)
-    if ended is not None:
+    if isinstance(ended, (Exception, SystemExit)):
         raise EndedError(ended, final)
     return final

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 
 from fa_harness.build.builder import vendor
+from fa_harness.cli import options
 from fa_harness.cli.lazy import LazyGroup
 from fa_harness.errors import UsageError
 from fa_harness.project import Project, find_project
@@ -24,13 +26,15 @@ _LAZY = {
     "lint": "Check the patches against upstream's coding rules",
     "check": "Apply, build and test the series on other upstreams",
 }
-_MAIL = click.Path(path_type=Path)
 _Change = Callable[[Project, Source], Changes]
 
-_go_on = click.option(
-    "--continue", "go_on", is_flag=True, help="Resume after the conflicts are resolved."
-)
-_abort = click.option("--abort", is_flag=True, help="Undo the change that was begun.")
+
+def _resumable(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --continue and --abort."""
+    text = "Resume after the conflicts are resolved."
+    resume = click.option("--continue", "go_on", is_flag=True, help=text)
+    abort = click.option("--abort", is_flag=True, help="Undo the change that was begun.")
+    return resume(abort(command))
 
 
 @click.group(cls=LazyGroup, lazy=_LAZY, package="fa_harness.cli.series_")
@@ -52,8 +56,7 @@ def apply() -> None:
 
 @command.command()
 @click.argument("patch", required=False)
-@_go_on
-@_abort
+@_resumable
 def edit(*, patch: str | None, go_on: bool, abort: bool) -> None:
     """Check out PATCH, a number or a file name, in a worktree for editing.
 
@@ -78,68 +81,47 @@ def edit(*, patch: str | None, go_on: bool, abort: bool) -> None:
 @click.option(
     "--line-numbers", is_flag=True, help="Also write patches whose line numbers alone changed."
 )
-@_go_on
-@_abort
+@_resumable
 def refresh(*, line_numbers: bool, go_on: bool, abort: bool) -> None:
     """Write commits back to patches/: from an edit, or from branch `series` of the tree."""
     _change(
+        ("--line-numbers",) if line_numbers else None,
+        go_on,
+        abort,
         lambda project, source: rework.refresh(project, source, line_numbers=line_numbers),
-        arguments=("--line-numbers",) if line_numbers else None,
-        go_on=go_on,
-        abort=abort,
     )
 
 
 @command.command()
-@click.argument("mails", nargs=-1, type=_MAIL, metavar="FILE...")
+@click.argument("mails", nargs=-1, type=options.PATH, metavar="FILE...")
 @click.option("--after", metavar="PATCH", help="Insert after this patch.  [default: at the end]")
-@_go_on
-@_abort
+@_resumable
 def add(*, mails: tuple[Path, ...], after: str | None, go_on: bool, abort: bool) -> None:
     """Add patches made by git format-patch."""
-    _change(
-        lambda project, source: rework.add(project, source, mails, after),
-        arguments=mails,
-        go_on=go_on,
-        abort=abort,
-    )
+    _change(mails, go_on, abort, lambda project, source: rework.add(project, source, mails, after))
 
 
 @command.command()
 @click.argument("patches", nargs=-1, metavar="PATCH...")
-@_go_on
-@_abort
+@_resumable
 def drop(*, patches: tuple[str, ...], go_on: bool, abort: bool) -> None:
     """Remove patches from the series."""
-    _change(
-        lambda project, source: rework.drop(project, source, patches),
-        arguments=patches,
-        go_on=go_on,
-        abort=abort,
-    )
+    _change(patches, go_on, abort, lambda project, source: rework.drop(project, source, patches))
 
 
 @command.command()
 @click.argument("patches", nargs=-1, metavar="PATCH...")
-@_go_on
-@_abort
+@_resumable
 def reorder(*, patches: tuple[str, ...], go_on: bool, abort: bool) -> None:
     """Move patches to the front, in this order; the others keep theirs."""
-    _change(
-        lambda project, source: rework.reorder(project, source, patches),
-        arguments=patches,
-        go_on=go_on,
-        abort=abort,
-    )
+    _change(patches, go_on, abort, lambda project, source: rework.reorder(project, source, patches))
 
 
 @command.command()
 @click.option("--onto", metavar="NAME|DIR", help="Target upstream: a pin or your checkout.")
-@click.option("--suite", "suites", multiple=True, metavar="NAME", default=("seed", "smoke"),
-              show_default="seed, smoke", help="Suite to run afterwards; repeatable.")  # fmt: skip
+@options.suites("Suite to run afterwards; repeatable.")
 @click.option("--no-suites", is_flag=True, help="Run no suites.")
-@_go_on
-@_abort
+@_resumable
 def rebase(
     *, onto: str | None, suites: tuple[str, ...], no_suites: bool, go_on: bool, abort: bool
 ) -> None:
@@ -158,7 +140,7 @@ def rebase(
             source = find_source(project, load_pins(project.pins_file).default)
         return rework.rebase(project, source, target)
 
-    changes = _change(change, arguments=(onto,) if onto else None, go_on=go_on, abort=abort)
+    changes = _change((onto,) if onto else None, go_on, abort, change)
     if changes and changes.onto and not no_suites:
         from fa_harness.cli.series_check import print_checks  # NumPy takes its time to load
 
@@ -169,7 +151,7 @@ def rebase(
 
 
 def _change(
-    change: _Change, *, arguments: tuple[object, ...] | None = None, go_on: bool, abort: bool
+    arguments: tuple[object, ...] | None, go_on: bool, abort: bool, change: _Change
 ) -> Changes | None:
     """Make a change, or end the one that has begun; None if that was given up."""
     if go_on or abort:

@@ -5,6 +5,7 @@ Its JSON has the schema `fa-harness.series-check/1`.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -20,7 +21,6 @@ from fa_harness.cli import options
 from fa_harness.engine.runner import Runner
 from fa_harness.errors import SetupError
 from fa_harness.project import Project, find_project
-from fa_harness.report.results import command as command_line
 from fa_harness.series.drift import drift
 from fa_harness.series.series import load_series, series_for
 from fa_harness.series.tree import note, prepare_tree
@@ -32,10 +32,15 @@ SCHEMA = "fa-harness.series-check/1"
 
 
 @click.command("check")
-@click.option("--upstream", "names", multiple=True, required=True, metavar="NAME|DIR|all",
-              help="A pin, your checkout, or all pins; repeatable.")  # fmt: skip
-@click.option("--suite", "suites", multiple=True, metavar="NAME", default=("seed", "smoke"),
-              show_default="seed, smoke", help="Suite to run; repeatable.")  # fmt: skip
+@click.option(
+    "--upstream",
+    "names",
+    multiple=True,
+    required=True,
+    metavar="NAME|DIR|all",
+    help="A pin, your checkout, or all pins; repeatable.",
+)
+@options.suites("Suite to run; repeatable.")
 @click.option(
     "--markdown",
     metavar="FILE",
@@ -144,10 +149,8 @@ def print_check(console: Console, checked: CheckedUpstream) -> None:
     for outcome in checked.suites.values():
         for case in outcome.wrong:
             whose = ", upstream's own" if case.is_upstreams else ""
-            repeat = command_line(
-                "run", "--case", case.case,
-                library="patched", options={}, environment={"UPSTREAM": checked.upstream},
-            )  # fmt: skip
+            run = ["fa-harness", "run", "--library", "patched", "--case", case.case]
+            repeat = f"UPSTREAM={shlex.quote(checked.upstream)} {shlex.join(run)}"
             say(console, f"    {case.status}{whose}: {case.reason}")
             say(console, f"      {repeat}", "dim")
 
@@ -183,17 +186,9 @@ def _cells(checked: CheckedUpstream) -> list[str]:
 def check(
     project: Project, upstreams: Sequence[str], suites: Sequence[str]
 ) -> Iterator[CheckedUpstream]:
-    """Yield what becomes of the series on each upstream: does it apply, build, and pass.
+    """Yield what becomes of the series on each upstream, a pin's name or a checkout's folder.
 
     A case that pristine upstream gets wrong without a state, too, is upstream's own.
-
-    Args:
-        project: Where `patches/` is.
-        upstreams: Names of pins, or folders of checkouts.
-        suites: What runs on the patched library.
-
-    Raises:
-        UsageError: There is no such upstream or suite.
     """
     cases = {suite: cases_of_suite(suite) for suite in suites}
     for name in upstreams:

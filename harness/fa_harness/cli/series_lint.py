@@ -51,13 +51,7 @@ def command(*, suite: str | None, json_path: str | None) -> None:
 
 
 def without_effect(project: Project, of_prefixes: list[Colours], suite: str) -> list[Violation]:
-    """Return the patches of the kernel that turn no case of a suite green.
-
-    Args:
-        project: Where `patches/` is.
-        of_prefixes: What `colours` returned.
-        suite: The suite's name.
-    """
+    """Return the patches of the kernel that turn no case of a suite green."""
     patches = series_for(project, find_source(project)).patches
     found = []
     for i, patch in enumerate(patches):
@@ -66,10 +60,15 @@ def without_effect(project: Project, of_prefixes: list[Colours], suite: str) -> 
             text = f"no case of suite {suite} fails before it and passes after it"
             found.append(
                 Violation(
-                    level="should", rule="test", patch=patch.name, line=1, file="", file_line=0,
+                    level="should",
+                    rule="test",
+                    patch=patch.name,
+                    line=1,
+                    file="",
+                    file_line=0,
                     text=text,
                 )
-            )  # fmt: skip
+            )
     return found
 
 

@@ -63,14 +63,7 @@ class Colours:
 
 
 def colours(project: Project, suite: str) -> list[Colours]:
-    """Run a suite on the library of each prefix of the series, upstream as it is first.
-
-    Libraries that are missing or not current are built.
-
-    Raises:
-        UsageError: There is no such suite.
-        SetupError: A library does not build or does not load.
-    """
+    """Run a suite on the library of each prefix of the series, upstream as it is first."""
     cases = cases_of_suite(suite)
     names = [prefix.library for prefix in prefixes(series_for(project, find_source(project)))]
     found = []
@@ -92,11 +85,7 @@ def print_status(
 ) -> None:
     """Print a line a patch, and its files below it.
 
-    Args:
-        console: Where to.
-        patches: The series.
-        colours: What the suite's cases did on each prefix, upstream as it is first; else empty.
-        suite: The suite's name.
+    `colours` is what the suite's cases did on each prefix, upstream as it is first; else empty.
     """
     width = max((len(patch.title) for patch in patches), default=0)
     for i, patch in enumerate(patches):

@@ -11,7 +11,6 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from fa_harness.build.library import Library
 from fa_harness.build.named import held_library
 from fa_harness.case import captures
 from fa_harness.case.case import Case
@@ -20,14 +19,14 @@ from fa_harness.case.selection import check_modes
 from fa_harness.cli import options
 from fa_harness.cli.options import How
 from fa_harness.engine.runner import Runner
+from fa_harness.engine.session import Clock, Session
 from fa_harness.errors import UsageError
 from fa_harness.files import check_writable, write_report
 from fa_harness.hunt import emit_c
 from fa_harness.hunt.shrink import Failure, Shrunk, Simplification, shrink
 from fa_harness.judge.verdict import Verdict
-from fa_harness.report.results import explain, repro
-from fa_harness.terminal import make_console, say
-from fa_harness.upstream.source import chosen
+from fa_harness.report.results import explain
+from fa_harness.terminal import make_console, number_of, say
 
 _SIMPLER_SECONDS = 5.0
 """A case that is simpler than one that fails has this time; where that is not enough, it hangs."""
@@ -43,20 +42,9 @@ _SIMPLER_SECONDS = 5.0
 )
 @options.modes
 @options.library_of
-@click.option(
-    "--seconds",
-    type=options.SECONDS,
-    default=60.0,
-    metavar="S",
-    show_default=True,
-    help="Time limit.",
-)
-@click.option(
-    "--emit-c",
-    "c_file",
-    type=options.PATH,
-    metavar="FILE",
-    help="Also write a C program that reproduces it with ggml alone.",
+@options.seconds
+@options.file(
+    "--emit-c", "c_file", text="Also write a C program that reproduces it with ggml alone."
 )
 def command(
     *, case_string: str, modes: tuple[str, ...], how: How, seconds: float, c_file: Path | None
@@ -71,8 +59,9 @@ def command(
         check_writable(c_file)
     console = make_console(stderr=True)
     smallest = shrink_case(case, how, modes=checked, seconds=seconds, console=console)
-    click.echo(str(smallest.shrunk.case))
-    click.echo(smallest.repro)
+    case = smallest.shrunk.case
+    click.echo(str(case))
+    click.echo(smallest.session.repro(case, checked or ()))
     if c_file is not None:
         write_report(c_file, c_program(smallest))
     sys.exit(1)
@@ -80,15 +69,13 @@ def command(
 
 @dataclass(frozen=True, kw_only=True)
 class Smallest:
-    """The smallest failing case that was found, and how it fails."""
+    """The smallest failing case that was found, and how it fails on what."""
 
     shrunk: Shrunk
     verdict: Verdict
+    session: Session
     features: tuple[str, ...]
     """CPU features that the library uses here."""
-    library: Library
-    repro: str
-    """The command that repeats it."""
 
 
 def shrink_case(
@@ -96,18 +83,11 @@ def shrink_case(
 ) -> Smallest:
     """Find the smallest case that fails on a library as a case does, and print each step to it.
 
-    Ctrl-C ends the search; the smallest case so far is returned.
-
-    Args:
-        case: A case that fails, crashes or hangs.
-        how: On which library.
-        modes: What to compute; None for each case's own.
-        seconds: After these, counted from the end of its own run, the smallest so far is returned.
-        console: Where the steps go.
+    Ctrl-C ends the search; the smallest case so far is returned. The time is counted from the end
+    of the case's own run.
 
     Raises:
-        UsageError: The case does not fail, or there is no library of that name.
-        SetupError: It does not build or does not load.
+        UsageError: The case does not fail.
     """
     with held_library(how.library, how.options) as found, Runner(found.module_path) as runner:
         [verdict] = runner.run([case], modes=modes)
@@ -145,47 +125,29 @@ def shrink_case(
         return Smallest(
             shrunk=shrunk,
             verdict=verdicts[shrunk.case],
+            session=Clock(found, how.options).session(),
             features=runner.features,
-            library=found,
-            repro=repro(
-                shrunk.case,
-                library=how.library,
-                options=how.options,
-                modes=modes or (),
-                environment=chosen(),
-            ),
         )
 
 
 def c_program(smallest: Smallest) -> str:
-    """Return a C program of the smallest case that needs ggml alone.
-
-    Raises:
-        UsageError: It cannot say how the case fails, or would be too large.
-    """
-    built = smallest.library
+    """Return a C program of the smallest case that needs ggml alone."""
     return emit_c.program(
-        smallest.verdict,
-        library=f"library {built.name} of {built.upstream}, ggml {built.ggml_version}",
-        features=smallest.features,
+        smallest.verdict, library=smallest.session.what_ran, features=smallest.features
     )
 
 
 def _print_step(console: Console, step: Simplification) -> None:
     """Print what is simpler in a case that still fails, and what shows that it does."""
     line = Text(f"  {step.what}")
-    line.append(f"  {_words(step.failure.name)}", style="dim")
+    line.append(f"  {step.failure.name.replace('_', ' ')}", style="dim")
     say(console, line)
 
 
 def _print_end(console: Console, shrunk: Shrunk, verdict: Verdict) -> None:
     """Print how far it went, and why the smallest case fails."""
-    n = len(shrunk.steps)
+    steps = number_of(len(shrunk.steps), "step")
     end = "nothing simpler fails" if shrunk.finished else "stopped before all was tried"
-    say(console, f"{n} step{'s' * (n != 1)}, {shrunk.tried} cases run: {end}", "bold")
+    say(console, f"{steps}, {shrunk.tried} cases run: {end}", "bold")
     for line in explain(verdict):
         say(console, f"    {line}")
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 
 from fa_harness.case.case import Case
+from fa_harness.engine.runner import Runner
+from fa_harness.engine.session import Session
 from fa_harness.judge.verdict import Verdict
 
 _RED = ("fail", "crash", "timeout", "mistrusted")
@@ -48,13 +48,10 @@ class Turn:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bisected:
-    """A case on all libraries of a series, in its order."""
+class Bisected(Session):
+    """A case on all libraries of a series, in its order; `library` is the last one."""
 
     case: Case
-    upstream: str
-    started: datetime
-    seconds: float
     rows: tuple[PrefixVerdict, ...]
 
     @property
@@ -74,18 +71,13 @@ class Bisected:
         return not self.rows[-1].is_red
 
 
-def run_on(prefix: Prefix, run: Callable[[tuple[str, ...] | None], Verdict]) -> PrefixVerdict:
-    """Return a case's row on a library, in all modes that this one has.
-
-    Args:
-        prefix: The library.
-        run: Runs the case on it in some modes, or in its own.
-    """
-    verdict = run(None)
+def run_on(prefix: Prefix, runner: Runner, case: Case) -> PrefixVerdict:
+    """Return a case's row on a library, in all modes that the library offers."""
+    [verdict] = runner.run([case])
     if verdict.status != "unsupported":
         return PrefixVerdict(prefix=prefix, verdict=verdict)
     # a library without a state has the one mode that needs none
-    standard = run(("standard",))
+    [standard] = runner.run([case], modes=("standard",))
     if standard.status == "unsupported":
         return PrefixVerdict(prefix=prefix, verdict=verdict)
     return PrefixVerdict(prefix=prefix, verdict=standard, lacks=verdict.reason)

@@ -8,13 +8,12 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
-from typing import Any
 
 from fa_harness.case.case import Case
 from fa_harness.engine.runner import Runner
+from fa_harness.engine.session import Session
 from fa_harness.hunt.shrink import Failure, shrink
 from fa_harness.judge.verdict import Verdict
 
@@ -54,6 +53,11 @@ class Tally:
         """How many cases ran."""
         return self.statuses.total()
 
+    def coverage(self) -> dict[str, Counter[str]]:
+        """Return what the cases reached, by kind."""
+        names = ("paths", "modes", "types", "regimes")
+        return {name: getattr(self, name) for name in names}
+
     def add(self, verdict: Verdict) -> None:
         """Count a case."""
         case = verdict.case
@@ -68,27 +72,14 @@ class Tally:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fuzz:
+class Fuzz(Session):
     """All that a run of the fuzzer found, and what it ran on."""
 
-    tool_version: str
-    library: Mapping[str, Any]
-    """What the library is, as its record says."""
-    machine: Mapping[str, Any]
-    """`cpu`, `threads` (usable cores)."""
     seed: int
-    """What the cases were drawn from."""
-    started: datetime
-    seconds: float
     tally: Tally
     found: tuple[Found, ...]
     failures_file: str
     """The case file in which they are kept."""
-    interrupted: bool
-    options: Mapping[str, str]
-    """CMake options that the library was asked for with."""
-    environment: Mapping[str, str]
-    """The variables of the environment that chose the upstream, as `chosen` returns them."""
 
     @property
     def passed(self) -> bool:

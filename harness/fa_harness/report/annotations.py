@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fa_harness.report.results import Results
+from fa_harness.engine.session import Results
 from fa_harness.report.troubles import headline, passed, troubles, unchecked
 from fa_harness.speed.gate import Gate
 

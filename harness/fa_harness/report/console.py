@@ -11,10 +11,11 @@ from rich.text import Text
 from fa_harness.case.case import Case
 from fa_harness.case.label import short_labels
 from fa_harness.case.rolling import CacheStep
+from fa_harness.engine.session import Results
 from fa_harness.judge.shares import in_words
 from fa_harness.judge.verdict import STATUSES, Verdict
-from fa_harness.report.results import Results, explain, worst
-from fa_harness.terminal import counter, say
+from fa_harness.report.results import explain, worst
+from fa_harness.terminal import number_of, say, say_summary
 
 STATUS_STYLE = {
     "pass": "green",
@@ -53,28 +54,19 @@ _MOST_STEPS = 12
 
 
 class Table:
-    """Lines as the cases end, with a progress bar below them on a terminal."""
+    """Lines as the cases end."""
 
     def __init__(self, console: Console, cases: Sequence[Case], *, verbose: bool) -> None:
         self._console = console
         self._verbose = verbose
         self._shows_steps = verbose or len(cases) == 1
-        self._progress = counter(console)
-        self._task = self._progress.add_task("cases", total=len(cases))
         least, most = _CASE_WIDTHS
         self._columns = _COLUMNS if console.width >= _WIDE else _NARROW
         others = sum(width + 2 for _, width, _ in self._columns.values())
         self._case_width = min(max(console.width - others, least), most)
         self._labels = short_labels(cases, self._case_width)
-
-    def __enter__(self) -> Table:
         headings = {name: heading for name, (heading, _, _) in self._columns.items()}
-        say(self._console, self._line("case", headings, "bold"))
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
+        say(console, self._line("case", headings, "bold"))
 
     def add(self, verdict: Verdict, repro: str) -> None:
         """Print a case's line, and what a person needs to go on where it did not pass."""
@@ -99,7 +91,6 @@ class Table:
             say(self._console, f"    {repro}", "dim")
         if self._shows_steps and verdict.steps:
             self._print_steps(verdict.steps)
-        self._progress.advance(self._task)
 
     def _print_steps(self, steps: Sequence[CacheStep]) -> None:
         """Print some steps of a rolling cache."""
@@ -132,18 +123,12 @@ def print_summary(console: Console, results: Results) -> None:
         say(console, words)
     ran = len(results.verdicts)
     parts = [f"{results.count(status)} {status}" for status in STATUSES if results.count(status)]
-    cases = f"{ran} of {results.selected} cases (interrupted)" if results.interrupted else (
-        f"{ran} case{'s' * (ran != 1)}"
-    )  # fmt: skip
-    library = results.library
-    text = Text(f"{cases}: {', '.join(parts) or 'none ran'}", style="bold")
-    text.stylize("green" if results.passed else "red")
-    text.append(
-        f" | library {library['name']} of {library['upstream']}, ggml {library['ggml_version']}"
-        f" | {results.seconds:.1f} s",
-        style="not bold default",
-    )
-    say(console, text)
+    cases = number_of(ran, "case")
+    if results.interrupted:
+        cases = f"{ran} of {results.selected} cases (interrupted)"
+    head = f"{cases}: {', '.join(parts) or 'none ran'}"
+    rest = f"{results.what_ran} | {results.seconds:.1f} s"
+    say_summary(console, head, rest, passed=results.passed)
 
 
 def _some(steps: Sequence[CacheStep]) -> list[CacheStep]:

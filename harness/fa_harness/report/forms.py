@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from fa_harness.engine.session import Results
 from fa_harness.report import html, json, junit, markdown
-from fa_harness.report.results import Results
 from fa_harness.speed.gate import Gate
 
 _FORMS: Mapping[str, Callable[[Results, Gate | None], str]] = {

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from fa_harness.engine.session import Results
 from fa_harness.judge.compare import Comparison
 from fa_harness.judge.explain import Localisation
 from fa_harness.judge.verdict import STATUSES, Verdict
-from fa_harness.report.results import Results
 from fa_harness.speed.gate import Gate
 
 SCHEMA = "fa-harness.run/1"
@@ -35,19 +35,14 @@ def render(results: Results, gate: Gate | None = None) -> str:
 def document(results: Results, gate: Gate | None = None) -> dict[str, Any]:
     """Return the document as plain data."""
     return {
-        "schema": SCHEMA_OF_GATE if gate else SCHEMA,
-        "tool": {"version": results.tool_version},
+        **results.header(SCHEMA_OF_GATE if gate else SCHEMA),
         "library": {**results.library, "features": list(results.features)},
-        "machine": results.machine,
-        "started": results.started.isoformat(timespec="seconds"),
-        "seconds": round(results.seconds, 3),
-        "interrupted": results.interrupted,
         "summary": {
             "cases": len(results.verdicts),
             **{status: results.count(status) for status in STATUSES},
         },
         **({"gate": _gate(gate)} if gate else {}),
-        "results": [_result(verdict, results.repro(verdict)) for verdict in results.verdicts],
+        "results": [_result(verdict, results.repro_of(verdict)) for verdict in results.verdicts],
     }
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from xml.etree import ElementTree as ET
 
 from fa_harness.case.label import label
+from fa_harness.engine.session import Results
 from fa_harness.judge.verdict import Verdict
-from fa_harness.report.results import Results
 from fa_harness.report.troubles import Trouble, troubles
 from fa_harness.speed.gate import ALL, Gate, Ratio
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from fa_harness.case.case import Case
 from fa_harness.case.label import label
-from fa_harness.report.results import Results
+from fa_harness.engine.session import Results
 from fa_harness.report.troubles import (
     Trouble,
     headline,

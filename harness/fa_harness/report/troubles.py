@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from fa_harness.case.case import Case
 from fa_harness.case.label import label
+from fa_harness.engine.session import Results
 from fa_harness.judge.verdict import Verdict
-from fa_harness.report.results import Results, explain
+from fa_harness.report.results import explain
 from fa_harness.speed.gate import KINDS, Gate
 
 _WORST_FIRST = ("crash", "timeout", "fail", "mistrusted", "oversized")
@@ -49,7 +50,7 @@ def troubles(results: Results, gate: Gate | None = None) -> list[Trouble]:
             kind=verdict.status,
             case=str(verdict.case),
             lines=tuple(explain(verdict)),
-            repro=results.repro(verdict),
+            repro=results.repro_of(verdict),
             verdict=verdict,
         )
         for verdict in bad

@@ -19,7 +19,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from fa_harness.case.case import Case
 from fa_harness.case.label import wanted
 from fa_harness.case.quants import row_bytes
 from fa_harness.engine.ggml import Ggml
+from fa_harness.engine.session import Session
 from fa_harness.errors import UsageError
 from fa_harness.kernel import n_tiles, path
 from fa_harness.speed.timing import SEGMENTS, Timings, chain_path, is_long_decode, measure
@@ -449,19 +449,13 @@ def kv_bytes(case: Case) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class Bench(Session):
     """All that a run found, and what it ran on."""
 
-    tool_version: str
-    library: dict[str, Any]
-    baseline: dict[str, Any]
-    machine: dict[str, Any]
-    started: datetime
-    seconds: float
+    baseline: Mapping[str, Any]
     rounds: int
     rows: tuple[BenchRow, ...]
     selected: int
-    interrupted: bool
 
     def count(self, status: str) -> int:
         """Return how many rows have a status."""

@@ -30,8 +30,9 @@ from typing import Any
 
 import numpy as np
 
+from fa_harness.engine.session import Results
 from fa_harness.judge.verdict import Verdict
-from fa_harness.report.results import Results, explain
+from fa_harness.report.results import explain
 from fa_harness.speed.baseline import Baseline, CaseRecord, NoBaseline, Speed, record, share
 from fa_harness.speed.bench import Interval, median_interval, reach
 from fa_harness.speed.ranks import p_greater
@@ -206,7 +207,7 @@ def judge(
             kind="failed" if ratio.way == ALL else "slower",
             case=ratio.case,
             text=f"speed, {ratio.way.replace('_', ' ')}: {ratio.reason}",
-            repro=results.repro_of_gate,
+            repro=results.command("gate"),
         )
         for ratio in ([] if isinstance(ratios, str) else ratios)
         if ratio.status == "regressed"
@@ -280,7 +281,9 @@ def _check_gone(results: Results, baseline: Baseline) -> _Checked:
         verdict = verdicts.get(case)
         if verdict is None:
             text = "the case of the baseline is not among those that ran"
-            found.append(Regression(kind="gone", case=case, text=text, repro=results.repro_of_gate))
+            found.append(
+                Regression(kind="gone", case=case, text=text, repro=results.command("gate"))
+            )
         elif verdict.status == "unsupported" and before.status == "pass":
             found.append(_regression("gone", results, verdict, f"unsupported: {verdict.reason}"))
         elif verdict.status == "pass":
@@ -352,7 +355,7 @@ def _passing(results: Results, baseline: Baseline) -> Iterator[tuple[Verdict, Ca
 
 
 def _regression(kind: str, results: Results, verdict: Verdict, text: str) -> Regression:
-    return Regression(kind=kind, case=str(verdict.case), text=text, repro=results.repro(verdict))
+    return Regression(kind=kind, case=str(verdict.case), text=text, repro=results.repro_of(verdict))
 
 
 def _other_build(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -1,0 +1,134 @@
+"""What a command ran on: a library, a machine, a time; and what a run of cases gave."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from fa_harness import __version__
+from fa_harness.build.library import Library
+from fa_harness.build.names import defined
+from fa_harness.case.case import Case
+from fa_harness.engine.runner import Runner
+from fa_harness.judge.verdict import Verdict
+from fa_harness.machine import cpu_model, usable_cores
+from fa_harness.terminal import stage_once
+from fa_harness.upstream.source import chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What a command ran on, when, and how long it took.
+
+    Attributes:
+        library: The library's record.
+        options: CMake options that the library was asked for with.
+        environment: The variables that chose the upstream, as `chosen` returns them.
+        machine: `cpu` and `threads` (usable cores).
+        interrupted: Ctrl-C, or something else, ended it early.
+    """
+
+    library: Mapping[str, Any]
+    options: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    machine: Mapping[str, Any]
+    tool_version: str
+    started: datetime
+    seconds: float
+    interrupted: bool = False
+
+    def header(self, schema: str) -> dict[str, Any]:
+        """Return how its JSON document begins."""
+        return {
+            "schema": schema,
+            "tool": {"version": self.tool_version},
+            "library": dict(self.library),
+            "machine": dict(self.machine),
+            "started": self.started.isoformat(timespec="seconds"),
+            "seconds": round(self.seconds, 3),
+            "interrupted": self.interrupted,
+        }
+
+    @property
+    def what_ran(self) -> str:
+        """The library in words."""
+        library = self.library
+        return f"library {library['name']} of {library['upstream']}, ggml {library['ggml_version']}"
+
+    def repro(self, case: Case, modes: Sequence[str] = ()) -> str:
+        """Return the command that repeats a case in some modes, or in its own."""
+        of_modes = ["--mode", ",".join(modes)] if modes else []
+        return self.command("run", *of_modes, "--case", str(case))
+
+    def command(self, name: str, *arguments: str) -> str:
+        """Return a command line on the library."""
+        library = ["--library", self.library["name"], *defined(self.options)]
+        variables = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
+        return " ".join([*variables, shlex.join(["fa-harness", name, *library, *arguments])])
+
+
+class Clock:
+    """Measures a session, from when it is made."""
+
+    def __init__(self, library: Library, options: Mapping[str, str] = {}) -> None:
+        self._library, self._options = library, options
+        self._started, self._start = datetime.now(timezone.utc), time.perf_counter()
+
+    def session(self) -> Session:
+        """Return the session up to now."""
+        return Session(**self.fields())
+
+    def fields(self, *, interrupted: bool = False) -> dict[str, Any]:
+        """Return the fields of a `Session` up to now, for a record that extends it."""
+        return {
+            "library": self._library.to_json(),
+            "options": self._options,
+            "environment": chosen(),
+            "machine": {"cpu": cpu_model(), "threads": usable_cores()},
+            "tool_version": __version__,
+            "started": self._started,
+            "seconds": time.perf_counter() - self._start,
+            "interrupted": interrupted,
+        }
+
+
+def offered_modes(runner: Runner, library: Library) -> tuple[str, ...] | None:
+    """Return the one mode of a checkout that did not take the series; else None, for each."""
+    if not library.series_note or runner.has_state:
+        return None
+    stage_once(f"{library.upstream} has no flash attention with a state: only mode standard runs")
+    return ("standard",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results(Session):
+    """All that a run of cases found.
+
+    Attributes:
+        features: CPU features that the library uses here.
+        modes: The modes that were asked for; empty for each case's own.
+        selected: Cases that were to run; more than ran where the run was interrupted.
+    """
+
+    features: tuple[str, ...]
+    modes: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+    selected: int
+
+    def count(self, status: str) -> int:
+        """Return how many cases have a status."""
+        return sum(verdict.status == status for verdict in self.verdicts)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every selected case ran and none failed, crashed, hung or was mistrusted."""
+        good = self.count("pass") + self.count("unsupported")
+        return good == self.selected and self.count("pass") > 0
+
+    def repro_of(self, verdict: Verdict) -> str:
+        """Return the command that repeats a case of the run."""
+        return self.repro(verdict.case, self.modes)
