@@ -18,7 +18,7 @@ from fa_harness.case.case import Case
 from fa_harness.case.label import label, speed_label
 from fa_harness.judge.shares import in_words
 from fa_harness.report.results import Results, worst
-from fa_harness.report.troubles import headline, in_short, origin, passed, troubles, unchecked
+from fa_harness.report.troubles import headline, in_short, origin, state, troubles, unchecked
 from fa_harness.speed.bench import Interval
 from fa_harness.speed.gate import Gate, Ratio
 
@@ -36,22 +36,14 @@ _PICTURES = 40
 
 
 def render(results: Results, gate: Gate | None = None) -> str:
-    """Return the document, ending in a newline.
-
-    Args:
-        results: The run.
-        gate: What a gate found in it.
-    """
+    """Return the document, ending in a newline."""
     found = troubles(results, gate)
-    state = "good" if passed(results, gate) else "bad"
-    if state == "good" and gate and gate.is_mostly_unchecked:
-        state = "unchecked"
     return _template().render(
         results=results,
         gate=gate,
-        state=state,
+        state=state(results, gate),
         title=headline(results, gate),
-        not_checked=unchecked(gate) if gate else (),
+        not_checked=unchecked(gate),
         origin=origin(results),
         found=found,
         short=in_short(found)[:_IN_SHORT],

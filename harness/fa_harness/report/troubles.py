@@ -36,12 +36,7 @@ class Trouble:
 
 
 def troubles(results: Results, gate: Gate | None = None) -> list[Trouble]:
-    """Return what is wrong with a run, and with a gate of it.
-
-    Args:
-        results: The run.
-        gate: What a gate found in it; None where it was not compared with a baseline.
-    """
+    """Return what is wrong with a run, and what a gate found in it beyond that."""
     bad = [verdict for verdict in results.verdicts if verdict.status in _WORST_FIRST]
     bad.sort(key=lambda verdict: _WORST_FIRST.index(verdict.status))
     of_cases = [
@@ -94,6 +89,13 @@ def passed(results: Results, gate: Gate | None) -> bool:
     return results.passed if gate is None else gate.passed
 
 
+def state(results: Results, gate: Gate | None) -> str:
+    """Return `good` or `bad`; `unchecked` for a gate that passed with most checks not made."""
+    if not passed(results, gate):
+        return "bad"
+    return "unchecked" if gate and gate.is_mostly_unchecked else "good"
+
+
 def headline(results: Results, gate: Gate | None) -> str:
     """Return the verdict in a line."""
     what = "gate" if gate else "run"
@@ -110,11 +112,10 @@ def headline(results: Results, gate: Gate | None) -> str:
     return f"{what} failed{made}: {why}, {_counts(results)}"
 
 
-def unchecked(gate: Gate) -> list[str]:
-    """Return what a report has to say of checks that a gate did not make, a line each.
-
-    What is missing to make them comes first.
-    """
+def unchecked(gate: Gate | None) -> list[str]:
+    """Return why a gate did not make some checks, and which, a line each."""
+    if gate is None:
+        return []
     missing = [gate.without_baseline] if gate.without_baseline else []
     if gate.not_checked:
         missing.append(f"not checked: {', '.join(gate.not_checked)}")
