@@ -1,4 +1,4 @@
-"""A case on the library of each prefix of the series: which patch turned it red, or green."""
+"""Run a case on the library of each prefix of the series: which patch turned it red, or green?"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Prefix:
     patch: str
     """File name of the last patch in it; empty for upstream as it is."""
     title: str
-    """What that patch says that it does."""
+    """The patch's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class PrefixVerdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """A library on which a case changes its colour against the one before that can compute it."""
+    """A change of colour, against the last library before that can compute the case."""
 
     row: PrefixVerdict
     to_red: bool
@@ -77,15 +77,12 @@ class Bisected:
 def run_on(prefix: Prefix, run: Callable[[tuple[str, ...] | None], Verdict]) -> PrefixVerdict:
     """Return a case's row on a library, in all modes that this one has.
 
-    Args:
-        prefix: The library.
-        run: Runs the case on it in some modes, or in its own.
+    `run` runs the case there in some modes, or for None in its own.
     """
     verdict = run(None)
-    if verdict.status != "unsupported":
-        return PrefixVerdict(prefix=prefix, verdict=verdict)
-    # a library without a state has the one mode that needs none
-    standard = run(("standard",))
-    if standard.status == "unsupported":
-        return PrefixVerdict(prefix=prefix, verdict=verdict)
-    return PrefixVerdict(prefix=prefix, verdict=standard, lacks=verdict.reason)
+    if verdict.status == "unsupported":
+        # a library without a state has the one mode that needs none
+        standard = run(("standard",))
+        if standard.status != "unsupported":
+            return PrefixVerdict(prefix=prefix, verdict=standard, lacks=verdict.reason)
+    return PrefixVerdict(prefix=prefix, verdict=verdict)

@@ -1,4 +1,4 @@
-"""What is wrong as workflow commands of GitHub Actions, which shows them beside a pull request."""
+"""What is wrong, as workflow commands that GitHub Actions shows beside a pull request."""
 
 from __future__ import annotations
 

@@ -118,9 +118,9 @@ class Table:
 
 
 def print_summary(console: Console, results: Results) -> None:
-    """Print the last line: how many cases, how they ended, on what, how long.
+    """Print how many cases ran, how they ended, on what and how long.
 
-    Of captured cases the line before says how the model's own results compare.
+    Of captured cases a line before says how the model's own results compare.
     """
     own = [found for v in results.verdicts if (found := v.comparisons.get("standard_vs_model"))]
     if own:
@@ -132,9 +132,9 @@ def print_summary(console: Console, results: Results) -> None:
         say(console, words)
     ran = len(results.verdicts)
     parts = [f"{results.count(status)} {status}" for status in STATUSES if results.count(status)]
-    cases = f"{ran} of {results.selected} cases (interrupted)" if results.interrupted else (
-        f"{ran} case{'s' * (ran != 1)}"
-    )  # fmt: skip
+    cases = f"{ran} case{'s' * (ran != 1)}"
+    if results.interrupted:
+        cases = f"{ran} of {results.selected} cases (interrupted)"
     library = results.library
     text = Text(f"{cases}: {', '.join(parts) or 'none ran'}", style="bold")
     text.stylize("green" if results.passed else "red")
@@ -147,7 +147,7 @@ def print_summary(console: Console, results: Results) -> None:
 
 
 def _some(steps: Sequence[CacheStep]) -> list[CacheStep]:
-    """Return the first step, the last, the worst, and those in which tokens got cold, thinned."""
+    """Return the first step, the last, the worst, and some of those in which tokens got cold."""
     evicting = [
         step.step
         for before, step in itertools.pairwise(steps)

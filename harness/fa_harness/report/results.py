@@ -1,4 +1,4 @@
-"""Reports of one run's results: a file a form."""
+"""What a run found, in words, and the commands that repeat it."""
 
 from __future__ import annotations
 
@@ -97,9 +97,9 @@ def command(
 
 
 def explain(verdict: Verdict) -> list[str]:
-    """Return why a case did not pass and where it went wrong first, a line each.
+    """Return why a case did not pass and where it went wrong first, line by line.
 
-    The reason comes first; a crash's may hold further lines of what the library printed.
+    The reason comes first. After a crash it may hold lines that the library printed.
     """
     found = verdict.localisation
     return [*(verdict.reason.splitlines() or [""]), *(found.lines() if found else [])]
@@ -108,8 +108,8 @@ def explain(verdict: Verdict) -> list[str]:
 def worst(verdict: Verdict) -> tuple[str, str]:
     """Return an error and its share of a bound in words, `-` where there is none.
 
-    Of a case that fails they are those of the element that its explanation names. Else they are the
-    largest error of a mode's result, and the largest share of all comparisons with the oracle.
+    If the case fails, both are of the element that its explanation names. Else they are the largest
+    error of a mode's result, and the largest share of all comparisons with the oracle.
     """
     found = verdict.localisation
     if found is not None:

@@ -1,4 +1,4 @@
-"""What is wrong, worst first: the same list for every report that a person or a CI server reads."""
+"""What is wrong, worst first, as every report for a person or a CI server lists it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Trouble:
     case: str
     """Case string."""
     lines: tuple[str, ...]
-    """What is wrong; the first line says it, others tell where."""
+    """The first line says what is wrong, the others where."""
     repro: str
     """The command that shows it again."""
     verdict: Verdict | None
@@ -69,9 +69,9 @@ def _of_gate(results: Results, gate: Gate | None) -> Iterator[Trouble]:
 
 
 def in_short(found: Sequence[Trouble]) -> list[str]:
-    """Return how much is wrong of what, most first.
+    """Return what is wrong and how often, most first.
 
-    As `14 x fail, segmented vs standard, numerators wrong first (vec)`.
+    Such as `14 x fail, segmented vs standard, numerators wrong first (vec)`.
     """
     paths: dict[str, list[str]] = {}
     for each in found:
