@@ -1,4 +1,4 @@
-"""A case on the library of each prefix of the series: which patch turned it red, or green."""
+"""Run a case on the library of each prefix of the series: which patch turned it red, or green?"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Prefix:
     patch: str
     """File name of the last patch in it; empty for upstream as it is."""
     title: str
-    """What that patch says that it does."""
+    """The patch's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class PrefixVerdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """A library on which a case changes its colour against the one before that can compute it."""
+    """A change of colour, against the last library before that can compute the case."""
 
     row: PrefixVerdict
     to_red: bool

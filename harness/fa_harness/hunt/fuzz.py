@@ -1,4 +1,4 @@
-"""Cases that somebody draws, on a library, until the time is up: counts, and what fails, smallest.
+"""Run drawn cases on a library until the time is up: count them, and shrink what fails.
 
 Nothing here knows how cases are drawn (`strategies`) or where failures are kept.
 """
@@ -18,11 +18,11 @@ from fa_harness.hunt.shrink import Failure, shrink
 from fa_harness.judge.verdict import Verdict
 
 _BATCH = 64
-"""Cases that are sorted by threads, since those of equal numbers run side by side."""
+"""So many cases are sorted by threads, since those of equal numbers run side by side."""
 _SHRINK_SECONDS = 20.0
-"""A failure is shrunk for so long at most, also where the time of the run is up."""
+"""Shrinking a failure takes at most so long, also where the time of the run is up."""
 _SIMPLER_SECONDS = 10.0
-"""What is simpler than a case that fails may take so long; it then hangs."""
+"""A case that is simpler than one that fails has this time; where that is not enough, it hangs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class Fuzz(Session):
 
 
 class Fuzzer:
-    """A run of the fuzzer; what it has found is there at any time, also after Ctrl-C."""
+    """A run of the fuzzer, which keeps what it has found, also after Ctrl-C."""
 
     def __init__(
         self,
@@ -100,11 +100,8 @@ class Fuzzer:
     ) -> None:
         """Prepare a run, whose time starts now.
 
-        Args:
-            runner: The library.
-            seconds: When to stop.
-            on_verdict: Told of each verdict of a case that is stored or drawn.
-            on_found: Told of each failure that is not like one before, once it is shrunk.
+        `on_verdict` is told of each stored or drawn case, `on_found` of each failure that is not
+        like one before, once it is shrunk.
         """
         self._runner = runner
         self._end = time.monotonic() + seconds

@@ -1,18 +1,19 @@
 """Whether the cases would notice a fault: each mutant of the kernel runs until one of them fails.
 
-The library `mutants` is the patched one with deliberate faults compiled in, of which a process
-computes with one. `patches/mutants/mutants.toml` says what each of them is. Impostors are mutants
-that answer without computing; those have to fail in every single case.
+The library `mutants` is the patched one with deliberate faults compiled in. A process computes with
+one of them. `patches/mutants/mutants.toml` says what each of them is. Impostors are mutants that
+answer without computing; they have to fail in every single case.
 
-Which case killed a mutant is kept in `patches/mutants/killers.toml`. Whether each still does takes
+`patches/mutants/killers.toml` keeps which case killed a mutant. To see whether it still does takes
 seconds.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,8 @@ _KILLERS_HEAD = """\
 # `fa-harness mutants --killers` tries each mutant against its case here.
 
 """
-_KEYS = {  # of the file, and what the fields are called
-    "class": "class_",
-    **{key: key for key in ("kind", "patch", "does", "shown_by", "equivalent")},
-}
+_KEYS = ("class", "kind", "patch", "does", "shown_by", "equivalent")
+"""Of a mutant's table in `mutants.toml`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +74,13 @@ class Outcome:
     status: str
     """One of `STATUSES`."""
     reason: str
-    """What the killing verdict said, or why the mutant was not killed."""
+    """The reason of the killing verdict, or why the mutant was not killed."""
     case: Case | None = None
-    """The case that killed it, of an impostor the first; the case that an impostor survived."""
+    """The case that killed it, the first one of an impostor; or which an impostor survived."""
     suite: str = ""
     """The killing case's suite."""
     comparison: str = ""
-    """The first comparison that was not ok; empty where it was something else that failed."""
+    """The first comparison that was not ok; empty where something else failed."""
     n_case: int = 0
     """Cases that ran."""
     seconds: float = 0.0
@@ -93,39 +92,35 @@ def load(path: Path) -> tuple[Mutant, ...]:
     Raises:
         SetupError: The file is missing, or says something that cannot be.
     """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SetupError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SetupError(f"{path} is not valid TOML: {error}") from error
+    tables = _read(path)
     return tuple(_mutant(f"{path}: mutant '{id_}'", id_, table) for id_, table in tables.items())
 
 
 def load_killers(path: Path, mutants: Sequence[Mutant]) -> dict[str, Case]:
-    """Read `killers.toml`: by a mutant's id the case that kills it.
-
-    Args:
-        path: The file; where there is none yet, no case is recorded.
-        mutants: All mutants that there are.
+    """Read `killers.toml`: by mutant the case that kills it; none where there is no file yet.
 
     Raises:
         SetupError: The file is not TOML, or names a mutant or a case that there is not.
     """
-    try:
-        texts = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except OSError as error:
-        raise SetupError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SetupError(f"{path} is not valid TOML: {error}") from error
+    texts = _read(path)
     unknown = sorted(texts.keys() - {mutant.id for mutant in mutants})
     if unknown:
         raise SetupError(
             f"{path}: mutants.toml has no mutant '{unknown[0]}'; delete its line, or correct the id"
         )
     return {id_: _case(f"{path}: {id_}", text) for id_, text in texts.items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SetupError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SetupError(f"{path} is not valid TOML: {error}") from error
+    return tables
 
 
 def renewed(killers: Mapping[str, Case], outcomes: Iterable[Outcome]) -> dict[str, Case]:
@@ -171,11 +166,6 @@ def run_killers(
 
     One process computes with one mutant after another. A failure counts if the same case passes in
     that process right after, without the mutant. Otherwise, and after a crash, a new process tells.
-
-    Args:
-        library: The library `mutants`.
-        mutants: Which of its mutants.
-        killers: The recorded case of each.
     """
     with Runner(library.module_path) as runner:
         for mutant in mutants:
@@ -195,23 +185,37 @@ def run(
     """Yield what becomes of each mutant, as soon as it is known.
 
     One at a time: most cases compute with two threads, and ggml's barrier spins while a thread
-    waits for a core.
+    waits for a core. Each in a process of its own, whose memory it may spoil.
 
     A case kills a mutant if its verdict is `fail`, `crash` or `timeout`, and `pass` without the
     mutant. An impostor has to be killed by every case that passes without it.
 
     Args:
         library: The library `mutants`.
-        mutants: Which of its mutants.
+        mutants: Some of its mutants.
         suites: The cases to try, by the name of their suite. Within a suite those come first that
             killed a mutant of the same patch before; a later suite is only tried if no case of an
             earlier one kills.
     """
-    with _Control(library.module_path) as control:
+    with Runner(library.module_path) as control:
+
+        @functools.cache
+        def passes(case: Case) -> bool:
+            """Tell whether a case passes without a mutant; otherwise it tells nothing."""
+            [verdict] = control.run([case])
+            return verdict.status == "pass"
+
         for neighbours in _neighbours(mutants):
-            trials = _Trials(library, suites, control)
+            in_order = {suite: list(cases) for suite, cases in suites.items()}
             for mutant in neighbours:
-                yield trials.outcome(mutant)
+                start = time.perf_counter()
+                outcome = _unfit(mutant, library, control.mutants)
+                if outcome is None:
+                    find = _unmask if mutant.kind == "impostor" else _kill
+                    with Runner(library.module_path, mutant=mutant.id) as runner:
+                        outcome = find(mutant, in_order, runner, passes)
+                    outcome = replace(outcome, seconds=time.perf_counter() - start)
+                yield outcome
 
 
 def _still_killed(mutant: Mutant, case: Case, runner: Runner) -> Outcome:
@@ -237,10 +241,15 @@ def _still_killed(mutant: Mutant, case: Case, runner: Runner) -> Outcome:
 def _with_mutant(
     mutant: Mutant | None, case: Case, runner: Runner, *, restart: bool = False
 ) -> tuple[Verdict, bool]:
-    """Return the verdict, and whether the mutant was reached, which a lost process cannot tell."""
+    """Return the verdict, and whether the mutant was reached."""
     runner.compute_with(mutant.id if mutant else None, restart=restart)
     [verdict] = runner.run([case])
-    return verdict, runner.mutant_reached or verdict.status in ("crash", "timeout")
+    return verdict, _is_reached(runner, verdict)
+
+
+def _is_reached(runner: Runner, verdict: Verdict) -> bool:
+    """Tell whether the mutant was reached; a process that is lost cannot tell."""
+    return runner.mutant_reached or verdict.status in ("crash", "timeout")
 
 
 def _record(mutant: Mutant) -> str:
@@ -260,93 +269,54 @@ def _unfit(mutant: Mutant, library: Library, known: Sequence[str]) -> Outcome | 
     return Outcome(mutant=mutant, status="invalid", reason=reason)
 
 
-class _Control:
-    """The library without a mutant. A case that does not pass there tells nothing."""
-
-    def __init__(self, module_path: Path) -> None:
-        self._runner = Runner(module_path)
-        self._passes: dict[Case, bool] = {}
-
-    def __enter__(self) -> _Control:
-        self._runner.__enter__()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._runner.__exit__(*exception)
-
-    @property
-    def mutants(self) -> tuple[str, ...]:
-        """The mutants that the library has."""
-        return self._runner.mutants
-
-    def passes(self, case: Case) -> bool:
-        """Tell whether a case passes without a mutant."""
-        if case not in self._passes:
-            [verdict] = self._runner.run([case])
-            self._passes[case] = verdict.status == "pass"
-        return self._passes[case]
+def _kill(
+    mutant: Mutant,
+    suites: Mapping[str, list[Case]],
+    runner: Runner,
+    passes: Callable[[Case], bool],
+) -> Outcome:
+    """Run cases until one kills the mutant; that one comes first from then on."""
+    n_case, reached = 0, False
+    for suite, cases in suites.items():
+        for case in list(cases):
+            [verdict] = runner.run([case])
+            n_case += 1
+            did_reach = _is_reached(runner, verdict)
+            reached |= did_reach
+            if did_reach and verdict.status in _KILLING and passes(case):
+                if case.threads <= usable_cores():  # with more it takes long
+                    cases.remove(case)
+                    cases.insert(0, case)
+                return _killed(mutant, suite, verdict, n_case)
+    status = "survived" if reached else "invalid"
+    reason = f"none of {n_case} cases {'fails with' if reached else 'reaches'} it"
+    return Outcome(mutant=mutant, status=status, reason=reason, n_case=n_case)
 
 
-class _Trials:
-    """Mutants one after another, each in a process of its own, whose memory it may spoil."""
-
-    def __init__(
-        self, library: Library, suites: Mapping[str, Sequence[Case]], control: _Control
-    ) -> None:
-        self._library = library
-        self._suites = {suite: list(cases) for suite, cases in suites.items()}
-        self._control = control
-
-    def outcome(self, mutant: Mutant) -> Outcome:
-        """Return what becomes of a mutant."""
-        start = time.perf_counter()
-        unfit = _unfit(mutant, self._library, self._control.mutants)
-        if unfit is not None:
-            return unfit
-        with Runner(self._library.module_path, mutant=mutant.id) as runner:
-            find = self._unmask if mutant.kind == "impostor" else self._kill
-            outcome = find(mutant, runner)
-        return replace(outcome, seconds=time.perf_counter() - start)
-
-    def _kill(self, mutant: Mutant, runner: Runner) -> Outcome:
-        """Run cases until one kills the mutant."""
-        n_case, reached = 0, False
-        for suite, cases in self._suites.items():
-            for case in list(cases):
-                [verdict] = runner.run([case])
-                n_case += 1
-                # a process that is lost cannot tell
-                did_reach = runner.mutant_reached or verdict.status in ("crash", "timeout")
-                reached |= did_reach
-                if did_reach and verdict.status in _KILLING and self._control.passes(case):
-                    if case.threads <= usable_cores():  # with more it takes long
-                        cases.remove(case)
-                        cases.insert(0, case)
-                    return _killed(mutant, suite, verdict, n_case)
-        status = "survived" if reached else "invalid"
-        reason = f"none of {n_case} cases {'fails with' if reached else 'reaches'} it"
-        return Outcome(mutant=mutant, status=status, reason=reason, n_case=n_case)
-
-    def _unmask(self, mutant: Mutant, runner: Runner) -> Outcome:
-        """Run all cases; none may pass the impostor."""
-        first: Outcome | None = None
-        n_case = 0
-        for suite, cases in self._suites.items():
-            for verdict in runner.run(cases):
-                n_case += 1
-                if verdict.status in _KILLING:
-                    first = first or _killed(mutant, suite, verdict, 1)
-                elif self._control.passes(verdict.case):
-                    return Outcome(
-                        mutant=mutant,
-                        status="survived",
-                        reason=f"a case is not red: {verdict.status}",
-                        case=verdict.case,
-                        n_case=n_case,
-                    )
-        if first is None:
-            return Outcome(mutant=mutant, status="survived", reason="no case tells", n_case=n_case)
-        return replace(first, n_case=n_case)
+def _unmask(
+    mutant: Mutant,
+    suites: Mapping[str, list[Case]],
+    runner: Runner,
+    passes: Callable[[Case], bool],
+) -> Outcome:
+    """Run all cases; none may pass the impostor."""
+    killed: Outcome | None = None
+    n_case = 0
+    for suite, cases in suites.items():
+        for verdict in runner.run(cases):
+            n_case += 1
+            if verdict.status in _KILLING:
+                killed = killed or _killed(mutant, suite, verdict, 1)
+            elif passes(verdict.case):
+                return Outcome(
+                    mutant=mutant,
+                    status="survived",
+                    reason=f"a case is not red: {verdict.status}",
+                    case=verdict.case,
+                    n_case=n_case,
+                )
+    untold = Outcome(mutant=mutant, status="survived", reason="no case tells")
+    return replace(killed or untold, n_case=n_case)
 
 
 def _killed(mutant: Mutant, suite: str, verdict: Verdict, n_case: int) -> Outcome:
@@ -387,9 +357,9 @@ def _mutant(where: str, id_: str, table: Any) -> Mutant:
             raise SetupError(f"{where}: unknown key '{key}'; known: {', '.join(_KEYS)}")
         if not isinstance(value, str):
             raise SetupError(f"{where}: {key} must be a string, not {value!r}")
-    for key in _KEYS:
-        if key != "equivalent" and not table.get(key):
+    for key in _KEYS[:-1]:
+        if not table.get(key):
             raise SetupError(f"{where}: {key} is missing")
     if table["kind"] not in KINDS:
         raise SetupError(f"{where}: kind is '{table['kind']}'; there are {', '.join(KINDS)}")
-    return Mutant(id=id_, **{_KEYS[key]: value for key, value in table.items()})
+    return Mutant(id=id_, class_=table.pop("class"), **table)

@@ -27,6 +27,20 @@ _SIMPLE_REGIMES = ("few", "uniform", "normal")
 """Regimes that are tried instead of another, the simplest first."""
 SIMPLE_MASKS = ("none", "zeros", "causal", "leading", "masked_segment", "random", "sparse")
 """All kinds of masks, the simplest first."""
+_PLAIN_OPTIONS: tuple[Changes, ...] = (
+    {"sinks": False, "max_bias": 0.0, "logit_softcap": 0.0},
+    {"sinks": False},
+    {"max_bias": 0.0},
+    {"logit_softcap": 0.0},
+    {"kq_scale": 0.0},
+    {"prec": "f32"},
+)
+_PLAIN_LAYOUTS: tuple[Changes, ...] = (
+    {"permute": (0, 1, 2, 3), "kv_view": False, "v_is_view_of_k": False},
+    {"permute": (0, 1, 2, 3)},
+    {"kv_view": False},
+    {"v_is_view_of_k": False},
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +52,7 @@ class Failure:
     name: str
     """What shows it: the comparison, or the mode and the signal."""
     kind: str
-    """What sort that is: two cases with the same status and kind fail in the same way."""
+    """Its sort: cases with the same status and kind fail in the same way."""
 
     @classmethod
     def of(cls, verdict: Verdict) -> Failure | None:
@@ -55,10 +69,6 @@ class Failure:
         # no number is wrong: a token in another's place, a written input, another work size
         what = re.split(r"[\d:]", verdict.reason)[0].strip()
         return cls(status="fail", name=what, kind=what)
-
-    def is_like(self, other: Failure | None) -> bool:
-        """Tell whether another case fails in the same way."""
-        return other is not None and (self.status, self.kind) == (other.status, other.kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +88,7 @@ class Shrunk:
     case: Case
     """The smallest case found."""
     failure: Failure
-    """How it fails."""
     steps: tuple[Simplification, ...]
-    """The way to it."""
     tried: int
     """Different cases that were run."""
     finished: bool
@@ -104,45 +112,38 @@ def shrink(
         out_of_time: Asked before each case; where it says so, the smallest case so far is returned.
         on_step: Told of each simpler case that fails.
     """
-    known: dict[Case, Failure | None] = {}
-
-    def failure_of(candidate: Case) -> Failure | None:
-        if candidate not in known:
-            known[candidate] = fails(candidate)
-        return known[candidate]
-
-    failure = failure_of(case)
+    known = {case: fails(case)}
+    failure = known[case]
     if failure is None:
         return None
     steps: list[Simplification] = []
     finished = True
     is_by_name = True
     while True:
-        step = None
         for candidate, what in _simpler(case):
-            if candidate not in known and out_of_time():
-                finished = False
+            if candidate not in known:
+                if out_of_time():
+                    finished = False
+                    break
+                known[candidate] = fails(candidate)
+            found = known[candidate]
+            if (
+                found is not None
+                and (found.status, found.kind) == (failure.status, failure.kind)
+                and (found.name == failure.name or not is_by_name)
+            ):
+                steps.append(Simplification(case=candidate, what=what, failure=found))
+                on_step(steps[-1])
+                case, failure, is_by_name = candidate, found, True
                 break
-            found = failure_of(candidate)
-            if found is None or not failure.is_like(found):
-                continue
-            if not is_by_name or found.name == failure.name:
-                step = Simplification(case=candidate, what=what, failure=found)
+        else:  # no simpler case fails like this one
+            if not is_by_name:
                 break
-        if step is not None:
-            steps.append(step)
-            on_step(step)
-            case, failure, is_by_name = step.case, step.failure, True
-        elif is_by_name and finished:
             is_by_name = False
-        else:
+        if not finished:
             break
     return Shrunk(
-        case=case,
-        failure=failure,
-        steps=tuple(steps),
-        tried=len(known),
-        finished=finished,
+        case=case, failure=failure, steps=tuple(steps), tried=len(known), finished=finished
     )
 
 
@@ -161,12 +162,11 @@ def _simpler(case: Case) -> Iterator[tuple[Case, str]]:
 
 def _words(before: Case, after: Case) -> str:
     names = [field.name for field in dataclasses.fields(Case)]
-    changed = [
+    return ", ".join(
         f"{spelled(name)} {_short(old)} -> {_short(new)}"
         for name in names
         if (new := getattr(after, name)) != (old := getattr(before, name))
-    ]
-    return ", ".join(changed)
+    )
 
 
 def _short(value: object) -> str:
@@ -179,13 +179,13 @@ def _short(value: object) -> str:
 
 def _reductions(case: Case) -> Iterator[Changes]:
     """Yield changes that make a case simpler; those that save most come first."""
-    yield from _fewer_threads(case)
+    yield from ({"threads": n} for n in _smaller(case.threads))
     yield from _smaller_shape(case)
     yield from _fewer_segments(case)
-    yield from _no_options(case)
+    yield from _PLAIN_OPTIONS
     yield from _simpler_mask(case)
     yield from _plain_types(case)
-    yield from _plain_layout(case)
+    yield from _PLAIN_LAYOUTS
     yield from _plain_data(case)
 
 
@@ -198,10 +198,6 @@ def _smaller(n: int, least: int = 1) -> Iterator[int]:
     while cut >= 1:
         yield n - cut
         cut //= 2
-
-
-def _fewer_threads(case: Case) -> Iterator[Changes]:
-    yield from ({"threads": n} for n in _smaller(case.threads))
 
 
 def _smaller_shape(case: Case) -> Iterator[Changes]:
@@ -268,15 +264,6 @@ def _fewer_segments(case: Case) -> Iterator[Changes]:
         yield from ({"group": n} for n in _smaller(case.group))
 
 
-def _no_options(case: Case) -> Iterator[Changes]:
-    yield {"sinks": False, "max_bias": 0.0, "logit_softcap": 0.0}
-    yield {"sinks": False}
-    yield {"max_bias": 0.0}
-    yield {"logit_softcap": 0.0}
-    yield {"kq_scale": 0.0}
-    yield {"prec": "f32"}
-
-
 def _simpler_mask(case: Case) -> Iterator[Changes]:
     simpler: tuple[str, ...] = ("none",)
     if case.mask_kind != CAPTURED:
@@ -292,28 +279,20 @@ def _simpler_mask(case: Case) -> Iterator[Changes]:
 
 def _plain_types(case: Case) -> Iterator[Changes]:
     for plain in ("f32", "f16"):
-        types = {"type_K": case.type_K, "type_V": case.type_V}
-        simpler: Changes = {name: plain for name in types if _is_simpler(plain, types[name])}
-        yield simpler
-        yield from ({name: plain} for name in simpler)
+        names = [name for name in ("type_K", "type_V") if _is_simpler(plain, getattr(case, name))]
+        yield dict.fromkeys(names, plain)
+        yield from ({name: plain} for name in names)
         if case.hot_window and _is_simpler(plain, case.cold_type):
             yield {"cold_type": plain}
-    for i in range(len(case.segment_types)):
+    types = case.segment_types
+    for i in range(len(types)):
         for plain in ("f32", "f16"):
-            if _is_simpler(plain, case.segment_types[i]):
-                before, after = case.segment_types[:i], case.segment_types[i + 1 :]
-                yield {"segment_types": (*before, plain, *after)}
+            if _is_simpler(plain, types[i]):
+                yield {"segment_types": (*types[:i], plain, *types[i + 1 :])}
 
 
 def _is_simpler(plain: str, type_name: str) -> bool:
     return type_name not in ("f32", plain)
-
-
-def _plain_layout(case: Case) -> Iterator[Changes]:
-    yield {"permute": (0, 1, 2, 3), "kv_view": False, "v_is_view_of_k": False}
-    yield {"permute": (0, 1, 2, 3)}
-    yield {"kv_view": False}
-    yield {"v_is_view_of_k": False}
 
 
 def _plain_data(case: Case) -> Iterator[Changes]:
@@ -323,9 +302,9 @@ def _plain_data(case: Case) -> Iterator[Changes]:
         for regime, kind in itertools.product(_SIMPLE_REGIMES, kinds):
             yield {**drawn, "regime": regime, "mask_kind": kind, "mask": kind != "none"}
         return
-    rank = len(_SIMPLE_REGIMES)
-    if case.regime in _SIMPLE_REGIMES:
-        rank = _SIMPLE_REGIMES.index(case.regime)
-    yield from ({"regime": regime, "seed": 0} for regime in _SIMPLE_REGIMES[:rank])
-    yield from ({"regime": regime} for regime in _SIMPLE_REGIMES[:rank])
+    simpler: tuple[str, ...] = _SIMPLE_REGIMES
+    if case.regime in simpler:
+        simpler = simpler[: simpler.index(case.regime)]
+    yield from ({"regime": regime, "seed": 0} for regime in simpler)
+    yield from ({"regime": regime} for regime in simpler)
     yield {"seed": 0}

@@ -1,4 +1,4 @@
-"""What is wrong as workflow commands of GitHub Actions, which shows them beside a pull request."""
+"""What is wrong, as workflow commands that GitHub Actions shows beside a pull request."""
 
 from __future__ import annotations
 
@@ -11,12 +11,7 @@ MOST = 10
 
 
 def render(results: Results, gate: Gate | None = None) -> str:
-    """Return the commands, worst first, a line each; empty where all was checked and is well.
-
-    Args:
-        results: The run.
-        gate: What a gate found in it.
-    """
+    """Return the commands, worst first, a line each; empty where all was checked and is well."""
     found = troubles(results, gate)
     lines = [
         f"::error title={_property(each.title)}::{_data(each.lines[0] + chr(10) + each.repro)}"

@@ -109,9 +109,9 @@ class Table:
 
 
 def print_summary(console: Console, results: Results) -> None:
-    """Print the last line: how many cases, how they ended, on what, how long.
+    """Print how many cases ran, how they ended, on what and how long.
 
-    Of captured cases the line before says how the model's own results compare.
+    Of captured cases a line before says how the model's own results compare.
     """
     own = [found for v in results.verdicts if (found := v.comparisons.get("standard_vs_model"))]
     if own:
@@ -132,7 +132,7 @@ def print_summary(console: Console, results: Results) -> None:
 
 
 def _some(steps: Sequence[CacheStep]) -> list[CacheStep]:
-    """Return the first step, the last, the worst, and those in which tokens got cold, thinned."""
+    """Return the first step, the last, the worst, and some of those in which tokens got cold."""
     evicting = [
         step.step
         for before, step in itertools.pairwise(steps)

@@ -1,4 +1,4 @@
-"""The evidence as Markdown and as JSON: tables, commands and a checklist; the words are a person's.
+"""The evidence as Markdown and as JSON: tables, commands and a checklist, no prose.
 
 Schema `fa-harness.evidence/1`.
 """

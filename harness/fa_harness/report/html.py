@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
@@ -19,7 +19,7 @@ from fa_harness.case.label import label, speed_label
 from fa_harness.engine.session import Results
 from fa_harness.judge.shares import in_words
 from fa_harness.report.results import worst
-from fa_harness.report.troubles import headline, in_short, origin, passed, troubles, unchecked
+from fa_harness.report.troubles import headline, in_short, origin, state, troubles, unchecked
 from fa_harness.speed.bench import Interval
 from fa_harness.speed.gate import Gate, Ratio
 
@@ -37,22 +37,14 @@ _PICTURES = 40
 
 
 def render(results: Results, gate: Gate | None = None) -> str:
-    """Return the document, ending in a newline.
-
-    Args:
-        results: The run.
-        gate: What a gate found in it.
-    """
+    """Return the document, ending in a newline."""
     found = troubles(results, gate)
-    state = "good" if passed(results, gate) else "bad"
-    if state == "good" and gate and gate.is_mostly_unchecked:
-        state = "unchecked"
     return _template().render(
         results=results,
         gate=gate,
-        state=state,
+        state=state(results, gate),
         title=headline(results, gate),
-        not_checked=unchecked(gate) if gate else (),
+        not_checked=unchecked(gate),
         origin=origin(results),
         found=found,
         short=in_short(found)[:_IN_SHORT],
@@ -61,7 +53,7 @@ def render(results: Results, gate: Gate | None = None) -> str:
         legend=_LEGEND,
         heat_map=_heat_map,
         bars=_bars,
-        ranges=_ranges_of(gate.ratios if gate else ()),
+        place=_scale_of(gate.ratios if gate else ()),
     )
 
 
@@ -92,78 +84,65 @@ def _shown(value: object) -> object:
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in value)
 
 
-def _heat_map(by_row: F32, case: Case) -> Markup:
-    """Return shares `[heads, rows]` as a picture: one path a colour."""
+def _heat_map(by_row: F32, case: Case) -> dict[str, Any]:
+    """Return what a picture of shares `[heads, rows]` shows: one path a colour, and words."""
     n_head, n_row = by_row.shape
-    levels = [[_level(float(share)) for share in row] for row in by_row]
     paths: dict[int, list[str]] = {}
-    for y, row in enumerate(levels):
+    for y, row in enumerate(by_row.tolist()):
         x = 0
-        for level, run in groupby(row):
+        for level, run in groupby(map(_level, row)):
             n = len(list(run))
             paths.setdefault(level, []).append(f"M{x} {y}h{n}v1h-{n}z")
             x += n
-    shapes = "".join(f'<path class="l{level}" d="{"".join(d)}"/>' for level, d in paths.items())
-    cell = max(4, min(22, 520 // max(n_row, n_head)))
-    of = "" if by_row.shape == (case.ne3 * case.n_head, case.n_batch) else ", largest of neighbours"
     n_head_all = case.ne3 * case.n_head
-    rows = f"{case.n_batch} row{'s' * (case.n_batch != 1)}"
-    described = f"{n_head_all} head{'s' * (n_head_all != 1)}, {rows}{of}"
-    beyond = int((by_row > 1).sum())
-    summary = f"beyond the bound: {beyond} of {by_row.size}"
+    described = f"{n_head_all} head{'s' * (n_head_all != 1)}, "
+    described += f"{case.n_batch} row{'s' * (case.n_batch != 1)}"
+    if by_row.shape != (n_head_all, case.n_batch):
+        described += ", largest of neighbours"
+    summary = f"beyond the bound: {int((by_row > 1).sum())} of {by_row.size}"
     if math.isfinite(by_row.max()):
         summary += f", worst {in_words(float(by_row.max()))}"
-    return Markup(
-        f'<svg class="heat" role="img" aria-label="share of the bound by head and row" '
-        f'viewBox="0 0 {n_row} {n_head}" preserveAspectRatio="none" '
-        f'style="width:{n_row * cell}px;aspect-ratio:{n_row}/{n_head}">'
-        f"<title>{described}</title>{shapes}</svg>"
-        f'<p class="small">{described}; {summary}</p>'
-    )
+    return {
+        "n_head": n_head,
+        "n_row": n_row,
+        "paths": paths,
+        "width": n_row * max(4, min(22, 520 // max(n_row, n_head))),
+        "described": described,
+        "summary": summary,
+    }
 
 
-def _bars(by_segment: Sequence[float], case: Case) -> Markup:
-    """Return shares by segment as bars, their lengths logarithmic from a thousandth on."""
-    limits = case.segment_bounds()
+def _bars(by_segment: Sequence[float]) -> list[tuple[int, float, str]]:
+    """Return for each segment its share as a colour, a length and words, and the same of the bound.
+
+    Lengths are logarithmic, from a thousandth of the bound to the largest share.
+    """
     top = max([1.0, *(share for share in by_segment if math.isfinite(share))])
-    rows = []
-    for i, share in enumerate(by_segment):
-        length = 1.0 if not math.isfinite(share) else _logarithmic(share, top)
-        rows.append(
-            f"<tr><th>{i}</th><td>keys {limits[i]} to {limits[i + 1]}</td>"
-            f'<td class="bar"><i class="l{_level(share)}" style="width:{length:.0%}"></i></td>'
-            f"<td>{in_words(share)}</td></tr>"
-        )
-    bound = _logarithmic(1.0, top)
-    note = f'<p class="small">logarithmic; the bound is at {bound:.0%} of the width</p>'
-    return Markup(f'<table class="bars">{"".join(rows)}</table>{note}')
+    return [(_level(share), _length(share, top), in_words(share)) for share in (*by_segment, 1.0)]
 
 
-def _logarithmic(share: float, top: float) -> float:
+def _length(share: float, top: float) -> float:
     least = 1e-3
+    if not math.isfinite(share):
+        return 1.0
     return max(0.0, math.log(max(share, least) / least) / math.log(top / least))
 
 
-def _ranges_of(ratios: Sequence[Ratio]) -> Callable[[Ratio], Markup]:
-    """Return what draws the intervals of a ratio on the scale of all."""
+def _scale_of(ratios: Sequence[Ratio]) -> Callable[[Interval], tuple[float, float]]:
+    """Return what tells where an interval begins and how wide it is, in per cent of all."""
     known = [each for ratio in ratios for each in (ratio.now, ratio.before) if each]
     told = [each for each in known if each.width < _TOLD] or known
     low = min((each.low for each in told), default=1.0)
     high = max((each.high for each in told), default=1.0)
-    return lambda ratio: _range((ratio.before, ratio.now), low, high)
-
-
-def _range(intervals: Iterable[Interval | None], low: float, high: float) -> Markup:
     width = (high - low) or 1.0
-    bars = []
-    for n, each in enumerate(intervals):
-        if each:
-            left, right = (
-                min(max((end - low) / width * 100, 0.0), 100.0) for end in (each.low, each.high)
-            )
-            size = f'width="{max(1.0, right - left):.1f}" height="5"'
-            bars.append(f'<rect class="r{n}" x="{left:.1f}" y="{2 + 6 * n}" {size}/>')
-    return Markup(f'<svg class="range" viewBox="0 0 102 14">{"".join(bars)}</svg>')
+
+    def place(interval: Interval) -> tuple[float, float]:
+        left, right = (
+            min(max((end - low) / width * 100, 0.0), 100.0) for end in (interval.low, interval.high)
+        )
+        return left, max(1.0, right - left)
+
+    return place
 
 
 def _level(share: float) -> int:

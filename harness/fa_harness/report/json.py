@@ -23,12 +23,7 @@ SCHEMA_OF_GATE = "fa-harness.gate/1"
 
 
 def render(results: Results, gate: Gate | None = None) -> str:
-    """Return the document, ending in a newline.
-
-    Args:
-        results: The run.
-        gate: What a gate found in it.
-    """
+    """Return the document, ending in a newline."""
     return json.dumps(document(results, gate), indent=1, allow_nan=False) + "\n"
 
 
@@ -58,14 +53,7 @@ def _gate(gate: Gate) -> dict[str, Any]:
         "checks": [vars(check) for check in gate.checks],
         "findings": [vars(finding) for finding in gate.findings],
         "notes": list(gate.notes),
-        "speed": [
-            {
-                **vars(ratio),
-                "now": vars(ratio.now) if ratio.now else None,
-                "before": vars(ratio.before) if ratio.before else None,
-            }
-            for ratio in gate.ratios
-        ],
+        "speed": [dataclasses.asdict(ratio) for ratio in gate.ratios],
     }
 
 
@@ -78,40 +66,34 @@ def _result(verdict: Verdict, repro: str) -> dict[str, Any]:
         "reason": verdict.reason,
         "localisation": _localisation(verdict.localisation),
         "comparisons": {name: _comparison(c) for name, c in verdict.comparisons.items()},
-        "outputs": {name: _numbers(output) for name, output in verdict.outputs.items()},
-        "steps": [{name: _numbers(n) for name, n in vars(step).items()} for step in verdict.steps],
+        "outputs": _plain(verdict.outputs),
+        "steps": [_plain(vars(step)) for step in verdict.steps],
         "seconds": round(verdict.seconds, 4),
         "repro": repro,
     }
 
 
-def _localisation(found: Localisation | None) -> dict[str, Any] | None:
+def _localisation(found: Localisation | None) -> Any:
     """Return where a case went wrong first, and the same in words; None where it did not."""
     if found is None:
         return None
-    record = dataclasses.asdict(found) | {"of_f16_range": found.of_f16_range}
-    return {name: _numbers(value) for name, value in record.items()} | {"lines": found.lines()}
+    record = {**vars(found), "of_f16_range": found.of_f16_range, "lines": found.lines()}
+    return _plain(record)
 
 
-def _comparison(comparison: Comparison) -> dict[str, Any]:
-    worst = comparison.worst
-    return {
-        "max_abs": _numbers(comparison.max_abs),
-        "max_rel_row": _numbers(comparison.max_rel_row),
-        "nmse": _numbers(comparison.nmse),
-        "bitwise": comparison.bitwise,
-        "worst": {name: _numbers(n) for name, n in worst._asdict().items()} if worst else None,
-        "bound": _numbers(comparison.bound),
-        "of_bound": _numbers(comparison.of_bound),
-        "required": comparison.required,
-        "ok": comparison.ok,
-    }
+def _comparison(comparison: Comparison) -> Any:
+    record = comparison._asdict()
+    del record["by_row"]
+    worst = comparison.worst and comparison.worst._asdict()
+    return _plain({**record, "worst": worst})
 
 
-def _numbers(value: Any) -> Any:
-    """Return numbers as JSON can hold them: NaN and infinity as `nan`, `inf`, `-inf`."""
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold: lists for arrays, NaN and infinity as `nan`, `inf`, `-inf`."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
-    if isinstance(value, list):
-        return [_numbers(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

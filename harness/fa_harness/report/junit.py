@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from xml.etree import ElementTree as ET
 
 from fa_harness.case.label import label
@@ -20,10 +19,6 @@ def render(results: Results, gate: Gate | None = None) -> str:
     """Return the document, ending in a newline.
 
     A crash is an error, any other trouble a failure; what was not told is skipped, with the reason.
-
-    Args:
-        results: The run.
-        gate: What a gate found in it.
     """
     wrong: dict[str, list[Trouble]] = {}
     for trouble in troubles(results, gate):
@@ -40,23 +35,22 @@ def render(results: Results, gate: Gate | None = None) -> str:
             wrong.pop(ratio.case, None)
         checks = ET.SubElement(root, "testsuite", name="gate")
         for case, missing in wrong.items():  # of the baseline; it did not run
-            element = _testcase(checks, "gone", case, 0.0)
+            element = _testcase(checks, "gone", case)
             for trouble in missing:
                 _bad(element, "failure", trouble)
         for check in gate.checks:
-            element = _testcase(checks, "check", check.name, 0.0)
+            element = _testcase(checks, "check", check.name)
             if check.status == "regressed":
-                ET.SubElement(element, "failure", message=_clean(check.reason), type=check.name)
+                _add(element, "failure", check.reason, check.name)
             elif check.not_checked and gate.strict:
-                message = _clean(f"not checked ({check.not_checked}): {check.reason}")
-                ET.SubElement(element, "failure", message=message, type="not checked")
+                message = f"not checked ({check.not_checked}): {check.reason}"
+                _add(element, "failure", message, "not checked")
             elif check.status == "skipped":
-                ET.SubElement(element, "skipped", message=_clean(check.reason))
+                _add(element, "skipped", check.reason)
     if results.interrupted:
-        missing_cases = results.selected - len(results.verdicts)
-        element = _testcase(cases, "run", "all cases ran", 0.0)
-        message = f"interrupted: {missing_cases} cases did not run"
-        ET.SubElement(element, "error", message=message, type="interrupted")
+        n_missing = results.selected - len(results.verdicts)
+        element = _testcase(cases, "run", "all cases ran")
+        _add(element, "error", f"interrupted: {n_missing} cases did not run", "interrupted")
     _count(root)
     ET.indent(root)
     text = ET.tostring(root, encoding="unicode")
@@ -68,21 +62,20 @@ def _case(suite: ET.Element, verdict: Verdict, bad: list[Trouble], results: Resu
     for trouble in bad:
         _bad(element, "error" if trouble.kind in ("crash", "timeout") else "failure", trouble)
     if verdict.status == "unsupported" and not bad:
-        ET.SubElement(element, "skipped", message=_clean(verdict.reason))
+        _add(element, "skipped", verdict.reason)
     if bad:
         ET.SubElement(element, "system-out").text = _clean(label(verdict.case))
 
 
 def _ratio(suite: ET.Element, ratio: Ratio) -> None:
-    element = _testcase(suite, ratio.way, ratio.case, 0.0)
+    element = _testcase(suite, ratio.way, ratio.case)
     if ratio.status == "skipped":
-        ET.SubElement(element, "skipped", message=_clean(ratio.reason))
+        _add(element, "skipped", ratio.reason)
     elif ratio.status == "regressed":
-        tag = "error" if ratio.way == ALL else "failure"
-        ET.SubElement(element, tag, message=_clean(ratio.reason), type="slower")
+        _add(element, "error" if ratio.way == ALL else "failure", ratio.reason, "slower")
 
 
-def _testcase(suite: ET.Element, group: str, name: str, seconds: float) -> ET.Element:
+def _testcase(suite: ET.Element, group: str, name: str, seconds: float = 0.0) -> ET.Element:
     return ET.SubElement(
         suite,
         "testcase",
@@ -93,18 +86,29 @@ def _testcase(suite: ET.Element, group: str, name: str, seconds: float) -> ET.El
 
 
 def _bad(element: ET.Element, tag: str, trouble: Trouble) -> None:
-    bad = ET.SubElement(element, tag, message=_clean(trouble.lines[0]), type=trouble.kind)
+    bad = _add(element, tag, trouble.lines[0], trouble.kind)
     bad.text = _clean("\n".join([*trouble.lines, trouble.repro]))
 
 
+def _add(element: ET.Element, tag: str, message: str, type_: str = "") -> ET.Element:
+    """Add a failure or an error of a type, or `skipped`, which has none."""
+    added = ET.SubElement(element, tag, message=_clean(message))
+    if type_:
+        added.set("type", type_)
+    return added
+
+
 def _properties(suite: ET.Element, results: Results, gate: Gate | None) -> None:
-    values: Mapping[str, object] = {
+    values: dict[str, object] = {
         **{name: results.library.get(name, "") for name in ("name", "upstream", "ggml_version")},
         "features": " ".join(results.features),
         "cpu": results.machine["cpu"],
         "fa-harness": results.tool_version,
-        **({"baseline": gate.without_baseline or gate.baseline} if gate else {}),
-        **({"gate": gate.verdict} if gate else {}),
+        **(
+            {"baseline": gate.without_baseline or gate.baseline, "gate": gate.verdict}
+            if gate
+            else {}
+        ),
     }
     properties = ET.SubElement(suite, "properties")
     for name, value in values.items():
@@ -113,15 +117,15 @@ def _properties(suite: ET.Element, results: Results, gate: Gate | None) -> None:
 
 def _count(root: ET.Element) -> None:
     """Set the totals of each suite, and of all."""
+    counts = {
+        "tests": ".//testcase",
+        "failures": ".//testcase[failure]",
+        "errors": ".//testcase[error]",
+        "skipped": ".//testcase[skipped]",
+    }
     for element in (*root, root):
-        counts = {
-            "tests": "testcase",
-            "failures": "testcase[failure]",
-            "errors": "testcase[error]",
-            "skipped": "testcase[skipped]",
-        }
-        for name, found in counts.items():
-            element.set(name, str(len(element.findall(f".//{found}"))))
+        for name, counted in counts.items():
+            element.set(name, str(len(element.findall(counted))))
         seconds = sum(float(case.get("time", 0)) for case in element.iter("testcase"))
         element.set("time", f"{seconds:.3f}")
 

@@ -13,7 +13,7 @@ from fa_harness.report.troubles import (
     headline,
     in_short,
     origin,
-    passed,
+    state,
     troubles,
     unchecked,
 )
@@ -21,25 +21,18 @@ from fa_harness.speed.gate import Gate, Ratio
 
 _MOST = 30
 """Troubles with details; a summary may have 1 MiB."""
-_MARKS = {"ok": "✅", "regressed": "❌", "skipped": "⚪", "unchecked": "⚠️"}
+_MARKS = {"ok": "✅", "regressed": "❌", "skipped": "⚪"}
 
 
 def render(results: Results, gate: Gate | None = None) -> str:
-    """Return the document, ending in a newline.
-
-    Args:
-        results: The run.
-        gate: What a gate found in it.
-    """
+    """Return the document, ending in a newline."""
     return "\n".join(_lines(results, gate)) + "\n"
 
 
 def _lines(results: Results, gate: Gate | None) -> Iterator[str]:
-    state = "ok" if passed(results, gate) else "regressed"
-    if state == "ok" and gate and gate.is_mostly_unchecked:
-        state = "unchecked"
-    yield from (f"## {_MARKS[state]} {_text(headline(results, gate))}", "")
-    for line in unchecked(gate) if gate else ():
+    mark = {"good": "✅", "bad": "❌", "unchecked": "⚠️"}[state(results, gate)]
+    yield from (f"## {mark} {_text(headline(results, gate))}", "")
+    for line in unchecked(gate):
         yield from (f"**{_text(line)}**", "")
     yield from (_text(origin(results)), "")
     found = troubles(results, gate)

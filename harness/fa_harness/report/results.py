@@ -10,9 +10,9 @@ from fa_harness.judge.verdict import Verdict
 
 
 def explain(verdict: Verdict) -> list[str]:
-    """Return why a case did not pass and where it went wrong first, a line each.
+    """Return why a case did not pass and where it went wrong first, line by line.
 
-    The reason comes first; a crash's may hold further lines of what the library printed.
+    The reason comes first. After a crash it may hold lines that the library printed.
     """
     found = verdict.localisation
     return [*(verdict.reason.splitlines() or [""]), *(found.lines() if found else [])]
@@ -21,8 +21,8 @@ def explain(verdict: Verdict) -> list[str]:
 def worst(verdict: Verdict) -> tuple[str, str]:
     """Return an error and its share of a bound in words, `-` where there is none.
 
-    Of a case that fails they are those of the element that its explanation names. Else they are the
-    largest error of a mode's result, and the largest share of all comparisons with the oracle.
+    If the case fails, both are of the element that its explanation names. Else they are the largest
+    error of a mode's result, and the largest share of all comparisons with the oracle.
     """
     found = verdict.localisation
     if found is not None:

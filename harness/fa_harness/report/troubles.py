@@ -1,4 +1,4 @@
-"""What is wrong, worst first: the same list for every report that a person or a CI server reads."""
+"""What is wrong, worst first, as every report for a person or a CI server lists it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Trouble:
     case: str
     """Case string."""
     lines: tuple[str, ...]
-    """What is wrong; the first line says it, others tell where."""
+    """The first line says what is wrong, the others where."""
     repro: str
     """The command that shows it again."""
     verdict: Verdict | None
@@ -37,12 +37,7 @@ class Trouble:
 
 
 def troubles(results: Results, gate: Gate | None = None) -> list[Trouble]:
-    """Return what is wrong with a run, and with a gate of it.
-
-    Args:
-        results: The run.
-        gate: What a gate found in it; None where it was not compared with a baseline.
-    """
+    """Return what is wrong with a run, and what a gate found in it beyond that."""
     bad = [verdict for verdict in results.verdicts if verdict.status in _WORST_FIRST]
     bad.sort(key=lambda verdict: _WORST_FIRST.index(verdict.status))
     of_cases = [
@@ -75,9 +70,9 @@ def _of_gate(results: Results, gate: Gate | None) -> Iterator[Trouble]:
 
 
 def in_short(found: Sequence[Trouble]) -> list[str]:
-    """Return how much is wrong of what, most first.
+    """Return what is wrong and how often, most first.
 
-    As `14 x fail, segmented vs standard, numerators wrong first (vec)`.
+    Such as `14 x fail, segmented vs standard, numerators wrong first (vec)`.
     """
     paths: dict[str, list[str]] = {}
     for each in found:
@@ -93,6 +88,13 @@ def in_short(found: Sequence[Trouble]) -> list[str]:
 def passed(results: Results, gate: Gate | None) -> bool:
     """Tell whether a run passed, or the gate that it was run for."""
     return results.passed if gate is None else gate.passed
+
+
+def state(results: Results, gate: Gate | None) -> str:
+    """Return `good` or `bad`; `unchecked` for a gate that passed with most checks not made."""
+    if not passed(results, gate):
+        return "bad"
+    return "unchecked" if gate and gate.is_mostly_unchecked else "good"
 
 
 def headline(results: Results, gate: Gate | None) -> str:
@@ -111,11 +113,10 @@ def headline(results: Results, gate: Gate | None) -> str:
     return f"{what} failed{made}: {why}, {_counts(results)}"
 
 
-def unchecked(gate: Gate) -> list[str]:
-    """Return what a report has to say of checks that a gate did not make, a line each.
-
-    What is missing to make them comes first.
-    """
+def unchecked(gate: Gate | None) -> list[str]:
+    """Return why a gate did not make some checks, and which, a line each."""
+    if gate is None:
+        return []
     missing = [gate.without_baseline] if gate.without_baseline else []
     if gate.not_checked:
         missing.append(f"not checked: {', '.join(gate.not_checked)}")

@@ -1,8 +1,8 @@
-"""What a gate compares with: how each case came out, and how fast, on one class of machines.
+"""Baselines: how each case came out, and how fast, on one class of machines.
 
 A baseline is a JSON file in git, schema `fa-harness.baseline/1`, sorted, so that a diff shows what
-changed. It is of one upstream and one machine class: the same library gives other bits, hence other
-errors, on CPUs for which upstream has other kernels.
+changed. It holds for one upstream and one machine class: where upstream has other kernels for a
+CPU, the same library gives other bits, hence other errors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SCHEMA = "fa-harness.baseline/1"
 _VECTORS = ("AVX512", "AVX2", "AVX", "SSE3", "SVE", "NEON", "VSX", "VXE")
 """Upstream's names of instruction sets; the first that a library has is the width of its sums."""
 _ARITHMETIC = {"AVX512_BF16": "bf16", "FP16": "fp16"}
-"""How the names begin of features with which products or sums are rounded in another way."""
+"""Features that round products or sums differently: how their names begin."""
 _NEWER = re.compile(r"fa-harness\.baseline/([2-9]|[1-9][0-9]+)")
 
 
@@ -36,9 +36,9 @@ class CaseRecord:
     bits: tuple[str, ...] = ()
     """The comparisons of two runs that had the same bits."""
     bound: tuple[str, ...] = ()
-    """Those that were within their bounds."""
+    """The others; they were within their bounds."""
     of_bound: Mapping[str, float] = field(default_factory=dict)
-    """How much of its bound each comparison with the oracle took at most."""
+    """The largest share of its bound that each comparison with the oracle took."""
 
     @property
     def comparisons(self) -> tuple[str, ...]:
@@ -52,13 +52,13 @@ class Speed:
 
     cpu: str
     rows: Mapping[str, Mapping[str, tuple[float, ...]]]
-    """By case string, then by the way to compute it: its time to that of `standard`, each number of
-    a process of its own."""
+    """By case string, then by the way to compute it: its time to that of `standard`, a number for
+    each process."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """How the cases of a gate came out, and what that was made with."""
+    """How the cases of a gate came out, on what."""
 
     made_with: Mapping[str, Any]
     """`tool`, `library`, `upstream`, `ggml_version`, `class`, `features`, `cpu`, `cores`, `series`
@@ -75,7 +75,7 @@ class NoBaseline:
     """Why a run is compared with no baseline."""
 
     reason: str
-    """In a few words, for each check that is skipped."""
+    """In a few words, for each skipped check."""
     text: str
     """In full, with the next step; a gate prints it before anything else."""
 
@@ -83,16 +83,11 @@ class NoBaseline:
 def machine_class(machine: str, features: Sequence[str]) -> str:
     """Return what decides which bits a library computes: `x86_64-avx512-bf16-fp16`.
 
-    Args:
-        machine: The architecture, as `platform.machine()` has it.
-        features: The library's CPU features, as `Ggml.features` names them.
+    The machine is `platform.machine()`, the features are those of `Ggml.features`.
     """
     vectors = [name.lower() for name in _VECTORS if name in features][:1]
-    arithmetic = [
-        word
-        for start, word in _ARITHMETIC.items()
-        if any(name.startswith(start) for name in features)
-    ]
+    words = _ARITHMETIC.items()
+    arithmetic = [word for start, word in words if any(f.startswith(start) for f in features)]
     return "-".join([machine, *vectors, *arithmetic])
 
 
@@ -102,13 +97,7 @@ def file_name(upstream: str, class_: str) -> str:
 
 
 def missing(file: str, *, upstream: str, class_: str) -> NoBaseline:
-    """Return what to say where a baseline does not exist: which was looked for, how to make it.
-
-    Args:
-        file: The file, as messages show it.
-        upstream: What it would be of.
-        class_: The machine class that it would be of.
-    """
+    """Return why nothing can be compared, where a baseline's file does not exist."""
     return NoBaseline(
         reason="there is no baseline",
         text=(
@@ -120,16 +109,14 @@ def missing(file: str, *, upstream: str, class_: str) -> NoBaseline:
 
 def record(verdict: Verdict) -> CaseRecord:
     """Return how a case came out, as a baseline holds it."""
-    bits, bound, of_bound = [], [], {}
-    for name, comparison in sorted(verdict.comparisons.items()):
-        if name.endswith("_vs_oracle"):
-            of_bound[name] = share(comparison)
-        elif comparison.bitwise:
-            bits.append(name)
-        else:
-            bound.append(name)
+    compared = sorted(verdict.comparisons.items())
+    of_bound = {name: share(each) for name, each in compared if name.endswith("_vs_oracle")}
+    others = [(name, each.bitwise) for name, each in compared if name not in of_bound]
     return CaseRecord(
-        status=verdict.status, bits=tuple(bits), bound=tuple(bound), of_bound=of_bound
+        status=verdict.status,
+        bits=tuple(name for name, bitwise in others if bitwise),
+        bound=tuple(name for name, bitwise in others if not bitwise),
+        of_bound=of_bound,
     )
 
 
@@ -140,48 +127,44 @@ def share(comparison: Comparison) -> float:
 
 def render(baseline: Baseline) -> str:
     """Return the file: sorted, four lines a case, a line a measurement."""
-    line = json.dumps
-    made = [f"  {line(key)}: {line(baseline.made_with[key])}" for key in sorted(baseline.made_with)]
-    cases = [
-        f"  {line(case)}: {{\n"
-        f'   "status": {line(of_case.status)},\n'
-        f'   "bits": {line(list(of_case.bits))},\n'
-        f'   "bound": {line(list(of_case.bound))},\n'
-        f'   "of_bound": {line(dict(of_case.of_bound))}}}'
-        for case, of_case in sorted(baseline.cases.items())
-    ]
-    parts = [
-        f' "schema": {line(SCHEMA)}',
-        ' "made_with": {\n' + ",\n".join(made) + "\n }",
-        f' "seed": {line(baseline.seed)}',
-        f' "threads": {line(baseline.threads)}',
-        ' "cases": {\n' + ",\n".join(cases) + "\n }",
-        f' "speed": {_render_speed(baseline.speed)}',
-    ]
-    return "{\n" + ",\n".join(parts) + "\n}\n"
+    cases = {case: _fields(vars(of_case), 3) for case, of_case in sorted(baseline.cases.items())}
+    document = {
+        "schema": json.dumps(SCHEMA),
+        "made_with": "{\n" + _fields(dict(sorted(baseline.made_with.items())), 2) + "\n }",
+        "seed": json.dumps(baseline.seed),
+        "threads": json.dumps(baseline.threads),
+        "cases": _of_cases(cases),
+        "speed": "null",
+    }
+    if baseline.speed is not None:
+        rows = {
+            case: _fields({way: [round(r, 4) for r in of] for way, of in sorted(ways.items())}, 3)
+            for case, ways in sorted(baseline.speed.rows.items())
+        }
+        cpu = json.dumps(baseline.speed.cpu)
+        document["speed"] = f'{{"cpu": {cpu}, "rows": {_of_cases(rows)}}}'
+    lines = [f" {json.dumps(name)}: {text}" for name, text in document.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _render_speed(speed: Speed | None) -> str:
-    if speed is None:
-        return "null"
-    line = json.dumps
-    rows = []
-    for case, ways in sorted(speed.rows.items()):
-        of_ways = [
-            f"   {line(way)}: {line([round(ratio, 4) for ratio in ratios])}"
-            for way, ratios in sorted(ways.items())
-        ]
-        rows.append(f"  {line(case)}: {{\n" + ",\n".join(of_ways) + "}")
-    rows_text = ",\n".join(rows)
-    return f'{{"cpu": {line(speed.cpu)}, "rows": {{\n{rows_text}\n }}}}'
+def _fields(values: Mapping[str, Any], indent: int) -> str:
+    """Return the fields of an object in JSON, one per line."""
+    margin = " " * indent
+    lines = [f"{margin}{json.dumps(name)}: {json.dumps(value)}" for name, value in values.items()]
+    return ",\n".join(lines)
+
+
+def _of_cases(fields: Mapping[str, str]) -> str:
+    """Return an object in JSON that holds for each case an object with these fields."""
+    objects = [f"  {json.dumps(case)}: {{\n{text}}}" for case, text in fields.items()]
+    return "{\n" + ",\n".join(objects) + "\n }"
 
 
 def load(path: Path) -> Baseline:
-    """Read a baseline.
+    """Read a baseline; `FileNotFoundError` where there is none.
 
     Raises:
-        FileNotFoundError: There is none.
-        SetupError: It cannot be read, is broken, or is of a newer fa-harness.
+        SetupError: It cannot be read, is broken, or a newer fa-harness made it.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
@@ -214,15 +197,15 @@ def _broken(path: Path, reason: str) -> SetupError:
 
 
 def _read(document: Mapping[str, Any]) -> Baseline:
-    made_with = _mapping(document["made_with"])
+    made_with = _of_type(dict, document["made_with"])
     for key in ("upstream", "class", "build"):
         made_with[key]  # what a gate asks for
-    speed = document["speed"]
+    cases, speed = _of_type(dict, document["cases"]), document["speed"]
     return Baseline(
         made_with=made_with,
         seed=_number_or_none(document["seed"]),
         threads=_number_or_none(document["threads"]),
-        cases={case: _read_case(fields) for case, fields in _mapping(document["cases"]).items()},
+        cases={case: _read_case(fields) for case, fields in cases.items()},
         speed=None if speed is None else _read_speed(speed),
     )
 
@@ -232,21 +215,21 @@ def _read_case(fields: Any) -> CaseRecord:
         status=_of_type(str, fields["status"]),
         bits=tuple(_of_type(str, name) for name in _of_type(list, fields["bits"])),
         bound=tuple(_of_type(str, name) for name in _of_type(list, fields["bound"])),
-        of_bound={name: _number(n) for name, n in _mapping(fields["of_bound"]).items()},
+        of_bound={name: _number(n) for name, n in _of_type(dict, fields["of_bound"]).items()},
     )
 
 
 def _read_speed(fields: Any) -> Speed:
-    return Speed(
-        cpu=_of_type(str, fields["cpu"]),
-        rows={
-            case: {
-                way: tuple(_positive(ratio) for ratio in _of_type(list, ratios))
-                for way, ratios in _mapping(ways).items()
-            }
-            for case, ways in _mapping(fields["rows"]).items()
-        },
-    )
+    rows = _of_type(dict, fields["rows"]).items()
+    cpu = _of_type(str, fields["cpu"])
+    return Speed(cpu=cpu, rows={case: _read_row(ways) for case, ways in rows})
+
+
+def _read_row(ways: Any) -> dict[str, tuple[float, ...]]:
+    row = {way: tuple(map(_number, _of_type(list, of))) for way, of in _of_type(dict, ways).items()}
+    if any(0 in ratios for ratios in row.values()):
+        raise ValueError("a ratio of times that is 0")
+    return row
 
 
 def _of_type(type_: Callable[..., Any], value: Any) -> Any:
@@ -255,24 +238,12 @@ def _of_type(type_: Callable[..., Any], value: Any) -> Any:
     return value
 
 
-def _mapping(value: Any) -> dict[str, Any]:
-    found: dict[str, Any] = _of_type(dict, value)
-    return found
-
-
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{value!r} where a number should be")
     number = float(value)
     if not math.isfinite(number) or number < 0:
         raise ValueError(f"{value!r} where a number of at least 0 should be")
-    return number
-
-
-def _positive(value: Any) -> float:
-    number = _number(value)
-    if number == 0:
-        raise ValueError("a ratio of times that is 0")
     return number
 
 

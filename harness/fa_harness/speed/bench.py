@@ -2,23 +2,23 @@
 
 Every limit is judged on the lower end of the ratio's interval, so that noise does not decide: a row
 is `over` only where the measurement excludes that it keeps the limit. Where the interval holds the
-limit and is wider than `NOISY`, nothing is known: the row is measured again, and what stays so is
-`noisy`: neither over nor a pass. A row that is over is measured again, too, in other places in
-memory, which alone make a call some per cent slower for as long as it keeps them; of some hundred
-ratios one or two would be over by chance as well. Then upstream's own calls on the segments are
-timed, too: on some CPUs the same keys take longer in two calls than in one, state or no state. Such
-a limit has an interval itself: over is what is above its upper end. Over is what is over in both
-measurements. What is noisy even then is measured a third time where more rounds can be expected to
-tell.
+limit and is wider than `NOISY`, nothing is known. The row is measured again, and what stays so is
+`noisy`: neither over nor a pass.
+
+A row that is over is measured again, too, in other places in memory. Its places alone can make a
+call some per cent slower for as long as it keeps them, and of some hundred ratios one or two would
+be over by chance. The second time upstream's own calls on the segments are timed, too: on some CPUs
+the same keys take longer in two calls than in one, state or no state. Such a limit has an interval
+itself, and over is what is above its upper end. A row is over if it is so in both measurements. A
+row that is noisy even then is measured a third time, where more rounds can be expected to tell.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,9 +36,9 @@ from fa_harness.speed.timing import SEGMENTS, Timings, chain_path, is_long_decod
 LEVEL = 0.99
 """Coverage of an interval, at least."""
 MIN_ROUNDS = 8
-"""Fewer rounds have no interval of that coverage."""
+"""Fewer rounds give no interval of that coverage."""
 NOISY = 0.03
-"""Width of an interval, relative to its lower end, beyond which it does not decide."""
+"""An interval wider than this, relative to its lower end, does not decide."""
 FULL_STATE = 1.01
 """What one call with a state may take of one without, beside writing the state's bytes: of a
 prefill over few keys that is some per cent, whatever the kernel."""
@@ -54,15 +54,11 @@ _PATIENCE = 120.0  # seconds of it at most
 _SPACER = 256 << 20  # bytes, more than the arrays of a row
 _FAR_OUT = 3.0  # interquartile ranges beyond a quartile, Tukey's outer fence
 
-# K and V as llama.cpp's cache has them: the heads of one token side by side.
-_USUAL: dict[str, Any] = {
-    "mask_kind": "causal", "regime": "normal", "permute": (0, 2, 1, 3), "kv_view": False
-}  # fmt: skip
-
 
 def _shape(
     n_batch: int, n_kv: int, head: int | tuple[int, int], heads: tuple[int, int], type_: str
 ) -> Case:
+    """Return a case with K and V as in llama.cpp's cache: the heads of one token side by side."""
     hsk, hsv = head if isinstance(head, tuple) else (head, head)
     n_head, n_head_kv = heads
     return Case(
@@ -70,13 +66,15 @@ def _shape(
         hsv=hsv,
         n_head_kv=n_head_kv,
         n_group=n_head // n_head_kv,
-        ne3=1,
         n_kv=n_kv,
         n_batch=n_batch,
         type_K=type_,
         type_V=type_,
         v_is_view_of_k=hsk != hsv,
-        **_USUAL,
+        mask_kind="causal",
+        regime="normal",
+        permute=(0, 2, 1, 3),
+        kv_view=False,
     )
 
 
@@ -118,12 +116,8 @@ that it serves."""
 def suite(threads: Sequence[int] = (1, 2), pattern: str | None = None) -> list[Case]:
     """Return every shape once with each number of threads.
 
-    Args:
-        threads: Numbers of threads.
-        pattern: What a case must match: see `label.wanted`.
-
     Raises:
-        UsageError: It is none, or nothing matches.
+        UsageError: The pattern is no regular expression, or nothing matches.
     """
     is_wanted = wanted(pattern)
     cases = [case.with_(threads=n) for case in SHAPES for n in threads]
@@ -175,7 +169,7 @@ def order_rank(n: int, level: float = LEVEL) -> int:
     return rank
 
 
-def median_interval(samples: F64) -> Interval:
+def median_interval(samples: F64 | Sequence[float]) -> Interval:
     """Return the median of independent samples and its interval of coverage `LEVEL`."""
     ordered = np.sort(samples)
     rank = order_rank(len(ordered))
@@ -187,13 +181,10 @@ def median_interval(samples: F64) -> Interval:
 
 
 def count_outliers(samples: F64) -> int:
-    """Return how many samples lie more than 3 interquartile ranges beyond a quartile.
-
-    They stay among the samples: a median does not heed how far out they are.
-    """
+    """Return how many samples lie beyond the fences; they do not move a median."""
     lower, upper = np.quantile(samples, (0.25, 0.75))
-    reach = _FAR_OUT * (upper - lower)
-    return int(np.sum((samples < lower - reach) | (samples > upper + reach)))
+    fence = _FAR_OUT * (upper - lower)
+    return int(np.sum((samples < lower - fence) | (samples > upper + fence)))
 
 
 # the model of a chain
@@ -210,23 +201,21 @@ class Model:
     padding: float
     """The further KV tiles of segments that do not fill theirs; tiled path only."""
     parts: float = 0.0
-    """What upstream's own calls on the segments take at least beyond nodes and padding, where that
-    was measured: on some CPUs the same keys take longer in two calls than in one."""
+    """How much more than nodes and padding upstream's own calls on the segments take at least,
+    where that was measured: on some CPUs the same keys take longer in two calls than in one."""
 
     @property
     def ratio(self) -> float:
         """The time of the chain, relative to one call."""
         return 1 + self.state + self.nodes + self.padding + self.parts
 
+    def with_parts(self, ratio: float) -> Model:
+        """Return the model where upstream's calls on the segments take so many times one call."""
+        return replace(self, parts=max(0.0, ratio - (1 + self.nodes + self.padding)))
+
 
 def model(
-    case: Case,
-    n_segments: int,
-    *,
-    one_call: float,
-    empty_call: float,
-    byte_cost: float,
-    parts: float = 0.0,
+    case: Case, n_segments: int, *, one_call: float, empty_call: float, byte_cost: float
 ) -> Model:
     """Return the model of a chain of equal segments.
 
@@ -236,19 +225,15 @@ def model(
         one_call: Seconds of one call without a state, on the path of the chain's calls.
         empty_call: Seconds of a call without a state that sees no key, on that path.
         byte_cost: Seconds to read or to write a byte, with as many threads.
-        parts: What calls of upstream's on the segments take of one; 0 where that is not known.
     """
     padding = 0.0
     if chain_path(case, n_segments) == "tiled":
         bounds = case.with_(segments=n_segments).segment_bounds()
         padding = n_tiles(case, bounds) / n_tiles(case, (0, case.n_kv)) - 1
-    nodes = (n_segments - 1) * empty_call / one_call
-    padding *= max(0.0, 1 - empty_call / one_call)
     return Model(
         state=n_segments * 2 * state_bytes(case) * byte_cost / one_call,
-        nodes=nodes,
-        padding=padding,
-        parts=max(0.0, parts - (1 + nodes + padding)),
+        nodes=(n_segments - 1) * empty_call / one_call,
+        padding=padding * max(0.0, 1 - empty_call / one_call),
     )
 
 
@@ -270,8 +255,8 @@ class LimitedRatio:
     limit: float | None
     """At most; None where the ratio is a measure for others."""
     limit_high: float | None = None
-    """Where another ratio makes the limit: what it is with the upper end of that ratio's interval,
-    as `limit` is with the lower end."""
+    """Where another ratio sets the limit: the limit that the upper end of that ratio's interval
+    gives, as `limit` is what the lower end gives."""
     model: Model | None = None
 
     @property
@@ -291,7 +276,7 @@ class LimitedRatio:
         return max(self.ratio.width, self.limit_high / self.limit - 1)
 
     def is_over_by(self, factor: float) -> bool:
-        """Tell whether even the lower end is above so many times the limit."""
+        """Tell whether even the lower end is above the limit, times a factor."""
         highest = self.limit if self.limit_high is None else self.limit_high
         return highest is not None and self.ratio.low > highest * factor
 
@@ -316,7 +301,7 @@ class BenchRow:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """What is wrong beyond ratios: work memory and allocations of a graph are upstream's."""
+        """What is wrong beyond ratios: a graph may take as much memory as upstream's, no more."""
         return (
             *_differences(self.work_size, "{} bytes of work memory are planned, not {}"),
             *_differences(self.allocations, "{} allocations in a graph, not {}"),
@@ -326,7 +311,7 @@ class BenchRow:
     def is_unsteady(self) -> bool:
         """Whether the library cannot even be compared with itself.
 
-        Then a ratio tells nothing that is not beyond this noise, too: on a busy machine a graph
+        Then a ratio tells something only if it is beyond this noise, too. On a busy machine a graph
         with more nodes, hence barriers, waits more often for a thread that has lost its core.
         """
         return self.comparisons["again"].ratio.width > NOISY
@@ -353,13 +338,7 @@ class BenchRow:
 
 
 def judge(case: Case, timings: Timings, *, attempts: int = 1) -> BenchRow:
-    """Return a case's ratios and their limits.
-
-    Args:
-        case: What was computed.
-        timings: What `measure` found.
-        attempts: How often the case was measured until these timings.
-    """
+    """Return a case's ratios and their limits; `measure` found the timings."""
     seconds = timings.seconds
     medians = {name: float(np.median(each)) for name, each in seconds.items()}
 
@@ -368,8 +347,7 @@ def judge(case: Case, timings: Timings, *, attempts: int = 1) -> BenchRow:
         return LimitedRatio(of=of, to=to, ratio=ratio, limit=limit, **more)
 
     again = compare("again", "standard", None)
-    # Code that is as fast as another cannot be told from it by more than from itself: the reach of
-    # the interval in which the same library was compared with itself, in the same rounds.
+    # What is as fast as standard can differ from it as far as standard differs from itself.
     noise = reach(again.ratio)
     written = state_bytes(case) * medians["stored_byte"] / medians["standard"]
     comparisons = {
@@ -389,20 +367,19 @@ def judge(case: Case, timings: Timings, *, attempts: int = 1) -> BenchRow:
                 "and the library cannot be told to take another (use_ref)"
             )
             continue
-        expected = functools.partial(
-            model,
+        lowest = highest = model(
             case,
             n,
             one_call=medians[to],
             empty_call=max(0.0, medians[f"empty_{path_}"]),
             byte_cost=medians["byte"],
         )
-        most = lowest = expected()
         if {f"parts_{n}", of_theirs} <= seconds.keys():
             parts = comparisons[f"parts_{n}"] = compare(f"parts_{n}", of_theirs, None)
-            lowest, most = expected(parts=parts.ratio.low), expected(parts=parts.ratio.high)
+            lowest = lowest.with_parts(parts.ratio.low)
+            highest = highest.with_parts(parts.ratio.high)
         comparisons[name] = compare(
-            name, to, lowest.ratio * CHAIN, limit_high=most.ratio * CHAIN, model=lowest
+            name, to, lowest.ratio * CHAIN, limit_high=highest.ratio * CHAIN, model=lowest
         )
     if is_long_decode(case):
         of_parts = comparisons["parts_8"].ratio
@@ -428,13 +405,11 @@ def judge(case: Case, timings: Timings, *, attempts: int = 1) -> BenchRow:
 
 
 def _differences(found: Mapping[str, int], text: str) -> list[str]:
-    """Return a text for each way in which another number was found than for the baseline."""
-    of_baseline = found.get("baseline")
-    return [
-        f"{name}: {text.format(n, of_baseline)}"
-        for name, n in found.items()
-        if of_baseline is not None and n != of_baseline
-    ]
+    """Return a text for each way whose number is not the baseline's, if that is known."""
+    usual = found.get("baseline")
+    if usual is None:
+        return []
+    return [f"{name}: {text.format(n, usual)}" for name, n in found.items() if n != usual]
 
 
 def kv_bytes(case: Case) -> int:
@@ -463,29 +438,23 @@ class Bench(Session):
 
     @property
     def passed(self) -> bool:
-        """Whether every selected row was measured, none is over a limit, and some was told.
+        """Whether every selected row was measured, none is over a limit, and some pass.
 
-        A noisy row is no pass, but noise must not decide: it stands in the table and the summary.
+        Noise must not decide: a noisy row does not fail the run, if another one passes.
         """
         measured = len(self.rows) == self.selected
         return measured and not self.count("over") and self.count("pass") > 0
 
 
-def run(
-    library: Ggml,
-    baseline: Ggml,
-    cases: Sequence[Case],
-    *,
-    rounds: int,
-) -> Iterator[BenchRow]:
+def run(library: Ggml, baseline: Ggml, cases: Sequence[Case], *, rounds: int) -> Iterator[BenchRow]:
     """Measure cases one after another; one that does not pass once more, with twice the rounds.
 
-    One that is still noisy is measured with as many as will probably tell, unless that takes too
-    long. What was measured before is dropped.
+    One that is still noisy is measured with as many rounds as will probably tell, unless that takes
+    too long. Earlier measurements are dropped.
 
     Args:
         library: The library under test.
-        baseline: The library without the patches, loaded into this process, too.
+        baseline: The library without the patches, in the same process.
         cases: What to measure.
         rounds: Timings of each way to compute a case, at first.
 
@@ -516,8 +485,8 @@ def run(
 def _rounds_that_tell(row: BenchRow, most: int) -> int:
     """Return how many rounds will probably tell what is noisy; 0 for none or more than `most`.
 
-    An interval's width falls with the root of the rounds. That many would leave half of them too
-    wide still, so it is twice as many, if there is time.
+    An interval's width falls with the root of the rounds. With just as many as that asks for, half
+    of the intervals would still be too wide, so it is twice as many, if there is time.
     """
     if row.status != "noisy":
         return 0

@@ -24,11 +24,11 @@ wider than `EFFECT` could hide such a loss, so its check is skipped.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
-
-import numpy as np
 
 from fa_harness.engine.session import Results
 from fa_harness.judge.verdict import Verdict
@@ -43,10 +43,10 @@ FLOOR = 0.01
 LEVEL = 0.001
 EFFECT = 1.06
 MIN_HISTORY = 12
-"""Ratios of a baseline at least; with fewer a test could not reach `LEVEL` with any certainty."""
+"""A baseline needs so many ratios; with fewer, a test could hardly reach `LEVEL`."""
 
 ALL = "all ways"
-"""Where a speed row has no ratios, since the process ended that had to measure them."""
+"""The way of a row without ratios: the process that had to measure it ended early."""
 
 KINDS = {
     "failed": "failed",
@@ -56,9 +56,6 @@ KINDS = {
     "slower": "slower",
 }
 """What stops a patch, worst first, in words."""
-
-OF_BASELINE = ("nothing is gone", "bit-exactness", "errors")
-"""The checks that compare cases with a baseline."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +81,7 @@ class GateCheck:
     """`ok`, `regressed` or `skipped`."""
     reason: str
     not_checked: str
-    """What of it was not checked, such as `2 of 10 ratios`; `all` where it is skipped."""
+    """The part that was not checked, such as `2 of 10 ratios`; `all` where it is skipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +91,12 @@ class Ratio:
     case: str
     way: str
     status: str
-    """`ok`, `regressed`, or `skipped`: not told."""
+    """`ok`, `regressed` or `skipped`."""
     reason: str
     now: Interval | None = None
     before: Interval | None = None
     allowed: float | None = None
-    """What `now` may be at most of `before`."""
+    """`now` may be at most so many times `before`."""
     p: float | None = None
     """Of the rank test."""
 
@@ -109,15 +106,15 @@ class Gate:
     """All that a gate found."""
 
     baseline: str
-    """The file that was compared with, or looked for."""
+    """The baseline's file, which need not exist."""
     without_baseline: str
-    """Why the run was compared with no baseline, and what to do; empty where it was compared."""
+    """Why there was no baseline to compare with, and what to do; empty where there was one."""
     checks: tuple[GateCheck, ...]
     findings: tuple[Regression, ...]
     """Worst first."""
     ratios: tuple[Ratio, ...]
     notes: tuple[str, ...]
-    """In what the run differs from what the baseline was made with."""
+    """How the run's setting differs from the baseline's."""
     strict: bool
     """Whether a check that was not made fails the gate."""
     passed: bool
@@ -129,7 +126,7 @@ class Gate:
 
     @property
     def not_checked(self) -> tuple[str, ...]:
-        """The checks that were not made, and the parts that are missing of the others."""
+        """The checks that were not made, and the missing parts of the others."""
         return tuple(
             check.name if check.status == "skipped" else f"{check.name} ({check.not_checked})"
             for check in self.checks
@@ -138,14 +135,8 @@ class Gate:
 
     @property
     def is_mostly_unchecked(self) -> bool:
-        """Whether most checks were not made: such a gate that passes says little."""
+        """Whether most checks were not made: if such a gate passes, that says little."""
         return 2 * self.n_made < len(self.checks)
-
-    @property
-    def coverage(self) -> str:
-        """How much was checked: `4 of 5 checks made; not checked: speed`."""
-        missing = f"; not checked: {', '.join(self.not_checked)}" if self.not_checked else ""
-        return f"{self.n_made} of {len(self.checks)} checks made{missing}"
 
     @property
     def verdict(self) -> str:
@@ -156,7 +147,8 @@ class Gate:
             words += f", {n} finding{'s' * (n != 1)}"
         elif self.strict and self.not_checked:
             words += " (--strict)"
-        return f"{words}, {self.coverage}"
+        words += f", {self.n_made} of {len(self.checks)} checks made"
+        return words + (f"; not checked: {', '.join(self.not_checked)}" if self.not_checked else "")
 
 
 _Checked = tuple[GateCheck, Sequence[Regression]]
@@ -186,13 +178,9 @@ def judge(
         ratios: The speed rows, compared with the baseline, or why there are none.
         strict: Fail where something was not checked.
     """
-    failed = list(_failed(results))
-    if isinstance(baseline, Baseline):
-        nothing = incomparable(baseline, made_with, seed=seed, threads=threads)
-    else:
-        nothing = baseline
-    notes: tuple[str, ...] = ()
-    if isinstance(baseline, Baseline) and nothing is None:
+    nothing = _incomparable(baseline, made_with, seed=seed, threads=threads)
+    if nothing is None:
+        assert isinstance(baseline, Baseline)
         notes = tuple(_notes(baseline.made_with, made_with))
         of_baseline = [
             _check_gone(results, baseline),
@@ -200,24 +188,12 @@ def judge(
             _check_errors(results, baseline),
         ]
     else:
-        assert nothing is not None
-        of_baseline = [_skipped(name, nothing.reason) for name in OF_BASELINE]
-    slower = [
-        Regression(
-            kind="failed" if ratio.way == ALL else "slower",
-            case=ratio.case,
-            text=f"speed, {ratio.way.replace('_', ' ')}: {ratio.reason}",
-            repro=results.command("gate"),
-        )
-        for ratio in ([] if isinstance(ratios, str) else ratios)
-        if ratio.status == "regressed"
-    ]
-    checks = (
-        _check_cases(results, failed),
-        *(check for check, _ in of_baseline),
-        _check_speed(ratios, slower),
-    )
-    findings = (*failed, *(found for _, some in of_baseline for found in some), *slower)
+        notes = ()
+        names = ("nothing is gone", "bit-exactness", "errors")
+        of_baseline = [_skipped(name, nothing.reason) for name in names]
+    checked = [_check_cases(results), *of_baseline, _check_speed(results, ratios)]
+    checks = tuple(check for check, _ in checked)
+    findings = tuple(finding for _, found in checked for finding in found)
     is_complete = not any(check.not_checked for check in checks)
     return Gate(
         baseline=file,
@@ -236,10 +212,16 @@ def judge(
     )
 
 
-def incomparable(
-    baseline: Baseline, made_with: Mapping[str, Any], *, seed: int | None, threads: int | None
+def _incomparable(
+    baseline: Baseline | NoBaseline,
+    made_with: Mapping[str, Any],
+    *,
+    seed: int | None,
+    threads: int | None,
 ) -> NoBaseline | None:
     """Return why a run's cases cannot be compared with a baseline, or None."""
+    if isinstance(baseline, NoBaseline):
+        return baseline
     for key, what in (("upstream", "upstream"), ("class", "machine class")):
         theirs, ours = baseline.made_with[key], made_with[key]
         if theirs != ours:
@@ -250,35 +232,26 @@ def incomparable(
         ("threads", baseline.threads, threads),
     ):
         if theirs != ours:
+            was, now = ("of each case's own" if n is None else n for n in (theirs, ours))
             reason = (
-                f"the baseline is of {name} {_own(theirs)}, this run of {name} {_own(ours)}: other "
-                "numbers, so other errors"
+                f"the baseline is of {name} {was}, this run of {name} {now}: other numbers, so "
+                "other errors"
             )
             advice = f"leave --{name} out" if theirs is None else f"give --{name} {theirs}"
             return NoBaseline(reason=reason, text=f"{reason}; {advice}")
     return None
 
 
-def _own(value: int | None) -> str:
-    return "of each case's own" if value is None else str(value)
-
-
-def _failed(results: Results) -> Iterator[Regression]:
-    for verdict in results.verdicts:
-        if verdict.status not in ("pass", "unsupported"):
-            text = f"{verdict.status}: {explain(verdict)[0]}"
-            yield _regression("failed", results, verdict, text)
-
-
 def _check_gone(results: Results, baseline: Baseline) -> _Checked:
-    """Find what was compared for the baseline and now is not: cases, and comparisons of one."""
+    """Find cases and comparisons that the baseline has and the run has not."""
     name = "nothing is gone"
     if results.interrupted:
         return _skipped(name, "interrupted: which cases are gone is not known")
     verdicts = {str(verdict.case): verdict for verdict in results.verdicts}
-    found = []
+    found, n_known = [], 0
     for case, before in baseline.cases.items():
         verdict = verdicts.get(case)
+        n_known += verdict is None or verdict.status in ("pass", before.status)
         if verdict is None:
             text = "the case of the baseline is not among those that ran"
             found.append(
@@ -291,32 +264,32 @@ def _check_gone(results: Results, baseline: Baseline) -> _Checked:
             if missing:
                 words = ", ".join(name.replace("_", " ") for name in missing)
                 found.append(_regression("gone", results, verdict, f"no longer compared: {words}"))
-    n_known = len(baseline.cases) - sum(
-        verdicts[case].status not in ("pass", before.status)
-        for case, before in baseline.cases.items()
-        if case in verdicts
-    )
-    return _check(name, found, of=(n_known, len(baseline.cases)))
+    return _check(name, found, n_known, len(baseline.cases))
 
 
 def _check_bits(results: Results, baseline: Baseline, made_with: Mapping[str, Any]) -> _Checked:
+    """Find bits that were the same and no longer are.
+
+    Only the same build can tell. Some comparisons need not be bit for bit; the compiler decides
+    whether they are, since it may fuse a product and a sum in one of the two and not in the other.
+    """
     name = "bit-exactness"
-    other_build = _other_build(baseline.made_with, made_with)
-    if other_build is not None:
-        return _skipped(name, other_build)
+    theirs, ours = baseline.made_with["build"], made_with["build"]
+    changed = _changed(theirs, ours)
+    if changed:
+        words = ", ".join(f"{key} {theirs.get(key)} (here {ours.get(key)})" for key in changed)
+        return _skipped(name, f"the baseline is of another build: {words}")
     found, n_compared = [], 0
     for verdict, before in _passing(results, baseline):
         known = [each for each in before.bits if each in verdict.comparisons]
         n_compared += bool(known)
         lost = [each for each in known if not verdict.comparisons[each].bitwise]
         if lost:
-            worst = max(lost, key=lambda each: verdict.comparisons[each].max_abs)
-            text = (
-                f"{', '.join(each.replace('_', ' ') for each in lost)}: had the same bits, now "
-                f"differ by up to {verdict.comparisons[worst].max_abs:.2e}"
-            )
+            worst = max(verdict.comparisons[each].max_abs for each in lost)
+            words = ", ".join(each.replace("_", " ") for each in lost)
+            text = f"{words}: had the same bits, now differ by up to {worst:.2e}"
             found.append(_regression("bits_lost", results, verdict, text))
-    return _check(name, found, of=(n_compared, results.selected))
+    return _check(name, found, n_compared, results.selected)
 
 
 def _check_errors(results: Results, baseline: Baseline) -> _Checked:
@@ -328,7 +301,7 @@ def _check_errors(results: Results, baseline: Baseline) -> _Checked:
             if name in verdict.comparisons
         }
         n_compared += bool(shares)
-        allowed = {name: allowed_share(before.of_bound[name]) for name in shares}
+        allowed = {name: GROWTH * before.of_bound[name] + FLOOR for name in shares}
         grown = [name for name in shares if shares[name] > allowed[name]]
         if grown:
             name = max(grown, key=lambda name: shares[name] / allowed[name])
@@ -338,12 +311,7 @@ def _check_errors(results: Results, baseline: Baseline) -> _Checked:
                 f"{before.of_bound[name]:.1%}, may be {allowed[name]:.1%}{more}"
             )
             found.append(_regression("error_grew", results, verdict, text))
-    return _check("errors", found, of=(n_compared, results.selected))
-
-
-def allowed_share(before: float) -> float:
-    """Return the share of its bound that an error may take which took `before`."""
-    return GROWTH * before + FLOOR
+    return _check("errors", found, n_compared, results.selected)
 
 
 def _passing(results: Results, baseline: Baseline) -> Iterator[tuple[Verdict, CaseRecord]]:
@@ -358,55 +326,41 @@ def _regression(kind: str, results: Results, verdict: Verdict, text: str) -> Reg
     return Regression(kind=kind, case=str(verdict.case), text=text, repro=results.repro_of(verdict))
 
 
-def _other_build(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Return why the bits of two builds cannot be compared, or None.
-
-    Whether two ways to compute a case that need not have the same bits have them nevertheless is
-    up to the compiler: it may fuse a product and a sum in one and not in the other.
-    """
-    theirs, ours = before["build"], now["build"]
-    if theirs == ours:
-        return None
-    changed = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
-    return f"the baseline is of another build: {_changes(theirs, ours, changed)}"
-
-
 def _notes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     for key in ("library", "ggml_version", "cpu"):
         if before.get(key) != now.get(key):
             yield f"{key.replace('_', ' ')}: of the baseline {before.get(key)}, here {now[key]}"
-    theirs, ours = before.get("series", {}), now["series"]
-    changed = [name for name in sorted({*theirs, *ours}) if theirs.get(name) != ours.get(name)]
+    changed = _changed(before.get("series", {}), now["series"])
     if changed:
         yield f"patches that differ from the baseline's: {', '.join(changed)}"
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> str:
-    return ", ".join(f"{key} {before.get(key)} (here {now.get(key)})" for key in keys)
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
 
 
-def _check_cases(results: Results, failed: Sequence[Regression]) -> GateCheck:
+def _check_cases(results: Results) -> _Checked:
+    found = [
+        _regression("failed", results, verdict, f"{verdict.status}: {explain(verdict)[0]}")
+        for verdict in results.verdicts
+        if verdict.status not in ("pass", "unsupported")
+    ]
     n_pass, unsupported = results.count("pass"), results.count("unsupported")
     n_unknown = results.selected - len(results.verdicts) + unsupported
-    if failed:
-        status, reason = "regressed", f"{len(failed)} do not pass"
+    if found:
+        status, reason = "regressed", f"{len(found)} do not pass"
     elif results.interrupted or not results.passed:
         status = "regressed"
         reason = f"{'interrupted' if results.interrupted else 'none passed'}: {n_pass} passed"
     else:
         status = "ok"
         reason = f"{n_pass} pass" + (f", {unsupported} unsupported" if unsupported else "")
-    return GateCheck(
-        name="cases",
-        status=status,
-        reason=reason,
-        not_checked=f"{n_unknown} of {results.selected} cases" if n_unknown else "",
-    )
+    not_checked = f"{n_unknown} of {results.selected} cases" if n_unknown else ""
+    return GateCheck(name="cases", status=status, reason=reason, not_checked=not_checked), found
 
 
-def _check(name: str, found: Sequence[Regression], *, of: tuple[int, int]) -> _Checked:
-    """Return a check of `of[0]` of `of[1]` cases and what it found."""
-    n_compared, n_case = of
+def _check(name: str, found: Sequence[Regression], n_compared: int, n_case: int) -> _Checked:
+    """Return a check that compared some of the cases, and what it found."""
     if found:
         status, reason = "regressed", f"{len(found)} cases"
     elif n_compared:
@@ -422,20 +376,30 @@ def _skipped(name: str, reason: str) -> _Checked:
     return GateCheck(name=name, status="skipped", reason=reason, not_checked="all"), ()
 
 
-def _check_speed(ratios: Sequence[Ratio] | str, slower: Sequence[Regression]) -> GateCheck:
+def _check_speed(results: Results, ratios: Sequence[Ratio] | str) -> _Checked:
     if isinstance(ratios, str):
-        return _skipped("speed", ratios)[0]
-    counts = {s: sum(ratio.status == s for ratio in ratios) for s in ("ok", "regressed", "skipped")}
-    if not slower and counts["ok"] == 0:
-        reasons = dict.fromkeys(ratio.reason for ratio in ratios)
-        return _skipped("speed", "; ".join(reasons))[0]
-    words = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
-    return GateCheck(
+        return _skipped("speed", ratios)
+    found = [
+        Regression(
+            kind="failed" if ratio.way == ALL else "slower",
+            case=ratio.case,
+            text=f"speed, {ratio.way.replace('_', ' ')}: {ratio.reason}",
+            repro=results.command("gate"),
+        )
+        for ratio in ratios
+        if ratio.status == "regressed"
+    ]
+    n = Counter(ratio.status for ratio in ratios)
+    if not found and not n["ok"]:
+        return _skipped("speed", "; ".join(dict.fromkeys(ratio.reason for ratio in ratios)))
+    words = ", ".join(f"{n[each]} {each}" for each in ("ok", "regressed", "skipped") if n[each])
+    check = GateCheck(
         name="speed",
-        status="regressed" if slower else "ok",
+        status="regressed" if found else "ok",
         reason=f"{words} of {len(ratios)} ratios",
-        not_checked=f"{counts['skipped']} of {len(ratios)} ratios" if counts["skipped"] else "",
+        not_checked=f"{n['skipped']} of {len(ratios)} ratios" if n["skipped"] else "",
     )
+    return check, found
 
 
 # speed
@@ -455,13 +419,7 @@ def speed_incomparable(baseline: Baseline | NoBaseline, cpu: str) -> str | None:
 def compare_speed(
     row: SpeedRow, before: Mapping[str, Sequence[float]], *, cores: int
 ) -> list[Ratio]:
-    """Compare a speed row with a baseline's.
-
-    Args:
-        row: What was measured.
-        before: The baseline's ratios of this row; empty where it has none.
-        cores: Usable cores.
-    """
+    """Compare a speed row with the baseline's ratios of it, which may be none."""
     case = str(row.case)
     if row.fault:
         return [Ratio(case=case, way=ALL, status="regressed", reason=f"ended: {row.fault}")]
@@ -475,52 +433,44 @@ def compare_speed(
 def _compare_way(
     case: str, way: str, now: Mapping[str, Sequence[float]], before: Mapping[str, Sequence[float]]
 ) -> Ratio:
-    interval = _interval(now[way])
+    interval = median_interval(now[way])
+    found = partial(Ratio, case=case, way=way, now=interval)
     n = min(len(before[way]), len(before["again"]))
     if n < MIN_HISTORY:
         reason = f"too little history: {n} processes in the baseline, {MIN_HISTORY} are needed"
-        return Ratio(case=case, way=way, status="skipped", reason=reason, now=interval)
-    own, own_before = _interval(now["again"]), _interval(before["again"])
+        return found(status="skipped", reason=reason)
+    then, own, own_before = map(median_interval, (before[way], now["again"], before["again"]))
+    intervals = {
+        "one call compared with itself": own,
+        "one call compared with itself, when the baseline was made,": own_before,
+        "the ratio": interval,
+        "the baseline's ratio": then,
+    }
+    noisiest = max(intervals, key=lambda where: intervals[where].width)
+    width = intervals[noisiest].width
     allowed = EFFECT * max(reach(own), reach(own_before))
     p = p_greater(now[way], [ratio * allowed for ratio in before[way]])
-    then = _interval(before[way])
-    change = interval.median / then.median
-    noisiest = max((own, own_before, interval, then), key=lambda each: each.width)
+    change = f"{interval.median / then.median - 1:+.1%}, allowed {allowed - 1:+.1%}"
     if p < LEVEL:
         status = "regressed"
         reason = (
             f"takes {interval.median:.3f} of one call without a state, was {then.median:.3f}: "
-            f"{change - 1:+.1%}, allowed {allowed - 1:+.1%} (p = {p:.1g})"
+            f"{change} (p = {p:.1g})"
         )
-    elif noisiest.width > EFFECT - 1:
-        where = {
-            id(own): "one call compared with itself",
-            id(own_before): "one call compared with itself, when the baseline was made,",
-            id(interval): "the ratio",
-            id(then): "the baseline's ratio",
-        }[id(noisiest)]
+    elif width > EFFECT - 1:
         status = "skipped"
         reason = (
-            f"too noisy: {where} is known to {noisiest.width:.0%} only; the machine does something "
+            f"too noisy: {noisiest} is known to {width:.0%} only; the machine does something "
             "else, too"
         )
     else:
-        status, reason = "ok", f"{change - 1:+.1%}, allowed {allowed - 1:+.1%}"
-    return Ratio(
-        case=case, way=way, status=status, reason=reason, now=interval, before=then,
-        allowed=allowed, p=p,
-    )  # fmt: skip
-
-
-def _interval(ratios: Sequence[float]) -> Interval:
-    return median_interval(np.asarray(ratios))
+        status, reason = "ok", change
+    return found(status=status, reason=reason, before=then, allowed=allowed, p=p)
 
 
 def confirmed(first: Sequence[Ratio], again: Sequence[Ratio]) -> list[Ratio]:
-    """Return what two measurements of a row tell: slower is what is slower in both.
-
-    A process that died in either of them is no noise.
-    """
+    """Return what two measurements of a row tell: a ratio is slower if it is slower in both."""
+    # a process that died in either is no noise
     died = [ratio for ratio in (*first, *again) if ratio.way == ALL]
     if died:
         return died[:1]
@@ -549,21 +499,12 @@ def new_baseline(
 
 
 def speed_of(rows: Sequence[SpeedRow], *, cpu: str) -> Speed:
-    """Return the speed of a baseline.
-
-    Args:
-        rows: All rows; one that could not be measured is left out.
-        cpu: The processor.
-    """
-    measured = {str(row.case): row.ratios for row in rows if not row.fault}
-    return Speed(
-        cpu=cpu,
-        rows={case: {way: of[way] for way in ("again", *WAYS)} for case, of in measured.items()},
-    )
+    """Return the speed of a baseline, without the rows that could not be measured."""
+    return Speed(cpu=cpu, rows={str(row.case): row.ratios for row in rows if not row.fault})
 
 
 def changes(old: Baseline | None, new: Baseline) -> list[str]:
-    """Return in words what a new baseline has otherwise than the old, a line each."""
+    """Return the differences between a new baseline and the old, one per line."""
     if old is None:
         return [f"new: {len(new.cases)} cases"]
     lines = list(_notes(old.made_with, new.made_with))
@@ -603,7 +544,7 @@ def _speed_changes(old: Speed | None, new: Speed | None) -> list[str]:
     for case, ways in new.rows.items():
         for way in WAYS:
             was = old.rows.get(case, {}).get(way, ())
-            before = f"{_interval(was).median:.3f}" if was else "nothing"
-            if before != (after := f"{_interval(ways[way]).median:.3f}"):
+            before = f"{median_interval(was).median:.3f}" if was else "nothing"
+            if before != (after := f"{median_interval(ways[way]).median:.3f}"):
                 lines.append(f"speed of {way} {before} -> {after}: {case}")
     return lines

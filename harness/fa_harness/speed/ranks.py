@@ -15,12 +15,8 @@ from collections.abc import Sequence
 def p_greater(a: Sequence[float], b: Sequence[float]) -> float:
     """Return the probability of so many pairs with a > b if both samples were of one distribution.
 
-    A pair of equal numbers counts as not greater: where there are ties, the result is too large
-    rather than too small.
-
-    Args:
-        a: Independent numbers, at least one.
-        b: Independent numbers, at least one.
+    The numbers of each are independent, and there is at least one. A pair of equal numbers counts
+    as not greater: where there are ties, the result is too large rather than too small.
     """
     ordered = sorted(b)
     u = sum(bisect_left(ordered, x) for x in a)

@@ -1,9 +1,9 @@
 """The gate's speed rows: what the state costs, as ratios to one call without it, round by round.
 
 Some processes measure a row in turn, and each gives one number a ratio, the median of its rounds.
-Rounds of one process share its places in memory, which alone make the same code some per cent
-faster or slower; only processes draw them anew. And a crash or a hang in one is a finding, not the
-end of the gate.
+The rounds of one process share its places in memory, which alone make the same code some per cent
+faster or slower; only another process draws them anew. And a crash or a hang in a process is a
+finding, not the end of the gate.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -35,39 +34,27 @@ _TIMEOUT = 120.0  # seconds; a process takes half of one
 
 # K and V as llama.cpp's cache has them; so small that they stay in the core's own cache, which a
 # neighbour on the machine does not share
-_USUAL: dict[str, Any] = {
-    "mask_kind": "causal", "regime": "normal", "permute": (0, 2, 1, 3), "kv_view": False,
-    "segments": 4,
-}  # fmt: skip
-_Q8_0: dict[str, Any] = {"type_K": "q8_0", "type_V": "q8_0"}
+_VEC = Case(
+    mask_kind="causal",
+    regime="normal",
+    permute=(0, 2, 1, 3),
+    kv_view=False,
+    segments=4,
+    hsk=128,
+    hsv=128,
+    n_head_kv=2,
+    n_group=4,
+    n_kv=256,
+    n_batch=1,
+)
+_SPLIT_KV = _VEC.with_(segments=2, hsk=64, hsv=64, n_kv=1024)
 
 ROWS: tuple[Case, ...] = (
-    Case(**_USUAL, hsk=128, hsv=128, n_head_kv=2, n_group=4, n_kv=256, n_batch=1),  # vec
-    Case(
-        **{**_USUAL, "segments": 2},
-        hsk=64,
-        hsv=64,
-        n_head_kv=2,
-        n_group=4,
-        ne3=1,
-        n_kv=1024,
-        n_batch=1,
-    ),  # split
-    Case(
-        **{**_USUAL, "segments": 2},
-        hsk=64,
-        hsv=64,
-        n_head_kv=2,
-        n_group=4,
-        ne3=1,
-        n_kv=1024,
-        n_batch=1,
-        threads=2,
-    ),
-    Case(**_USUAL, hsk=64, hsv=64, n_head_kv=1, n_group=2, n_kv=512, n_batch=128),  # tiled
-    Case(
-        **_USUAL, **_Q8_0, hsk=128, hsv=128, n_head_kv=2, n_group=4, n_kv=512, n_batch=1
-    ),  # vec, quantised
+    _VEC,
+    _SPLIT_KV,
+    _SPLIT_KV.with_(threads=2),
+    _VEC.with_(hsk=64, hsv=64, n_head_kv=1, n_group=2, n_kv=512, n_batch=128),  # tiled
+    _VEC.with_(type_K="q8_0", type_V="q8_0", n_kv=512),
 )
 """Each of the kernel's paths, and quantised keys."""
 
@@ -80,7 +67,7 @@ class SpeedRow:
     ratios: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """The time of `again` and of each of `WAYS` to that of `standard`, process by process."""
     fault: str = ""
-    """How the process ended that had to measure it, if it did not."""
+    """How the process ended that measured it; empty where it ended well."""
 
 
 def measure(
@@ -98,7 +85,7 @@ def measure(
         cases: What to compute; a case's segments are the chain's.
         processes: How often each row is measured.
         seed: Draws the order in each round.
-        advance: Told how many processes have ended, and how many there will be.
+        advance: Called with the number of processes that have ended, and of all.
     """
     rows = [SpeedRow(case=case) for case in cases]
     for n in range(processes):

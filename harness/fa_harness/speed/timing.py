@@ -19,7 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -84,15 +83,15 @@ def measure(
     seed: int = 0,
     parts: Collection[int] = (),
 ) -> Timings:
-    """Time a case.
+    """Time a case on two libraries; its segments do not matter.
 
     Args:
         library: The library under test; it has the state.
         baseline: The library to compare with, in the same process.
-        case: What to compute; its segments do not matter.
+        case: What to compute.
         rounds: How often each way is timed.
         seed: Draws the order in each round.
-        parts: Numbers of calls without a state, some of `SEGMENTS`, that are timed, too.
+        parts: Those of `SEGMENTS` whose calls without a state are timed, too.
     """
     parts = {*parts, 8} if is_long_decode(case) else {*parts}
     _allocate_work_at_pages()
@@ -103,7 +102,7 @@ def measure(
             _Graphs(ggml, stack.enter_context(ggml.context()), case, inputs, layouts)
             for ggml in (library, baseline)
         )
-        ways = {
+        calls = {
             "baseline": theirs.standard(),
             "standard": ours.standard(),
             "again": ours.standard(),
@@ -112,63 +111,42 @@ def measure(
             **{f"parts_{n}": theirs.parts(n) for n in parts},
         }
         if baseline.has_reference and any(chain_path(case, n) != path(case) for n in parts):
-            ways["baseline_vec"] = theirs.standard(reference=True)
+            calls["baseline_vec"] = theirs.standard(reference=True)
+        empty = {}
         for each in {chain_path(case, n) for n in SEGMENTS}:
+            empty[f"empty_{each}"] = theirs.empty(SPLIT_KV if each == "split-kv" else 1)
             if each == "split-kv":
-                ways["empty_split-kv"] = theirs.empty(SPLIT_KV)
-                ways["empty_split-kv_twice"] = theirs.empty(2 * SPLIT_KV)
-            else:
-                ways[f"empty_{each}"] = theirs.empty(1)
+                empty["empty_split-kv_twice"] = theirs.empty(2 * SPLIT_KV)
             if each != path(case) and library.has_reference:
-                ways["standard_vec"] = ours.standard(reference=True)
+                calls["standard_vec"] = ours.standard(reference=True)
         ours.allocate()
         theirs.allocate()
-
-        once = ways["standard"].time(1)
-        repetitions = max(1, math.ceil(_TIMED / once))
         copies = {
             "byte": stack.enter_context(_copy(case.threads)),
             "stored_byte": stack.enter_context(_store_rows(case.threads, 2 + case.hsv)),
         }
-        calls = {name: way for name, way in ways.items() if not name.startswith("empty")}
+        seconds, repetitions = _rounds({**calls, **empty, **copies}, rounds, seed)
+        counts = {name: way.count_allocations() for name, way in calls.items()}
         return Timings(
-            seconds=_units(
-                _rounds(
-                    {**ways, **copies},
-                    rounds,
-                    random.Random(seed),
-                    repetitions=repetitions,
-                    warm_up=once < _LONG,
-                )
-            ),
+            seconds=_units(seconds),
             repetitions=repetitions,
             work_size={name: way.graph.work_size(case.threads) for name, way in calls.items()},
-            allocations={
-                name: count
-                for name, way in calls.items()
-                if (count := way.count_allocations()) is not None
-            },
+            allocations={name: count for name, count in counts.items() if count is not None},
         )
 
 
 def measure_state(library: Ggml, case: Case, *, rounds: int, seed: int = 0) -> dict[str, Seconds]:
-    """Time a case on one library: without a state, with one, and as a chain.
+    """Time a case on one library: without a state, with one, and as a chain of its segments.
 
-    Args:
-        library: The library under test; it has the state.
-        case: What to compute; the chain has its number of segments, all equal.
-        rounds: How often each way is timed.
-        seed: Draws the order in each round.
+    The segments are equal, the seed draws the order in each round.
 
     Returns:
         Seconds of one computation, `[rounds]`, by the way to compute it: `standard`, `again`,
         `full_state` as in `Timings`, and `segmented`.
     """
     _allocate_work_at_pages()
-    inputs = make_inputs(case)
-    layouts: dict[str, Layout] = {}
     with library.context() as ctx:
-        graphs = _Graphs(library, ctx, case, inputs, layouts)
+        graphs = _Graphs(library, ctx, case, make_inputs(case), {})
         ways = {
             "standard": graphs.standard(),
             "again": graphs.standard(),
@@ -176,14 +154,8 @@ def measure_state(library: Ggml, case: Case, *, rounds: int, seed: int = 0) -> d
             "segmented": graphs.chain(case.segments),
         }
         graphs.allocate()
-        once = ways["standard"].time(1)
-        return _rounds(
-            ways,
-            rounds,
-            random.Random(seed),
-            repetitions=max(1, math.ceil(_TIMED / once)),
-            warm_up=once < _LONG,
-        )
+        seconds, _ = _rounds(ways, rounds, seed)
+        return seconds
 
 
 def chain_path(case: Case, n_segments: int) -> str:
@@ -199,8 +171,8 @@ def is_long_decode(case: Case) -> bool:
 def _allocate_work_at_pages() -> None:
     """Let glibc take every work memory from the system, so that all begin 16 bytes into a page.
 
-    That is where the first large one of a program lies. Later ones would come from the heap, at any
-    multiple of 16 bytes, which makes the tiled path 20 % and more faster or slower.
+    There a program's first large one lies. Later ones would come from the heap, at any multiple of
+    16 bytes, which makes the tiled path 20 % and more faster or slower.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to set
         m_mmap_threshold = -3
@@ -208,30 +180,29 @@ def _allocate_work_at_pages() -> None:
 
 
 def _rounds(
-    ways: Mapping[str, _Way | _Parts],
-    rounds: int,
-    order: random.Random,
-    *,
-    repetitions: int,
-    warm_up: bool,
-) -> dict[str, Seconds]:
+    ways: Mapping[str, _Way | _Parts], rounds: int, seed: int
+) -> tuple[dict[str, Seconds], int]:
+    """Time each way once a round; return the seconds and the computations in each timing."""
+    once = ways["standard"].time(1)
+    repetitions = max(1, math.ceil(_TIMED / once))
+    order = random.Random(seed)
     seconds = {name: np.empty(rounds) for name in ways}
     gc.collect()
     gc.disable()
     try:
         for i in range(rounds):
             for name in order.sample(sorted(ways), len(ways)):
-                seconds[name][i] = ways[name].time(repetitions, warm_up=warm_up)
+                seconds[name][i] = ways[name].time(repetitions, warm_up=once < _LONG)
     finally:
         gc.enable()
-    return seconds
+    return seconds, repetitions
 
 
 def _units(seconds: Mapping[str, Seconds]) -> dict[str, Seconds]:
-    """Make times of one empty call and of one byte out of those that were measured.
+    """Return the times of one empty call and of one byte, instead of those that were measured.
 
-    On the split-KV path an empty call has keys to pass over; what it takes without them follows
-    from two of them.
+    On the split-KV path an empty call passes over its keys. What it takes without them follows from
+    a call with twice as many.
     """
     found = dict(seconds)
     if "empty_split-kv_twice" in found:
@@ -242,23 +213,17 @@ def _units(seconds: Mapping[str, Seconds]) -> dict[str, Seconds]:
     return {name: each / parts.get(name, 1) for name, each in found.items()}
 
 
-class _Parts:
+class _Parts(ThreadPoolExecutor):
     """Something to do in as many parts as there are threads."""
 
     def __init__(self, parts: Sequence[Callable[[], object]]) -> None:
-        self._pool = ThreadPoolExecutor(len(parts))
+        super().__init__(len(parts))
         self._parts = parts
-
-    def __enter__(self) -> _Parts:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._pool.shutdown()
 
     def time(self, repetitions: int, *, warm_up: bool = True) -> float:
         """Return the seconds of doing it once."""
         start = time.perf_counter_ns()
-        list(self._pool.map(lambda part: part(), self._parts))
+        list(self.map(lambda part: part(), self._parts))
         return (time.perf_counter_ns() - start) * 1e-9
 
 
@@ -283,16 +248,10 @@ def _store_rows(n_threads: int, size: int) -> _Parts:
 
 
 class _Way:
-    """A graph, what computes it, and the state that it starts fresh with."""
+    """A graph, what computes it, and the state that has to be fresh when it starts."""
 
     def __init__(
-        self,
-        ggml: Ggml,
-        graph: Graph,
-        n_threads: int,
-        *,
-        state: F32 | None = None,
-        reference: bool = False,
+        self, ggml: Ggml, graph: Graph, n_threads: int, *, state: F32 | None, reference: bool
     ) -> None:
         self.graph = graph
         self._ggml = ggml
@@ -326,8 +285,8 @@ class _Way:
     def _compute(self, backend: Backend) -> int:
         """Return the nanoseconds of computing the graph once.
 
-        A state is made fresh outside the clock: one number a row that its owner writes, whatever
-        the op does.
+        Making the state fresh is not timed: each row's owner writes one number, whatever the op
+        does.
         """
         if self._state is not None:
             self._state[..., 0] = -np.inf
@@ -387,5 +346,8 @@ class _Graphs:
             for segment in limits
         ]
 
-    def _way(self, calls: list[Tensor], **more: Any) -> _Way:
-        return _Way(self._ggml, self._tensors.ctx.graph(calls), self._case.threads, **more)
+    def _way(
+        self, calls: list[Tensor], *, state: F32 | None = None, reference: bool = False
+    ) -> _Way:
+        graph = self._tensors.ctx.graph(calls)
+        return _Way(self._ggml, graph, self._case.threads, state=state, reference=reference)
