@@ -192,14 +192,13 @@ def compare(
     case = captures.checked(Case.parse(case) if isinstance(case, str) else case)
     asked = check_modes(modes, [case])
     with held_library(library, options) as built, Runner(built.module_path) as runner:
-        [verdict] = runner.run(
-            [case], modes=asked or offered_modes(runner, built), timeout=timeout, with_outputs=True
-        )
+        asked = asked or offered_modes(runner, built)
+        [verdict] = runner.run([case], modes=asked, timeout=timeout, with_outputs=True)
     return CaseResult(
         verdict=verdict,
         library=built.name,
         upstream=built.upstream,
-        repro=Clock(built, options).session().repro(case, asked or ()),
+        repro=Clock(built, options, asked).session().repro(case),
     )
 
 

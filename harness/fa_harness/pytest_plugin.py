@@ -111,7 +111,7 @@ class CaseUnderTest:
         if verdict.status == "unsupported":
             pytest.skip(verdict.reason)
         if verdict.status != "pass":
-            command = Clock(self.library).session().repro(self.case, modes or ())
+            command = Clock(self.library, modes=modes).session().repro(self.case)
             reason, *where = explain(verdict)
             lines = [f"{verdict.status}: {reason}", *(f"    {line.strip()}" for line in where)]
             pytest.fail("\n".join([*lines, command]), pytrace=False)

@@ -53,7 +53,7 @@ def test_a_checkout_that_did_not_take_the_series_runs_the_mode_that_it_offers(
     console = Console(file=io.StringIO())
     found = run_cases([Case(n_kv=64, segments=2)], How(), modes=None, console=console)
     assert [verdict.status for verdict in found.verdicts] == ["pass"]
-    assert "--mode standard" in found.repro_of(found.verdicts[0])
+    assert "--mode standard" in found.repro(found.verdicts[0].case)
     assert "has no flash attention with a state: only mode standard" in capsys.readouterr().err
     assert found.library["series_note"] == as_it_is.series_note
 

@@ -68,13 +68,13 @@ def test_the_summary_counts_every_status() -> None:
 
 
 def test_the_repro_line_is_the_case_for_a_shell() -> None:
-    words = shlex.split(results("pass").repro_of(verdict("pass")))
+    words = shlex.split(results("pass").repro(verdict("pass").case))
     assert words == ["fa-harness", "run", "--library", "patched", "--case", str(CASE)]
 
 
 def test_the_repro_line_names_the_modes_where_some_were_left_out() -> None:
     of_one_mode = dataclasses.replace(results("pass"), modes=("standard",))
-    assert "--mode standard" in of_one_mode.repro_of(verdict("pass"))
+    assert "--mode standard" in of_one_mode.repro(verdict("pass").case)
 
 
 def test_the_repro_line_names_the_cmake_options_and_the_checkout_of_the_library() -> None:
@@ -83,7 +83,7 @@ def test_the_repro_line_names_the_cmake_options_and_the_checkout_of_the_library(
         options={"GGML_OPENMP": "ON"},
         environment={"UPSTREAM_DIR": "/my llama.cpp"},
     )
-    line = other.repro_of(verdict("pass"))
+    line = other.repro(verdict("pass").case)
     assert line.startswith("UPSTREAM_DIR='/my llama.cpp' fa-harness run --library patched ")
     assert " -D GGML_OPENMP=ON --case " in line
 

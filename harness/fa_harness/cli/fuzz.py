@@ -23,7 +23,7 @@ from fa_harness.case.label import label
 from fa_harness.cli import options
 from fa_harness.cli.options import How, Reports
 from fa_harness.engine.runner import Runner
-from fa_harness.engine.session import Clock
+from fa_harness.engine.session import Clock, offered_modes
 from fa_harness.files import check_writable
 from fa_harness.hunt.fuzz import Found, Fuzz, Fuzzer, Tally
 from fa_harness.judge.verdict import STATUSES
@@ -102,7 +102,8 @@ def find_failures(
         Runner(found.module_path) as runner,
         Ticker(console) as ticker,
     ):
-        clock = Clock(found, how.options)
+        modes = offered_modes(runner, found)
+        clock = Clock(found, how.options, modes)
 
         def keep(failure: Found) -> None:
             verdict = failure.verdict
@@ -116,6 +117,7 @@ def find_failures(
             seconds=seconds,
             on_verdict=lambda _: ticker.show(fuzzer.tally, len(fuzzer.found)),
             on_found=keep,
+            modes=modes,
         )
         fuzzer.run(list(dict.fromkeys(stored)), itertools.islice(draw_cases(seed), max_cases))
     fuzz = Fuzz(

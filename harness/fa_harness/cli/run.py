@@ -182,7 +182,7 @@ def run_with(
         EndedError: A disk is full, say, or nobody reads the table.
     """
     modes = modes or offered_modes(runner, library)
-    clock = Clock(library, how.options)
+    clock = Clock(library, how.options, modes)
     repeat = clock.session()
     verdicts: list[Verdict] = []
     ended: Exception | SystemExit | KeyboardInterrupt | None = None
@@ -193,14 +193,13 @@ def run_with(
                 cases, modes=modes, timeout=how.timeout, with_outputs=how.verbose
             ):
                 verdicts.append(verdict)
-                table.add(verdict, repeat.repro(verdict.case, modes or ()))
+                table.add(verdict, repeat.repro(verdict.case))
                 advance()
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # rich exits at a broken pipe
             ended = error
     final = Results(
         **clock.fields(interrupted=ended is not None),
         features=runner.features,
-        modes=modes or (),
         verdicts=tuple(verdicts),
         selected=len(cases),
     )

@@ -61,7 +61,7 @@ def command(
     smallest = shrink_case(case, how, modes=checked, seconds=seconds, console=console)
     case = smallest.shrunk.case
     click.echo(str(case))
-    click.echo(smallest.session.repro(case, checked or ()))
+    click.echo(smallest.session.repro(case))
     if c_file is not None:
         write_report(c_file, c_program(smallest))
     sys.exit(1)
@@ -125,7 +125,7 @@ def shrink_case(
         return Smallest(
             shrunk=shrunk,
             verdict=verdicts[shrunk.case],
-            session=Clock(found, how.options).session(),
+            session=Clock(found, how.options, modes).session(),
             features=runner.features,
         )
 

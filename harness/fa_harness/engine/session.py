@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -27,6 +27,7 @@ class Session:
     Attributes:
         library: The library's record.
         options: CMake options that the library was asked for with.
+        modes: The modes that were asked for; empty for each case's own.
         environment: The variables that chose the upstream, as `chosen` returns them.
         machine: `cpu` and `threads` (usable cores).
         interrupted: Ctrl-C, or something else, ended it early.
@@ -34,6 +35,7 @@ class Session:
 
     library: Mapping[str, Any]
     options: Mapping[str, str] = field(default_factory=dict)
+    modes: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, Any]
     tool_version: str
@@ -59,9 +61,9 @@ class Session:
         library = self.library
         return f"library {library['name']} of {library['upstream']}, ggml {library['ggml_version']}"
 
-    def repro(self, case: Case, modes: Sequence[str] = ()) -> str:
-        """Return the command that repeats a case in some modes, or in its own."""
-        of_modes = ["--mode", ",".join(modes)] if modes else []
+    def repro(self, case: Case) -> str:
+        """Return the command that repeats a case."""
+        of_modes = ["--mode", ",".join(self.modes)] if self.modes else []
         return self.command("run", *of_modes, "--case", str(case))
 
     def command(self, name: str, *arguments: str) -> str:
@@ -74,8 +76,13 @@ class Session:
 class Clock:
     """Measures a session, from when it is made."""
 
-    def __init__(self, library: Library, options: Mapping[str, str] = {}) -> None:
-        self._library, self._options = library, options
+    def __init__(
+        self,
+        library: Library,
+        options: Mapping[str, str] = {},
+        modes: tuple[str, ...] | None = None,
+    ) -> None:
+        self._library, self._options, self._modes = library, options, modes or ()
         self._started, self._start = datetime.now(timezone.utc), time.perf_counter()
 
     def session(self) -> Session:
@@ -87,6 +94,7 @@ class Clock:
         return {
             "library": self._library.to_json(),
             "options": self._options,
+            "modes": self._modes,
             "environment": chosen(),
             "machine": {"cpu": cpu_model(), "threads": usable_cores()},
             "tool_version": __version__,
@@ -110,12 +118,10 @@ class Results(Session):
 
     Attributes:
         features: CPU features that the library uses here.
-        modes: The modes that were asked for; empty for each case's own.
         selected: Cases that were to run; more than ran where the run was interrupted.
     """
 
     features: tuple[str, ...]
-    modes: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
     selected: int
 
@@ -128,7 +134,3 @@ class Results(Session):
         """Whether every selected case ran and none failed, crashed, hung or was mistrusted."""
         good = self.count("pass") + self.count("unsupported")
         return good == self.selected and self.count("pass") > 0
-
-    def repro_of(self, verdict: Verdict) -> str:
-        """Return the command that repeats a case of the run."""
-        return self.repro(verdict.case, self.modes)

@@ -5,6 +5,7 @@ Nothing here knows how cases are drawn (`strategies`) or where failures are kept
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections import Counter, deque
@@ -97,13 +98,14 @@ class Fuzzer:
         seconds: float,
         on_verdict: Callable[[Verdict], None],
         on_found: Callable[[Found], None],
+        modes: tuple[str, ...] | None = None,
     ) -> None:
         """Prepare a run, whose time starts now.
 
         `on_verdict` is told of each stored or drawn case, `on_found` of each failure that is not
         like one before, once it is shrunk.
         """
-        self._runner = runner
+        self._run_cases = functools.partial(runner.run, modes=modes)
         self._end = time.monotonic() + seconds
         self._on_verdict = on_verdict
         self._on_found = on_found
@@ -134,7 +136,7 @@ class Fuzzer:
             self._note_failed(lambda verdict: verdict)
 
     def _run(self, cases: Sequence[Case]) -> None:
-        for verdict in self._runner.run(cases):
+        for verdict in self._run_cases(cases):
             self.tally.add(verdict)
             if Failure.of(verdict):
                 self._failed.append(verdict)
@@ -167,7 +169,7 @@ class Fuzzer:
 
         def fails(case: Case) -> Failure | None:
             if case not in verdicts:
-                [verdicts[case]] = self._runner.run([case], timeout=_SIMPLER_SECONDS)
+                [verdicts[case]] = self._run_cases([case], timeout=_SIMPLER_SECONDS)
             return Failure.of(verdicts[case])
 
         shrunk = shrink(verdict.case, fails, out_of_time=lambda: time.monotonic() > end)

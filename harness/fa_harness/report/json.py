@@ -37,7 +37,7 @@ def document(results: Results, gate: Gate | None = None) -> dict[str, Any]:
             **{status: results.count(status) for status in STATUSES},
         },
         **({"gate": _gate(gate)} if gate else {}),
-        "results": [_result(verdict, results.repro_of(verdict)) for verdict in results.verdicts],
+        "results": [_result(verdict, results.repro(verdict.case)) for verdict in results.verdicts],
     }
 
 

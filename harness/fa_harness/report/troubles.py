@@ -45,7 +45,7 @@ def troubles(results: Results, gate: Gate | None = None) -> list[Trouble]:
             kind=verdict.status,
             case=str(verdict.case),
             lines=tuple(explain(verdict)),
-            repro=results.repro_of(verdict),
+            repro=results.repro(verdict.case),
             verdict=verdict,
         )
         for verdict in bad

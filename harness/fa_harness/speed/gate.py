@@ -323,7 +323,9 @@ def _passing(results: Results, baseline: Baseline) -> Iterator[tuple[Verdict, Ca
 
 
 def _regression(kind: str, results: Results, verdict: Verdict, text: str) -> Regression:
-    return Regression(kind=kind, case=str(verdict.case), text=text, repro=results.repro_of(verdict))
+    return Regression(
+        kind=kind, case=str(verdict.case), text=text, repro=results.repro(verdict.case)
+    )
 
 
 def _notes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
