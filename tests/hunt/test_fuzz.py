@@ -1,5 +1,7 @@
 """The fuzzer on real libraries: it finds the bug of the first patch, and nothing in the series."""
 
+import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -49,6 +51,19 @@ def test_the_series_passes(n: int, patched: Library, tmp_path: Path) -> None:
     assert fuzz.tally.statuses["pass"] >= 0.75 * n
     assert not (tmp_path / "failures.txt").exists()
     assert printed.splitlines()[-1].startswith(f"{n} cases: {fuzz.tally.statuses['pass']} pass")
+
+
+def test_a_checkout_that_did_not_take_the_series_runs_the_mode_that_it_offers(
+    pristine: Library, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    as_it_is = dataclasses.replace(pristine, series_note="series: not applied, 0002 conflicts")
+    monkeypatch.setattr(
+        "fa_harness.cli.fuzz.held_library", lambda *_args: contextlib.nullcontext(as_it_is)
+    )
+    fuzz, printed = find(as_it_is, tmp_path / "failures.txt", max_cases=6)
+    assert fuzz.passed, printed
+    assert set(fuzz.tally.modes) == {"standard"}
+    assert "--mode standard" in fuzz.repro(RESET)
 
 
 @pytest.fixture(scope="module")
