@@ -19,13 +19,13 @@ MUTANTS = "mutants"
 
 
 def library_names(series: Series) -> tuple[str, ...]:
-    """All libraries that can be built: `pristine`, `0001`, ..., those of `WHOLE`, `mutants`."""
+    """Return all libraries that can be built: `pristine`, `0001`, ..., those of `WHOLE`, `mutants`."""
     numbers = (f"{number:04}" for number in range(1, len(series.patches) + 1))
     return ("pristine", *numbers, *WHOLE, MUTANTS)
 
 
 def patches_of(project: Project, series: Series, name: str) -> Series:
-    """The patches that the library `name` has.
+    """Return the patches that the library `name` has.
 
     Raises:
         UsageError: There is no such library.

@@ -1,4 +1,4 @@
-"""Libraries that check themselves while they run: how to build and start them, what they find."""
+"""Libraries that check themselves while they run: how to build, start and read them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _MOST_LINES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Sanitizer:
-    """Those of the compiler's sanitizers that one library has.
+    """The compiler's sanitizers that one library has.
 
     Attributes:
-        check: what `-fsanitize=` calls them.
-        preload: the compiler's libraries that must be loaded before all else, since the
+        check: Their names for `-fsanitize=`.
+        preload: The compiler's libraries that must be loaded before all else, since the
             interpreter is not linked with them.
-        settings: environment variables that a process with it runs under.
-        fixed_addresses: it cannot live with the address space that the kernel may draw.
+        settings: Environment variables of a process that loads the library.
+        fixed_addresses: Whether addresses that the kernel draws at random break it.
     """
 
     check: str
@@ -33,8 +33,8 @@ class Sanitizer:
     def options(self) -> dict[str, str]:
         """The CMake options of such a library.
 
-        Flags, not ggml's own `GGML_SANITIZE_*`: those leave out what is not in ggml's folder, the
-        bindings and upstream's test. Without `-DNDEBUG`, so that ggml's own `assert`s count, too.
+        Flags, not ggml's own `GGML_SANITIZE_*`: those leave out the bindings and upstream's test,
+        which are not in ggml's folder. Without `-DNDEBUG`, so that ggml's `assert`s count, too.
         """
         flags = f"-O1 -g1 -fno-omit-frame-pointer -fsanitize={self.check} -fno-sanitize-recover=all"
         return {
@@ -47,10 +47,10 @@ class Sanitizer:
 SANITIZERS: dict[str, Sanitizer] = {
     "asan-ubsan": Sanitizer(
         check="address,undefined",
-        # it looks for what throws exceptions as soon as it is loaded, and never again
+        # it looks for the functions that throw exceptions once, when it is loaded
         preload=("libasan.so", "libstdc++.so"),
         settings={
-            # the interpreter itself leaves memory to the end of the process
+            # the interpreter itself frees memory only at the end of the process
             "ASAN_OPTIONS": "abort_on_error=1:detect_leaks=0",
             "UBSAN_OPTIONS": "abort_on_error=1:halt_on_error=1:print_stacktrace=1",
         },
@@ -66,11 +66,9 @@ SANITIZERS: dict[str, Sanitizer] = {
 
 
 def started_with(name: str, preload: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Return what goes before a command that loads a library, and into its environment.
+    """Return the words before a command that loads a library, and its environment.
 
-    Args:
-        name: The library's name.
-        preload: Paths of what must be loaded before all else, as the library's record has them.
+    `name` and `preload` are those of the library's record.
     """
     sanitizer = SANITIZERS.get(name)
     if sanitizer is None:
@@ -83,7 +81,7 @@ def started_with(name: str, preload: Sequence[str]) -> tuple[list[str], dict[str
 
 @functools.cache
 def _setarch() -> tuple[str, ...]:
-    """Return the command that turns the drawing of addresses off, empty where it may not."""
+    """Return the command that turns random addresses off, if it is there and may do so."""
     command = ("setarch", "-R")
     if shutil.which(command[0]) is None:
         return ()
@@ -103,10 +101,10 @@ _CHANGING = (  # from run to run
 
 
 def finding(lines: Sequence[str]) -> list[str]:
-    """Return the essential lines of a sanitizer's report, empty where there is none.
+    """Return the essential lines of a sanitizer's report, if there is one.
 
-    What was done, and of each stack the first function whose source line is known and is not the
-    sanitizer's own. The same fault has the same words in another run.
+    They say what was done and, for each stack, name the first function whose source line is known
+    and is not the sanitizer's own. The same fault has the same words in another run.
     """
     heads = [(i, head) for i, line in enumerate(lines) if (head := _HEAD.search(line))]
     if not heads:
