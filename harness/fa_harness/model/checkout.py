@@ -1,8 +1,8 @@
-"""The series as commits on a developer's own checkout of llama.cpp, which is left as it is.
+"""The series as commits on a developer's own checkout of llama.cpp.
 
-The commits are made in a repository of our own that has fetched the checkout's HEAD. The checkout
-gets them at the end, as one new branch; what is checked out there, its index and its other branches
-are not touched.
+The commits are made in a repository of our own, which fetches the checkout's HEAD. In the end the
+checkout gets them as one new branch. Its working tree, its index and its other branches do not
+change.
 """
 
 from __future__ import annotations
@@ -28,22 +28,14 @@ _REFUSED = "; nothing was changed there"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Author:
-    """Whose commits they are."""
-
-    name: str
-    email: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Checkout:
     """A developer's checkout of llama.cpp that can take a branch.
 
     Attributes:
         path: Its top folder.
-        branch: What is checked out.
-        head: That commit.
-        author: As the developer's own git says it.
+        branch: The branch that is checked out.
+        head: The commit of that branch.
+        author: Name and e-mail address, from the developer's own git.
         series: The patches for its version of ggml.
         folder: Name of the folder for what is made from it.
     """
@@ -51,7 +43,7 @@ class Checkout:
     path: Path
     branch: str
     head: str
-    author: Author
+    author: tuple[str, str]
     series: Series
     folder: str
 
@@ -63,7 +55,7 @@ class Commits:
     Attributes:
         repository: That repository.
         base: The checkout's HEAD.
-        tip: The last patch.
+        tip: The commit of the last patch.
     """
 
     repository: Path
@@ -80,9 +72,9 @@ def open_checkout(project: Project, path: Path, new_branch: str) -> Checkout:
         new_branch: The branch that it is to get.
 
     Raises:
-        UsageError: It has the branch already, or no branch can be called so.
-        SetupError: It is no git checkout of llama.cpp, holds changes that are not committed, has no
-            branch checked out, or its git knows no author.
+        UsageError: It already has the branch, or the name cannot be that of a branch.
+        SetupError: It is no git checkout of llama.cpp, has uncommitted changes or no branch
+            checked out, or its git knows no author.
     """
     path = path.expanduser().resolve()
     source = source_of(path)
@@ -136,7 +128,7 @@ def make_commits(
     Args:
         project: Where `patches/` is.
         checkout: The developer's.
-        repository: A folder; what is there is replaced.
+        repository: A folder; its content is replaced.
         verbose: Print every command.
 
     Raises:
@@ -150,19 +142,19 @@ def make_commits(
     (repository / ".git" / "info").mkdir(exist_ok=True)
     # Upstream's own attributes must not change a byte of its files.
     (repository / ".git" / "info" / "attributes").write_text("* -text -ident -filter\n")
-    # not its history: a clone of the whole takes a minute
+    # without the history: a clone of all of it takes a minute
     fetch = ("fetch", "--quiet", "--no-tags", "--depth=1")
     git(repository, *fetch, checkout.path.as_uri(), "HEAD", verbose=verbose)
     git(repository, "checkout", "--quiet", "-B", "series", "FETCH_HEAD", verbose=verbose)
     base = git(repository, "rev-parse", "HEAD")
     if base != checkout.head:
         raise SetupError(f"{checkout.path} was changed meanwhile; run again")
-    who = checkout.author
-    settings = ("-c", f"user.name={who.name}", "-c", f"user.email={who.email}")
+    name, address = checkout.author
+    settings = ("-c", f"user.name={name}", "-c", f"user.email={address}")
     for number, patch in enumerate(checkout.series.patches):
         mail = repository / ".git" / patch.name
         with writing(mail):
-            mail.write_text(_signed(patch.read_text("utf-8"), who), encoding="utf-8")
+            mail.write_text(_signed(patch.read_text("utf-8"), checkout.author), encoding="utf-8")
         apply = (*settings, "am", "--quiet", "--3way", mail)
         try:
             try:
@@ -185,9 +177,8 @@ def make_commits(
 
 
 def _fetch_blobs(project: Project, repository: Path, *, verbose: bool) -> None:
-    """Get the files that the patches were made for, without which git cannot merge three-way."""
-    pin = load_pins(project.pins_file).get()
-    source = find_source(project, pin.name)
+    """Get the files that the patches were made for, which git needs to merge three-way."""
+    source = find_source(project, load_pins(project.pins_file).get().name)
     with locked(project, source.folder):
         tree = prepare_tree(project, source, load_series(project), verbose=verbose)
         fetch = ("fetch", "--quiet", "--no-tags")
@@ -202,42 +193,40 @@ def make_branch(checkout: Checkout, commits: Commits, branch: str) -> None:
         SetupError: The checkout does not take them.
     """
     fetch = ("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance")
+    spec = f"series:refs/heads/{branch}"
     try:
-        _ask(
-            checkout.path, *fetch, commits.repository.as_uri(), f"series:refs/heads/{branch}",
-            writes=True,
-        )  # fmt: skip
+        _ask(checkout.path, *fetch, commits.repository.as_uri(), spec, writes=True)
     except ProgramError as error:
         raise SetupError(f"{checkout.path} does not take the branch '{branch}'\n{error}") from error
 
 
-def _signed(mail: str, author: Author) -> str:
-    """Return a patch as one of the author's, made now."""
+def _signed(mail: str, author: tuple[str, str]) -> str:
+    """Return a patch with another author, and with the present time as its date."""
     head, blank, rest = mail.partition("\n\n")
-    sender = email.utils.formataddr((author.name, author.email), charset="utf-8")
+    sender = email.utils.formataddr(author, charset="utf-8")
     # a function, since a name may hold a backslash
     head = re.sub(r"^From: .*(?:\n[ \t].*)*", lambda _: f"From: {sender}", head, flags=re.M)
     head = re.sub(r"^Date: .*", f"Date: {email.utils.formatdate(localtime=True)}", head, flags=re.M)
     return head + blank + rest
 
 
-def _author(path: Path) -> Author:
-    """Return whom the developer's own git would put down."""
+def _author(path: Path) -> tuple[str, str]:
+    """Return the author that the developer's own git would record."""
     try:
         found = _ask(path, "var", "GIT_AUTHOR_IDENT")
     except ProgramError:
         found = ""
-    match = re.match(r"(.*) <(.*)> \d+ [+-]\d+", found)
-    if not match or not match[1] or not match[2]:
+    match = re.match(r"(.+) <(.+)> \d+ [+-]\d+", found)
+    if not match:
         raise SetupError(
             f"git knows no author in {path}: git config user.name and user.email set one; the "
             f"commits are to be yours{_REFUSED}"
         )
-    return Author(name=match[1], email=match[2])
+    return match[1], match[2]
 
 
 def _ask(path: Path, *arguments: str, writes: bool = False) -> str:
-    """Run the developer's git, with their configuration; without locks where it only looks."""
+    """Run the developer's git with their configuration; it takes no locks unless it writes."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     env |= {"LC_ALL": "C"} if writes else {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
     return proc.run(["git", "-C", path, *arguments], env=env)
