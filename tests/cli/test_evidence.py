@@ -246,7 +246,7 @@ def test_a_compilers_error_names_the_developers_own_file_and_line(
     message = str(caught.value)
     assert f"src/{OPS}:8:12: error: " in message
     assert f" [a patch has added this line at {mine / OPS}:8]" in message
-    assert f"{mine / OPS}:15:2: warning: #warning odd" in message
+    assert f"{mine / OPS}:16:2: warning: #warning odd" in message
 
 
 @pytest.mark.parametrize(

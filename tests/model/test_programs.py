@@ -43,12 +43,6 @@ def change(mine: Path, name: str, old: str, new: str) -> None:
     (mine / name).write_text(text.replace(old, new))
 
 
-def refusal(project: Project) -> str:
-    with pytest.raises(SetupError) as caught:
-        build_llama(project, ["llama-bench"])
-    return str(caught.value).replace("‘", "'").replace("’", "'")
-
-
 @pytest.mark.parametrize(
     ("name", "line"), [(OPS, 16), (BENCH, 2)], ids=["a file with patches", "one without"]
 )
@@ -57,13 +51,8 @@ def test_a_compilers_error_names_the_users_own_file_and_line(
 ) -> None:
     add_patch("lines", {OPS: [('#include "ggml.h"\n', '#include "ggml.h"\n// more\n// lines\n')]})
     change(mine, name, "return 0;", "return no_such_name;")
-    message = refusal(project)
+    with pytest.raises(SetupError) as caught:
+        build_llama(project, ["llama-bench"])
+    message = str(caught.value).replace("‘", "'").replace("’", "'")
     assert f"{mine / name}:{line}:12: error: 'no_such_name' undeclared" in message
     assert f"{line:5} |     return no_such_name;" in message
-
-
-def test_an_error_of_cmake_names_the_users_own_file(project: Project, mine: Path) -> None:
-    change(mine, "ggml/CMakeLists.txt", "find_program(", "message(FATAL_ERROR no)\nfind_program(")
-    message = refusal(project)
-    assert "cannot be configured" in message
-    assert "CMake Error at ggml/CMakeLists.txt:6 (message):" in message
