@@ -19,7 +19,7 @@ MUTANTS = "mutants"
 
 
 def library_names(series: Series) -> tuple[str, ...]:
-    """Return all libraries that can be built: `pristine`, `0001`, ..., those of `WHOLE`, `mutants`."""
+    """Return all libraries: `pristine`, `0001`, ..., those of `WHOLE`, `mutants`."""
     numbers = (f"{number:04}" for number in range(1, len(series.patches) + 1))
     return ("pristine", *numbers, *WHOLE, MUTANTS)
 
