@@ -170,11 +170,6 @@ def build(
         upstream: Name of a pin; None for the one that `find_source` chooses.
         options: CMake options on top of `OPTIONS` and of those of `fa-harness.toml`.
         verbose: Print every program that is run.
-
-    Raises:
-        UsageError: A library or the upstream is unknown.
-        SetupError: Something that the build needs is missing, a patch does not apply, or the
-            compiler refuses the sources.
     """
     names = list(names)
     libraries: dict[str, Library] = {}
@@ -210,10 +205,6 @@ def build_test_backend_ops(project: Project, name: str, *, options: Mapping[str,
 
     Returns:
         The program, which finds the library's shared objects beside itself.
-
-    Raises:
-        UsageError: The library or the upstream is unknown, or the upstream has no such test.
-        SetupError: As for `build`.
     """
     [library] = build(project, [name], options=options)
     program = library.path / _TEST
@@ -233,12 +224,7 @@ def build_test_backend_ops(project: Project, name: str, *, options: Mapping[str,
 
 
 def find(project: Project, name: str, *, options: Mapping[str, str] = {}) -> Library:
-    """Return the library `name` as it was built, current or not.
-
-    Raises:
-        UsageError: There is no such library.
-        SetupError: It is not built.
-    """
+    """Return the library `name` as it was built, current or not."""
     [plan] = _plans(project, [name], None, options)
     try:
         return load(plan.path)

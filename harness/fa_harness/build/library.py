@@ -119,9 +119,6 @@ def held(library: Library) -> Iterator[Library]:
 
     Its files are links in a folder beside the library. The next process deletes what a killed one
     left there. A user who may not write there gets the library itself, and cannot replace it.
-
-    Raises:
-        SetupError: There is no such library any more, or no room for the links.
     """
     parent, prefix = library.path.parent, f".{library.name}.held-"
     try:

@@ -19,10 +19,6 @@ def held_library(
     """Give a library that is current, and whose files stay what they are while it runs.
 
     The library is that of the project around `start`, or around the working directory.
-
-    Raises:
-        UsageError: There is no library of that name.
-        SetupError: It cannot be built, or its sources changed meanwhile.
     """
     project = find_project(start)
     with built_libraries(project, [name], options=options) as [library]:
@@ -45,10 +41,6 @@ def built_libraries(
     """Build libraries that are not current, and give all of them, held.
 
     `upstream` is the name of a pin, or None for the chosen one.
-
-    Raises:
-        UsageError: There is no library or upstream of that name.
-        SetupError: A library does not build.
     """
     libraries = builder.build(project, names, upstream=upstream, options=options)
     with contextlib.ExitStack() as stack:

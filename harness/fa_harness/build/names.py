@@ -25,12 +25,7 @@ def library_names(series: Series) -> tuple[str, ...]:
 
 
 def patches_of(project: Project, series: Series, name: str) -> Series:
-    """Return the patches that the library `name` has.
-
-    Raises:
-        UsageError: There is no such library.
-        SetupError: Its mutants cannot be read.
-    """
+    """Return the patches that the library `name` has."""
     names = library_names(series)
     if name not in names:
         raise UsageError(f"unknown library '{name}': the libraries are {', '.join(names)}")

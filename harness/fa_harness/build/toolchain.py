@@ -147,9 +147,6 @@ def run_ninja(
 
     Returns:
         The source files that were compiled.
-
-    Raises:
-        SetupError: There is no Ninja, or the compiler refuses the sources.
     """
     compiled: list[str] = []
     with terminal.bar(f"building {what}") as advance:

@@ -111,9 +111,6 @@ class Runner:
                 lacks another function.
             timeout: Seconds for a case; None for a generous estimate.
             with_outputs: Also keep the numbers of large outputs.
-
-        Raises:
-            SetupError: The run cannot go on: the library was replaced, a disk is full.
         """
         submit = functools.partial(
             self._submit, modes=modes, timeout=timeout, with_outputs=with_outputs

@@ -19,11 +19,7 @@ from fa_harness.errors import SetupError, UsageError
 
 
 def save(path: Path, rows: F32) -> None:
-    """Write the rows of a state, `[ne3, n_head, n_batch, 2 + hsv]`, to a file of exactly this name.
-
-    Raises:
-        SetupError: It cannot be written.
-    """
+    """Write the rows of a state, `[ne3, n_head, n_batch, 2 + hsv]`, to a file of this name."""
     try:
         with path.open("ab") as file:
             if file.tell():  # to truncate an empty file costs more than to write one
@@ -37,11 +33,7 @@ def save(path: Path, rows: F32) -> None:
 
 
 def load(path: Path, case: Case) -> F32:
-    """Return the rows that `save` wrote, `[ne3, n_head, n_batch, 2 + hsv]` of the case.
-
-    Raises:
-        UsageError: The file cannot be read, or holds no state of this shape.
-    """
+    """Return the rows that `save` wrote, `[ne3, n_head, n_batch, 2 + hsv]` of the case."""
     expected = (case.ne3, case.n_head, case.n_batch, 2 + case.hsv_padded)
     header = _header(expected)
     try:

@@ -128,11 +128,7 @@ class Worker:
         return self._process.pid
 
     def submit(self, case: Case, modes: tuple[str, ...], timeout: float) -> None:
-        """Start computing a case, which may take `timeout` seconds; `result` waits for it.
-
-        Raises:
-            SetupError: The child had to be started again and cannot be, or loads another library.
-        """
+        """Start computing a case, which may take `timeout` seconds; `result` waits for it."""
         if self.is_busy:
             raise RuntimeError("the worker computes another case; take its result first")
         self._lost_at_start = None
@@ -154,11 +150,7 @@ class Worker:
             self._connection.send((case, modes, self.mutant))
 
     def result(self) -> Run | Lost:
-        """Return the result of the submitted case.
-
-        Raises:
-            SetupError: The machine lacks something, such as room for a file.
-        """
+        """Return the result of the submitted case."""
         if self._lost_at_start is not None:
             return self._lost_at_start
         assert self._mode is not None

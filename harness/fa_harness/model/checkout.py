@@ -70,11 +70,6 @@ def open_checkout(project: Project, path: Path, new_branch: str) -> Checkout:
         project: Where `patches/` is.
         path: Its folder.
         new_branch: The branch that it is to get.
-
-    Raises:
-        UsageError: It already has the branch, or the name cannot be that of a branch.
-        SetupError: It is no git checkout of llama.cpp, has uncommitted changes or no branch
-            checked out, or its git knows no author.
     """
     path = path.expanduser().resolve()
     source = source_of(path)
@@ -130,9 +125,6 @@ def make_commits(
         checkout: The developer's.
         repository: A folder; its content is replaced.
         verbose: Print every command.
-
-    Raises:
-        SetupError: A patch does not apply.
     """
     terminal.stage(f"applying the patch series on {checkout.path} ({checkout.head[:9]})")
     shutil.rmtree(repository, ignore_errors=True)
@@ -187,11 +179,7 @@ def _fetch_blobs(project: Project, repository: Path, *, verbose: bool) -> None:
 
 
 def make_branch(checkout: Checkout, commits: Commits, branch: str) -> None:
-    """Give the commits to the checkout as a new branch.
-
-    Raises:
-        SetupError: The checkout does not take them.
-    """
+    """Give the commits to the checkout as a new branch."""
     fetch = ("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance")
     spec = f"series:refs/heads/{branch}"
     try:

@@ -121,11 +121,7 @@ def skipped_section(part: str, why: str) -> Section:
 
 
 def parse_ops(output: str) -> dict[str, str]:
-    """Return the status of each flash-attention case: `OK`, `FAIL` or `not supported`.
-
-    Raises:
-        SetupError: `test-backend-ops` tested none.
-    """
+    """Return the status of each flash-attention case: `OK`, `FAIL` or `not supported`."""
     found = {}
     for line in unstyle(output).splitlines():
         match = _OP.search(line)
@@ -190,9 +186,6 @@ def parse_bench(output: str) -> dict[str, float]:
 
     The name of a test says what it does: `pp512`, `tg32 @ d2048`, `pp512+tg128`. If several tests
     do the same, the fields in which they differ follow: `pp512, type_k=q8_0`.
-
-    Raises:
-        SetupError: It printed something else, or the same test twice.
     """
     text = output[output.find("[") : output.rfind("]") + 1]
     try:

@@ -89,11 +89,6 @@ def gather(request: EvidenceRequest, *, verbose: bool = False) -> Iterator[Evide
     """Make the branch and gather the evidence; yield all of it after each part.
 
     The checkout does not change until both builds are done and the model has run.
-
-    Raises:
-        UsageError: The request cannot be met.
-        SetupError: The checkout cannot take the branch, a patch does not apply, something does not
-            build, or a program fails.
     """
     project = find_project()
     _check(request)

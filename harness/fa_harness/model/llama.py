@@ -93,9 +93,6 @@ def build_programs(
         label: Name of the build in messages.
         options: CMake options on top of `OPTIONS`.
         verbose: Print every command.
-
-    Raises:
-        SetupError: A tool is missing, or something does not build.
     """
     folder, options = copy.src.parent, {**OPTIONS, **options}
     tools = toolchain.find_tools()
@@ -135,10 +132,6 @@ def build_llama(
         experimental: Also apply `patches/experimental/`.
         capture: Also build `CAPTURE`.
         verbose: Print every command.
-
-    Raises:
-        UsageError: There is no such upstream.
-        SetupError: It has no llama.cpp, a patch does not apply, or something does not build.
     """
     source = find_source(project)
     whole = whole_of(source)
@@ -175,9 +168,6 @@ def is_trapped(built: Programs, model: Path, threads: int, logs: Path) -> bool:
         model: A GGUF.
         threads: Threads of the program.
         logs: A folder for its output.
-
-    Raises:
-        SetupError: The model does not run, with or without repacked weights.
     """
     probe = ("-t", str(threads), "-p", "64", "-n", "1", "-r", "1")
     command: list[str | Path] = [built.program(BENCH), "-m", model, *probe]

@@ -77,11 +77,6 @@ def find_model(project: Project, model: str, *, accept_terms: bool) -> Path:
         project: Known models go into `vendor/cache/models`.
         model: The path of a GGUF, or a name of `MODELS`.
         accept_terms: Whether the user accepts the terms of a known model; only a fetch asks.
-
-    Raises:
-        UsageError: There is no such file, it is no GGUF, the name is unknown, or the terms are
-            not accepted; the message then names a file with the terms.
-        SetupError: The model cannot be fetched or is damaged, or the disk is full.
     """
     if model not in MODELS:
         return _own_model(model)
@@ -146,11 +141,7 @@ class _Known:
         return self._folder / f"{self.name}.json"
 
     def is_current(self) -> bool:
-        """Tell whether the file is there and right.
-
-        Raises:
-            SetupError: It is there and wrong.
-        """
+        """Tell whether the file is there and right."""
         if not self.path.is_file():
             return False
         with contextlib.suppress(OSError, ValueError):

@@ -54,9 +54,6 @@ def parse(output: str) -> Perplexity:
 
     Args:
         output: Standard output and standard error, which gets the final estimate.
-
-    Raises:
-        FaHarnessError: There is not one final estimate, or not the values of chunks 1, 2, ...
     """
     finals = _FINAL.findall(output)
     chunks = _CHUNK.findall(output)
@@ -82,11 +79,7 @@ def parse(output: str) -> Perplexity:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How the text goes through the model; this decides the path of each attention call.
-
-    Raises:
-        UsageError: A number is impossible.
-    """
+    """How the text goes through the model; this decides the path of each attention call."""
 
     n_ctx: int
     """Tokens of a chunk: a multiple of 256, so that llama.cpp does not change it."""
@@ -180,11 +173,7 @@ class CacheRun:
 
 
 def bytes_per_element(name: str) -> float:
-    """Return the bytes per element of a ggml type, scales included.
-
-    Raises:
-        UsageError: The type is not known.
-    """
+    """Return the bytes per element of a ggml type, scales included."""
     if name not in TYPES:
         raise UsageError(f"type {name!r} is not known; known are {', '.join(TYPES)}")
     return TYPES[name].block_bytes / TYPES[name].block_size
@@ -198,9 +187,6 @@ def hot_window(n_kv: int, *, hot: str, cold: str, budget: float) -> int:
         hot: Type of the newest cells.
         cold: Type of the others, a smaller one.
         budget: Bytes per element, between those of the two types.
-
-    Raises:
-        UsageError: No window has that size.
     """
     small, large = bytes_per_element(cold), bytes_per_element(hot)
     if not small < large or not small <= budget <= large:
@@ -221,9 +207,6 @@ def plan_mixed(setting: Setting, *, hots: Sequence[str] = HOT_TYPES) -> tuple[Ca
     Args:
         setting: Setting of all runs; local layers must keep all cells.
         hots: Types of the newest cells in mixed caches.
-
-    Raises:
-        UsageError: A type is not known, or the newest cells need not be the last ones.
     """
     if setting.n_swa and not setting.swa_full:
         raise UsageError("a mixed cache needs its cells in order: set swa_full")
@@ -343,10 +326,6 @@ def judge(
         setting: Setting of all runs.
         runs: From `plan_segments`.
         results: The result of each run, by its name.
-
-    Raises:
-        UsageError: A run has no result, the control has another number of chunks, or the first run
-            is not a standard one.
     """
     missing = [run.name for run in runs if run.name not in results]
     if missing:

@@ -26,9 +26,6 @@ def load(module_path: Path) -> Ggml:
     A process can hold several libraries if they were built in different folders, as `pristine` and
     `patched` are. The dynamic linker tells shared objects apart by their names, which end in a tag
     of the build folder; of two libraries with one tag it would take the first for the second.
-
-    Raises:
-        SetupError: The module cannot be loaded, or this process holds another library of its tag.
     """
     folder = module_path.resolve().parent
     holders = {path.name: (folder, path.stat().st_ino) for path in folder.glob("libggml*")}
