@@ -162,14 +162,8 @@ def build(
     """Make the libraries `names` current and return them, in the order asked for.
 
     A current library costs no program. Others recompile only what their patches change against
-    the library with the same headers that was built before them.
-
-    Args:
-        project: Where the patches are and the libraries go.
-        names: Names of libraries, see `library_names`.
-        upstream: Name of a pin; None for the one that `find_source` chooses.
-        options: CMake options on top of `OPTIONS` and of those of `fa-harness.toml`.
-        verbose: Print every program that is run.
+    the library with the same headers that was built before them. `options` go on top of `OPTIONS`
+    and of those of `fa-harness.toml`.
     """
     names = list(names)
     libraries: dict[str, Library] = {}
@@ -203,8 +197,7 @@ def build(
 def build_test_backend_ops(project: Project, name: str, *, options: Mapping[str, str]) -> Path:
     """Make the library `name` current, and upstream's `test-backend-ops` of the same sources.
 
-    Returns:
-        The program, which finds the library's shared objects beside itself.
+    The program finds the library's shared objects beside itself.
     """
     [library] = build(project, [name], options=options)
     program = library.path / _TEST
@@ -287,11 +280,7 @@ class _Workbench:
         }
 
     def prepare(self, plan: _Plan) -> tuple[Copy, tuple[str, ...]]:
-        """Check out the patches of a library and configure.
-
-        Returns:
-            The sources, and the file names of the patches that they have.
-        """
+        """Check out the patches of a library and configure; return the sources and the patches."""
         with locked(plan.project, plan.source.folder):
             copy, series = self._check_out(plan)
         toolchain.prepare_cmake_dir(copy.cmake, self.setup)

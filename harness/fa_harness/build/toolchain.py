@@ -115,15 +115,7 @@ def prepare_cmake_dir(path: Path, setup: Mapping[str, object]) -> None:
 def configure(
     copy: Copy, project: Path, definitions: Mapping[str, str], *, log: Path, verbose: bool
 ) -> None:
-    """Let CMake configure the build folder of a copy.
-
-    Args:
-        copy: The sources; errors name the user's own files.
-        project: The folder of the `CMakeLists.txt`.
-        definitions: CMake's variables.
-        log: Gets the output.
-        verbose: Print the command first.
-    """
+    """Let CMake configure the build folder of a copy; errors name the user's own files."""
     flags = [f"-D{key}={value}" for key, value in definitions.items()]
     proc.run(
         [*find_cmake().command, "-S", project, "-B", copy.cmake, "-G", "Ninja", *flags],
@@ -138,15 +130,7 @@ def run_ninja(
 ) -> tuple[str, ...]:
     """Build targets in the configured build folder of a copy, and show the progress.
 
-    Args:
-        copy: The sources; errors name the user's own files.
-        targets: CMake's targets.
-        what: What messages call them.
-        log: Gets the output of the compilers.
-        verbose: Print the command first.
-
-    Returns:
-        The source files that were compiled.
+    Return the source files that were compiled. Errors name the user's own files.
     """
     compiled: list[str] = []
     with terminal.bar(f"building {what}") as advance:

@@ -53,13 +53,8 @@ def run_case(
 ) -> Run:
     """Compute a case in the given modes; `standard` is always among them.
 
-    Args:
-        ggml: The loaded library.
-        case: What to compute.
-        inputs: The case's inputs.
-        modes: Some of `MODES` that apply to the case and that the library can do; None for those
-            of `modes_of` that it can.
-        on_mode: Gets each mode before it starts, so that a crash can be assigned to it.
+    The library must be able to do these modes; None stands for those of `modes_of` that it can.
+    `on_mode` gets each mode before it starts, so that a crash can be assigned to it.
     """
     if modes is None:
         modes = tuple(mode for mode in modes_of(case) if mode not in lacking(ggml))

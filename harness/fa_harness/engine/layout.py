@@ -55,13 +55,9 @@ class CaseTensors:
     ) -> None:
         """Place Q and the sinks.
 
-        Args:
-            ctx: The context.
-            case: The case.
-            inputs: Its inputs.
-            layouts: Layouts of the inputs by name, which contexts of the case share.
-            in_place: The inputs live where they were laid out, so that contexts of several
-                libraries read the same memory. Otherwise each context has a copy.
+        Contexts of the case share `layouts`, by the names of the inputs. With `in_place` the inputs
+        live where they were laid out, so that contexts of several libraries read the same memory.
+        Otherwise each context has a copy.
         """
         self.ctx = ctx
         self._in_place = in_place
@@ -115,14 +111,9 @@ class CaseTensors:
         state: Tensor | None = None,
         hidden: bool = False,
     ) -> Tensor:
-        """Return the attention over the keys of a segment.
+        """Return the attention over the keys of a segment, continuing from and into a state.
 
-        Args:
-            keys: The segment's K and V.
-            segment: The columns of the mask that belong to them.
-            sinks: Whether to add the case's sinks, if it has any.
-            state: A state to continue from and into.
-            hidden: Whether a mask of the same shape hides every key, instead of the case's own.
+        If `hidden`, a mask of the same shape hides every key, instead of the case's own.
         """
         case = self._case
         return self.ctx.flash_attn_ext(
@@ -200,15 +191,10 @@ class CaseTensors:
         return self._input(name, "f16", layout.ne, layout.data)
 
     def _place(self, name: str, type_: str, ne0: int, rows: U8, *, cache: bool) -> Tensor:
-        """Return Q, K or V as the case lays it out in memory.
+        """Return Q, K or V, rows `[ne3, ne2, ne1, row_bytes]`, as the case lays it out in memory.
 
-        Args:
-            name: Name in reports.
-            type_: The tensor's type.
-            ne0: Elements in a row.
-            rows: `[ne3, ne2, ne1, row_bytes]`.
-            cache: Whether it is a view of the first half of a tensor that is twice as large in
-                dimension 1, like the KV caches of upstream's tests.
+        A `cache` is a view of the first half of a tensor that is twice as large in dimension 1,
+        like the KV caches of upstream's tests.
         """
         permute = self._case.permute
 

@@ -37,12 +37,7 @@ _LONGEST = 1e6
 
 
 class Runner:
-    """A library under test, in workers of its own; use it in a `with` block.
-
-    Args:
-        module_path: The library's module.
-        mutant: The library's mutant to compute with.
-    """
+    """A library, or one of its mutants, in workers of its own; use it in a `with` block."""
 
     def __init__(self, module_path: Path, *, mutant: str | None = None) -> None:
         self._module_path = module_path

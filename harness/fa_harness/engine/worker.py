@@ -75,10 +75,7 @@ class Worker:
     def __init__(self, module_path: Path, *, digest: str = "", mutant: str | None = None) -> None:
         """Prepare a child; the `with` block or the first case starts it.
 
-        Args:
-            module_path: The library's cffi module.
-            digest: The `digest` of another worker, whose library this one must load, too.
-            mutant: The library's mutant to compute with.
+        It must load the library with this `digest` of another worker, if one is given.
         """
         self._module_path = module_path
         self.mutant = mutant
@@ -213,7 +210,6 @@ class Worker:
         Raises:
             EOFError: It ended before.
             TimeoutError: It does not answer.
-            SetupError: It cannot be started, or loads no library or another one.
         """
         prefix, settings = _started_with(self._module_path)
         try:

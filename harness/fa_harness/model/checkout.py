@@ -29,34 +29,21 @@ _REFUSED = "; nothing was changed there"
 
 @dataclass(frozen=True, kw_only=True)
 class Checkout:
-    """A developer's checkout of llama.cpp that can take a branch.
-
-    Attributes:
-        path: Its top folder.
-        branch: The branch that is checked out.
-        head: The commit of that branch.
-        author: Name and e-mail address, from the developer's own git.
-        series: The patches for its version of ggml.
-        folder: Name of the folder for what is made from it.
-    """
+    """A developer's checkout of llama.cpp that can take a branch."""
 
     path: Path
     branch: str
     head: str
     author: tuple[str, str]
+    """Name and e-mail address, from the developer's own git."""
     series: Series
     folder: str
+    """Name of the folder for what is made from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Commits:
-    """The series as commits, in a repository of our own.
-
-    Attributes:
-        repository: That repository.
-        base: The checkout's HEAD.
-        tip: The commit of the last patch.
-    """
+    """The series in a repository of our own: commits from `base`, the HEAD, to `tip`."""
 
     repository: Path
     base: str
@@ -64,13 +51,7 @@ class Commits:
 
 
 def open_checkout(project: Project, path: Path, new_branch: str) -> Checkout:
-    """Look at a developer's checkout without changing it.
-
-    Args:
-        project: Where `patches/` is.
-        path: Its folder.
-        new_branch: The branch that it is to get.
-    """
+    """Look at a developer's checkout, which must be able to take a branch, without changing it."""
     path = path.expanduser().resolve()
     source = source_of(path)
     if not (path / "include" / "llama.h").is_file():
@@ -118,14 +99,7 @@ def open_checkout(project: Project, path: Path, new_branch: str) -> Checkout:
 def make_commits(
     project: Project, checkout: Checkout, repository: Path, *, verbose: bool = False
 ) -> Commits:
-    """Apply the series on the checkout's HEAD, in a new repository of our own.
-
-    Args:
-        project: Where `patches/` is.
-        checkout: The developer's.
-        repository: A folder; its content is replaced.
-        verbose: Print every command.
-    """
+    """Apply the series on the checkout's HEAD, in a repository of our own that is made anew."""
     terminal.stage(f"applying the patch series on {checkout.path} ({checkout.head[:9]})")
     shutil.rmtree(repository, ignore_errors=True)
     with writing(repository):

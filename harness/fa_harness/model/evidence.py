@@ -44,27 +44,19 @@ _MEASURED = re.compile(r"(n_prompt|n_gen|n_depth|test_time|(avg|stddev|samples)_
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the evidence: a table, and the commands that reproduce its numbers.
-
-    Attributes:
-        part: Its name in `PARTS`.
-        title: The heading.
-        commands: The commands, to be pasted into a shell.
-        head: The head of the table.
-        rows: The rows of the table, cells as text.
-        notes: Lines below the table.
-        passed: Whether it speaks for the patch; None if it was not measured.
-        data: The numbers, for the JSON document.
-    """
+    """A part of the evidence: a table, notes, and the commands that reproduce the numbers."""
 
     part: str
+    """Its name in `PARTS`."""
     title: str
     commands: tuple[str, ...] = ()
     head: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     notes: tuple[str, ...] = ()
     passed: bool | None = True
+    """Whether it speaks for the patch; None if it was not measured."""
     data: Any = field(default=None, compare=False)
+    """The numbers, for the JSON document."""
 
 
 PARTS: Mapping[str, str] = {
@@ -81,19 +73,7 @@ PARTS: Mapping[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """All that was gathered.
-
-    Attributes:
-        tool_version: Version of the harness.
-        branch: The branch that was made.
-        base: The commit that it starts from.
-        tip: Its last commit.
-        subjects: Titles of its commits, the first one first.
-        machine: Facts of the machine, by their names in the document.
-        variables: Values of the variables in commands, such as `$DIR`.
-        build: Commands that build the programs.
-        sections: The parts, in their order.
-    """
+    """All that was gathered."""
 
     tool_version: str
     branch: str
@@ -102,7 +82,9 @@ class Evidence:
     subjects: tuple[str, ...]
     machine: Mapping[str, str]
     variables: Mapping[str, str]
+    """Values of the variables in commands, such as `$DIR`."""
     build: tuple[str, ...]
+    """Commands that build the programs."""
     sections: tuple[Section, ...]
 
     @property
@@ -138,12 +120,9 @@ def ops_section(
     *,
     ended: Sequence[int] = (0, 0),
 ) -> Section:
-    """Return the section of `test-backend-ops`.
+    """Return the section of what `parse_ops` gave without and with the patches.
 
-    Args:
-        before: Result of `parse_ops` without the patches.
-        after: Result of `parse_ops` with them.
-        ended: Both exit statuses.
+    `ended` holds both exit statuses.
     """
     found = {"before": before, "after": after}
     rows = []
@@ -242,13 +221,7 @@ def bench_section(
     after: Sequence[Mapping[str, float]],
     notes: Sequence[str] = (),
 ) -> Section:
-    """Return the section of `llama-bench`.
-
-    Args:
-        before: Results of `parse_bench` without the patches, one per round.
-        after: Results of `parse_bench` with them.
-        notes: Lines below the table.
-    """
+    """Return the section of what `parse_bench` gave without and with the patches, per round."""
     rows, data = [], {}
     for test in before[0]:
         pairs = [(b[test], a[test]) for b, a in zip(before, after, strict=True)]
@@ -317,9 +290,8 @@ def perplexity_section(before: Sequence[Pass], after: Sequence[Pass]) -> Section
 def proof_section(documents: Mapping[str, Mapping[str, Any]], onto: str) -> Section:
     """Return the section of what each patch turns from red to green.
 
-    Args:
-        documents: The document of `fa-harness series status --suite`, for each suite.
-        onto: The checkout, as the commands name it.
+    `documents` holds, for each suite, the document of `fa-harness series status --suite`. Commands
+    name the checkout `onto`.
     """
     rows, notes, worse = [], [], False
     for suite, document in documents.items():

@@ -52,37 +52,25 @@ _Found = tuple[Section, list[str]]
 
 @dataclass(frozen=True, kw_only=True)
 class EvidenceRequest:
-    """What is asked for.
-
-    Attributes:
-        onto: The developer's checkout.
-        branch: The branch that it gets.
-        folder: Where the evidence goes; new or empty.
-        parts: Some of `evidence.PARTS`.
-        model: A GGUF; without one, the parts that run a model are not measured.
-        text: The text for perplexity.
-        threads: Threads of llama.cpp's programs.
-        rounds: Rounds of `llama-bench`.
-        tests: Arguments of `llama-bench` that say what it measures.
-        ops_filter: Regular expression on the cases of `test-backend-ops`.
-        suite: The suite for `fa-harness run`.
-        options: CMake options of llama.cpp.
-        context: Tokens of a context in perplexity.
-    """
+    """What is asked for."""
 
     onto: Path
     branch: str
     folder: Path
     parts: tuple[str, ...]
+    """Some of `PARTS`."""
     model: Path | None
+    """A GGUF; without one, the parts that run a model are not measured."""
     text: Path
     threads: int
     rounds: int
     tests: tuple[str, ...]
+    """Arguments of `llama-bench` that say what it measures."""
     ops_filter: str | None
+    """Regular expression on the cases of `test-backend-ops`."""
     suite: str
     options: Mapping[str, str]
-    context: int = 512
+    """CMake options of llama.cpp."""
 
 
 def gather(request: EvidenceRequest, *, verbose: bool = False) -> Iterator[Evidence]:
@@ -311,7 +299,7 @@ class _Gatherer:
     def _perplexity(self) -> _Found:
         arguments = [
             *("-m", str(self.request.model), "-f", str(self.request.text)),
-            *("-c", str(self.request.context), "-t", str(self.request.threads), "-fa", "on"),
+            *("-c", "512", "-t", str(self.request.threads), "-fa", "on"),
             *(no_repack(PERPLEXITY) if self.traps else ()),
         ]
         found: dict[str, list[Pass]] = {name: [] for name in self.builds}
@@ -353,10 +341,7 @@ class _Gatherer:
     ) -> tuple[dict[str, object], str]:
         """Run the harness on the checkout's commit and return its JSON report and the command.
 
-        Args:
-            arguments: Arguments of the harness.
-            report: File name of the report, for commands that write one.
-            may_fail: Exit status 1, which says that something is wrong, is a result.
+        If it `may_fail`, exit status 1, which says that something is wrong, is a result.
         """
         shown = f"UPSTREAM_DIR={_BEFORE} fa-harness {shlex.join(arguments)}"
         path = self._raw / report if report else None

