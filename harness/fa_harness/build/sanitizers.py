@@ -8,6 +8,9 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from fa_harness.build.library import load
 
 _MOST_LINES = 8
 
@@ -65,18 +68,19 @@ SANITIZERS: dict[str, Sanitizer] = {
 """By the name of the library: the whole series, built with them."""
 
 
-def started_with(name: str, preload: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Return the words before a command that loads a library, and its environment.
-
-    `name` and `preload` are those of the library's record.
-    """
-    sanitizer = SANITIZERS.get(name)
+def started_with(module_path: Path) -> tuple[list[str], dict[str, str]]:
+    """Return the words before a command that loads a library's module, and its environment."""
+    try:
+        library = load(module_path.parent)
+    except FileNotFoundError:
+        return [], {}  # no build has made this module
+    sanitizer = SANITIZERS.get(library.name)
     if sanitizer is None:
         return [], {}
     environment = dict(sanitizer.settings)
-    if preload:
-        environment["LD_PRELOAD"] = ":".join(preload)
-    return [*(_setarch() if sanitizer.fixed_addresses else ())], environment
+    if library.preload:
+        environment["LD_PRELOAD"] = ":".join(library.preload)
+    return list(_setarch() if sanitizer.fixed_addresses else ()), environment
 
 
 @functools.cache

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from fa_harness.build import sanitizers
-from fa_harness.build.library import load
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import make_inputs
 from fa_harness.case.modes import Run
@@ -211,7 +210,7 @@ class Worker:
             EOFError: It ended before.
             TimeoutError: It does not answer.
         """
-        prefix, settings = _started_with(self._module_path)
+        prefix, settings = sanitizers.started_with(self._module_path)
         try:
             self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `stop`)
             # if the child is killed, its files are deleted here
@@ -302,15 +301,6 @@ def _set_mode(shared: mmap.mmap, mode: str) -> None:
 
 def _mode_in(shared: mmap.mmap) -> str:
     return shared[:].rstrip(b"\0").decode()
-
-
-def _started_with(module_path: Path) -> tuple[list[str], dict[str, str]]:
-    """Return the words before the command that loads a module, and its environment."""
-    try:
-        library = load(module_path.parent)
-    except FileNotFoundError:
-        return [], {}  # a module that no build has made
-    return sanitizers.started_with(library.name, library.preload)
 
 
 def _poison_new_memory() -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fa_harness import proc, terminal
-from fa_harness.errors import SetupError, UsageError
+from fa_harness.errors import FaHarnessError, SetupError, UsageError
 from fa_harness.proc import ProgramError
 from fa_harness.project import Project, locked, writing
 from fa_harness.series.series import Series, load_series, series_for
@@ -56,13 +56,9 @@ def open_checkout(project: Project, path: Path, new_branch: str) -> Checkout:
     source = source_of(path)
     if not (path / "include" / "llama.h").is_file():
         raise SetupError(f"{path} is ggml without llama.cpp, whose programs give the evidence")
-    try:
-        top = Path(_ask(path, "rev-parse", "--show-toplevel"))
-    except ProgramError:
-        raise SetupError(
-            f"{path} is no git repository; clone llama.cpp with git, and name that folder"
-        ) from None
-    if top.resolve() != path:
+    no_git = f"{path} is no git repository; clone llama.cpp with git, and name that folder"
+    top = _ask_or(SetupError(no_git), path, "rev-parse", "--show-toplevel")
+    if Path(top).resolve() != path:
         raise SetupError(f"{path} lies inside the repository {top}; name a checkout of its own")
     changed = _ask(path, "status", "--porcelain", "--untracked-files=no").splitlines()
     if changed:
@@ -71,17 +67,13 @@ def open_checkout(project: Project, path: Path, new_branch: str) -> Checkout:
             f"{path} holds changes that are not committed ({files}); commit or stash them, since "
             f"the evidence is of commits{_REFUSED}"
         )
-    try:
-        branch = _ask(path, "symbolic-ref", "--quiet", "--short", "HEAD")
-    except ProgramError:
-        raise SetupError(
-            f"{path} has a detached HEAD; check out the branch that the patches go on "
-            f"(git switch master){_REFUSED}"
-        ) from None
-    try:
-        _ask(path, "check-ref-format", "--branch", new_branch)
-    except ProgramError:
-        raise UsageError(f"--branch '{new_branch}': no branch can be called so") from None
+    detached = (
+        f"{path} has a detached HEAD; check out the branch that the patches go on "
+        f"(git switch master){_REFUSED}"
+    )
+    branch = _ask_or(SetupError(detached), path, "symbolic-ref", "--quiet", "--short", "HEAD")
+    no_name = f"--branch '{new_branch}': no branch can be called so"
+    _ask_or(UsageError(no_name), path, "check-ref-format", "--branch", new_branch)
     if _ask(path, "for-each-ref", "--format=%(refname)", f"refs/heads/{new_branch}"):
         raise UsageError(
             f"{path} has a branch '{new_branch}' already; name another with --branch, or delete it"
@@ -174,17 +166,22 @@ def _signed(mail: str, author: tuple[str, str]) -> str:
 
 def _author(path: Path) -> tuple[str, str]:
     """Return the author that the developer's own git would record."""
-    try:
-        found = _ask(path, "var", "GIT_AUTHOR_IDENT")
-    except ProgramError:
-        found = ""
-    match = re.match(r"(.+) <(.+)> \d+ [+-]\d+", found)
+    unknown = SetupError(
+        f"git knows no author in {path}: git config user.name and user.email set one; the "
+        f"commits are to be yours{_REFUSED}"
+    )
+    match = re.match(r"(.+) <(.+)> \d+ [+-]\d+", _ask_or(unknown, path, "var", "GIT_AUTHOR_IDENT"))
     if not match:
-        raise SetupError(
-            f"git knows no author in {path}: git config user.name and user.email set one; the "
-            f"commits are to be yours{_REFUSED}"
-        )
+        raise unknown
     return match[1], match[2]
+
+
+def _ask_or(refusal: FaHarnessError, path: Path, *arguments: str) -> str:
+    """Run the developer's git, whose failure means something that is said better."""
+    try:
+        return _ask(path, *arguments)
+    except ProgramError:
+        raise refusal from None
 
 
 def _ask(path: Path, *arguments: str, writes: bool = False) -> str:
