@@ -24,8 +24,8 @@ def copy(tmp_path: Path) -> Copy:
     repository.mkdir()
     git(repository, "init", "--quiet")
     return Copy(
-        path=tmp_path / "work" / "src",
-        seen_from=tmp_path / "work" / "cmake",
+        src=tmp_path / "work" / "src",
+        cmake=tmp_path / "work" / "cmake",
         own={"ops.c": OWN},
         repository=repository,
         before=commit(repository, BEFORE),
@@ -36,7 +36,7 @@ def copy(tmp_path: Path) -> Copy:
 @pytest.mark.parametrize("text", ["line 1", "line 4", "line 7", "line 9", "line 11", "line 20"])
 def test_a_line_of_the_copy_is_told_by_its_place_in_the_users_file(copy: Copy, text: str) -> None:
     line, own = AFTER.index(text) + 1, BEFORE.index(text) + 1
-    told = copy.told_of_own([f"{copy.path}/ops.c:{line}:7: error: no"])
+    told = copy.told_of_own([f"{copy.src}/ops.c:{line}:7: error: no"])
     assert told == [f"{OWN}:{own}:7: error: no"]
 
 
@@ -44,7 +44,7 @@ def test_a_line_of_the_copy_is_told_by_its_place_in_the_users_file(copy: Copy, t
 def test_a_line_that_a_patch_added_stays_that_of_the_copy_and_says_where_it_goes(
     copy: Copy, text: str, next_own: int
 ) -> None:
-    line = f"{copy.path}/ops.c:{AFTER.index(text) + 1}:7: error: no"
+    line = f"{copy.src}/ops.c:{AFTER.index(text) + 1}:7: error: no"
     told = copy.told_of_own([line])
     assert told == [f"{line} [a patch has added this line at {OWN}:{next_own}]"]
 
@@ -52,11 +52,11 @@ def test_a_line_that_a_patch_added_stays_that_of_the_copy_and_says_where_it_goes
 def test_the_numbers_beside_the_code_are_those_of_the_file_above(copy: Copy) -> None:
     told = copy.told_of_own(
         [
-            f"{copy.path}/ops.c: In function 'f':",
-            f"{copy.path}/ops.c:15:7: error: no",
+            f"{copy.src}/ops.c: In function 'f':",
+            f"{copy.src}/ops.c:15:7: error: no",
             "   15 |     no;",
             "      |     ^~",
-            f"{copy.path}/ops.c:1:7: note: here",
+            f"{copy.src}/ops.c:1:7: note: here",
             "    1 | new 1",
         ]
     )
@@ -76,9 +76,9 @@ def test_a_path_as_the_compiler_sees_it_from_its_folder_is_known(copy: Copy) -> 
 
 def test_commands_and_other_files_stay_as_they_are(copy: Copy) -> None:
     lines = [
-        f"/usr/bin/cc -I{copy.path} -c {copy.path}/ops.c",
-        f"{copy.path}/other.c:3:1: error: no",
-        f"/elsewhere{copy.path}/ops.c:3:1: error: no",
+        f"/usr/bin/cc -I{copy.src} -c {copy.src}/ops.c",
+        f"{copy.src}/other.c:3:1: error: no",
+        f"/elsewhere{copy.src}/ops.c:3:1: error: no",
         "    3 | no",
     ]
     assert copy.told_of_own(lines) == lines

@@ -233,6 +233,24 @@ def test_a_build_that_fails_half_way_leaves_the_checkout_as_it_was(
     assert not (mine.parent / "out").exists()
 
 
+def test_a_compilers_error_names_the_developers_own_file_and_line(
+    mine: Path, add_patch: AddPatch
+) -> None:
+    more = '#include "ggml.h"\n#define BROKEN\n'
+    add_patch("break", {OPS: [('#include "ggml.h"\n', more), (ANSWER, "return my_answer;")]})
+    text = (mine / OPS).read_text()
+    (mine / OPS).write_text(
+        text.replace("return 0;", "return 0;\n#ifdef BROKEN\n#error odd\n#endif")
+    )
+    git(mine, "commit", "--quiet", "--all", "--message", "mine")
+    with pytest.raises(SetupError) as caught:
+        call(mine)
+    message = str(caught.value)
+    assert f"src/{OPS}:8:12: error: " in message
+    assert f" [a patch has added this line at {mine / OPS}:8]" in message
+    assert f"{mine / OPS}:18:2: error: #error odd" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

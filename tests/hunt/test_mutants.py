@@ -319,7 +319,7 @@ def test_a_worker_that_crashed_starts_again_with_its_mutant(mutated: Library) ->
             worker.submit(case, ("standard",), 60)
             results.append(worker.result())
             assert worker.mutant_reached
-            worker._stop()
+            worker.stop()
     both = [result.results["standard"].output for result in results]  # type: ignore[union-attr]
     assert both[0].tobytes() == both[1].tobytes()
 

@@ -29,20 +29,19 @@ class Library:
     """One build: an upstream, a prefix of the series, build options, and its bindings.
 
     Attributes:
-        name: `pristine`, `patched`, the number of the last patch in it (`0001`), or one of
-            `SANITIZERS`.
-        path: folder with the shared libraries, the bindings and `include/`.
-        module: file name of the cffi extension module `_ggml` in that folder.
-        upstream: name of the pin, or `dir:<folder>` for a developer's own checkout.
-        upstream_commit: upstream's own commit; empty where it is not known.
-        ggml_version: as ggml/CMakeLists.txt has it.
-        series: file names of the patches that it has, in order.
-        series_note: what became of the series, where that is not plain.
-        build: what made it: options, compilers, flags, launcher, CMake, Python.
-        inputs: digests or versions of all that the build depends on; a library is stale when
+        name: One of `library_names`.
+        path: The folder with the shared libraries, the bindings and `include/`.
+        module: File name of the cffi extension module `_ggml` in that folder.
+        upstream: Name of the pin, or `dir:<folder>` for a developer's own checkout.
+        upstream_commit: Upstream's own commit; empty where it is not known.
+        ggml_version: The version in ggml/CMakeLists.txt.
+        series: File names of the patches in it, in order.
+        series_note: What became of the series, unless it was simply applied.
+        build: What made it: options, compilers, flags, launcher, CMake, Python.
+        inputs: Digests or versions of all that the build depends on; a library is stale when
             one of them has changed.
-        compiled: the source files that the last build of it compiled.
-        preload: paths of the compiler's libraries that must be loaded before all else.
+        compiled: The source files that its last build compiled.
+        preload: Paths of the compiler's libraries that must be loaded before all else.
     """
 
     name: str
@@ -69,7 +68,7 @@ class Library:
         return self.path / "include"
 
     def to_json(self) -> dict[str, Any]:
-        """The part of a run's report that says which library ran."""
+        """Return what a run's report says of the library."""
         return {
             "name": self.name,
             "upstream": self.upstream,
@@ -93,8 +92,8 @@ def load(path: Path) -> Library:
     """Read the record in the folder `path`.
 
     Raises:
-        FileNotFoundError: there is no record, so no library.
-        SetupError: the record is damaged or of another version of the harness.
+        FileNotFoundError: There is no record, so no library.
+        SetupError: The record is damaged or of another version of the harness.
     """
     try:
         text = (path / RECORD).read_text(encoding="utf-8")
@@ -118,12 +117,8 @@ def load(path: Path) -> Library:
 def held(library: Library) -> Iterator[Library]:
     """Give a library whose files stay what they are, whatever a build puts in their place.
 
-    They are links to the library's files in a folder of their own, beside it. What a killed process
-    left there is deleted by the next one. Who may not write there gets the library itself, since
-    they cannot replace it there either.
-
-    Raises:
-        SetupError: there is no such library any more, or no room for the links.
+    Its files are links in a folder beside the library. The next process deletes what a killed one
+    left there. A user who may not write there gets the library itself, and cannot replace it.
     """
     parent, prefix = library.path.parent, f".{library.name}.held-"
     try:
@@ -148,7 +143,7 @@ def held(library: Library) -> Iterator[Library]:
 
 
 def _linked(library: Library, target: Path) -> Library:
-    """Link a library's files; where it is replaced just now, those of the new one."""
+    """Link a library's files, or those of a new one that replaces it just now."""
     for _ in range(_ATTEMPTS):
         try:
             shutil.copytree(library.path, target, symlinks=True, copy_function=_link)

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from fa_harness.build import builder as build
+from fa_harness.build import builder
 from fa_harness.build.library import Library, held
 from fa_harness.errors import SetupError
 from fa_harness.project import Project, find_project
@@ -18,18 +18,11 @@ def held_library(
 ) -> Iterator[Library]:
     """Give a library that is current, and whose files stay what they are while it runs.
 
-    Args:
-        name: Which.
-        options: CMake options that it is built with.
-        start: The folder whose project is meant; None for the working directory.
-
-    Raises:
-        UsageError: There is no library of that name.
-        SetupError: It cannot be built, or what it is made of changed meanwhile.
+    The library is that of the project around `start`, or around the working directory.
     """
     project = find_project(start)
     with built_libraries(project, [name], options=options) as [library]:
-        stale = build.is_stale(project, library, options=options)
+        stale = builder.is_stale(project, library, options=options)
         if stale:
             raise SetupError(
                 f"library {name!r} is no longer current: {stale} while it was built; run again"
@@ -47,16 +40,8 @@ def built_libraries(
 ) -> Iterator[list[Library]]:
     """Build libraries that are not current, and give all of them, held.
 
-    Args:
-        project: Where they are.
-        names: Of libraries.
-        upstream: Name of a pin; None for the usual one.
-        options: CMake options that they are built with.
-
-    Raises:
-        UsageError: There is no library or upstream of that name.
-        SetupError: One does not build.
+    `upstream` is the name of a pin, or None for the chosen one.
     """
-    libraries = build.build(project, names, upstream=upstream, options=options)
+    libraries = builder.build(project, names, upstream=upstream, options=options)
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(held(library)) for library in libraries]

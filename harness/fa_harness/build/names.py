@@ -19,18 +19,13 @@ MUTANTS = "mutants"
 
 
 def library_names(series: Series) -> tuple[str, ...]:
-    """All libraries that can be built: `pristine`, `0001`, ..., those of `WHOLE`, `mutants`."""
+    """Return all libraries: `pristine`, `0001`, ..., those of `WHOLE`, `mutants`."""
     numbers = (f"{number:04}" for number in range(1, len(series.patches) + 1))
     return ("pristine", *numbers, *WHOLE, MUTANTS)
 
 
 def patches_of(project: Project, series: Series, name: str) -> Series:
-    """The patches that the library `name` has.
-
-    Raises:
-        UsageError: There is no such library.
-        SetupError: Its mutants cannot be read.
-    """
+    """Return the patches that the library `name` has."""
     names = library_names(series)
     if name not in names:
         raise UsageError(f"unknown library '{name}': the libraries are {', '.join(names)}")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fa_harness.proc import SHOWN_LINES
-from fa_harness.upstream.git import git
+from fa_harness.series.tree import Tree
+from fa_harness.upstream.git import check_out, git
+from fa_harness.upstream.pins import Pin
+from fa_harness.upstream.source import Source
 
 _ERROR = re.compile(r"\berror: |^CMake Error|: undefined reference to ")
 _LEADS_TO_ERROR = re.compile(r"In file included from |\s+from |\S+: In ")
@@ -21,7 +24,8 @@ _GUTTER = re.compile(r"^( *)(\d+)( \|)")
 def first_errors(lines: list[str]) -> list[str]:
     """Return the lines of a build's output from its first error on, as many as are shown.
 
-    Ninja prints a step that fails, the whole command and then what that has said.
+    For a step that fails, Ninja prints one line with its name, one with the command, then the
+    output of the command.
     """
     failed = next((i for i, line in enumerate(lines) if line.startswith("FAILED: ")), -2)
     said = lines[failed + 2 :]
@@ -35,33 +39,53 @@ def first_errors(lines: list[str]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Copy:
-    """A folder with a copy of a checkout's files, on which patches may lie.
+    """The sources of a build folder: a copy of somebody's files, on which patches may lie.
 
     Attributes:
-        path: The folder.
-        seen_from: Where the compiler runs, which may name files relative to it.
-        own: The files: place in the copy -> path.
+        src: The copy.
+        cmake: Where the compiler runs, which may name files relative to this folder.
+        own: The files that were copied, by their place in the copy; none for a pin.
         repository: Has both states of the files.
-        before: The commit with the files as they are in the checkout.
+        before: The commit with the files as they were copied.
         after: The commit or tree with the files as they are in the copy.
     """
 
-    path: Path
-    seen_from: Path
+    src: Path
+    cmake: Path
     own: Mapping[str, Path]
     repository: Path
     before: str
     after: str
 
-    def told_of_own(self, lines: list[str]) -> list[str]:
-        """Return lines of a compiler with the names and line numbers of the checkout's files.
+    @classmethod
+    def of(cls, source: Source, tree: Tree, state: str, folder: Path) -> Copy:
+        """Return the copy of a state of a tree, a commit or its content, in a build folder."""
+        return cls(
+            src=folder / "src",
+            cmake=folder / "cmake",
+            own={} if isinstance(source.origin, Pin) else source.origin,
+            repository=tree.path,
+            before=tree.commits[0],
+            after=state,
+        )
 
-        A line that a patch has added is in no file of the checkout; it is said where it would be.
+    def check_out(self, *, verbose: bool) -> None:
+        """Make the copy; the caller holds a lock."""
+        check_out(self.repository, self.after, self.src, verbose=verbose)
+
+    def excerpt(self, lines: list[str]) -> list[str]:
+        """Return what an error shows of a build's output."""
+        return self.told_of_own(first_errors(lines))
+
+    def told_of_own(self, lines: list[str]) -> list[str]:
+        """Return lines of a compiler with the names and line numbers of the files themselves.
+
+        A line that a patch has added is in none of them; the place where it would be is named.
         """
-        prefixes = {str(self.path), os.path.relpath(self.path, self.seen_from)}
+        prefixes = {str(self.src), os.path.relpath(self.src, self.cmake)}
         either = "|".join(re.escape(prefix) for prefix in sorted(prefixes, key=len, reverse=True))
         place = re.compile(rf"(?<![\w./-])(?:{either})/([\w./+-]+):(\d+)?")
-        lines_of = functools.cache(self._lines)
+        hunks_of = functools.cache(self._hunks)
         told, spot = [], ""  # of the file that was named last
         for line in lines:
             added: list[str] = []
@@ -72,7 +96,7 @@ class Copy:
                     return match[0]
                 if match[2] is None:
                     return f"{path}:"
-                number, is_own = lines_of(match[1])(int(match[2]))
+                number, is_own = _before(hunks_of(match[1]), int(match[2]))
                 if not is_own:
                     added.append(f" [a patch has added this line at {path}:{number}]")
                     return match[0]
@@ -83,7 +107,7 @@ class Copy:
                 spot = places[0][1]
                 told.append("".join([place.sub(own, line), *added]))
             elif spot and (gutter := _GUTTER.match(line)):
-                number, is_own = lines_of(spot)(int(gutter[2]))
+                number, is_own = _before(hunks_of(spot), int(gutter[2]))
                 shown = str(number if is_own else gutter[2])
                 width = len(gutter[1]) + len(gutter[2])
                 told.append(shown.rjust(width) + line[gutter.end(2) :])
@@ -91,44 +115,25 @@ class Copy:
                 told.append(line)
         return told
 
-    def _lines(self, spot: str) -> _Lines:
+    def _hunks(self, spot: str) -> list[list[int]]:
+        """Return each hunk's first line and number of lines, before and after."""
         diff = git(self.repository, "diff", "--unified=0", self.before, self.after, "--", spot)
-        return _Lines.of(diff)
+        return [[int(n) for n in match.groups(default="1")] for match in _HUNK.finditer(diff)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Lines:
-    """The lines of a file that a diff was made of.
+def _before(hunks: Sequence[Sequence[int]], line: int) -> tuple[int, bool]:
+    """Return the number that a line had before the hunks, and whether it was there.
 
-    Attributes:
-        hunks: Of each its first line and number of lines, before and after.
+    For a line that was not there, the number is that of the first line after it that was.
     """
-
-    hunks: tuple[tuple[int, int, int, int], ...]
-
-    @staticmethod
-    def of(diff: str) -> _Lines:
-        """Read a diff without context."""
-
-        def numbers(match: re.Match[str]) -> tuple[int, int, int, int]:
-            first, n, new_first, new_n = match.groups(default="1")
-            return int(first), int(n), int(new_first), int(new_n)
-
-        return _Lines(hunks=tuple(numbers(match) for match in _HUNK.finditer(diff)))
-
-    def __call__(self, line: int) -> tuple[int, bool]:
-        """Return the line that line `line` was before, and whether it was there.
-
-        Where it was not, the first line after it that was.
-        """
-        was = line
-        for first, n, new_first, new_n in self.hunks:
-            # a hunk without lines stands for the gap after the line that it names
-            next_old = first + n if n else first + 1
-            next_new = new_first + new_n if new_n else new_first + 1
-            if line < next_new:
-                if new_n and line >= new_first:
-                    return next_old, False
-                break
-            was = line - next_new + next_old
-        return was, True
+    was = line
+    for first, n, new_first, new_n in hunks:
+        # a hunk without lines stands for the gap after the line that it names
+        next_old = first + n if n else first + 1
+        next_new = new_first + new_n if new_n else new_first + 1
+        if line < next_new:
+            if new_n and line >= new_first:
+                return next_old, False
+            break
+        was = line - next_new + next_old
+    return was, True

@@ -1,4 +1,4 @@
-"""Libraries that check themselves while they run: how to build and start them, what they find."""
+"""Libraries that check themselves while they run: how to build, start and read them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from fa_harness.build.library import load
 
 _MOST_LINES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sanitizer:
-    """Those of the compiler's sanitizers that one library has.
+    """The compiler's sanitizers that one library has.
 
     Attributes:
-        check: what `-fsanitize=` calls them.
-        preload: the compiler's libraries that must be loaded before all else, since the
+        check: Their names for `-fsanitize=`.
+        preload: The compiler's libraries that must be loaded before all else, since the
             interpreter is not linked with them.
-        settings: environment variables that a process with it runs under.
-        fixed_addresses: it cannot live with the address space that the kernel may draw.
+        settings: Environment variables of a process that loads the library.
+        fixed_addresses: Whether addresses that the kernel draws at random break it.
     """
 
     check: str
@@ -33,8 +36,8 @@ class Sanitizer:
     def options(self) -> dict[str, str]:
         """The CMake options of such a library.
 
-        Flags, not ggml's own `GGML_SANITIZE_*`: those leave out what is not in ggml's folder, the
-        bindings and upstream's test. Without `-DNDEBUG`, so that ggml's own `assert`s count, too.
+        Flags, not ggml's own `GGML_SANITIZE_*`: those leave out the bindings and upstream's test,
+        which are not in ggml's folder. Without `-DNDEBUG`, so that ggml's `assert`s count, too.
         """
         flags = f"-O1 -g1 -fno-omit-frame-pointer -fsanitize={self.check} -fno-sanitize-recover=all"
         return {
@@ -47,10 +50,10 @@ class Sanitizer:
 SANITIZERS: dict[str, Sanitizer] = {
     "asan-ubsan": Sanitizer(
         check="address,undefined",
-        # it looks for what throws exceptions as soon as it is loaded, and never again
+        # it looks for the functions that throw exceptions once, when it is loaded
         preload=("libasan.so", "libstdc++.so"),
         settings={
-            # the interpreter itself leaves memory to the end of the process
+            # the interpreter itself frees memory only at the end of the process
             "ASAN_OPTIONS": "abort_on_error=1:detect_leaks=0",
             "UBSAN_OPTIONS": "abort_on_error=1:halt_on_error=1:print_stacktrace=1",
         },
@@ -65,25 +68,24 @@ SANITIZERS: dict[str, Sanitizer] = {
 """By the name of the library: the whole series, built with them."""
 
 
-def started_with(name: str, preload: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Return what goes before a command that loads a library, and into its environment.
-
-    Args:
-        name: The library's name.
-        preload: Paths of what must be loaded before all else, as the library's record has them.
-    """
-    sanitizer = SANITIZERS.get(name)
+def started_with(module_path: Path) -> tuple[list[str], dict[str, str]]:
+    """Return the words before a command that loads a library's module, and its environment."""
+    try:
+        library = load(module_path.parent)
+    except FileNotFoundError:
+        return [], {}  # no build has made this module
+    sanitizer = SANITIZERS.get(library.name)
     if sanitizer is None:
         return [], {}
     environment = dict(sanitizer.settings)
-    if preload:
-        environment["LD_PRELOAD"] = ":".join(preload)
-    return [*(_setarch() if sanitizer.fixed_addresses else ())], environment
+    if library.preload:
+        environment["LD_PRELOAD"] = ":".join(library.preload)
+    return list(_setarch() if sanitizer.fixed_addresses else ()), environment
 
 
 @functools.cache
 def _setarch() -> tuple[str, ...]:
-    """Return the command that turns the drawing of addresses off, empty where it may not."""
+    """Return the command that turns random addresses off, if it is there and may do so."""
     command = ("setarch", "-R")
     if shutil.which(command[0]) is None:
         return ()
@@ -103,10 +105,10 @@ _CHANGING = (  # from run to run
 
 
 def finding(lines: Sequence[str]) -> list[str]:
-    """Return the essential lines of a sanitizer's report, empty where there is none.
+    """Return the essential lines of a sanitizer's report, if there is one.
 
-    What was done, and of each stack the first function whose source line is known and is not the
-    sanitizer's own. The same fault has the same words in another run.
+    They say what was done and, for each stack, name the first function whose source line is known
+    and is not the sanitizer's own. The same fault has the same words in another run.
     """
     heads = [(i, head) for i, line in enumerate(lines) if (head := _HEAD.search(line))]
     if not heads:

@@ -11,44 +11,42 @@ import shlex
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fa_harness import proc, terminal
-from fa_harness.build.places import first_errors
+from fa_harness.build.places import Copy
 from fa_harness.errors import SetupError
 from fa_harness.machine import cpu_features, usable_cores
 from fa_harness.project import writing
 
-CMAKE_MINIMUM = (3, 18)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Tool:
-    """A program: the command that runs it, and the first line of its `--version`."""
+    """A program: its command, and the first line that `--version` prints."""
 
     command: tuple[str, ...]
     version: str
 
 
 def find_c_compiler() -> Tool:
-    """The C compiler that CMake will take: CC, else the first of the usual names."""
+    """Return the C compiler that CMake takes: CC, else the first of the usual names."""
     return _compiler("CC", ("cc", "gcc", "clang"), "C")
 
 
 def find_cxx_compiler() -> Tool:
-    """The C++ compiler that CMake will take: CXX, else the first of the usual names."""
+    """Return the C++ compiler that CMake takes: CXX, else the first of the usual names."""
     return _compiler("CXX", ("c++", "g++", "clang++"), "C++17")
 
 
 def find_cmake() -> Tool:
-    """CMake of the machine, else of this Python environment; 3.18 or newer."""
+    """Return CMake 3.18 or newer, from PATH or else from this Python environment."""
     too_old = ""
     for path in _candidates("cmake"):
         tool = _tool((path,))
         found = re.search(r"(\d+)\.(\d+)", tool.version)
-        if found and (int(found[1]), int(found[2])) >= CMAKE_MINIMUM:
+        if found and (int(found[1]), int(found[2])) >= (3, 18):
             return tool
         too_old = f" ({path} is too old: {tool.version})"
     raise SetupError(
@@ -58,7 +56,7 @@ def find_cmake() -> Tool:
 
 
 def find_ninja() -> Tool:
-    """Ninja of the machine, else of this Python environment."""
+    """Return Ninja, from PATH or else from this Python environment."""
     for name in ("ninja", "ninja-build"):
         for path in _candidates(name):
             return _tool((path,))
@@ -69,7 +67,7 @@ def find_ninja() -> Tool:
 
 
 def find_git() -> Tool:
-    """Git."""
+    """Return git."""
     path = shutil.which("git")
     if path is None:
         raise SetupError("git was not found; install the package 'git'")
@@ -77,16 +75,12 @@ def find_git() -> Tool:
 
 
 def find_launcher() -> str | None:
-    """The compiler cache that ggml's CMake will use, as it chooses it."""
+    """Return the compiler cache that ggml's CMake chooses."""
     return next((name for name in ("ccache", "sccache") if shutil.which(name)), None)
 
 
 def find_runtime(name: str) -> Path:
-    """A library that GCC brings with it, such as `libasan.so`.
-
-    Raises:
-        SetupError: the C++ compiler is another, or was installed without it.
-    """
+    """Return the path of a library that comes with GCC, such as `libasan.so`."""
     compiler = find_cxx_compiler()
     path = Path(proc.run([*compiler.command, f"-print-file-name={name}"]).strip())
     if "clang" in compiler.version or not path.is_absolute():
@@ -97,13 +91,18 @@ def find_runtime(name: str) -> Path:
     return path.resolve()
 
 
-def prepare_cmake_dir(path: Path, setup: Mapping[str, object]) -> None:
-    """Make a build folder, or empty it if another compiler, CMake or Python has filled it.
+def find_tools() -> dict[str, Tool]:
+    """Return what builds need: both compilers, CMake and Ninja."""
+    return {
+        "c_compiler": find_c_compiler(),
+        "cxx_compiler": find_cxx_compiler(),
+        "cmake": find_cmake(),
+        "ninja": find_ninja(),
+    }
 
-    Args:
-        path: The folder.
-        setup: What it is built with.
-    """
+
+def prepare_cmake_dir(path: Path, setup: Mapping[str, object]) -> None:
+    """Make a build folder, or empty it if it was filled with another setup."""
     mark = path / "fa-harness.json"
     text = json.dumps(setup, sort_keys=True)
     with writing(path):
@@ -113,30 +112,25 @@ def prepare_cmake_dir(path: Path, setup: Mapping[str, object]) -> None:
             mark.write_text(text, encoding="utf-8")
 
 
+def configure(
+    copy: Copy, project: Path, definitions: Mapping[str, str], *, log: Path, verbose: bool
+) -> None:
+    """Let CMake configure the build folder of a copy; errors name the user's own files."""
+    flags = [f"-D{key}={value}" for key, value in definitions.items()]
+    proc.run(
+        [*find_cmake().command, "-S", project, "-B", copy.cmake, "-G", "Ninja", *flags],
+        log=log,
+        excerpt=copy.excerpt,
+        verbose=verbose,
+    )
+
+
 def run_ninja(
-    cmake_dir: Path,
-    targets: Sequence[str],
-    *,
-    what: str,
-    log: Path,
-    told: Callable[[list[str]], list[str]] = lambda lines: lines,
-    verbose: bool,
+    copy: Copy, targets: Sequence[str], *, what: str, log: Path, verbose: bool
 ) -> tuple[str, ...]:
-    """Build targets and show how far it is.
+    """Build targets in the configured build folder of a copy, and show the progress.
 
-    Args:
-        cmake_dir: A configured build folder.
-        targets: Of CMake.
-        what: What is built, for people.
-        log: Gets what the compilers print.
-        told: Changes how lines of that are shown in an error.
-        verbose: Print the command first.
-
-    Returns:
-        The source files that were compiled.
-
-    Raises:
-        SetupError: There is no Ninja, or the compiler refuses the sources.
+    Return the source files that were compiled. Errors name the user's own files.
     """
     compiled: list[str] = []
     with terminal.bar(f"building {what}") as advance:
@@ -151,11 +145,11 @@ def run_ninja(
 
         try:
             proc.run(
-                [*find_ninja().command, "-C", cmake_dir, f"-j{usable_cores() + 1}", *targets],
-                env={**os.environ, "NINJA_STATUS": "[%f/%t] ", **_cache_settings(cmake_dir)},
+                [*find_ninja().command, "-C", copy.cmake, f"-j{usable_cores() + 1}", *targets],
+                env={**os.environ, "NINJA_STATUS": "[%f/%t] ", **_cache_settings(copy.cmake)},
                 log=log,
                 on_line=follow,
-                excerpt=lambda lines: told(first_errors(lines)),
+                excerpt=copy.excerpt,
                 verbose=verbose,
             )
         except proc.ProgramError as error:
@@ -164,11 +158,11 @@ def run_ninja(
 
 
 def _cache_settings(cmake_dir: Path) -> dict[str, str]:
-    """Return the environment in which a compiler cache knows a build of another folder again.
+    """Return the environment in which a compiler cache recognises a build in another folder.
 
-    A path below the folder of sources and build counts from there, and is absolute in messages
-    only. Code for the CPU at hand (`-march=native`) is of no use to another, which may share the
-    cache.
+    Paths below the folder of sources and build are relative to it for the cache, and absolute in
+    messages. The CPU is part of the key: another one may share the cache, and cannot use code for
+    this one (`-march=native`).
     """
     cpu = hashlib.sha256(" ".join(cpu_features()).encode()).hexdigest()[:8]
     work = os.path.realpath(cmake_dir.parent)
@@ -182,11 +176,7 @@ def _cache_settings(cmake_dir: Path) -> dict[str, str]:
 
 
 def find_python_headers() -> Path:
-    """The folder of Python.h.
-
-    Raises:
-        SetupError: Python was installed without its headers.
-    """
+    """Return the folder of Python.h."""
     folder = Path(sysconfig.get_path("include"))
     if not (folder / "Python.h").is_file():
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -216,7 +206,7 @@ def _compiler(variable: str, names: tuple[str, ...], language: str) -> Tool:
 
 
 def _candidates(name: str) -> list[str]:
-    """Where the program is: on PATH, then beside this Python, where pip puts it."""
+    """Return the places of a program: on PATH, then beside this Python, where pip puts it."""
     beside = os.path.dirname(sys.executable)
     return [path for where in (None, beside) if (path := shutil.which(name, path=where))]
 

@@ -1,4 +1,4 @@
-"""A case on a loaded library, in one mode after another -> what each leaves behind."""
+"""Compute a case on a loaded library, in one mode after another."""
 
 from __future__ import annotations
 
@@ -53,26 +53,20 @@ def run_case(
 ) -> Run:
     """Compute a case in the given modes; `standard` is always among them.
 
-    Args:
-        ggml: The loaded library.
-        case: What to compute.
-        inputs: The case's inputs.
-        modes: Some of `MODES` that apply to the case and that the library can do; None for those
-            of `modes_of` that it can.
-        on_mode: Told of each mode before it starts, so that a crash can be laid to it.
+    The library must be able to do these modes; None stands for those of `modes_of` that it can.
+    `on_mode` gets each mode before it starts, so that a crash can be assigned to it.
     """
     if modes is None:
         modes = tuple(mode for mode in modes_of(case) if mode not in lacking(ggml))
-    asked = {"standard", *modes}
     results: dict[str, object] = {}
     seconds: dict[str, float] = {}
     with ggml.backend(case.threads) as backend:
         computation = _Computation(ggml, case, inputs, backend)
-        for mode, compute in computation.modes.items():
-            if mode in asked:
+        for mode in MODES:
+            if mode == "standard" or mode in modes:
                 on_mode(mode)
                 start = time.perf_counter()
-                results[mode] = compute()
+                results[mode] = getattr(computation, mode)()
                 seconds[mode] = time.perf_counter() - start
     return Run(
         results=cast(ByMode, results),
@@ -83,7 +77,7 @@ def run_case(
 
 
 class _Computation:
-    """A case on a library: each mode in a context of its own."""
+    """A case on a library. The method of each mode computes it in contexts of its own."""
 
     def __init__(self, ggml: Ggml, case: Case, inputs: Inputs, backend: Backend) -> None:
         self._ggml = ggml
@@ -95,19 +89,6 @@ class _Computation:
         self._one_call: FullState | None = None
         self.inputs_written: dict[str, None] = {}
         self.work_size: dict[str, int] = {}
-
-    @property
-    def modes(self) -> dict[str, Callable[[], object]]:
-        """What computes each mode, in the order of `MODES`."""
-        return {
-            "standard": self.standard,
-            "full_state": self.full_state,
-            "segmented": self.segmented,
-            "merged": self.merged,
-            "resumed": self.resumed,
-            "mixed": self.mixed,
-            "fifo": self.fifo,
-        }
 
     def standard(self) -> Standard:
         case = self._case
@@ -143,7 +124,7 @@ class _Computation:
 
     def segmented(self) -> Chain:
         call = self._one_call
-        if self._case.segments == 1 and call is not None:  # that chain was made already, twice
+        if self._case.segments == 1 and call is not None:  # this chain was computed twice already
             return Chain(calls=(call.first,), one_graph=((call.again.output,), call.again.state))
         with self._tensors() as tensors:
             return self._chain(tensors, self._views(tensors))
@@ -180,7 +161,7 @@ class _Computation:
         return tuple(steps)
 
     def merged(self) -> Merged:
-        """Compute the parts, then all reductions as one graph, then parts and one reduction."""
+        """Compute the parts, all reductions in one graph, then parts and a reduction in one."""
         order, n = order_of_parts(self._case), len(self._segments)
         with self._tensors() as tensors:
             ctx = tensors.ctx
@@ -204,7 +185,7 @@ class _Computation:
             make_fresh(fresh)
             parts = {i: self._compute([calls[i]], [graphs[i]], states[i])[0] for i in order}
             for tensor in [*reductions.values(), *results.values(), *with_fresh, result_again]:
-                if tensor not in states:  # of one part there is nothing to merge
+                if tensor not in states:  # one part alone is its own reduction
                     clear(tensor)
             self._backend.compute(merges)
             merged = {
@@ -226,7 +207,7 @@ class _Computation:
 
     @contextmanager
     def _tensors(self) -> Iterator[CaseTensors]:
-        """Give the case's tensors in a new context, and note in the end which inputs changed."""
+        """Give the case's tensors in a new context, and note which inputs were written to."""
         with self._ggml.context() as ctx:
             tensors = CaseTensors(ctx, self._case, self._inputs, self._layouts)
             yield tensors
@@ -282,7 +263,7 @@ class _Computation:
 def _reductions(
     ctx: Context, states: Sequence[Tensor], fresh: Tensor, order: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Return the last state of each reduction, by the field of `Merged` that it is for."""
+    """Return the last state of each reduction, by its field in `Merged`."""
     return {
         "in_turn": functools.reduce(ctx.merge_states, states),
         "swapped": functools.reduce(lambda a, b: ctx.merge_states(b, a), states),

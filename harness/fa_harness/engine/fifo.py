@@ -1,12 +1,12 @@
 """Mode `fifo`: a rolling cache in real tensors, token by token, on a loaded library.
 
 The hot window is a ring of `hot_window` slots. A step attends over the whole ring, and a mask hides
-the slots that hold no token, as llama.cpp does with the cells of its cache: the call has the same
-shape at every step, and the order of the keys does not matter to attention. The other way, a view
-on either side of the place where the ring closes, makes two calls of it.
+the slots without a token, as llama.cpp does with the cells of its cache. So the call has the same
+shape at every step, and attention does not depend on the order of the keys. With a view on either
+side of the place where the ring closes, it would be two calls.
 
-The cold store has room for every token and is seen through a view of its used part, with the
-strides of the whole. Room is made before a token is written, so the ring needs no spare slot.
+The cold store has room for every token. A call sees its used part through a view with the strides
+of the whole. Room is made before a token is written, so the ring needs no spare slot.
 """
 
 from __future__ import annotations
@@ -25,21 +25,16 @@ from fa_harness.case.rolling import Held
 from fa_harness.engine.ggml import Backend, Context, Ggml, Tensor
 from fa_harness.engine.layout import clear, make_fresh, rows_of
 
-_UNUSED = 0xFF  # bytes of slots that no token was written to: NaN as F32, F16 or a block's scale
+_UNUSED = 0xFF  # bytes of unused slots: NaN as F32, F16 or the scale of a block
 
 
 def roll(
     ggml: Ggml, case: Case, inputs: Inputs, backend: Backend, *, one_graph: bool = False
 ) -> Rolled:
-    """Simulate the rolling cache of a case.
+    """Simulate the rolling cache of a case with a `hot_window`, on a library with a state.
 
-    Args:
-        ggml: A library with a state.
-        case: A case with a `hot_window`.
-        inputs: Its inputs.
-        backend: What computes.
-        one_graph: Compute both calls of a step in one graph; the state after the first is not seen
-            then, and `cold_state` is NaN.
+    With `one_graph`, both calls of a step are computed in one graph. The state after the first is
+    not seen then, and `cold_state` is NaN.
     """
     assert inputs.mask is not None
     tokens = rolling.Tokens(case, inputs)
@@ -60,7 +55,7 @@ def roll(
         for t in range(case.n_kv):
             row = np.s_[:, :, t : t + 1]
             cache.push(inputs.k_raw[row], inputs.v_raw[row])
-            # views, inputs and graphs of a step, as a program makes them anew for each token
+            # a program, too, makes views, inputs and graphs anew for each token
             with ggml.context() as step:
                 q = step.tensor("f32", (case.hsk_padded, 1, case.n_head, case.ne3))
                 cold = _call(step, case, q, cache.cold, cache.n_cold, state)
@@ -69,7 +64,7 @@ def roll(
                 hot = _call(step, case, q, cache.hot, case.hot_window, carried, sinks)
                 backend.allocate(step)
                 q.write(inputs.q[row])
-                cold.mask.write(cache.cold_columns(inputs.mask[row]))
+                cold.mask.write(inputs.mask[row][..., : cache.n_cold])
                 hot.mask.write(cache.hot_columns(inputs.mask[row]))
                 make_fresh(state)
                 for call in (cold, hot):
@@ -80,7 +75,7 @@ def roll(
                     backend.compute(step.graph([cold.out]))
                     cold_state[row] = state.read()
                     backend.compute(step.graph([hot.out]))
-                # read back afterwards, so that a call that writes to the cache shows, too
+                # read afterwards, so that a call that writes to the cache shows, too
                 held.append(_held(tokens, t, cache, cold, hot))
                 output[row] = rows_of(hot.out)
             last_state[row] = state.read()
@@ -95,7 +90,7 @@ def roll(
 
 @dataclass(frozen=True, kw_only=True)
 class _Call:
-    """A call over the slots of a store, and what it attends over."""
+    """A call over the slots of a store, and its arguments."""
 
     k: Tensor
     v: Tensor
@@ -112,7 +107,7 @@ def _call(
     state: Tensor,
     sinks: Tensor | None = None,
 ) -> _Call:
-    """Return the call over the first `n_slots` slots of a store, be it none."""
+    """Return the call over the first `n_slots` slots of a store, perhaps none."""
     k, v = store.views(ctx, n_slots)
     mask = ctx.tensor("f16", (n_slots, 1, case.mask_heads, case.ne3))
     out = ctx.flash_attn_ext(
@@ -131,7 +126,7 @@ def _call(
 
 
 def _held(tokens: rolling.Tokens, step: int, cache: _Cache, cold: _Call, hot: _Call) -> Held:
-    """Read back what the calls of a step attend over, through the arguments that they have."""
+    """Return what the calls of a step attend over, read through their own arguments."""
     in_cold, in_hot = (
         tokens.identify(
             store,
@@ -194,9 +189,10 @@ class _Store:
 
 
 class _Cache:
-    """The hot window and the cold store, and which tokens they hold.
+    """The hot window and the cold store.
 
-    `oldest_hot` and `n_token` count tokens from the first, `n_cold` slots of the cold store.
+    Tokens are numbered from the first: `oldest_hot` is in the hot window, `n_token` comes next.
+    `n_cold` slots of the cold store are used.
     """
 
     def __init__(self, ctx: Context, case: Case) -> None:
@@ -220,12 +216,8 @@ class _Cache:
         """Return a hot token's slot."""
         return token % self._case.hot_window
 
-    def cold_columns(self, mask: F16) -> F16:
-        """Return the columns of the cold slots, `[..., n_cold]`, of a mask `[..., kv]`."""
-        return mask[..., : self.n_cold]
-
     def hot_columns(self, mask: F16) -> F16:
-        """Return the columns of the hot slots, `[..., hot_window]`; those without a token hide."""
+        """Return a mask `[..., kv]` in the order of the hot slots; slots without a token hide."""
         columns = np.full((*mask.shape[:-1], self._case.hot_window), -np.inf, np.float16)
         slots = [self.slot(token) for token in range(self.oldest_hot, self.n_token)]
         columns[..., slots] = mask[..., self.oldest_hot : self.n_token]
@@ -233,12 +225,10 @@ class _Cache:
 
     def _evict(self) -> None:
         """Move the oldest group to the cold store."""
-        for token in range(self.oldest_hot, self.oldest_hot + self._case.group):
-            k, v = self.hot.read(self.slot(token))
-            self.cold.write(
-                self.n_cold,
-                encode(decode(k, self._case.type_K), self._case.cold_type),
-                encode(decode(v, self._case.type_V), self._case.cold_type),
-            )
+        case = self._case
+        for token in range(self.oldest_hot, self.oldest_hot + case.group):
+            hot = zip(self.hot.read(self.slot(token)), (case.type_K, case.type_V), strict=True)
+            k, v = (encode(decode(row, type_), case.cold_type) for row, type_ in hot)
+            self.cold.write(self.n_cold, k, v)
             self.n_cold += 1
-        self.oldest_hot += self._case.group
+        self.oldest_hot += case.group

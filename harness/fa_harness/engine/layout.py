@@ -14,13 +14,13 @@ from fa_harness.case.inputs import Inputs
 from fa_harness.engine.ggml import Backend, Context, Tensor
 
 _NAN = 0xFF  # bytes that are NaN as F32, F16 or the scale of a block
-_UNUSED = _NAN  # of a cache outside the view
-_UNUSED_COLUMNS = 8  # of a mask, which may be wider than the keys of a call
-_KEPT_BYTES = 1 << 20  # of an input that is kept as it lies in memory: laid out anew, it costs more
+_UNUSED = _NAN  # bytes of a cache outside the view
+_UNUSED_COLUMNS = 8  # a mask may be wider than the keys of a call
+_KEPT_BYTES = 1 << 20  # the layout of an input up to this size is kept; making it again costs more
 
 
 class Keys(NamedTuple):
-    """The K and the V that a call attends over, `[hsk or hsv, keys, n_head_kv, ne3]`."""
+    """The K and V of a call, `[hsk or hsv, keys, n_head_kv, ne3]`."""
 
     k: Tensor
     v: Tensor
@@ -32,14 +32,14 @@ class Layout(NamedTuple):
     ne: tuple[int, ...]
     """Its shape there."""
     data: U8
-    seen: tuple[int, ...]
-    """The shape of the part of it that is seen."""
-    dim_of: tuple[int, ...]
-    """Which of the input's dimensions each of these is."""
+    seen: tuple[int, ...] = ()
+    """Of Q, K and V, the shape of the part that a call sees."""
+    dim_of: tuple[int, ...] = ()
+    """Of Q, K and V, the input's dimension for each of these."""
 
 
 class CaseTensors:
-    """The tensors of a case in one context. `allocate` comes after the last of them and fills them.
+    """The tensors of a case in one context; `allocate` comes after the last of them.
 
     Segments are pairs `(start, stop)` of keys.
     """
@@ -55,14 +55,9 @@ class CaseTensors:
     ) -> None:
         """Place Q and the sinks.
 
-        Args:
-            ctx: The context.
-            case: The case.
-            inputs: Its inputs.
-            layouts: What was laid out for other contexts of the case, by the inputs' names, and is
-                for this one.
-            in_place: The inputs live where they were laid out, so that contexts of several
-                libraries read the same memory; else each context has a copy.
+        Contexts of the case share `layouts`, by the names of the inputs. With `in_place` the inputs
+        live where they were laid out, so that contexts of several libraries read the same memory.
+        Otherwise each context has a copy.
         """
         self.ctx = ctx
         self._in_place = in_place
@@ -81,7 +76,7 @@ class CaseTensors:
         return self._keys("", self._case, self._source.k_raw, self._source.v_raw)
 
     def segment_of(self, cache: Keys, segment: tuple[int, int]) -> Keys:
-        """Return a segment of the whole cache as views with the cache's strides."""
+        """Return a segment of the whole cache as views with its strides."""
         return Keys(self._view(cache.k, segment), self._view(cache.v, segment))
 
     def own_segment(self, i: int) -> Keys:
@@ -98,8 +93,8 @@ class CaseTensors:
     def state(self) -> Tensor:
         """Return a state of the case, not filled.
 
-        Of one row a head it is made from `[2 + hsv, n_head, 1, ne3]`: contiguous all the same, but
-        the stride of the dimension that has one element is not that of a row.
+        With one row per head it is made from `[2 + hsv, n_head, 1, ne3]`. It is still contiguous,
+        but the stride of the dimension with one element is not that of a row.
         """
         case = self._case
         ne = (2 + case.hsv_padded, case.n_batch, case.n_head, case.ne3)
@@ -116,14 +111,9 @@ class CaseTensors:
         state: Tensor | None = None,
         hidden: bool = False,
     ) -> Tensor:
-        """Return the attention over the keys of a segment.
+        """Return the attention over the keys of a segment, continuing from and into a state.
 
-        Args:
-            keys: The segment's K and V.
-            segment: Which columns of the mask go with them.
-            sinks: Add the case's sinks, if it has any.
-            state: Continue from and into it.
-            hidden: A mask of the same shape hides every key, whatever the case's own.
+        If `hidden`, a mask of the same shape hides every key, instead of the case's own.
         """
         case = self._case
         return self.ctx.flash_attn_ext(
@@ -148,7 +138,7 @@ class CaseTensors:
                 tensor.write(data)
 
     def inputs_written(self) -> tuple[str, ...]:
-        """Return the names of the inputs that are no longer what they were."""
+        """Return the names of the inputs whose bytes have changed."""
         return tuple(
             name for name, (tensor, data) in self._inputs.items() if not tensor.holds(data)
         )
@@ -182,9 +172,9 @@ class CaseTensors:
         return self._mask(f"hidden[{start}:{stop}]", columns)
 
     def _mask(self, name: str, columns: F16) -> Tensor:
-        """Return columns of a mask: a copy, since the op wants it contiguous.
+        """Return a copy of columns of a mask, since the op wants it contiguous.
 
-        With a cache that is a view it is wider than the segment.
+        If the cache is a view, the mask is wider than the segment.
         """
         if name in self._inputs:
             return self._inputs[name][0]
@@ -195,34 +185,21 @@ class CaseTensors:
             *planes, rows, width = columns.shape
             whole = np.full((*planes, rows + unused_rows, width + n_unused), np.nan, np.float16)
             whole[..., :rows, :width] = columns
-            return Layout(whole.shape[::-1], as_bytes(whole), whole.shape[::-1], (0, 1, 2, 3))
+            return Layout(whole.shape[::-1], as_bytes(whole))
 
         layout = self._laid_out(name, lay_out)
         return self._input(name, "f16", layout.ne, layout.data)
 
-    def _place(
-        self,
-        name: str,
-        type_: str,
-        ne0: int,
-        rows: U8,
-        *,
-        cache: bool,
-    ) -> Tensor:
-        """Return Q, K or V as the case lays it out in memory.
+    def _place(self, name: str, type_: str, ne0: int, rows: U8, *, cache: bool) -> Tensor:
+        """Return Q, K or V, rows `[ne3, ne2, ne1, row_bytes]`, as the case lays it out in memory.
 
-        Args:
-            name: For reports.
-            type_: The tensor's type.
-            ne0: Elements in a row.
-            rows: `[ne3, ne2, ne1, row_bytes]`.
-            cache: A view of the first half of a tensor that is twice as large in dimension 1, as
-                upstream's tests make their KV caches.
+        A `cache` is a view of the first half of a tensor that is twice as large in dimension 1,
+        like the KV caches of upstream's tests.
         """
         permute = self._case.permute
 
         def lay_out() -> Layout:
-            dim_of = tuple(permute.index(i) for i in range(4))  # which of rows' is i in memory
+            dim_of = tuple(permute.index(i) for i in range(4))  # the input's, for i in memory
             ne = (ne0, *rows.shape[2::-1])
             seen = tuple(ne[dim] for dim in dim_of)
             data = rows.transpose([3 - dim for dim in reversed(dim_of)])
@@ -243,7 +220,7 @@ class CaseTensors:
         return tensor
 
     def _laid_out(self, name: str, lay_out: Callable[[], Layout]) -> Layout:
-        """Return an input as it lies in memory, a small one laid out once for all contexts."""
+        """Return an input as it lies in memory; a small one is laid out once for all contexts."""
         if name in self._layouts:
             return self._layouts[name]
         layout = lay_out()
@@ -257,7 +234,7 @@ class CaseTensors:
         tensor = self.ctx.tensor(type_, ne)
         if self._in_place:
             if name not in self._layouts:
-                self._layouts[name] = Layout(tuple(ne), aligned(data), tuple(ne), (0, 1, 2, 3))
+                self._layouts[name] = Layout(tuple(ne), aligned(data))
             data = self._layouts[name].data
             self.ctx.place(tensor, data)
         self._inputs[name] = (tensor, np.ascontiguousarray(data))
@@ -274,7 +251,7 @@ def aligned(array: Array) -> Array:
 
 
 def make_fresh(state: Tensor) -> None:
-    """Mark every row of a state as fresh. What S and VKQ hold must not matter: they hold NaN."""
+    """Mark every row of a state as fresh. S and VKQ must not matter, so they hold NaN."""
     state.write(_fresh_rows(state.ne))
 
 

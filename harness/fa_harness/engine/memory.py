@@ -1,4 +1,4 @@
-"""How much memory a case needs, so that one which is too large is told before it is computed."""
+"""How much memory a case needs, so that a case which is too large is refused early."""
 
 from __future__ import annotations
 
@@ -10,22 +10,17 @@ from fa_harness.case.quants import TYPES, row_bytes
 from fa_harness.machine import available_memory
 
 _SMALL = 256 << 20
-"""Bytes that any machine has; what is free is not looked at for less."""
+"""Bytes that any machine has; for less, the available memory is not read."""
 _SCORES = 1 << 18
-"""Scores that the oracle holds at once, and it holds those of `_ROWS` rows at least."""
+"""Scores that the oracle holds at once; it holds those of at least `_ROWS` rows."""
 _ROWS = 16
 _BYTES_OF_SCORE = 48
 _BYTES_OF_RESULT = (350, 130)
-"""For each element of each segment's result in this process and in the worker, as measured."""
+"""Measured for each element of each segment's result, in this process and in the worker."""
 
 
 def too_large(case: Case, modes: Collection[str]) -> str | None:
-    """Return why this machine has too little memory for a case, and what to do, or None.
-
-    Args:
-        case: The case.
-        modes: The modes that it is computed in.
-    """
+    """Return why this machine has too little memory for a case, and what to do, or None."""
     needed = needed_bytes(case, modes)
     if is_available(needed):
         return None
@@ -48,10 +43,9 @@ def _available() -> int:
 def needed_bytes(case: Case, modes: Collection[str]) -> int:
     """Return roughly the bytes that this process and the worker need at once for a case.
 
-    Measured peaks are within a third of it. It takes no time, however large the case is. A case of
-    types that the harness cannot encode is not computed.
+    Measured peaks are within a third of it. It takes no time, however large the case is.
     """
-    if not {case.type_K, case.type_V} <= TYPES.keys():
+    if not {case.type_K, case.type_V} <= TYPES.keys():  # it will not be computed
         return 0
     rows = case.ne3 * case.n_head * case.n_batch
     kv_rows = case.ne3 * case.n_head_kv * case.n_kv
@@ -73,7 +67,7 @@ def needed_bytes(case: Case, modes: Collection[str]) -> int:
 
 
 def _oracle(case: Case, segments: int) -> int:
-    """Return the bytes that the oracle needs beside the inputs and what it keeps."""
+    """Return the bytes that the oracle needs beside the inputs and its results."""
     keys = case.n_kv if case.boundaries else -(-case.n_kv // segments)
     rows = case.n_group * case.n_batch
     keys_at_once = min(case.n_head_kv * keys, max(keys, _SCORES // rows))

@@ -1,4 +1,4 @@
-"""Cases x modes on a library -> verdicts, in order, as many cases at once as there are cores."""
+"""Run cases on a library and yield their verdicts in order, with all cores at work."""
 
 from __future__ import annotations
 
@@ -26,23 +26,18 @@ from fa_harness.kernel import path
 from fa_harness.machine import usable_cores
 
 _WORTH_A_WORKER = 16
-"""Cases for each worker at least: to start one takes the time of some."""
+"""Least cases per worker: to start a worker takes as long as some cases."""
 _WORTH_A_THREAD = 2 << 20
-"""Products in a case, times workers, at least: threads that work in the interpreter at once hinder
-each other, which the oracle of small cases does nearly always."""
+"""Least products per case, times workers. Threads that hold the interpreter at once hinder each
+other, and the oracle of small cases holds it nearly always."""
 _AHEAD = 32
-"""Verdicts for each worker that may wait for one before them."""
+"""Verdicts per worker that may wait for an earlier one."""
 _LONGEST = 1e6
-"""Seconds; a wait for more than 24 days does not fit in the milliseconds of `poll`."""
+"""Seconds; more than 24 days do not fit in the milliseconds of `poll`."""
 
 
 class Runner:
-    """A library under test, in workers of its own; use it in a `with` block.
-
-    Args:
-        module_path: The library's module.
-        mutant: Which of the library's mutants it computes with.
-    """
+    """A library, or one of its mutants, in workers of its own; use it in a `with` block."""
 
     def __init__(self, module_path: Path, *, mutant: str | None = None) -> None:
         self._module_path = module_path
@@ -59,11 +54,9 @@ class Runner:
             worker.__exit__(*exception)
 
     def compute_with(self, mutant: str | None, *, restart: bool = False) -> None:
-        """Let the cases to come compute with another mutant, or with none.
+        """Compute the next cases with another mutant, or with none.
 
-        Args:
-            mutant: One of the library's.
-            restart: In a new process, which no mutant before has spoiled.
+        `restart` computes them in a new process, which no earlier mutant has spoiled.
         """
         self._mutant = mutant
         for worker in (self._worker, *self._others):
@@ -101,22 +94,18 @@ class Runner:
     ) -> Iterator[Verdict]:
         """Yield the verdict of each case, in order.
 
-        Large cases of one thread run side by side, one on each core; so do cases of more, with a
-        core for each thread and one for the verdict, since ggml's barrier spins while a thread
-        waits for a core. Of others the next is computed while the last is judged, where a core is
-        free for it.
+        Large cases of one thread run side by side, one per core. So do cases of several threads,
+        with a core for each thread and one for the verdict: ggml's barrier spins while a thread
+        waits for a core. Other cases are computed one at a time; the next one is computed while the
+        last is judged if a core is free for it.
 
         Args:
             cases: What to run.
             modes: Some of `modes.MODES` that apply to the cases; `standard` is always computed.
-                None for each case's own, less those that need what the library lacks beside the
-                state itself.
-            timeout: Seconds for a case; None for an estimate with much room.
-            with_outputs: Keep the numbers of large outputs, too.
-
-        Raises:
-            SetupError: The environment does not let it go on: the library was replaced, a disk is
-                full.
+                None for each case's own modes, without those for which a library that has the state
+                lacks another function.
+            timeout: Seconds for a case; None for a generous estimate.
+            with_outputs: Also keep the numbers of large outputs.
         """
         submit = functools.partial(
             self._submit, modes=modes, timeout=timeout, with_outputs=with_outputs
@@ -145,10 +134,8 @@ class Runner:
     ) -> Iterator[Verdict]:
         """Yield the verdicts of cases that one worker computes.
 
-        Args:
-            cases: What to run.
-            submit: Lets a worker compute a case.
-            is_ahead: Judge a case while the next is computed, and do the oracle's share meanwhile.
+        If `is_ahead`, a case is judged, and the oracle of the next one computed, while the worker
+        computes the next.
         """
         computing: _Computing | None = None
         waiting: _Computing | None = None
@@ -158,12 +145,12 @@ class Runner:
                     computing = submit(self._worker, case)
                 except SetupError:
                     if waiting is not None:
-                        yield waiting.verdict()  # what is known is kept
+                        yield waiting.verdict()  # this result is there already
                     raise
                 if waiting is not None:
                     yield waiting.verdict()
                     waiting = None  # it may be large
-                    if computing.is_oversized:  # beside that one
+                    if computing.is_oversized:  # perhaps it fits now
                         computing = submit(self._worker, case)
                 computing.prepare(with_oracle=is_ahead)
                 computing.wait()
@@ -185,8 +172,7 @@ class Runner:
     ) -> Iterator[Verdict]:
         """Yield the verdicts of cases that run in `n_worker` workers at once, in order."""
         while len(self._others) < n_worker - 1:
-            # it starts with its first case
-            self._others.append(
+            self._others.append(  # it starts with its first case
                 Worker(self._module_path, digest=self._worker.digest, mutant=self._mutant)
             )
         workers = [self._worker, *self._others][:n_worker]
@@ -235,31 +221,24 @@ class Runner:
         with_outputs: bool,
     ) -> _Computing:
         captures.checked(case)
-        asked = self._asked(case) if modes is None else modes
+        if modes is None:
+            modes, lacks = modes_of(case), self._worker.lacks
+            if "full_state" not in lacks:
+                modes = tuple(mode for mode in modes if mode not in lacks)
+        lost = None
+        if reason := self._unsupported(case, modes):
+            lost = Lost(status="unsupported", reason=reason)
+        elif reason := memory.too_large(case, modes):
+            lost = Lost(status="oversized", reason=reason)
         return _Computing(
             worker,
             case,
-            asked,
+            modes,
             timeout or _ample_seconds(case),
-            lost=self._impossible(case, asked),
+            lost=lost,
             features=self.features,
             with_outputs=with_outputs,
         )
-
-    def _asked(self, case: Case) -> tuple[str, ...]:
-        """Return a case's own modes, less those that need more than a state."""
-        lacks = self._worker.lacks
-        if "full_state" in lacks:
-            return modes_of(case)
-        return tuple(mode for mode in modes_of(case) if mode not in lacks)
-
-    def _impossible(self, case: Case, modes: tuple[str, ...]) -> Lost | None:
-        """Return what is to be said of a case that cannot be computed here, or None."""
-        unsupported = self._unsupported(case, modes)
-        if unsupported is not None:
-            return Lost(status="unsupported", reason=unsupported)
-        oversized = memory.too_large(case, modes)
-        return None if oversized is None else Lost(status="oversized", reason=oversized)
 
     def _unsupported(self, case: Case, modes: tuple[str, ...]) -> str | None:
         """Return why the harness or the library cannot compute a case, or None."""
@@ -272,16 +251,16 @@ class Runner:
         lacks = self._worker.lacks
         if case.sinks and "sinks" in lacks:
             return f"the library has no {lacks['sinks']}; take a case without sinks"
-        impossible = next((mode for mode in modes if mode in lacks), None)
-        if impossible is None:
-            return None
-        no_state = "full_state" in lacks
-        instead = "use --mode standard" if no_state else f"leave mode {impossible} out"
-        return f"the library has no {lacks[impossible]}; {instead}"
+        for mode in modes:
+            if mode in lacks:
+                no_state = "full_state" in lacks
+                instead = "use --mode standard" if no_state else f"leave mode {mode} out"
+                return f"the library has no {lacks[mode]}; {instead}"
+        return None
 
 
 class _Computing:
-    """A case that a worker computes, up to its verdict; its time is what is spent in here."""
+    """A case that a worker computes, up to its verdict. Time spent in here is the case's time."""
 
     def __init__(
         self,
@@ -294,7 +273,7 @@ class _Computing:
         features: tuple[str, ...],
         with_outputs: bool,
     ) -> None:
-        """Let the worker start, unless the case cannot be computed: it is `lost` already."""
+        """Let the worker start, unless the case is `lost` already, since it cannot be computed."""
         self._worker = worker
         self._case = case
         self._modes = modes
@@ -313,7 +292,7 @@ class _Computing:
         return isinstance(self._result, Lost) and self._result.status == "oversized"
 
     def prepare(self, *, with_oracle: bool) -> None:
-        """Compute what needs no result, while the worker computes that."""
+        """Compute what the verdict needs beside the result, while the worker computes that."""
         if self._result is not None:
             return
         try:
@@ -323,17 +302,17 @@ class _Computing:
                     self._expected = Expectations(self._case, self._inputs, self._features)
                     self._expected.prepare(self._modes)
         except (MemoryError, OverflowError) as error:
-            self._worker.abandon()
+            self._worker.stop()
             self._result = Lost.of_memory("the oracle", error)
 
     def wait(self) -> None:
-        """Wait for the worker, which is free for another case then."""
+        """Wait for the worker, which can then take another case."""
         if self._result is None:
             with self._timed():
                 self._result = self._worker.result()
 
     def verdict(self) -> Verdict:
-        """Judge what the worker gave."""
+        """Judge the worker's result."""
         assert self._result is not None
         if isinstance(self._result, Lost):
             return self._without_comparisons(self._result)
@@ -372,10 +351,10 @@ class _Computing:
 
 
 def _products(case: Case) -> int:
-    """Return the products of numbers that one call computes."""
+    """Return how many products of numbers one call computes."""
     return case.n_head * case.n_batch * case.ne3 * case.n_kv * (case.hsk_padded + case.hsv_padded)
 
 
 def _ample_seconds(case: Case) -> float:
-    """Return a time that a case cannot need: a minute, and a thousandth of the usual speed."""
+    """Return seconds that a case cannot need: a minute, and a thousandth of the usual speed."""
     return min(60 + _products(case) * (9 + case.segments) / 1e7, _LONGEST)

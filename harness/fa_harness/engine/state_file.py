@@ -1,7 +1,7 @@
-"""A state in a file: a chain may be cut anywhere and go on elsewhere, bit for bit.
+"""A state in a file: a chain can stop anywhere and go on elsewhere, bit for bit.
 
-The file is NumPy's `.npy`: float32 `[ne3, n_head, n_batch, 2 + hsv]`, rows `[M, S, VKQ]`. What a
-row means does not depend on the types of the segments before it, so nothing else is kept.
+The file is NumPy's `.npy`: float32 `[ne3, n_head, n_batch, 2 + hsv]`, rows `[M, S, VKQ]`. The
+meaning of a row does not depend on the types of earlier segments, so nothing else is kept.
 """
 
 from __future__ import annotations
@@ -19,18 +19,10 @@ from fa_harness.errors import SetupError, UsageError
 
 
 def save(path: Path, rows: F32) -> None:
-    """Write the rows of a state to a file, an older one is replaced.
-
-    Args:
-        path: The file, as it is named: no ending is added.
-        rows: float32 `[ne3, n_head, n_batch, 2 + hsv]`.
-
-    Raises:
-        SetupError: It cannot be written.
-    """
+    """Write the rows of a state, `[ne3, n_head, n_batch, 2 + hsv]`, to a file of this name."""
     try:
         with path.open("ab") as file:
-            if file.tell():  # to cut an empty file costs more than to write one
+            if file.tell():  # to truncate an empty file costs more than to write one
                 file.truncate(0)
             file.write(_header(rows.shape) + rows.tobytes())
     except OSError as error:
@@ -41,18 +33,7 @@ def save(path: Path, rows: F32) -> None:
 
 
 def load(path: Path, case: Case) -> F32:
-    """Return the rows that `save` wrote, for a call that continues them.
-
-    Args:
-        path: The file.
-        case: What the chain computes.
-
-    Returns:
-        float32 `[ne3, n_head, n_batch, 2 + hsv]`.
-
-    Raises:
-        UsageError: The file cannot be read, holds no state, or that of a case of another shape.
-    """
+    """Return the rows that `save` wrote, `[ne3, n_head, n_batch, 2 + hsv]` of the case."""
     expected = (case.ne3, case.n_head, case.n_batch, 2 + case.hsv_padded)
     header = _header(expected)
     try:
@@ -60,29 +41,25 @@ def load(path: Path, case: Case) -> F32:
         if data.startswith(header) and len(data) == len(header) + 4 * math.prod(expected):
             state: F32 = np.frombuffer(data, np.float32, offset=len(header)).copy()
             return state.reshape(expected)
-        rows = np.load(io.BytesIO(data), allow_pickle=False)
+        state = np.load(io.BytesIO(data), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UsageError(
             f"state {path}: cannot be read ({error}); save it again with the call before"
         ) from error
-    if not isinstance(rows, np.ndarray) or rows.dtype != np.float32 or rows.shape != expected:
+    is_array = isinstance(state, np.ndarray)
+    if not is_array or state.dtype != np.float32 or state.shape != expected:
+        kind = f"{state.dtype} {list(state.shape)}" if is_array else "several arrays"
         raise UsageError(
-            f"state {path}: holds {_kind(rows)}, not float32 {list(expected)} "
+            f"state {path}: holds {kind}, not float32 {list(expected)} "
             "([ne3, n_head, n_batch, 2 + hsv]); take the state of a chain of this case"
         )
-    return rows
+    return state
 
 
 @functools.lru_cache
 def _header(shape: tuple[int, ...]) -> bytes:
-    """Return what a file begins with that holds float32 of this shape."""
+    """Return the header of a file with float32 of this shape."""
     header = io.BytesIO()
     kind = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, kind)
     return header.getvalue()
-
-
-def _kind(rows: object) -> str:
-    if isinstance(rows, np.ndarray):
-        return f"{rows.dtype} {list(rows.shape)}"
-    return "several arrays"

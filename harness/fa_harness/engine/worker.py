@@ -1,11 +1,11 @@
 """A library in a child process: a crash or a hang there becomes a status, and the run goes on.
 
 The child is started once and computes case after case. Cases and results go over a connection of
-`multiprocessing`. The mode that is being computed stands in memory that both processes share. What
-the library prints goes to a file, whose last lines explain an abort.
+`multiprocessing`. The mode that is being computed stands in memory that both processes share. The
+output of the library goes to a file, whose last lines explain an abort.
 
-The child ends with its parent, whatever ends that. One that is started again must have loaded the
-same library: a run does not mix two.
+The child ends with its parent, whatever ends the parent. A child that is started again must load
+the same library, so that a run does not mix two.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from fa_harness.build import sanitizers
-from fa_harness.build.library import load
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import make_inputs
 from fa_harness.case.modes import Run
@@ -41,12 +40,12 @@ from fa_harness.errors import SetupError
 
 _STDERR_LINES = 6
 _MODE_BYTES = 16
-"""The longest name of a mode fits in."""
+"""Room for the longest name of a mode."""
 _START_SECONDS = 60.0
 _REPLY_SECONDS = 60
-"""For the next bytes of a reply whose first have come."""
+"""How long a reply that has begun may pause."""
 _END_SECONDS = 60.0
-"""A child that has closed its output is ended then; one that dies may first dump its memory."""
+"""How long a child may take to end after its output has closed; it may dump its memory first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ class Lost:
 
     @classmethod
     def of_memory(cls, where: str, error: MemoryError | OverflowError | str) -> Lost:
-        """Return a case whose computing ran out of memory, or of 64 bits."""
+        """Return a case that needs more memory than there is, or numbers of more than 64 bits."""
         why = f" ({error})" if str(error) else ""
         return cls(
             status="oversized",
@@ -73,39 +72,34 @@ class Worker:
     """A child process that holds a library."""
 
     def __init__(self, module_path: Path, *, digest: str = "", mutant: str | None = None) -> None:
-        """Prepare a child that is started with its block or its first case.
+        """Prepare a child; the `with` block or the first case starts it.
 
-        Args:
-            module_path: The library's cffi module.
-            digest: What the library has to be: `digest` of another worker. Without one it is what
-                it is at the first start.
-            mutant: Which of the library's mutants it computes with.
+        It must load the library with this `digest` of another worker, if one is given.
         """
         self._module_path = module_path
         self.mutant = mutant
-        """What the cases to come are computed with."""
+        """The mutant that the next cases are computed with."""
         self._lost_at_start: Lost | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._stderr: IO[bytes] | None = None
         self._mode: mmap.mmap | None = None
-        """The mode that the child computes, written by it: a frame for each would cost more."""
+        """The child writes here which mode it computes; a message for each would cost more."""
         self._files: tempfile.TemporaryDirectory[str] | None = None
         self._is_interrupted = False
         self.is_busy = False
         """Whether a case was submitted whose result nobody took."""
+        self.mutant_reached = False
+        """Whether the last result was computed with the mutant; unknown for a lost case."""
+        # facts of the library, known once the child has started
         self.digest = digest
-        """Of the library's files, known once it is entered."""
         self.features: tuple[str, ...] = ()
-        """The library's CPU features, known once it is entered."""
+        """CPU features that it uses."""
         self.types: tuple[str, ...] = ()
-        """The types of K and V that the library has."""
+        """Types of K and V that it has."""
         self.lacks: dict[str, str] = {}
         """The modes, and `sinks`, that it cannot compute, each with the function that it lacks."""
         self.mutants: tuple[str, ...] = ()
-        """The mutants that it has."""
-        self.mutant_reached = False
-        """Whether the last result was computed with the mutant; of a lost case it is not known."""
 
     def __enter__(self) -> Worker:
         try:
@@ -119,7 +113,7 @@ class Worker:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stop()
+        self.stop()
         self._is_interrupted = False
 
     @property
@@ -130,16 +124,7 @@ class Worker:
         return self._process.pid
 
     def submit(self, case: Case, modes: tuple[str, ...], timeout: float) -> None:
-        """Start computing a case; `result` waits for it.
-
-        Args:
-            case: The case.
-            modes: Some of `modes.MODES`.
-            timeout: Seconds that it may take.
-
-        Raises:
-            SetupError: The child had to be started again and cannot be, or loads another library.
-        """
+        """Start computing a case, which may take `timeout` seconds; `result` waits for it."""
         if self.is_busy:
             raise RuntimeError("the worker computes another case; take its result first")
         self._lost_at_start = None
@@ -155,14 +140,13 @@ class Worker:
         assert self._mode is not None
         _set_mode(self._mode, "start")
         self.is_busy = True
-        self._send((case, modes, self.mutant))
+        assert self._connection is not None
+        # had it died after its last reply, `result` finds the end of its output and says how
+        with contextlib.suppress(ConnectionError):
+            self._connection.send((case, modes, self.mutant))
 
     def result(self) -> Run | Lost:
-        """Return what the submitted case gave.
-
-        Raises:
-            SetupError: It needs what this machine does not give, such as room for a file.
-        """
+        """Return the result of the submitted case."""
         if self._lost_at_start is not None:
             return self._lost_at_start
         assert self._mode is not None
@@ -171,7 +155,7 @@ class Worker:
         except (EOFError, TimeoutError) as error:
             return self._lost(_mode_in(self._mode), error)
         except MemoryError as error:  # the rest of the reply is lost
-            self.abandon()
+            self.stop()
             return Lost.of_memory("its result", error)
         self.is_busy = False
         if kind == "setup":
@@ -185,49 +169,64 @@ class Worker:
         return run
 
     def interrupt(self) -> None:
-        """Kill the child, from whatever thread, also one that is just being started.
+        """Kill the child, from any thread, even if it is just being started.
 
-        A `result` that waits for it gives a crash. The worker is of use again after its block.
+        A waiting `result` returns a crash. The worker can be used again after its block.
         """
         self._is_interrupted = True
         process = self._process
         if process is not None:
             process.kill()
 
-    def abandon(self) -> None:
-        """Give up the submitted case; the next one starts another child."""
-        self._stop()
+    def stop(self) -> None:
+        """End the child, and with it a submitted case; the next case starts another child."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        for resource in (self._connection, self._mode, self._stderr):
+            if resource is not None:
+                resource.close()
+        if self._files is not None:
+            self._files.cleanup()
+        self._process = self._connection = self._mode = self._stderr = self._files = None
+        self.is_busy = False
 
     def _lost(self, mode: str, error: EOFError | TimeoutError) -> Lost:
-        """Return how a child was lost that has closed its output or did not answer, and end it."""
+        """End a child that closed its output or did not answer, and return how it was lost."""
         if isinstance(error, EOFError):
             status, how = "crash", self._end()
         else:
             status, how = "timeout", f"no result after {self._timeout:g} s"
         lost = Lost(status=status, reason=f"{mode}: {how}{self._last_lines()}")
-        self._stop()
+        self.stop()
         return lost
 
     def _start(self) -> None:
         """Start the child and wait until it has loaded the library.
 
         Raises:
-            EOFError: It ended on the way.
+            EOFError: It ended before.
             TimeoutError: It does not answer.
-            SetupError: It cannot be started, or does not load the library, or another one.
         """
-        prefix, settings = _started_with(self._module_path)
+        prefix, settings = sanitizers.started_with(self._module_path)
         try:
-            self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `_stop`)
-            # of a child that is killed, nobody else would delete the files
+            self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `stop`)
+            # if the child is killed, its files are deleted here
             self._files = tempfile.TemporaryDirectory(
                 prefix="fa-harness-", ignore_cleanup_errors=True
             )
             mode = Path(self._files.name, "mode")
-            mode.write_bytes(bytes(_MODE_BYTES))  # of a hole, a full disk makes a signal
+            mode.write_bytes(bytes(_MODE_BYTES))  # on a full disk, a hole would give a signal
             self._mode = _shared(mode)
-            self._connection, theirs = _connected()
+            ours, theirs = socket.socketpair()
+            pause = struct.pack("ll", _REPLY_SECONDS, 0)
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, pause)
+            self._connection = Connection(ours.detach())
             program = [*prefix, sys.executable, "-m", "fa_harness.engine.worker"]
+            # on an abort, ggml would start a debugger: seconds for lines that nobody reads
+            own = {"GGML_NO_BACKTRACE": "1", "TMPDIR": self._files.name, **settings}
             with theirs:
                 self._process = subprocess.Popen(
                     [*program, self._module_path, mode, str(theirs.fileno())],
@@ -235,17 +234,10 @@ class Worker:
                     stdin=subprocess.PIPE,  # its end tells the child that the parent has ended
                     stdout=self._stderr,
                     stderr=self._stderr,
-                    # ggml starts a debugger on an abort where it finds one: seconds for lines
-                    # nobody reads
-                    env={
-                        **os.environ,
-                        "GGML_NO_BACKTRACE": "1",
-                        "TMPDIR": self._files.name,
-                        **settings,
-                    },
+                    env={**os.environ, **own},
                 )
         except OSError as error:
-            self._stop()
+            self.stop()
             raise SetupError(
                 f"a worker cannot be started ({error}); make room for processes and temporary files"
             ) from error
@@ -259,22 +251,8 @@ class Worker:
             if digest != self.digest:
                 kind, value = "error", f"{self._module_path}: was replaced while it ran; run again"
         if kind == "error":
-            self._stop()
+            self.stop()
             raise SetupError(str(value))
-
-    def _stop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-        for resource in (self._connection, self._mode, self._stderr):
-            if resource is not None:
-                resource.close()
-        if self._files is not None:
-            self._files.cleanup()
-        self._process = self._connection = self._mode = self._stderr = self._files = None
-        self.is_busy = False
 
     def _end(self) -> str:
         assert self._process is not None
@@ -291,21 +269,15 @@ class Worker:
         shown = sanitizers.finding(lines) or lines[-_STDERR_LINES:]
         return "".join(f"\n  {line}" for line in shown)
 
-    def _send(self, message: Any) -> None:
-        assert self._connection is not None
-        # had it died after its last reply, `result` meets the end of its output and says how
-        with contextlib.suppress(ConnectionError):
-            self._connection.send(message)
-
     def _receive(self, deadline: float) -> tuple[str, Any]:
         """Return the child's next reply.
 
         Raises:
-            EOFError: It ended, be it in the middle of a reply.
+            EOFError: It ended, perhaps in the middle of a reply.
             TimeoutError: It does not answer.
         """
         assert self._connection is not None
-        # what came in time counts, however late it is looked at
+        # a reply that came in time counts, however late it is read
         if not self._connection.poll(max(deadline - time.monotonic(), 0)):
             raise TimeoutError
         try:
@@ -317,15 +289,8 @@ class Worker:
         return kind, value
 
 
-def _connected() -> tuple[Connection, socket.socket]:
-    """Return the parent's end of a connection, and the child's."""
-    ours, theirs = socket.socketpair()
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _REPLY_SECONDS, 0))
-    return Connection(ours.detach()), theirs
-
-
 def _shared(path: Path) -> mmap.mmap:
-    """Return memory that all share who open the file, `_MODE_BYTES`."""
+    """Return the `_MODE_BYTES` of a file as memory, shared by all that open it."""
     with path.open("r+b") as file:
         return mmap.mmap(file.fileno(), _MODE_BYTES)
 
@@ -338,27 +303,18 @@ def _mode_in(shared: mmap.mmap) -> str:
     return shared[:].rstrip(b"\0").decode()
 
 
-def _started_with(module_path: Path) -> tuple[list[str], dict[str, str]]:
-    """Return what goes before the command that loads a module, and into its environment."""
-    try:
-        library = load(module_path.parent)
-    except FileNotFoundError:
-        return [], {}  # a module that no build has made
-    return sanitizers.started_with(library.name, library.preload)
-
-
 def _poison_new_memory() -> None:
-    """Let `malloc` hand out memory full of NaN, whatever the float type, where it is glibc's."""
+    """Let glibc's `malloc` give out memory full of NaN, for any float type."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    if mallopt is not None:  # another C library has none
         m_perturb, complement_of_0xff = -6, 0x100  # its lowest byte counts; 0 would mean off
         mallopt(m_perturb, complement_of_0xff)
 
 
 def _serve(module_path: Path, mode_path: Path, descriptor: int) -> None:
     """Compute cases until the parent closes its end of the connection."""
-    _poison_new_memory()  # what reads work memory before it is written to shows
-    for number in (signal.SIGINT, signal.SIGTERM):  # a group gets them: the parent decides
+    _poison_new_memory()  # reading work memory before it is written to shows
+    for number in (signal.SIGINT, signal.SIGTERM):  # they go to a group, and the parent decides
         signal.signal(number, signal.SIG_IGN)
     os.set_inheritable(descriptor, False)
     connection = Connection(descriptor)
@@ -381,7 +337,7 @@ def _serve(module_path: Path, mode_path: Path, descriptor: int) -> None:
         except EOFError:
             return
         try:
-            # nothing of a case is kept while the next one is waited for: it may be large
+            # nothing keeps a case, which may be large, while the child waits for the next
             connection.send(_reply(library, shared, *request))
         except MemoryError as error:
             connection.send(("memory", str(error)))
@@ -390,7 +346,7 @@ def _serve(module_path: Path, mode_path: Path, descriptor: int) -> None:
 def _reply(
     library: Ggml, shared: mmap.mmap, case: Case, modes: tuple[str, ...], mutant: str | None
 ) -> tuple[str, Any]:
-    """Return a case's results, or what became of it."""
+    """Return a case's results, or why there are none."""
     try:
         inputs = make_inputs(case)
         library.set_mutant(mutant)
@@ -409,13 +365,13 @@ def _reply(
 def _end_with_the_parent() -> None:
     """End this process, even in the middle of a case, once the parent's end of stdin is closed."""
     poll = select.poll()
-    poll.register(0, 0)  # a hang-up is told unasked
+    poll.register(0, 0)  # a hang-up is always reported
     poll.poll()
     os._exit(1)
 
 
 def _digest(module_path: Path) -> str:
-    """Return a digest of the files of a library that are loaded: the module and ggml's own."""
+    """Return a digest of the files that are loaded: the module and ggml's libraries."""
     digest = hashlib.sha256()
     try:
         for path in [module_path, *sorted(module_path.parent.glob("libggml*"))]:

@@ -1,8 +1,8 @@
-"""The series as commits on a developer's own checkout of llama.cpp, which is left as it is.
+"""The series as commits on a developer's own checkout of llama.cpp.
 
-The commits are made in a repository of our own that has fetched the checkout's HEAD. The checkout
-gets them at the end, as one new branch; what is checked out there, its index and its other branches
-are not touched.
+The commits are made in a repository of our own, which fetches the checkout's HEAD. In the end the
+checkout gets them as one new branch. Its working tree, its index and its other branches do not
+change.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fa_harness import proc, terminal
-from fa_harness.errors import SetupError, UsageError
+from fa_harness.errors import FaHarnessError, SetupError, UsageError
 from fa_harness.proc import ProgramError
 from fa_harness.project import Project, locked, writing
 from fa_harness.series.series import Series, load_series, series_for
@@ -28,43 +28,22 @@ _REFUSED = "; nothing was changed there"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Author:
-    """Whose commits they are."""
-
-    name: str
-    email: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Checkout:
-    """A developer's checkout of llama.cpp that can take a branch.
-
-    Attributes:
-        path: Its top folder.
-        branch: What is checked out.
-        head: That commit.
-        author: As the developer's own git says it.
-        series: The patches for its version of ggml.
-        folder: Name of the folder for what is made from it.
-    """
+    """A developer's checkout of llama.cpp that can take a branch."""
 
     path: Path
     branch: str
     head: str
-    author: Author
+    author: tuple[str, str]
+    """Name and e-mail address, from the developer's own git."""
     series: Series
     folder: str
+    """Name of the folder for what is made from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Commits:
-    """The series as commits, in a repository of our own.
-
-    Attributes:
-        repository: That repository.
-        base: The checkout's HEAD.
-        tip: The last patch.
-    """
+    """The series in a repository of our own: commits from `base`, the HEAD, to `tip`."""
 
     repository: Path
     base: str
@@ -72,29 +51,14 @@ class Commits:
 
 
 def open_checkout(project: Project, path: Path, new_branch: str) -> Checkout:
-    """Look at a developer's checkout without changing it.
-
-    Args:
-        project: Where `patches/` is.
-        path: Its folder.
-        new_branch: The branch that it is to get.
-
-    Raises:
-        UsageError: It has the branch already, or no branch can be called so.
-        SetupError: It is no git checkout of llama.cpp, holds changes that are not committed, has no
-            branch checked out, or its git knows no author.
-    """
+    """Look at a developer's checkout, which must be able to take a branch, without changing it."""
     path = path.expanduser().resolve()
     source = source_of(path)
     if not (path / "include" / "llama.h").is_file():
         raise SetupError(f"{path} is ggml without llama.cpp, whose programs give the evidence")
-    try:
-        top = Path(_ask(path, "rev-parse", "--show-toplevel"))
-    except ProgramError:
-        raise SetupError(
-            f"{path} is no git repository; clone llama.cpp with git, and name that folder"
-        ) from None
-    if top.resolve() != path:
+    no_git = f"{path} is no git repository; clone llama.cpp with git, and name that folder"
+    top = _ask_or(SetupError(no_git), path, "rev-parse", "--show-toplevel")
+    if Path(top).resolve() != path:
         raise SetupError(f"{path} lies inside the repository {top}; name a checkout of its own")
     changed = _ask(path, "status", "--porcelain", "--untracked-files=no").splitlines()
     if changed:
@@ -103,17 +67,13 @@ def open_checkout(project: Project, path: Path, new_branch: str) -> Checkout:
             f"{path} holds changes that are not committed ({files}); commit or stash them, since "
             f"the evidence is of commits{_REFUSED}"
         )
-    try:
-        branch = _ask(path, "symbolic-ref", "--quiet", "--short", "HEAD")
-    except ProgramError:
-        raise SetupError(
-            f"{path} has a detached HEAD; check out the branch that the patches go on "
-            f"(git switch master){_REFUSED}"
-        ) from None
-    try:
-        _ask(path, "check-ref-format", "--branch", new_branch)
-    except ProgramError:
-        raise UsageError(f"--branch '{new_branch}': no branch can be called so") from None
+    detached = (
+        f"{path} has a detached HEAD; check out the branch that the patches go on "
+        f"(git switch master){_REFUSED}"
+    )
+    branch = _ask_or(SetupError(detached), path, "symbolic-ref", "--quiet", "--short", "HEAD")
+    no_name = f"--branch '{new_branch}': no branch can be called so"
+    _ask_or(UsageError(no_name), path, "check-ref-format", "--branch", new_branch)
     if _ask(path, "for-each-ref", "--format=%(refname)", f"refs/heads/{new_branch}"):
         raise UsageError(
             f"{path} has a branch '{new_branch}' already; name another with --branch, or delete it"
@@ -131,17 +91,7 @@ def open_checkout(project: Project, path: Path, new_branch: str) -> Checkout:
 def make_commits(
     project: Project, checkout: Checkout, repository: Path, *, verbose: bool = False
 ) -> Commits:
-    """Apply the series on the checkout's HEAD, in a new repository of our own.
-
-    Args:
-        project: Where `patches/` is.
-        checkout: The developer's.
-        repository: A folder; what is there is replaced.
-        verbose: Print every command.
-
-    Raises:
-        SetupError: A patch does not apply.
-    """
+    """Apply the series on the checkout's HEAD, in a repository of our own that is made anew."""
     terminal.stage(f"applying the patch series on {checkout.path} ({checkout.head[:9]})")
     shutil.rmtree(repository, ignore_errors=True)
     with writing(repository):
@@ -150,19 +100,19 @@ def make_commits(
     (repository / ".git" / "info").mkdir(exist_ok=True)
     # Upstream's own attributes must not change a byte of its files.
     (repository / ".git" / "info" / "attributes").write_text("* -text -ident -filter\n")
-    # not its history: a clone of the whole takes a minute
+    # without the history: a clone of all of it takes a minute
     fetch = ("fetch", "--quiet", "--no-tags", "--depth=1")
     git(repository, *fetch, checkout.path.as_uri(), "HEAD", verbose=verbose)
     git(repository, "checkout", "--quiet", "-B", "series", "FETCH_HEAD", verbose=verbose)
     base = git(repository, "rev-parse", "HEAD")
     if base != checkout.head:
         raise SetupError(f"{checkout.path} was changed meanwhile; run again")
-    who = checkout.author
-    settings = ("-c", f"user.name={who.name}", "-c", f"user.email={who.email}")
+    name, address = checkout.author
+    settings = ("-c", f"user.name={name}", "-c", f"user.email={address}")
     for number, patch in enumerate(checkout.series.patches):
         mail = repository / ".git" / patch.name
         with writing(mail):
-            mail.write_text(_signed(patch.read_text("utf-8"), who), encoding="utf-8")
+            mail.write_text(_signed(patch.read_text("utf-8"), checkout.author), encoding="utf-8")
         apply = (*settings, "am", "--quiet", "--3way", mail)
         try:
             try:
@@ -185,9 +135,8 @@ def make_commits(
 
 
 def _fetch_blobs(project: Project, repository: Path, *, verbose: bool) -> None:
-    """Get the files that the patches were made for, without which git cannot merge three-way."""
-    pin = load_pins(project.pins_file).get()
-    source = find_source(project, pin.name)
+    """Get the files that the patches were made for, which git needs to merge three-way."""
+    source = find_source(project, load_pins(project.pins_file).get().name)
     with locked(project, source.folder):
         tree = prepare_tree(project, source, load_series(project), verbose=verbose)
         fetch = ("fetch", "--quiet", "--no-tags")
@@ -196,48 +145,47 @@ def _fetch_blobs(project: Project, repository: Path, *, verbose: bool) -> None:
 
 
 def make_branch(checkout: Checkout, commits: Commits, branch: str) -> None:
-    """Give the commits to the checkout as a new branch.
-
-    Raises:
-        SetupError: The checkout does not take them.
-    """
+    """Give the commits to the checkout as a new branch."""
     fetch = ("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance")
+    spec = f"series:refs/heads/{branch}"
     try:
-        _ask(
-            checkout.path, *fetch, commits.repository.as_uri(), f"series:refs/heads/{branch}",
-            writes=True,
-        )  # fmt: skip
+        _ask(checkout.path, *fetch, commits.repository.as_uri(), spec, writes=True)
     except ProgramError as error:
         raise SetupError(f"{checkout.path} does not take the branch '{branch}'\n{error}") from error
 
 
-def _signed(mail: str, author: Author) -> str:
-    """Return a patch as one of the author's, made now."""
+def _signed(mail: str, author: tuple[str, str]) -> str:
+    """Return a patch with another author, and with the present time as its date."""
     head, blank, rest = mail.partition("\n\n")
-    sender = email.utils.formataddr((author.name, author.email), charset="utf-8")
+    sender = email.utils.formataddr(author, charset="utf-8")
     # a function, since a name may hold a backslash
     head = re.sub(r"^From: .*(?:\n[ \t].*)*", lambda _: f"From: {sender}", head, flags=re.M)
     head = re.sub(r"^Date: .*", f"Date: {email.utils.formatdate(localtime=True)}", head, flags=re.M)
     return head + blank + rest
 
 
-def _author(path: Path) -> Author:
-    """Return whom the developer's own git would put down."""
+def _author(path: Path) -> tuple[str, str]:
+    """Return the author that the developer's own git would record."""
+    unknown = SetupError(
+        f"git knows no author in {path}: git config user.name and user.email set one; the "
+        f"commits are to be yours{_REFUSED}"
+    )
+    match = re.match(r"(.+) <(.+)> \d+ [+-]\d+", _ask_or(unknown, path, "var", "GIT_AUTHOR_IDENT"))
+    if not match:
+        raise unknown
+    return match[1], match[2]
+
+
+def _ask_or(refusal: FaHarnessError, path: Path, *arguments: str) -> str:
+    """Run the developer's git, whose failure means something that is said better."""
     try:
-        found = _ask(path, "var", "GIT_AUTHOR_IDENT")
+        return _ask(path, *arguments)
     except ProgramError:
-        found = ""
-    match = re.match(r"(.*) <(.*)> \d+ [+-]\d+", found)
-    if not match or not match[1] or not match[2]:
-        raise SetupError(
-            f"git knows no author in {path}: git config user.name and user.email set one; the "
-            f"commits are to be yours{_REFUSED}"
-        )
-    return Author(name=match[1], email=match[2])
+        raise refusal from None
 
 
 def _ask(path: Path, *arguments: str, writes: bool = False) -> str:
-    """Run the developer's git, with their configuration; without locks where it only looks."""
+    """Run the developer's git with their configuration; it takes no locks unless it writes."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     env |= {"LC_ALL": "C"} if writes else {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
     return proc.run(["git", "-C", path, *arguments], env=env)

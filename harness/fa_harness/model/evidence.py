@@ -1,16 +1,17 @@
-"""What a patch's evidence is made of, and what its numbers say. Pure functions, no I/O.
+"""The parts of a patch's evidence, and the verdicts on their numbers. Pure functions, no I/O.
 
-**Speed.** Each process of `llama-bench` gives one number a test, before and after in turn, in an
-order drawn anew each round: what the machine does meanwhile falls on both. The ratio of a round is
-free of it; the median of the rounds' ratios and its interval of coverage 99 % are shown. A process
-keeps its places in memory, which moves one build against itself by some per mille; so a verdict
-needs more than `SAME`: *worse* and *better* where the whole interval lies beyond it. *No change*
-needs the whole interval within `WITHIN`. Else nothing can be told, and the evidence says that.
+**Speed.** Each process of `llama-bench` gives one number per test. A round runs it before and after
+the patches, in an order drawn anew, so whatever else the machine does falls on both. The ratio of a
+round is free of it. The evidence shows the median of the rounds' ratios and its interval of
+coverage 99 %. A process keeps its places in memory, which moves a build by some per mille against
+itself. So a verdict needs more than `SAME`: *worse* and *better* need the whole interval beyond it.
+*No change* needs the whole interval within `WITHIN`. Otherwise the evidence says that the verdict
+cannot be told.
 
 **Perplexity.** The same text gives the same bits on the same machine, before and after a patch that
-does not touch what it computes. Equal digits are no change; a difference is weighed against
-`RELATIVE_TOLERANCE`, far below the interval that the program prints: that is of the text, not of
-the patch.
+does not touch what it computes. Equal digits are no change. A difference is compared with
+`RELATIVE_TOLERANCE`, far below the interval that the program prints: that interval is of the text,
+not of the patch.
 """
 
 from __future__ import annotations
@@ -35,35 +36,27 @@ WITHIN = 0.03
 
 NO_CHANGE, BETTER, WORSE, UNKNOWN = "no change", "better", "worse", "cannot be told"
 
-# where a case fails, what is wrong goes before it in its line
+# the line of a failed case begins with what is wrong
 _OP = re.compile(r"(?:^|\s)(FLASH_ATTN_EXT\w*)\((.*)\): (OK|FAIL|not supported.*)$")
 _MEASURED = re.compile(r"(n_prompt|n_gen|n_depth|test_time|(avg|stddev|samples)_(ns|ts))")
-"""Fields of a result of `llama-bench` that its name has, or that differ from run to run."""
+"""Fields of a result of `llama-bench` that are in its name, or differ from run to run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the evidence: a table, and the commands that give its numbers again.
-
-    Attributes:
-        part: Its name among `PARTS`.
-        title: Heading.
-        commands: What was run, to be pasted into a shell.
-        head: Of the table.
-        rows: Of the table, cells as text.
-        notes: Lines below it.
-        passed: Whether it speaks for the patch; None where it was not measured.
-        data: The numbers, for the JSON document.
-    """
+    """A part of the evidence: a table, notes, and the commands that reproduce the numbers."""
 
     part: str
+    """Its name in `PARTS`."""
     title: str
     commands: tuple[str, ...] = ()
     head: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     notes: tuple[str, ...] = ()
     passed: bool | None = True
+    """Whether it speaks for the patch; None if it was not measured."""
     data: Any = field(default=None, compare=False)
+    """The numbers, for the JSON document."""
 
 
 PARTS: Mapping[str, str] = {
@@ -78,24 +71,9 @@ PARTS: Mapping[str, str] = {
 """Parts of the evidence in their order, and their headings."""
 
 
-# test-backend-ops
-
-
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """All that was gathered.
-
-    Attributes:
-        tool_version: Of the harness.
-        branch: The branch that was made.
-        base: The commit that it stands on.
-        tip: Its last commit.
-        subjects: Titles of its commits, the first one first.
-        machine: What it was measured on, by what people call it.
-        variables: What commands name `$LIKE_THIS`, and its value.
-        build: Commands that build the programs.
-        sections: The parts, in their order.
-    """
+    """All that was gathered."""
 
     tool_version: str
     branch: str
@@ -104,7 +82,9 @@ class Evidence:
     subjects: tuple[str, ...]
     machine: Mapping[str, str]
     variables: Mapping[str, str]
+    """Values of the variables in commands, such as `$DIR`."""
     build: tuple[str, ...]
+    """Commands that build the programs."""
     sections: tuple[Section, ...]
 
     @property
@@ -113,12 +93,17 @@ class Evidence:
         return all(section.passed is not False for section in self.sections)
 
 
-def parse_ops(output: str) -> dict[str, str]:
-    """Return the status of each flash-attention case: `OK`, `FAIL` or `not supported`.
+def _section(part: str, **fields: Any) -> Section:
+    return Section(part=part, title=PARTS[part], **fields)
 
-    Raises:
-        SetupError: `test-backend-ops` tested none.
-    """
+
+def skipped_section(part: str, why: str) -> Section:
+    """Return a section that was not measured."""
+    return _section(part, notes=(f"not measured: {why}",), passed=None)
+
+
+def parse_ops(output: str) -> dict[str, str]:
+    """Return the status of each flash-attention case: `OK`, `FAIL` or `not supported`."""
     found = {}
     for line in unstyle(output).splitlines():
         match = _OP.search(line)
@@ -133,68 +118,53 @@ def ops_section(
     before: Mapping[str, str],
     after: Mapping[str, str],
     *,
-    ended: tuple[int, int] = (0, 0),
-    **fields: Any,
+    ended: Sequence[int] = (0, 0),
 ) -> Section:
-    """Return the section of `test-backend-ops`.
+    """Return the section of what `parse_ops` gave without and with the patches.
 
-    Args:
-        before: What `parse_ops` gave of upstream as it is.
-        after: The same with the patches.
-        ended: The exit status of either.
-        fields: Further ones of `Section`.
+    `ended` holds both exit statuses.
     """
-    names = {case.partition("(")[0] for case in (*before, *after)}
+    found = {"before": before, "after": after}
     rows = []
-    for op in sorted(names):
-        counts = [
-            Counter(status for case, status in of.items() if case.startswith(f"{op}("))
-            for of in (before, after)
-        ]
-        for label, count in zip(("before", "after"), counts, strict=True):
+    for op in sorted({case.partition("(")[0] for case in (*before, *after)}):
+        for label, cases in found.items():
+            count = Counter(s for case, s in cases.items() if case.startswith(f"{op}("))
             if count:
                 cells = [str(count[status]) for status in ("OK", "FAIL", "not supported")]
                 rows.append((op, label, *cells))
     lost = sorted(case for case, status in before.items() if after.get(case, status) != status)
     missing = sorted(set(before) - set(after))
     failed = sorted(case for case, status in after.items() if status == "FAIL")
-    notes = [f"{len(set(after) - set(before))} cases are new"]
-    notes += [f"{before[case]} before, {after[case]} after: {case}" for case in lost]
-    notes += [f"gone: {case}" for case in missing]
-    notes += [f"fails: {case}" for case in failed if case not in lost]
     unexplained = [
         f"{label}, the program ends with status {status}, and no case of these fails"
-        for label, of, status in zip(("before", "after"), (before, after), ended, strict=True)
-        if status and "FAIL" not in of.values()
+        for (label, cases), status in zip(found.items(), ended, strict=True)
+        if status and "FAIL" not in cases.values()
     ]
-    notes += unexplained
-    return Section(
-        part="ops",
-        title=PARTS["ops"],
+    return _section(
+        "ops",
         head=("op", "", "OK", "FAIL", "not supported"),
         rows=tuple(rows),
-        notes=tuple(notes),
+        notes=(
+            f"{len(set(after) - set(before))} cases are new",
+            *(f"{before[case]} before, {after[case]} after: {case}" for case in lost),
+            *(f"gone: {case}" for case in missing),
+            *(f"fails: {case}" for case in failed if case not in lost),
+            *unexplained,
+        ),
         passed=not (lost or missing or failed or unexplained),
         data={
             "before": dict(Counter(before.values())),
             "after": dict(Counter(after.values())),
             "lost": lost,
         },
-        **fields,
     )
-
-
-# llama-bench
 
 
 def parse_bench(output: str) -> dict[str, float]:
     """Return tokens per second of each test of one `llama-bench -o json`.
 
-    A test is called what it does, `pp512`, `tg32 @ d2048`, `pp512+tg128`; of several that do the
-    same, each has what else it was asked for, `pp512, type_k=q8_0`.
-
-    Raises:
-        SetupError: It printed something else, or the same test twice.
+    The name of a test says what it does: `pp512`, `tg32 @ d2048`, `pp512+tg128`. If several tests
+    do the same, the fields in which they differ follow: `pp512, type_k=q8_0`.
     """
     text = output[output.find("[") : output.rfind("]") + 1]
     try:
@@ -204,9 +174,8 @@ def parse_bench(output: str) -> dict[str, float]:
             {key: value for key, value in row.items() if not _MEASURED.fullmatch(key)}
             for row in rows
         ]
-        alike = Counter(names)
         found = {
-            name if alike[name] == 1 else ", ".join([name, *_differing(each, fields)]): float(
+            name if names.count(name) == 1 else ", ".join([name, *_differing(each, fields)]): float(
                 row["avg_ts"]
             )
             for name, each, row in zip(names, fields, rows, strict=True)
@@ -233,10 +202,9 @@ def _differing(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> lis
 
 
 def judge_ratio(ratios: Sequence[float]) -> tuple[Interval, str]:
-    """Return the interval of the speed after relative to before, and the verdict.
+    """Return the interval of the ratio of speeds, after to before, and the verdict.
 
-    Args:
-        ratios: Of each round; above 1 is faster. At least `bench.MIN_ROUNDS`.
+    `ratios` holds one ratio per round, at least `bench.MIN_ROUNDS`.
     """
     interval = median_interval(np.asarray(ratios, dtype=np.float64))
     if interval.low > 1 + SAME:
@@ -252,16 +220,8 @@ def bench_section(
     before: Sequence[Mapping[str, float]],
     after: Sequence[Mapping[str, float]],
     notes: Sequence[str] = (),
-    **fields: Any,
 ) -> Section:
-    """Return the section of `llama-bench`.
-
-    Args:
-        before: What `parse_bench` gave of upstream as it is, a round each.
-        after: The same with the patches.
-        notes: Lines below the table.
-        fields: Further ones of `Section`.
-    """
+    """Return the section of what `parse_bench` gave without and with the patches, per round."""
     rows, data = [], {}
     for test in before[0]:
         pairs = [(b[test], a[test]) for b, a in zip(before, after, strict=True)]
@@ -273,19 +233,14 @@ def bench_section(
         data[test] = {"samples": pairs, "ratio": vars(interval), "verdict": verdict}
     if any(row[-1] == UNKNOWN for row in rows):
         notes = [*notes, f"an interval half as wide takes --rounds {4 * len(before)}"]
-    return Section(
-        part="bench",
-        title=PARTS["bench"],
+    return _section(
+        "bench",
         head=("test", "before, t/s", "after, t/s", "after / before", "verdict"),
         rows=tuple(rows),
         notes=tuple(notes),
         passed=not any(row[-1] == WORSE for row in rows),
         data=data,
-        **fields,
     )
-
-
-# llama-perplexity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,7 +249,7 @@ class Pass:
 
     perplexity: Perplexity
     seconds: float
-    """Of the whole process."""
+    """Seconds of the whole process."""
 
 
 def judge_perplexity(before: float, after: float) -> str:
@@ -304,14 +259,8 @@ def judge_perplexity(before: float, after: float) -> str:
     return WORSE if after > before else BETTER
 
 
-def perplexity_section(before: Sequence[Pass], after: Sequence[Pass], **fields: Any) -> Section:
-    """Return the section of `llama-perplexity`.
-
-    Args:
-        before: Of upstream as it is, a round each.
-        after: The same with the patches.
-        fields: Further ones of `Section`.
-    """
+def perplexity_section(before: Sequence[Pass], after: Sequence[Pass]) -> Section:
+    """Return the section of `llama-perplexity` of its runs without and with the patches."""
     rows = []
     for label, passes in (("before", before), ("after", after)):
         values = " or ".join(f"{v:.4f}" for v in sorted({p.perplexity.estimate for p in passes}))
@@ -324,9 +273,8 @@ def perplexity_section(before: Sequence[Pass], after: Sequence[Pass], **fields: 
     unsteady = any(len({p.perplexity for p in passes}) > 1 for passes in (before, after))
     if unsteady:
         notes.append("the same build gave different values in different rounds")
-    return Section(
-        part="perplexity",
-        title=PARTS["perplexity"],
+    return _section(
+        "perplexity",
         head=("", "perplexity", "of the text", "time"),
         rows=tuple(rows),
         notes=tuple(notes),
@@ -336,20 +284,14 @@ def perplexity_section(before: Sequence[Pass], after: Sequence[Pass], **fields: 
             "after": [dataclasses.asdict(each) for each in after],
             "verdict": verdict,
         },
-        **fields,
     )
 
 
-# the harness's own
-
-
-def proof_section(documents: Mapping[str, Mapping[str, Any]], onto: str, **fields: Any) -> Section:
+def proof_section(documents: Mapping[str, Mapping[str, Any]], onto: str) -> Section:
     """Return the section of what each patch turns from red to green.
 
-    Args:
-        documents: Of each suite, what `fa-harness series status --suite` wrote.
-        onto: The checkout, for commands.
-        fields: Further ones of `Section`.
+    `documents` holds, for each suite, the document of `fa-harness series status --suite`. Commands
+    name the checkout `onto`.
     """
     rows, notes, worse = [], [], False
     for suite, document in documents.items():
@@ -365,82 +307,57 @@ def proof_section(documents: Mapping[str, Mapping[str, Any]], onto: str, **field
                         f"patch {number}, {word}: UPSTREAM_DIR={onto} fa-harness run --library "
                         f"{library} --case '{case}'"
                     )
-    return Section(
-        part="proof",
-        title=PARTS["proof"],
+    return _section(
+        "proof",
         head=("patch", "suite", "red to green", "green to red"),
         rows=tuple(rows),
         notes=tuple(notes),
         passed=not worse,
         data=dict(documents),
-        **fields,
     )
 
 
-def suite_section(document: Mapping[str, Any], suite: str, **fields: Any) -> Section:
-    """Return the section of a run of a suite on the patched library.
-
-    Args:
-        document: What `fa-harness run --json` wrote; of a run that was ended early it says nothing.
-        suite: The suite's name.
-        fields: Further ones of `Section`.
-    """
+def suite_section(document: Mapping[str, Any], suite: str) -> Section:
+    """Return the section of the document that `fa-harness run --json` wrote of a suite."""
     summary, interrupted = document["summary"], document["interrupted"]
     wrong = {k: n for k, n in summary.items() if n and k not in ("cases", "pass", "unsupported")}
-    rows = [(suite, *(str(summary.get(key, 0)) for key in ("cases", "pass", "unsupported")))]
-    rows[0] += (", ".join(f"{n} {key}" for key, n in wrong.items()) or "0",)
-    return Section(
-        part="suite",
-        title=PARTS["suite"],
+    counts = [str(summary.get(key, 0)) for key in ("cases", "pass", "unsupported")]
+    others = ", ".join(f"{n} {key}" for key, n in wrong.items()) or "0"
+    return _section(
+        "suite",
         head=("suite", "cases", "pass", "unsupported", "other"),
-        rows=tuple(rows),
+        rows=((suite, *counts, others),),
         notes=("the run was ended before all cases had run",) if interrupted else (),
         passed=not wrong and summary["pass"] > 0 and not interrupted,
         data=summary,
-        **fields,
     )
 
 
-def mutants_section(document: Mapping[str, Any], **fields: Any) -> Section:
-    """Return the section of the mutants.
-
-    Args:
-        document: What `fa-harness mutants --json` wrote.
-        fields: Further ones of `Section`.
-    """
+def mutants_section(document: Mapping[str, Any]) -> Section:
+    """Return the section of the document that `fa-harness mutants --json` wrote."""
     results = document["results"]
     counts = Counter(each["status"] for each in results)
-    rows = tuple((status, str(n)) for status, n in sorted(counts.items()))
     survivors = [m["mutant"] for m in results if m["status"] not in ("killed", "equivalent")]
-    return Section(
-        part="mutants",
-        title=PARTS["mutants"],
+    return _section(
+        "mutants",
         head=("mutants", ""),
-        rows=rows,
+        rows=tuple((status, str(n)) for status, n in sorted(counts.items())),
         notes=tuple(f"not killed: {name}" for name in survivors),
         passed=not survivors and not document["interrupted"],
         data=dict(counts),
-        **fields,
     )
 
 
-def size_section(before: Mapping[str, int], after: Mapping[str, int], **fields: Any) -> Section:
+def size_section(before: Mapping[str, int], after: Mapping[str, int]) -> Section:
     """Return the section of the libraries' sizes, in bytes."""
     rows = [
         (name, str(size), str(after[name]), f"{after[name] - size:+}")
         for name, size in before.items()
         if name in after
     ]
-    return Section(
-        part="size",
-        title=PARTS["size"],
+    return _section(
+        "size",
         head=("library", "before, bytes", "after, bytes", "difference"),
         rows=tuple(rows),
         data={"before": dict(before), "after": dict(after)},
-        **fields,
     )
-
-
-def skipped_section(part: str, why: str) -> Section:
-    """Return a section that was not measured."""
-    return Section(part=part, title=PARTS[part], notes=(f"not measured: {why}",), passed=None)

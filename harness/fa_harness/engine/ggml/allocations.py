@@ -38,24 +38,18 @@ _SYMBOL_SIZE = 24  # Elf64_Sym, which begins with the place of its name
 _FUNCTION = ctypes.CFUNCTYPE(ctypes.c_void_p, *[ctypes.c_void_p] * 6)
 
 
-def can_count() -> bool:
-    """Whether calls can be counted on this system."""
-    return sys.platform == "linux" and platform.machine() in _SLOTS
-
-
 @contextmanager
 def counted(folder: Path) -> Iterator[Callable[[], int | None]]:
     """Count the calls of allocating functions by the loaded shared objects of a folder.
 
-    They need not lie there any more: what is read is what the process holds.
-
-    Yields:
-        A function that returns the calls so far, of all threads; None if no object of the folder
-        calls such a function, for one that is not found would look like one that asks for nothing.
+    They need not lie there any more: the process still holds them. The function that is given
+    returns the calls so far, of all threads. It returns None if no object of the folder calls an
+    allocating function: one that is not found would look like one that asks for nothing.
     """
     calls: list[str] = []
     kept: list[tuple[ctypes.c_void_p, int | None, Any]] = []  # a counter must live while it is used
-    for loaded in _loaded(folder):
+    is_known = sys.platform == "linux" and platform.machine() in _SLOTS
+    for loaded in _loaded(folder) if is_known else []:
         library = ctypes.CDLL(loaded.name, os.RTLD_NOLOAD | os.RTLD_LAZY)
         for name, address in _imports(loaded):
             counter = _counter(name, _FUNCTION((name, library)), calls)
@@ -96,10 +90,8 @@ _VISITOR = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_Info), ctypes.c_size_t
 class _Loaded:
     """A shared object in this process.
 
-    Attributes:
-        name: As the dynamic linker has it, which finds the object by it wherever its file is now.
-        base: Where it begins; its addresses count from there.
-        dynamic: Where its table of tables is.
+    The dynamic linker finds it by its `name`, wherever its file is now. Its addresses count from
+    `base`; `dynamic` is the address of its table of tables.
     """
 
     name: str

@@ -71,15 +71,9 @@ class Context:
         return Tensor(self._ggml, pointer, type_)
 
     def place(self, tensor: Tensor, array: Array) -> None:
-        """Let a tensor live in an array's memory: nothing is copied, what one writes, both hold.
+        """Let a tensor that has no memory live in an array's: what one writes, both hold.
 
-        Args:
-            tensor: A tensor without memory that is no view.
-            array: Contiguous, as many bytes as the tensor, at a multiple of 64 bytes; the context
-                keeps it alive.
-
-        Raises:
-            ValueError: The array is not so.
+        The array is contiguous and begins at a multiple of 64 bytes. The context keeps it alive.
         """
         address = array.ctypes.data
         if array.nbytes != tensor.nbytes or address % 64 or not array.flags.c_contiguous:
@@ -98,13 +92,7 @@ class Context:
         return Tensor(self._ggml, self._ggml._lib.ggml_permute(self._p, a._p, *axes), a.type)
 
     def view(self, a: Tensor, ne: Sequence[int], *, offset: int = 0) -> Tensor:
-        """Return a view of `a` with a shape of its own and the strides of `a`.
-
-        Args:
-            a: The tensor that owns the memory, or a view of it.
-            ne: Shape, four numbers.
-            offset: Bytes from the start of `a`.
-        """
+        """Return a view of `a` from an offset in bytes, with its strides and a shape of its own."""
         pointer = self._ggml._lib.ggml_view_4d(self._p, a._p, *ne, *a.nb[1:], offset)
         return Tensor(self._ggml, pointer, a.type)
 
@@ -180,9 +168,7 @@ class Context:
     def graph(self, outputs: Sequence[Tensor], *, size: int = 64) -> Graph:
         """Return a graph that computes `outputs`, each after all before it.
 
-        Args:
-            outputs: What to compute, and all that it depends on.
-            size: Nodes and leaves that the graph has room for.
+        It has room for `size` nodes and leaves.
         """
         lib = self._ggml._lib
         pointer = lib.ggml_new_graph_custom(self._p, max(size, 8 * len(outputs)), False)
@@ -222,22 +208,14 @@ class Backend:
         self._p = self._pool = None
 
     def allocate(self, ctx: Context) -> None:
-        """Give memory to all tensors of the context that have none.
-
-        Raises:
-            MemoryError: There is not enough.
-        """
+        """Give memory to all tensors of the context that have none."""
         buffer = self._ggml._lib.ggml_backend_alloc_ctx_tensors(ctx._p, self._p)
         if buffer == self._ggml._ffi.NULL:
             raise MemoryError("ggml_backend_alloc_ctx_tensors: not enough memory for the tensors")
         ctx._buffers.append(buffer)
 
     def compute(self, graph: Graph) -> None:
-        """Compute the graph.
-
-        Raises:
-            RuntimeError: The backend gave another status than success.
-        """
+        """Compute the graph."""
         status = self._ggml._lib.ggml_backend_graph_compute(self._p, graph._p)
         if status != self._ggml._lib.GGML_STATUS_SUCCESS:
             raise RuntimeError(f"ggml_backend_graph_compute: status {status}")
@@ -245,11 +223,9 @@ class Backend:
     def count_allocations(self, graph: Graph) -> int | None:
         """Compute the graph; return how often the library asked for memory, None if unknown.
 
-        The first graph of a backend asks for the work memory; any graph for what upstream's
+        The first graph of a backend asks for the work memory. Any graph asks for what upstream's
         `ggml_graph_compute` takes for itself.
         """
-        if not allocations.can_count():
-            return None
         with allocations.counted(self._ggml._folder) as count:
             self.compute(graph)
             return count()

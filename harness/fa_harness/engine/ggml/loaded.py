@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import mmap
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +13,6 @@ from fa_harness.arrays import F32, U8, Array
 from fa_harness.case import quants
 from fa_harness.engine.ggml.graphs import CONTEXT_BYTES, Backend, Context
 from fa_harness.errors import SetupError
-
-S = TypeVar("S", bound=np.generic)
 
 _holders: dict[str, tuple[Path, int]] = {}
 """By the name of a shared library, the folder that it was loaded from and its inode."""
@@ -26,9 +24,6 @@ def load(module_path: Path) -> Ggml:
     A process can hold several libraries if they were built in different folders, as `pristine` and
     `patched` are. The dynamic linker tells shared objects apart by their names, which end in a tag
     of the build folder; of two libraries with one tag it would take the first for the second.
-
-    Raises:
-        SetupError: The module cannot be loaded, or this process holds another library of its tag.
     """
     folder = module_path.resolve().parent
     holders = {path.name: (folder, path.stat().st_ino) for path in folder.glob("libggml*")}
@@ -111,11 +106,7 @@ class Ggml:
         return bool(self.mutants) and bool(self._lib.ggml_fa_mutant_reached())
 
     def set_mutant(self, id_: str | None) -> None:
-        """Compute with a mutant from now on, with None as without any.
-
-        Raises:
-            ValueError: The library has no such mutant.
-        """
+        """Compute with a mutant from now on, or with none."""
         if id_ is not None and id_ not in self.mutants:
             raise ValueError(f"the library has no mutant '{id_}'")
         if self.mutants:
@@ -189,11 +180,9 @@ class Ggml:
         return n + 1 - n_in_step if n_in_step else None
 
     def dequantise(self, raw: U8, type_: str) -> F32:
-        """Return the float32 values of rows `[..., row_bytes]`, by the library's own code.
+        """Return the float32 values of rows, uint8 `[..., row_bytes]`, by the library's own code.
 
-        Args:
-            raw: uint8 `[..., row_bytes]`.
-            type_: The rows' type, any but `f32`, which needs no decoding.
+        Rows of `f32` need no decoding, and the library has no code for them.
         """
         block_size, block_bytes, _ = quants.TYPES[type_]
         raw = np.ascontiguousarray(raw)
@@ -207,11 +196,11 @@ class Ggml:
         return Context(self)
 
     def backend(self, n_threads: int, *, reference: bool = False, poll: int = 0) -> Backend:
-        """Return a CPU backend with a thread pool of its own.
+        """Return a CPU backend with a thread pool of its own; the calling thread is one of them.
 
         Args:
-            n_threads: Threads that compute, the calling one among them.
-            reference: Take the vec path for every shape (upstream's `use_ref`).
+            n_threads: Threads that compute.
+            reference: Whether every shape takes the vec path (upstream's `use_ref`).
             poll: How long a thread spins for the next graph before it sleeps: 131,072 times this
                 many turns, some milliseconds each; 0 sleeps at once. Between graphs the cores are
                 NumPy's, so a thread should spin only where graph follows graph.

@@ -42,11 +42,7 @@ class Tensor:
         return self._nbytes
 
     def write(self, array: Array) -> None:
-        """Fill the whole of a contiguous tensor with the array's bytes.
-
-        Raises:
-            ValueError: The array has not as many bytes as the tensor.
-        """
+        """Fill the whole of a contiguous tensor with the array's bytes."""
         array, nbytes = np.ascontiguousarray(array), self.nbytes
         if array.nbytes != nbytes:
             raise ValueError(f"tensor {self.ne} {self.type}: {nbytes} bytes, not {array.nbytes}")
@@ -67,14 +63,9 @@ class Tensor:
         return nbytes == 0 or bool(self._ggml._ffi.buffer(self._p.data, nbytes) == data)
 
     def write_rows(self, start: int, rows: U8) -> None:
-        """Write rows at index `start` of dimension 1, whatever the strides.
+        """Write rows, uint8 `[ne3, ne2, n, row_bytes]`, at index `start` of dimension 1.
 
-        Args:
-            start: Index of the first.
-            rows: uint8 `[ne3, ne2, n, row_bytes]`.
-
-        Raises:
-            ValueError: They are not rows of this tensor.
+        The tensor may have any strides.
         """
         ne0, ne1, ne2, ne3 = self.ne
         n = rows.shape[2]
@@ -90,14 +81,9 @@ class Tensor:
             )
 
     def read_rows(self, start: int = 0, n: int | None = None) -> U8:
-        """Return rows of a tensor or a view, whatever the strides.
+        """Return rows, uint8 `[ne3, ne2, n, row_bytes]`, from index `start` of dimension 1.
 
-        Args:
-            start: Index of the first, in dimension 1.
-            n: How many; None for all that follow.
-
-        Returns:
-            uint8 `[ne3, ne2, n, row_bytes]`.
+        The tensor may have any strides. Without `n`, all rows that follow are returned.
         """
         ne0, ne1, ne2, ne3 = self.ne
         shape = (ne3, ne2, ne1 - start if n is None else n, quants.row_bytes(self.type, ne0))
