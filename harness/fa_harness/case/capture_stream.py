@@ -14,6 +14,10 @@ from fa_harness.errors import UsageError
 
 _STREAM = 1
 """Version of what the program writes."""
+_OF_CALL = (
+    "layer", "phase", "position", "scale", "max_bias", "logit_softcap", "prec", "threads",
+    "v_is_view_of_k",
+)  # fmt: skip
 
 
 def read_stream(stream: BinaryIO) -> list[tuple[Entry, Arrays]]:
@@ -52,16 +56,9 @@ def read_stream(stream: BinaryIO) -> list[tuple[Entry, Arrays]]:
             sinks=None if sinks is None else sinks.view(np.float32).reshape(-1),
             out=np.ascontiguousarray(tensors["out"].view(np.float32).swapaxes(1, 2)),
         )
-        options = ("position", "max_bias", "logit_softcap", "prec", "threads", "v_is_view_of_k")
+        of_call = {name: call[name] for name in _OF_CALL}
         entry = make_entry(
-            arrays,
-            layer=call["layer"],
-            phase=call["phase"],
-            type_k=types["k"],
-            type_v=types["v"],
-            scale=call["scale"],
-            n_swa=head["n_swa"],
-            **{option: call[option] for option in options},
+            arrays, type_k=types["k"], type_v=types["v"], n_swa=head["n_swa"], **of_call
         )
         entries.append((entry, arrays))
     return entries
@@ -102,22 +99,7 @@ def make_entry(
     threads: int = 1,
     v_is_view_of_k: bool = False,
 ) -> Entry:
-    """Describe one call of the op.
-
-    Args:
-        arrays: What it got and gave.
-        layer: The model's layer.
-        phase: `prefill` or `decode`.
-        type_k: Type of the rows of K, one of `quants.TYPES`.
-        type_v: Type of the rows of V.
-        scale: What the scores are multiplied with; rounded to float32.
-        position: Tokens of the sequence before the first row.
-        n_swa: The model's sliding window; 0 is none.
-        max_bias: ALiBi; 0 is off.
-        logit_softcap: 0 is off.
-        prec: `f32` or `def`.
-        threads: Threads that the model computed with.
-        v_is_view_of_k: V is the first elements of K's rows.
+    """Describe one call of the op, with the fields of an `Entry`; `n_swa` is the model's window.
 
     Raises:
         UsageError: The arrays do not go together, or hold numbers that are not finite where a row

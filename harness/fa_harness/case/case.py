@@ -38,7 +38,7 @@ _MOST_FLOAT = float(np.finfo(np.float32).max)
 """What ggml can be told."""
 _UNKNOWN_TYPE = f"unknown type; known are {', '.join(TYPES)}"
 
-_Rules = Iterator[tuple[bool, str, str]]
+Rules = Iterator[tuple[bool, str, str]]
 """Whether a rule holds, the field that it is about, and what is wrong with it if not."""
 
 
@@ -123,9 +123,7 @@ class Case:
             object.__setattr__(self, "mask_kind", self._default_mask_kind())
         if isinstance(self.boundaries, tuple) and self.segments == 1:
             object.__setattr__(self, "segments", len(self.boundaries) + 1)
-        for holds, field, reason in self._rules():
-            if not holds:
-                raise self.refused(field, reason)
+        self.require(self._rules())
 
     @property
     def n_head(self) -> int:
@@ -228,7 +226,7 @@ class Case:
             return "zeros"
         return "sparse" if self.n_kv_max > 0 else "random"
 
-    def _rules(self) -> _Rules:
+    def _rules(self) -> Rules:
         """Yield what must hold; a rule may rely on those before it."""
         yield from self._rules_of_shape()
         yield from self._rules_of_types()
@@ -238,7 +236,7 @@ class Case:
         yield from self._rules_of_data()
         yield from self._rules_of_rolling_cache()
 
-    def _rules_of_shape(self) -> _Rules:
+    def _rules_of_shape(self) -> Rules:
         for name in ("hsk", "hsv", "n_head_kv", "n_kv", "n_batch"):
             yield getattr(self, name) >= 1, name, "must be at least 1"
         for name in ("hsk", "hsv", "n_head_kv", "n_group", "ne3", "n_kv", "n_batch", "hot_window"):
@@ -251,7 +249,7 @@ class Case:
             "must order 0,1,2,3 and begin with 0, since rows stay contiguous",
         )
 
-    def _rules_of_types(self) -> _Rules:
+    def _rules_of_types(self) -> Rules:
         for name in ("type_K", "type_V"):
             type_name = getattr(self, name)
             yield type_name in TYPES or type_name in OTHER_TYPES, name, _UNKNOWN_TYPE
@@ -264,7 +262,7 @@ class Case:
             f"and hsv <= hsk (they are {self.hsv}, {self.hsk})",
         )
 
-    def _rules_of_options(self) -> _Rules:
+    def _rules_of_options(self) -> Rules:
         for name in ("max_bias", "logit_softcap"):
             value = getattr(self, name)
             yield 0 <= value <= _MOST_FLOAT, name, "must be a number of at least 0 in float32"
@@ -275,7 +273,7 @@ class Case:
         yield self.prec in ("f32", "def"), "prec", "must be f32 or def"
         yield 1 <= self.threads <= MAX_THREADS, "threads", f"must be from 1 to {MAX_THREADS}"
 
-    def _rules_of_mask(self) -> _Rules:
+    def _rules_of_mask(self) -> Rules:
         yield (
             self.mask_kind in MASK_KINDS or (self.mask_kind == CAPTURED and bool(self.captured)),
             "mask_kind",
@@ -297,7 +295,7 @@ class Case:
             f"contradicts mask_kind={self.mask_kind}; n_kv_max above 0 goes with sparse alone",
         )
 
-    def _rules_of_segments(self) -> _Rules:
+    def _rules_of_segments(self) -> Rules:
         yield self.segments >= 1, "segments", "must be at least 1"
         if isinstance(self.boundaries, tuple):
             limits = self.boundaries
@@ -327,7 +325,7 @@ class Case:
             "segments, dequantised",
         )
 
-    def _rules_of_data(self) -> _Rules:
+    def _rules_of_data(self) -> Rules:
         is_captured = self.regime == CAPTURED
         yield (
             self.regime in REGIMES or (is_captured and bool(self.captured)),
@@ -360,7 +358,7 @@ class Case:
             f"{of_capture} has a mask of its own; take captured or none",
         )
 
-    def _rules_of_rolling_cache(self) -> _Rules:
+    def _rules_of_rolling_cache(self) -> Rules:
         yield self.hot_window >= 0, "hot_window", "must be at least 0"
         if self.hot_window == 0:
             return
@@ -377,7 +375,7 @@ class Case:
         )
         yield not self.segment_types, "hot_window", "excludes segment_types"
 
-    def _rules_of_stored_type(self, field: str, type_name: str, size_field: str) -> _Rules:
+    def _rules_of_stored_type(self, field: str, type_name: str, size_field: str) -> Rules:
         yield type_name in TYPES, field, _UNKNOWN_TYPE
         block_size, size = TYPES[type_name].block_size, getattr(self, size_field)
         yield (
@@ -387,9 +385,11 @@ class Case:
             f"{type_name}",
         )
 
-    def refused(self, name: str, reason: str) -> UsageError:
-        """Return the error that says why a field cannot be what it is."""
-        return UsageError(f"{self._print(name)}: {reason}")
+    def require(self, rules: Rules) -> None:
+        """Refuse the case by the first rule that does not hold."""
+        for holds, field, reason in rules:
+            if not holds:
+                raise UsageError(f"{self._print(field)}: {reason}")
 
 
 def _pad(n: int, type_name: str) -> int:
