@@ -193,7 +193,7 @@ def _default() -> list[Case]:
         add(few, "q8_0", sinks=True, regime=regime)
         add(few, logit_softcap=10.0, regime=regime)
         add(few, max_bias=8.0, regime=regime)
-    every = {"max_bias": 8.0, "logit_softcap": 5.0, "sinks": True}
+    every: Fields = {"max_bias": 8.0, "logit_softcap": 5.0, "sinks": True}
     add(few, n_head_kv=3, n_group=2, **every, regime="uniform")
     add(_DECODE, n_kv=700, sinks=True, max_bias=8.0)
     add(few, n_batch=66, sinks=True, logit_softcap=10.0)
