@@ -144,12 +144,11 @@ def localise(judged: Sequence[Judged], first: Judged) -> Localisation:
         judged: All checks of the case, in the order of computing.
         first: The first of them that does not hold.
     """
-    check, worst, call = first.check, first.comparison.worst, first.call
-    assert check is not None
+    check, worst, call = first.check, first.comparison.worst, first.check.call
     assert worst is not None
     is_wrong, part, offset = wrong(check), "result", 0
-    of_call = [each for each in judged if each.call == call and each.is_state]
-    before = of_call[: of_call.index(first)] if first in of_call else of_call
+    of_call = [each for each in judged if each.check.call == call and each.check.is_state]
+    before = of_call[: of_call.index(first)] if check.is_state else of_call
     right: tuple[str, ...] = PARTS if before and all(each.comparison.ok for each in before) else ()
     if check.is_state:
         part = PARTS[min(worst.dim, 2)]
@@ -163,8 +162,8 @@ def localise(judged: Sequence[Judged], first: Judged) -> Localisation:
     if call.f16_numerators and check.numerators is not None:
         largest = float(np.abs(check.numerators[at[:3]]).max())
     return Localisation(
-        mode=first.mode,
-        comparison=first.name,
+        mode=check.mode,
+        comparison=check.name,
         call=call.name,
         index=call.index,
         path=call.path,
