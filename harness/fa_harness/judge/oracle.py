@@ -233,12 +233,11 @@ def _attend_rows(
 
     if not for_bounds:
         vkq, abs_vkq = np.split(weights @ keys.v, 2, axis=-1)
-        none, nones = np.full(m.shape, np.nan), np.full(vkq.shape, np.nan)
-        return {
-            **dict.fromkeys(("n_roundings", "k_s", "s_walk", "k_max", "bias_max"), none),
-            **dict.fromkeys(("k_abs_vkq", "walk", "walk_norm"), nones),
-            "m": m, "s": s, "vkq": vkq, "abs_vkq": abs_vkq, "peak": abs_vkq.max(axis=-1),
-        }  # fmt: skip
+        fields = {"m": m, "s": s, "vkq": vkq, "abs_vkq": abs_vkq, "peak": abs_vkq.max(axis=-1)}
+        of_rows = ("n_roundings", "k_s", "s_walk", "k_max", "bias_max")
+        fields |= dict.fromkeys(of_rows, np.full(m.shape, np.nan))
+        of_elements = ("k_abs_vkq", "walk", "walk_norm")
+        return fields | dict.fromkeys(of_elements, np.full(vkq.shape, np.nan))
     starts = range(0, scores.shape[-1], _step_keys(case, scores.shape[-1]))
     of_maximum = np.int8(rescale_roundings) * is_maximum
     counts = is_seen + of_maximum
@@ -336,11 +335,9 @@ def _walk(weights: F64, v: F64, roundings: F64, starts: range) -> tuple[F64, F64
 
 def _without_v(m: F64, n: F64, zeros: F64) -> Partial:
     """Return the state of `n` scores, none or one, of keys and a V that are 0."""
-    zero = np.zeros_like(n)
-    return Partial(
-        m=m, s=n, vkq=zeros, n_roundings=n, abs_vkq=zeros, k_s=zero, k_abs_vkq=zeros, walk=zeros,
-        walk_norm=zeros, s_walk=n, k_max=zero, bias_max=zero, peak=zero,
-    )  # fmt: skip
+    of_rows = dict.fromkeys(("k_s", "k_max", "bias_max", "peak"), np.zeros_like(n))
+    of_elements = dict.fromkeys(("vkq", "abs_vkq", "k_abs_vkq", "walk", "walk_norm"), zeros)
+    return Partial(m=m, s=n, n_roundings=n, s_walk=n, **of_rows, **of_elements)
 
 
 def weight(m: F64, m_new: F64) -> F64:
