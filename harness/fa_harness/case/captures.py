@@ -110,11 +110,7 @@ class Capture:
 
 
 def load(path: Path) -> Capture:
-    """Return what a capture holds, without its arrays.
-
-    Raises:
-        UsageError: There is no such file, it is no capture, damaged, or of a newer fa-harness.
-    """
+    """Return what a capture holds, without its arrays."""
     try:
         status = path.stat()
     except OSError as error:
@@ -153,9 +149,6 @@ def checked(case: Case) -> Case:
     """Return a case that its capture, if it is of one, has the inputs for.
 
     A `Case` itself reads no file: this is called where cases are chosen, before one runs.
-
-    Raises:
-        UsageError: There is no such file or entry, or it has not what the case asks for.
     """
     if case.captured:
         case.require(_rules(case, entry_of(case.captured)))
@@ -190,11 +183,7 @@ def _rules(case: Case, entry: Entry) -> Rules:
 
 
 def arrays_of(reference: str) -> Arrays:
-    """Return the arrays of the entry that `FILE#ENTRY` names.
-
-    Raises:
-        UsageError: There is no such file or entry, or it is damaged.
-    """
+    """Return the arrays of the entry that `FILE#ENTRY` names."""
     path, _ = split(reference)
     entry = entry_of(reference)
     status = path.stat()
@@ -210,11 +199,7 @@ def save(
     upstream: str,
     tool_version: str,
 ) -> Capture:
-    """Write a capture; an older file is replaced, whole or not at all.
-
-    Raises:
-        SetupError: It cannot be written.
-    """
+    """Write a capture; an older file is replaced, whole or not at all."""
     capture = Capture(
         model=model, sha256=sha256, upstream=upstream, entries=tuple(entry for entry, _ in entries)
     )

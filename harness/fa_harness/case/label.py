@@ -128,11 +128,7 @@ def wanted(pattern: str | None) -> Callable[[Case], bool]:
 
 
 def regex(pattern: str | None) -> re.Pattern[str]:
-    """Return a pattern; without one, what is found in every text.
-
-    Raises:
-        UsageError: It is no regular expression.
-    """
+    """Return a pattern; without one, what is found in every text."""
     try:
         return re.compile(pattern or "")
     except re.error as error:

@@ -32,16 +32,6 @@ class Held:
     cache_bytes: int
     """Bytes of the rows of K and V in the slots that are visible."""
 
-    @property
-    def tokens_cold(self) -> int:
-        """Visible slots of the cold store."""
-        return int((self.cold != HIDDEN).sum())
-
-    @property
-    def tokens_hot(self) -> int:
-        """Visible slots of the hot window."""
-        return int((self.hot != HIDDEN).sum())
-
 
 @dataclass(frozen=True, kw_only=True)
 class CacheStep:
@@ -74,11 +64,6 @@ def token_bytes(case: Case, *, cold: bool) -> int:
     type_k, type_v = (case.cold_type,) * 2 if cold else (case.type_K, case.type_V)
     of_head = row_bytes(type_k, case.hsk_padded) + row_bytes(type_v, case.hsv_padded)
     return of_head * case.n_head_kv * case.ne3
-
-
-def f16_bytes(case: Case, n_tokens: int) -> int:
-    """Return the bytes of a cache that keeps tokens in F16."""
-    return token_bytes(case.with_(type_K="f16", type_V="f16"), cold=False) * n_tokens
 
 
 class Tokens:

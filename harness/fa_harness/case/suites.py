@@ -55,11 +55,7 @@ _OPTIONS: tuple[Fields, ...] = (
 
 
 def suite(name: str) -> list[Case]:
-    """Return the cases of a suite.
-
-    Raises:
-        UsageError: There is no suite of that name.
-    """
+    """Return the cases of a suite."""
     if name not in SUITES:
         raise UsageError(f"suite {name!r} is unknown; there are {', '.join(SUITES)}")
     return SUITES[name]()

@@ -164,9 +164,8 @@ def wrong(check: Check) -> Bools:
         got, expected = (np.ascontiguousarray(x, np.float32) for x in (check.got, check.expected))
         different: Bools = got.view(np.uint32) != expected.view(np.uint32)
         return different
-    beyond: Bools = (
-        _shares(check.got.astype(np.float64), check.region.centre, check.region.bound) > 1
-    )
+    shares = _shares(check.got.astype(np.float64), check.region.centre, check.region.bound)
+    beyond: Bools = shares > 1
     return beyond
 
 

@@ -85,7 +85,10 @@ def judge(
         comparisons["standard_vs_model"] = difference(standard, inputs.model_output)
     overflows = _overflows(case, run.results, expect)
     misplaced = _misplaced(case, run.results)
-    first = _first_wrong(judged, only_bits=overflows)
+    # where upstream's F16 accumulator overflows no bound can hold: only bits count
+    required = ("bits",) if overflows else ("bits", "bound")
+    wrong = (c for c in judged if not c.comparison.ok and c.comparison.required in required)
+    first = next(wrong, None)
     localisation = None if first is None or misplaced else localise(judged, first)
     status, reason = "fail", misplaced or (localisation.reason if localisation else "")
     if not reason:
@@ -137,18 +140,6 @@ def _status(
     return ("pass", "") if mistrusted is None else ("mistrusted", mistrusted)
 
 
-def _first_wrong(judged: Sequence[Judged], *, only_bits: bool) -> Judged | None:
-    """Return the first check that does not hold and counts.
-
-    Where upstream's F16 accumulator overflows no bound can hold, so only what must be bit-identical
-    counts.
-    """
-    for each in judged:
-        if not each.comparison.ok and not (only_bits and each.comparison.required == "bound"):
-            return each
-    return None
-
-
 def _misplaced(case: Case, results: ByMode) -> str | None:
     """Return the first token of a rolling cache that is not where it belongs, or None."""
     if "fifo" not in results:
@@ -174,20 +165,19 @@ def _steps(
     case: Case, results: ByMode, judged: Sequence[Judged], expect: Expectations
 ) -> tuple[CacheStep, ...]:
     """Return what each step of a rolling cache costs."""
-    if "fifo" not in results:
-        return ()
-    rolled = results["fifo"].first
     of_steps = [each.comparison for each in judged if each.check.name == "fifo_vs_oracle"]
     if not of_steps:
         return ()
+    rolled = results["fifo"].first
+    f16_bytes = rolling.token_bytes(case.with_(type_K="f16", type_V="f16"), cold=False)
     unquantised = np.abs(rolled.output - expect.outputs[-1]).max(axis=(0, 1, 3)).tolist()
     return tuple(
         CacheStep(
             step=step,
-            tokens_hot=held.tokens_hot,
-            tokens_cold=held.tokens_cold,
+            tokens_hot=int((held.hot != rolling.HIDDEN).sum()),
+            tokens_cold=int((held.cold != rolling.HIDDEN).sum()),
             cache_bytes=held.cache_bytes,
-            f16_bytes=rolling.f16_bytes(case, step + 1),
+            f16_bytes=f16_bytes * (step + 1),
             error=comparison.max_abs,
             of_bound=comparison.of_bound,
             quantisation_error=unquantised[step],
