@@ -41,11 +41,9 @@ _DOT_TYPE = {
 
 
 def path(case: Case, n_kv: int | None = None) -> str:
-    """Return the path that one call takes, with a state or without: `vec`, `tiled` or `split-kv`.
+    """Return the path of one call over `n_kv` keys, or all: `vec`, `tiled` or `split-kv`.
 
-    Args:
-        case: The case.
-        n_kv: Keys of the call; all of the case's where it is None.
+    A state does not change it.
     """
     n_kv = case.n_kv if n_kv is None else n_kv
     if case.type_K == case.type_V and case.type_K in TILE_TYPES:
@@ -57,12 +55,7 @@ def path(case: Case, n_kv: int | None = None) -> str:
 
 
 def chain_paths(case: Case, *, own_types: bool = False) -> tuple[str, ...]:
-    """Return the path of each call of the chain.
-
-    Args:
-        case: The case.
-        own_types: Each segment is a cache of its own types, as in mode `mixed`.
-    """
+    """Return the path of each call of the chain, in the cache's types or each segment's own."""
     limits = itertools.pairwise(case.segment_bounds())
     return tuple(
         path(case.of_segment(i) if own_types else case, stop - start)
@@ -86,11 +79,8 @@ def chain_is_exact(case: Case) -> bool:
 def n_tiles(case: Case, bounds: tuple[int, ...]) -> int:
     """Return the KV tiles that the tiled path computes for a head under a causal mask.
 
-    A tile is computed for a tile of query rows if one of the rows sees one of its keys.
-
-    Args:
-        case: The case.
-        bounds: The limits of the calls, as `Case.segment_bounds` gives them.
+    A tile is computed for a tile of query rows if one of the rows sees one of its keys. The calls
+    have the limits `bounds`.
     """
     total = 0
     for first in range(0, case.n_batch, Q_TILE):
@@ -123,13 +113,7 @@ class Arithmetic:
 
 
 def arithmetic(case: Case, path: str, features: tuple[str, ...]) -> Arithmetic:
-    """Return what a path computes a case in.
-
-    Args:
-        case: The case.
-        path: `vec`, `tiled` or `split-kv`.
-        features: The library's CPU features, as `Ggml.features` names them.
-    """
+    """Return what a path computes a case in, on CPU features as `Ggml.features` names them."""
     if path == "tiled":
         return Arithmetic(q_type="f32", f16_numerators=False)
     return Arithmetic(
@@ -154,12 +138,9 @@ def goes_on_in_f16(state: F32) -> Bools:
 
 
 def why_work_size(work_size: dict[str, int]) -> str | None:
-    """Return what is wrong with the work memory planned, None where nothing is.
+    """Return what is wrong with the bytes of work memory planned by mode, None where nothing is.
 
     The state needs none: a call with it plans what one without does.
-
-    Args:
-        work_size: Bytes by mode, `standard` and maybe `full_state`.
     """
     without, with_ = work_size["standard"], work_size.get("full_state", work_size["standard"])
     if with_ == without:

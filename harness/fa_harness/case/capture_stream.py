@@ -14,15 +14,17 @@ from fa_harness.errors import UsageError
 
 _STREAM = 1
 """Version of what the program writes."""
+_OF_CALL = (
+    "layer", "phase", "position", "scale", "max_bias", "logit_softcap", "prec", "threads",
+    "v_is_view_of_k",
+)  # fmt: skip
+_USUAL = {
+    "max_bias": 0.0, "logit_softcap": 0.0, "prec": "f32", "threads": 1, "v_is_view_of_k": False,
+}  # fmt: skip
 
 
 def read_stream(stream: BinaryIO) -> list[tuple[Entry, Arrays]]:
-    """Read what the program `fa-harness-capture` writes.
-
-    Raises:
-        UsageError: It ends too early, is of another version, or holds a call that the harness has
-            no case for.
-    """
+    """Read what the program `fa-harness-capture` writes."""
     head = _line(stream)
     if head.get("stream") != _STREAM:
         raise UsageError(
@@ -52,16 +54,9 @@ def read_stream(stream: BinaryIO) -> list[tuple[Entry, Arrays]]:
             sinks=None if sinks is None else sinks.view(np.float32).reshape(-1),
             out=np.ascontiguousarray(tensors["out"].view(np.float32).swapaxes(1, 2)),
         )
-        options = ("position", "max_bias", "logit_softcap", "prec", "threads", "v_is_view_of_k")
+        of_call = {name: call[name] for name in _OF_CALL}
         entry = make_entry(
-            arrays,
-            layer=call["layer"],
-            phase=call["phase"],
-            type_k=types["k"],
-            type_v=types["v"],
-            scale=call["scale"],
-            n_swa=head["n_swa"],
-            **{option: call[option] for option in options},
+            arrays, type_k=types["k"], type_v=types["v"], n_swa=head["n_swa"], **of_call
         )
         entries.append((entry, arrays))
     return entries
@@ -89,46 +84,22 @@ def _tensor(stream: BinaryIO, item: dict[str, Any]) -> U8:
 def make_entry(
     arrays: Arrays,
     *,
-    layer: int,
-    phase: str,
     type_k: str,
     type_v: str,
     scale: float,
     position: int = 0,
     n_swa: int = 0,
-    max_bias: float = 0.0,
-    logit_softcap: float = 0.0,
-    prec: str = "f32",
-    threads: int = 1,
-    v_is_view_of_k: bool = False,
+    **of_call: Any,
 ) -> Entry:
-    """Describe one call of the op.
+    """Describe one call of the op, with the other fields of an `Entry` or their usual values.
 
-    Args:
-        arrays: What it got and gave.
-        layer: The model's layer.
-        phase: `prefill` or `decode`.
-        type_k: Type of the rows of K, one of `quants.TYPES`.
-        type_v: Type of the rows of V.
-        scale: What the scores are multiplied with; rounded to float32.
-        position: Tokens of the sequence before the first row.
-        n_swa: The model's sliding window; 0 is none.
-        max_bias: ALiBi; 0 is off.
-        logit_softcap: 0 is off.
-        prec: `f32` or `def`.
-        threads: Threads that the model computed with.
-        v_is_view_of_k: V is the first elements of K's rows.
-
-    Raises:
-        UsageError: The arrays do not go together, or hold numbers that are not finite where a row
-            sees them.
+    `n_swa` is the model's window. Numbers that a row sees must be finite.
     """
     ne3, n_head, n_batch, hsk = arrays.q.shape
     n_head_kv, n_kv = arrays.k.shape[1:3]
     mask = arrays.mask
     entry = Entry(
-        layer=layer,
-        phase=phase,
+        **{**_USUAL, **of_call},
         position=position,
         hsk=hsk,
         hsv=arrays.out.shape[-1],
@@ -141,12 +112,7 @@ def make_entry(
         has_sinks=arrays.sinks is not None,
         type_K=type_k,
         type_V=type_v,
-        v_is_view_of_k=v_is_view_of_k,
         scale=float(np.float32(scale)),
-        max_bias=max_bias,
-        logit_softcap=logit_softcap,
-        prec=prec,
-        threads=threads,
         n_kv_seen=n_kv if mask is None else _n_seen(mask),
         n_causal=0 if mask is None else _n_causal(mask),
         sliding_window=n_swa if mask is not None and _hides_past(mask, position) else 0,

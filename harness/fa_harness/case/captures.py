@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from fa_harness.arrays import F16, F32, U8, Array
-from fa_harness.case.case import CAPTURED, Case
+from fa_harness.case.case import CAPTURED, Case, Rules
 from fa_harness.case.case_string import format_field
 from fa_harness.case.quants import row_bytes
 from fa_harness.errors import SetupError, UsageError
@@ -110,11 +110,7 @@ class Capture:
 
 
 def load(path: Path) -> Capture:
-    """Return what a capture holds, without its arrays.
-
-    Raises:
-        UsageError: There is no such file, it is no capture, damaged, or of a newer fa-harness.
-    """
+    """Return what a capture holds, without its arrays."""
     try:
         status = path.stat()
     except OSError as error:
@@ -126,11 +122,7 @@ def load(path: Path) -> Capture:
 
 
 def split(reference: str) -> tuple[Path, str]:
-    """Return the file and the entry's name of `FILE#ENTRY`.
-
-    Raises:
-        UsageError: It is not of that form, or a case string could not hold it.
-    """
+    """Return the file and the entry's name of `FILE#ENTRY`."""
     file, hash_, name = reference.rpartition("#")
     if not (file and hash_ and name):
         raise UsageError(
@@ -145,11 +137,7 @@ def split(reference: str) -> tuple[Path, str]:
 
 
 def entry_of(reference: str) -> Entry:
-    """Return the entry that `FILE#ENTRY` names.
-
-    Raises:
-        UsageError: There is no such file or entry.
-    """
+    """Return the entry that `FILE#ENTRY` names."""
     path, name = split(reference)
     entries = {entry.name: entry for entry in load(path).entries}
     if name not in entries:
@@ -161,59 +149,41 @@ def checked(case: Case) -> Case:
     """Return a case that its capture, if it is of one, has the inputs for.
 
     A `Case` itself reads no file: this is called where cases are chosen, before one runs.
-
-    Raises:
-        UsageError: There is no such file or entry, or it has not what the case asks for.
     """
-    if not case.captured:
-        return case
-    entry = entry_of(case.captured)
-    group = entry.n_head // entry.n_head_kv
-    exactly = {"hsk": entry.hsk, "hsv": entry.hsv}
-    at_most = {
-        "n_head_kv": entry.n_head_kv,
-        "n_kv": entry.n_kv,
-        "n_batch": entry.n_batch,
-        "mask_heads": max(1, entry.mask_heads),
-    }
-    off_or = {"max_bias": entry.max_bias, "logit_softcap": entry.logit_softcap}
-    only_if = {
-        "mask": entry.mask_heads > 0,
-        "sinks": entry.has_sinks,
-        "v_is_view_of_k": entry.v_is_view_of_k,
-    }
-    for name, found in exactly.items():
-        if getattr(case, name) != found:
-            raise case.refused(name, f"{case.captured} has {found}")
-    for name, found in at_most.items():
-        if getattr(case, name) > found:
-            raise case.refused(name, f"{case.captured} has no more than {found}")
-    if case.n_group > group or case.ne3 > entry.ne3:
-        raise case.refused("n_group", f"{case.captured} has no more than [{group},{entry.ne3}]")
-    for name, is_there in only_if.items():
-        if getattr(case, name) and not is_there:
-            raise case.refused(name, f"{case.captured} has it not")
-    for name, value in off_or.items():
-        if getattr(case, name) not in (0.0, value):
-            raise case.refused(name, f"{case.captured} has {value:g}")
-    if case.scale != entry.scale:
-        scale = format_field("kq_scale", entry.scale)
-        raise case.refused("kq_scale", f"{case.captured} has {scale}")
-    if case.hot_window and case.mask_kind == CAPTURED and case.n_kv > entry.n_causal:
-        raise case.refused(
-            "hot_window",
-            f"needs a causal mask; that of {case.captured} is one for the first {entry.n_causal} "
-            f"tokens, and kv is {case.n_kv}",
-        )
+    if case.captured:
+        case.require(_rules(case, entry_of(case.captured)))
     return case
 
 
-def arrays_of(reference: str) -> Arrays:
-    """Return the arrays of the entry that `FILE#ENTRY` names.
+def _rules(case: Case, entry: Entry) -> Rules:
+    group, has = entry.n_head // entry.n_head_kv, f"{case.captured} has"
+    for name in ("hsk", "hsv"):
+        found = getattr(entry, name)
+        yield getattr(case, name) == found, name, f"{has} {found}"
+    for name in ("n_head_kv", "n_kv", "n_batch", "mask_heads"):
+        most = max(1, getattr(entry, name))  # without a mask a case says mask_heads=1
+        yield getattr(case, name) <= most, name, f"{has} no more than {most}"
+    is_there = case.n_group <= group and case.ne3 <= entry.ne3
+    yield is_there, "n_group", f"{has} no more than [{group},{entry.ne3}]"
+    yield entry.mask_heads > 0 or not case.mask, "mask", f"{has} it not"
+    yield entry.has_sinks or not case.sinks, "sinks", f"{has} it not"
+    yield entry.v_is_view_of_k or not case.v_is_view_of_k, "v_is_view_of_k", f"{has} it not"
+    for name in ("max_bias", "logit_softcap"):
+        value = getattr(entry, name)
+        yield getattr(case, name) in (0.0, value), name, f"{has} {value:g}"
+    scale = format_field("kq_scale", entry.scale)
+    yield case.scale == entry.scale, "kq_scale", f"{has} {scale}"
+    is_causal = case.mask_kind != CAPTURED or case.n_kv <= entry.n_causal
+    yield (
+        is_causal or not case.hot_window,
+        "hot_window",
+        f"needs a causal mask; that of {case.captured} is one for the first {entry.n_causal} "
+        f"tokens, and kv is {case.n_kv}",
+    )
 
-    Raises:
-        UsageError: There is no such file or entry, or it is damaged.
-    """
+
+def arrays_of(reference: str) -> Arrays:
+    """Return the arrays of the entry that `FILE#ENTRY` names."""
     path, _ = split(reference)
     entry = entry_of(reference)
     status = path.stat()
@@ -229,19 +199,7 @@ def save(
     upstream: str,
     tool_version: str,
 ) -> Capture:
-    """Write a capture; an older file is replaced, whole or not at all.
-
-    Args:
-        path: The file.
-        entries: What it is to hold.
-        model: Name of the model's file.
-        sha256: Of the model's file.
-        upstream: The llama.cpp that ran it.
-        tool_version: Of fa-harness.
-
-    Raises:
-        SetupError: It cannot be written.
-    """
+    """Write a capture; an older file is replaced, whole or not at all."""
     capture = Capture(
         model=model, sha256=sha256, upstream=upstream, entries=tuple(entry for entry, _ in entries)
     )
@@ -284,10 +242,9 @@ def _load(path: Path, changed: int, size: int) -> Capture:
             "a newer fa-harness or capture again"
         )
     try:
-        entries = tuple(Entry(**fields) for fields in meta.pop("entries"))
-        return Capture(
-            model=meta["model"], sha256=meta["sha256"], upstream=meta["upstream"], entries=entries
-        )
+        entries = tuple(Entry(**fields) for fields in meta["entries"])
+        origin = {name: meta[name] for name in ("model", "sha256", "upstream")}
+        return Capture(entries=entries, **origin)
     except (KeyError, TypeError) as error:
         raise UsageError(
             f"capture {path}: its description is damaged ({_words(error)}); capture again"
@@ -299,10 +256,8 @@ def _arrays(path: Path, entry: Entry, changed: int, size: int) -> Arrays:
     """Return an entry's arrays; `changed` and `size` tell the file from one of the same name."""
     try:
         with _open(path) as file:
-            found = {
-                name: file.get(f"{entry.name}.{name}")
-                for name in ("q", "k", "v", "mask", "sinks", "out")
-            }
+            names = (field.name for field in dataclasses.fields(Arrays))
+            found = {name: file.get(f"{entry.name}.{name}") for name in names}
         if entry.v_is_view_of_k and found["k"] is not None:
             n_bytes = row_bytes(entry.type_V, entry.hsv)
             found["v"] = np.ascontiguousarray(found["k"][..., :n_bytes])
@@ -342,21 +297,20 @@ def check_arrays(entry: Entry, arrays: Arrays) -> None:
     """Find out whether an entry's arrays have the shapes and types that it says."""
     cache = (entry.ne3, entry.n_head_kv, entry.n_kv)
     rows = (entry.ne3, entry.n_head, entry.n_batch)
-    wanted: dict[str, tuple[type, tuple[int, ...]] | None] = {
-        "q": (np.float32, (*rows, entry.hsk)),
-        "k": (np.uint8, (*cache, row_bytes(entry.type_K, entry.hsk))),
-        "v": (np.uint8, (*cache, row_bytes(entry.type_V, entry.hsv))),
-        "mask": (np.float16, (entry.ne3, entry.mask_heads, entry.n_batch, entry.n_kv))
-        if entry.mask_heads
-        else None,
-        "sinks": (np.float32, (entry.n_head,)) if entry.has_sinks else None,
-        "out": (np.float32, (*rows, entry.hsv)),
+    mask = (entry.ne3, entry.mask_heads, entry.n_batch, entry.n_kv)
+    wanted = {
+        "q": _kind("float32", *rows, entry.hsk),
+        "k": _kind("uint8", *cache, row_bytes(entry.type_K, entry.hsk)),
+        "v": _kind("uint8", *cache, row_bytes(entry.type_V, entry.hsv)),
+        "mask": _kind("float16", *mask) if entry.mask_heads else "missing",
+        "sinks": _kind("float32", entry.n_head) if entry.has_sinks else "missing",
+        "out": _kind("float32", *rows, entry.hsv),
     }
     for name, array in vars(arrays).items():
-        found = None if array is None else (array.dtype.type, array.shape)
+        found = "missing" if array is None else _kind(array.dtype.type.__name__, *array.shape)
         if found != wanted[name]:
-            raise UsageError(f"{entry.name}: {name} is {_kind(found)}, not {_kind(wanted[name])}")
+            raise UsageError(f"{entry.name}: {name} is {found}, not {wanted[name]}")
 
 
-def _kind(found: tuple[type, tuple[int, ...]] | None) -> str:
-    return "missing" if found is None else f"{found[0].__name__} {list(found[1])}"
+def _kind(type_name: str, *shape: int) -> str:
+    return f"{type_name} {list(shape)}"

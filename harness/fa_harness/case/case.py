@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +36,10 @@ _DERIVED = ""
 _MOST_INT = 2**63 - 1
 _MOST_FLOAT = float(np.finfo(np.float32).max)
 """What ggml can be told."""
+_UNKNOWN_TYPE = f"unknown type; known are {', '.join(TYPES)}"
+
+Rules = Iterator[tuple[bool, str, str]]
+"""Whether a rule holds, the field that it is about, and what is wrong with it if not."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,15 +123,7 @@ class Case:
             object.__setattr__(self, "mask_kind", self._default_mask_kind())
         if isinstance(self.boundaries, tuple) and self.segments == 1:
             object.__setattr__(self, "segments", len(self.boundaries) + 1)
-        self._check_shape()
-        self._check_types()
-        self._check_options()
-        self._check_mask()
-        self._check_segments()
-        self._check_segment_types()
-        self._check_regime()
-        self._check_captured()
-        self._check_rolling_cache()
+        self.require(self._rules())
 
     @property
     def n_head(self) -> int:
@@ -150,10 +147,6 @@ class Case:
 
     def segment_bounds(self) -> tuple[int, ...]:
         """The segments' limits, `segments + 1` of them: `(0, b1, ..., n_kv)`."""
-        return self._segment_bounds
-
-    @functools.cached_property
-    def _segment_bounds(self) -> tuple[int, ...]:
         if isinstance(self.boundaries, tuple):
             inner = self.boundaries
         elif self.boundaries == "random":
@@ -233,209 +226,170 @@ class Case:
             return "zeros"
         return "sparse" if self.n_kv_max > 0 else "random"
 
-    def _check_shape(self) -> None:
+    def _rules(self) -> Rules:
+        """Yield what must hold; a rule may rely on those before it."""
+        yield from self._rules_of_shape()
+        yield from self._rules_of_types()
+        yield from self._rules_of_options()
+        yield from self._rules_of_mask()
+        yield from self._rules_of_segments()
+        yield from self._rules_of_data()
+        yield from self._rules_of_rolling_cache()
+
+    def _rules_of_shape(self) -> Rules:
         for name in ("hsk", "hsv", "n_head_kv", "n_kv", "n_batch"):
-            self._require(getattr(self, name) >= 1, name, "must be at least 1")
+            yield getattr(self, name) >= 1, name, "must be at least 1"
         for name in ("hsk", "hsv", "n_head_kv", "n_group", "ne3", "n_kv", "n_batch", "hot_window"):
-            self._require(getattr(self, name) <= _MOST_INT, name, "does not fit in 64 bits")
-        self._require(
-            min(self.n_group, self.ne3) >= 1, "n_group", "must be two numbers of at least 1"
-        )
-        self._require(
+            yield getattr(self, name) <= _MOST_INT, name, "does not fit in 64 bits"
+        is_positive = min(self.n_group, self.ne3) >= 1
+        yield is_positive, "n_group", "must be two numbers of at least 1"
+        yield (
             sorted(self.permute) == [0, 1, 2, 3] and self.permute[0] == 0,
             "permute",
             "must order 0,1,2,3 and begin with 0, since rows stay contiguous",
         )
 
-    def _check_types(self) -> None:
-        for type_field in ("type_K", "type_V"):
-            type_name = getattr(self, type_field)
-            self._require(
-                type_name in TYPES or type_name in OTHER_TYPES,
-                type_field,
-                f"unknown type; known are {', '.join(TYPES)}",
-            )
-        self._require(
-            self.cold_type in TYPES, "cold_type", f"unknown type; known are {', '.join(TYPES)}"
+    def _rules_of_types(self) -> Rules:
+        for name in ("type_K", "type_V"):
+            type_name = getattr(self, name)
+            yield type_name in TYPES or type_name in OTHER_TYPES, name, _UNKNOWN_TYPE
+        yield self.cold_type in TYPES, "cold_type", _UNKNOWN_TYPE
+        yield (
+            not self.v_is_view_of_k
+            or (self.type_K == self.type_V and self.hsv_padded <= self.hsk_padded),
+            "v_is_view_of_k",
+            f"needs type_V = type_K (they are {self.type_V}, {self.type_K}) "
+            f"and hsv <= hsk (they are {self.hsv}, {self.hsk})",
         )
-        if self.v_is_view_of_k:
-            self._require(
-                self.type_K == self.type_V and self.hsv_padded <= self.hsk_padded,
-                "v_is_view_of_k",
-                f"needs type_V = type_K (they are {self.type_V}, {self.type_K}) "
-                f"and hsv <= hsk (they are {self.hsv}, {self.hsk})",
-            )
 
-    def _check_options(self) -> None:
+    def _rules_of_options(self) -> Rules:
         for name in ("max_bias", "logit_softcap"):
             value = getattr(self, name)
-            self._require(
-                0 <= value <= _MOST_FLOAT, name, "must be a number of at least 0 in float32"
-            )
-            self._require(
-                float(format_value(value)) == value,
-                name,
-                "has more than the six decimals that a case string keeps",
-            )
-        self._require(
-            math.isfinite(self.kq_scale) and self.kq_scale >= 0,
-            "kq_scale",
-            "must be a number of at least 0",
-        )
-        self._require(self.prec in ("f32", "def"), "prec", "must be f32 or def")
-        self._require(
-            1 <= self.threads <= MAX_THREADS, "threads", f"must be from 1 to {MAX_THREADS}"
-        )
+            yield 0 <= value <= _MOST_FLOAT, name, "must be a number of at least 0 in float32"
+            is_kept = float(format_value(value)) == value
+            yield is_kept, name, "has more than the six decimals that a case string keeps"
+        is_scale = math.isfinite(self.kq_scale) and self.kq_scale >= 0
+        yield is_scale, "kq_scale", "must be a number of at least 0"
+        yield self.prec in ("f32", "def"), "prec", "must be f32 or def"
+        yield 1 <= self.threads <= MAX_THREADS, "threads", f"must be from 1 to {MAX_THREADS}"
 
-    def _check_mask(self) -> None:
-        self._require(
+    def _rules_of_mask(self) -> Rules:
+        yield (
             self.mask_kind in MASK_KINDS or (self.mask_kind == CAPTURED and bool(self.captured)),
             "mask_kind",
             f"unknown; known are {', '.join(MASK_KINDS)}",
         )
-        self._require(
+        yield (
             (self.mask_kind == "none") == (not self.mask),
             "mask_kind",
             f"contradicts mask={self.mask:d}; none goes with mask=0, the others with mask=1",
         )
-        self._require(
-            self.mask_heads >= 1 and self.n_head % self.mask_heads == 0,
-            "mask_heads",
-            f"must divide the {self.n_head} query heads",
-        )
-        self._require(self.mask or self.mask_heads == 1, "mask_heads", "needs mask=1")
-        self._require(self.mask or self.max_bias == 0, "max_bias", "ALiBi needs mask=1")
-        self._require(
-            0 <= self.n_kv_max <= self.n_kv, "n_kv_max", f"must be from 0 to kv={self.n_kv}"
-        )
-        self._require(
+        divides = self.mask_heads >= 1 and self.n_head % self.mask_heads == 0
+        yield divides, "mask_heads", f"must divide the {self.n_head} query heads"
+        yield self.mask or self.mask_heads == 1, "mask_heads", "needs mask=1"
+        yield self.mask or self.max_bias == 0, "max_bias", "ALiBi needs mask=1"
+        yield 0 <= self.n_kv_max <= self.n_kv, "n_kv_max", f"must be from 0 to kv={self.n_kv}"
+        yield (
             (self.n_kv_max > 0) == (self.mask_kind == "sparse"),
             "n_kv_max",
             f"contradicts mask_kind={self.mask_kind}; n_kv_max above 0 goes with sparse alone",
         )
 
-    def _check_segments(self) -> None:
-        self._require(self.segments >= 1, "segments", "must be at least 1")
+    def _rules_of_segments(self) -> Rules:
+        yield self.segments >= 1, "segments", "must be at least 1"
         if isinstance(self.boundaries, tuple):
-            self._require(
-                self.segments == len(self.boundaries) + 1,
-                "segments",
-                f"boundaries={format_value(self.boundaries)} make {len(self.boundaries) + 1}",
-            )
-            self._require(
-                list(self.boundaries) == sorted(self.boundaries), "boundaries", "out of order"
-            )
-            self._require(
-                all(0 <= bound <= self.n_kv for bound in self.boundaries),
-                "boundaries",
-                f"must lie from 0 to kv={self.n_kv}",
-            )
+            limits = self.boundaries
+            makes = f"boundaries={format_value(limits)} make {len(limits) + 1}"
+            yield self.segments == len(limits) + 1, "segments", makes
+            yield list(limits) == sorted(limits), "boundaries", "out of order"
+            are_keys = all(0 <= limit <= self.n_kv for limit in limits)
+            yield are_keys, "boundaries", f"must lie from 0 to kv={self.n_kv}"
         else:
-            self._require(
-                self.boundaries in (None, "random"), "boundaries", "must be a list or random"
-            )
-            self._require(
+            yield self.boundaries in (None, "random"), "boundaries", "must be a list or random"
+            yield (
                 self.segments <= self.n_kv,
                 "segments",
                 f"more than the kv={self.n_kv} keys; explicit boundaries may make empty segments",
             )
-
-    def _check_segment_types(self) -> None:
         if not self.segment_types:
             return
         for i in range(len(self.segment_types)):
-            for type_name, size_field in zip(self.types_of_segment(i), ("hsk", "hsv"), strict=True):
-                self._check_stored_type("segment_types", type_name, size_field)
-        self._require(
-            len(self.segment_types) <= self.segments,
-            "segment_types",
-            f"more than the segments={self.segments}",
-        )
-        self._require(
+            for type_name, size in zip(self.types_of_segment(i), ("hsk", "hsv"), strict=True):
+                yield from self._rules_of_stored_type("segment_types", type_name, size)
+        n_types = len(self.segment_types)
+        yield n_types <= self.segments, "segment_types", f"more than the segments={self.segments}"
+        yield (
             (self.type_K, self.type_V) == ("f32", "f32") and not self.v_is_view_of_k,
             "segment_types",
             "needs type_K=f32,type_V=f32,v_is_view_of_k=0: the whole cache has the values of all "
             "segments, dequantised",
         )
 
-    def _check_rolling_cache(self) -> None:
-        self._require(self.hot_window >= 0, "hot_window", "must be at least 0")
+    def _rules_of_data(self) -> Rules:
+        is_captured = self.regime == CAPTURED
+        yield (
+            self.regime in REGIMES or (is_captured and bool(self.captured)),
+            "regime",
+            "needs captured=FILE#ENTRY"
+            if is_captured
+            else f"unknown; known are {', '.join(REGIMES)}",
+        )
+        of_capture = f"captured={self.captured}"
+        yield is_captured or not self.captured, "regime", f"{of_capture} needs regime=captured"
+        yield 0 <= self.seed < 2**64, "seed", "must be from 0 to 2^64 - 1"
+        if self.regime == "seed":
+            heads = (self.n_head_kv, self.n_group, self.ne3)
+            shape = (self.hsk, self.hsv, *heads, self.n_kv, self.n_batch)
+            yield (
+                shape == (4, 4, 1, 1, 1, 2, 1) and not self.v_is_view_of_k,
+                "regime",
+                "has one shape: hsk=4,hsv=4,nh=1,nr23=[1,1],kv=2,nb=1,v_is_view_of_k=0",
+            )
+            yield (
+                (self.hsk_padded, self.hsv_padded) == (4, 4),
+                "regime",
+                f"needs types without blocks (they are {self.type_K}, {self.type_V})",
+            )
+            is_plain = self.mask_kind in ("none", "zeros")
+            yield is_plain, "mask_kind", "regime=seed has no mask or one of zeros"
+        yield (
+            not self.captured or (self.mask_kind in ("none", CAPTURED) and self.n_kv_max == 0),
+            "mask_kind",
+            f"{of_capture} has a mask of its own; take captured or none",
+        )
+
+    def _rules_of_rolling_cache(self) -> Rules:
+        yield self.hot_window >= 0, "hot_window", "must be at least 0"
         if self.hot_window == 0:
             return
-        self._require(
-            1 <= self.group <= self.hot_window,
-            "group",
-            f"must be from 1 to hot_window={self.hot_window}",
-        )
-        for size_field in ("hsk", "hsv"):
-            self._check_stored_type("cold_type", self.cold_type, size_field)
-        self._require(
+        fits = 1 <= self.group <= self.hot_window
+        yield fits, "group", f"must be from 1 to hot_window={self.hot_window}"
+        for size in ("hsk", "hsv"):
+            yield from self._rules_of_stored_type("cold_type", self.cold_type, size)
+        yield (
             self.n_batch == self.n_kv
             and self.mask_kind in ("causal", CAPTURED)
             and not self.v_is_view_of_k,
             "hot_window",
             "needs a step for each token: nb = kv, mask_kind=causal, v_is_view_of_k=0",
         )
-        self._require(not self.segment_types, "hot_window", "excludes segment_types")
+        yield not self.segment_types, "hot_window", "excludes segment_types"
 
-    def _check_stored_type(self, field: str, type_name: str, size_field: str) -> None:
-        self._require(type_name in TYPES, field, f"unknown type; known are {', '.join(TYPES)}")
-        block_size = TYPES[type_name].block_size
-        size = getattr(self, size_field)
-        self._require(
+    def _rules_of_stored_type(self, field: str, type_name: str, size_field: str) -> Rules:
+        yield type_name in TYPES, field, _UNKNOWN_TYPE
+        block_size, size = TYPES[type_name].block_size, getattr(self, size_field)
+        yield (
             size % block_size == 0,
             field,
             f"{size_field}={size} is not a multiple of the {block_size} elements in a block of "
             f"{type_name}",
         )
 
-    def _check_captured(self) -> None:
-        self._require(
-            not self.captured or (self.mask_kind in ("none", CAPTURED) and self.n_kv_max == 0),
-            "mask_kind",
-            f"captured={self.captured} has a mask of its own; take captured or none",
-        )
-
-    def _check_regime(self) -> None:
-        self._require(
-            self.regime in REGIMES or (self.regime == CAPTURED and bool(self.captured)),
-            "regime",
-            "needs captured=FILE#ENTRY"
-            if self.regime == CAPTURED
-            else f"unknown; known are {', '.join(REGIMES)}",
-        )
-        self._require(
-            self.regime == CAPTURED or not self.captured,
-            "regime",
-            f"captured={self.captured} needs regime=captured",
-        )
-        self._require(0 <= self.seed < 2**64, "seed", "must be from 0 to 2^64 - 1")
-        if self.regime == "seed":
-            heads = (self.n_head_kv, self.n_group, self.ne3)
-            shape = (self.hsk, self.hsv, *heads, self.n_kv, self.n_batch)
-            self._require(
-                shape == (4, 4, 1, 1, 1, 2, 1) and not self.v_is_view_of_k,
-                "regime",
-                "has one shape: hsk=4,hsv=4,nh=1,nr23=[1,1],kv=2,nb=1,v_is_view_of_k=0",
-            )
-            self._require(
-                (self.hsk_padded, self.hsv_padded) == (4, 4),
-                "regime",
-                f"needs types without blocks (they are {self.type_K}, {self.type_V})",
-            )
-            self._require(
-                self.mask_kind in ("none", "zeros"),
-                "mask_kind",
-                "regime=seed has no mask or one of zeros",
-            )
-
-    def _require(self, condition: bool, name: str, reason: str) -> None:
-        if not condition:
-            raise self.refused(name, reason)
-
-    def refused(self, name: str, reason: str) -> UsageError:
-        """Return the error that says why a field cannot be what it is."""
-        return UsageError(f"{self._print(name)}: {reason}")
+    def require(self, rules: Rules) -> None:
+        """Refuse the case by the first rule that does not hold."""
+        for holds, field, reason in rules:
+            if not holds:
+                raise UsageError(f"{self._print(field)}: {reason}")
 
 
 def _pad(n: int, type_name: str) -> int:

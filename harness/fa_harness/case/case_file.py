@@ -27,9 +27,6 @@ def read_cases(path: Path) -> list[Case]:
     """Return the cases of a file, also where `test-backend-ops` printed it.
 
     Empty lines, `#` comments and what that tool prints about other things are passed over.
-
-    Raises:
-        UsageError: It cannot be read, or a line is neither a case nor one of those.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -46,12 +43,7 @@ def read_cases(path: Path) -> list[Case]:
 
 
 def add_case(path: Path, case: Case, *, comment: str) -> None:
-    """Add a case, under a comment, unless the file has it.
-
-    Raises:
-        UsageError: The file holds something else than cases.
-        SetupError: It cannot be written; an older one is left as it was.
-    """
+    """Add a case, under a comment, unless the file has it."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         known = path.read_text(encoding="utf-8") if path.exists() else ""

@@ -23,11 +23,7 @@ def spelled(field: str) -> str:
 
 
 def read_fields(text: str) -> dict[str, Any]:
-    """Return the fields of a `Case` that a line with a case string gives, under their own names.
-
-    Raises:
-        UsageError: The text holds no case, or a field is unknown, given twice or not readable.
-    """
+    """Return the fields of a `Case` that a line with a case string gives, under their own names."""
     found = re.findall(rf"\b{OP}\(([^()]*)\)", unstyle(text))
     if len(found) != 1:
         raise UsageError(
@@ -91,10 +87,33 @@ def _as_fields(read: dict[str, Any]) -> dict[str, Any]:
     return {**fields, "n_group": n_group, "ne3": ne3}
 
 
-def _read_int(value: str) -> int:
-    if not re.fullmatch(r"-?[0-9]+", value):
-        raise ValueError("must be a whole number")
-    return int(value)
+Reader = Callable[[str], Any]
+
+
+def _reader(pattern: str, what: str, read: Reader) -> Reader:
+    """Return what reads values of a pattern; of others it says that they must be `what`."""
+
+    def reader(value: str) -> Any:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"must be {what}")
+        return read(value)
+
+    return reader
+
+
+_read_int = _reader(r"-?[0-9]+", "a whole number", int)
+_read_ints = _reader(
+    r"\[([0-9]+(,[0-9]+)*)?\]",
+    "a list of whole numbers such as [1,2]",
+    lambda value: tuple(int(item) for item in value[1:-1].split(",") if item),
+)
+_read_types = _reader(
+    r"\[[\w/]+(,[\w/]+)*\]",
+    "a list of types such as [q4_0,q8_0/f16]",
+    lambda value: tuple(value[1:-1].split(",")),
+)
+_read_bool = _reader("[01]", "0 or 1", lambda value: value == "1")
+_read_word = _reader(r"\w+", "a word", str)
 
 
 def _read_float(value: str) -> float:
@@ -104,53 +123,23 @@ def _read_float(value: str) -> float:
         raise ValueError("must be a number") from None
 
 
-def _read_bool(value: str) -> bool:
-    if value not in ("0", "1"):
-        raise ValueError("must be 0 or 1")
-    return value == "1"
-
-
-def _read_word(value: str) -> str:
-    if not re.fullmatch(r"\w+", value):
-        raise ValueError("must be a word")
-    return value
-
-
-def _read_pair(value: str) -> tuple[int, ...]:
+def _read_pair(value: str) -> Any:
     pair = _read_ints(value)
     if len(pair) != 2:
         raise ValueError("must be two whole numbers such as [4,1]")
     return pair
 
 
-def _read_ints(value: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"\[([0-9]+(,[0-9]+)*)?\]", value):
-        raise ValueError("must be a list of whole numbers such as [1,2]")
-    return tuple(int(item) for item in value[1:-1].split(",") if item)
-
-
-def _read_types(value: str) -> tuple[str, ...]:
-    if not re.fullmatch(r"\[[\w/]+(,[\w/]+)*\]", value):
-        raise ValueError("must be a list of types such as [q4_0,q8_0/f16]")
-    return tuple(value[1:-1].split(","))
-
-
-def _read_boundaries(value: str) -> tuple[int, ...] | str:
-    return value if value == "random" else _read_ints(value)
-
-
-_READERS: dict[str, Callable[[str], Any]] = {
-    **dict.fromkeys(("hsk", "hsv", "nh", "kv", "nb", "n_kv_max"), _read_int),
-    **dict.fromkeys(("mask_heads", "segments", "seed", "threads", "n_head"), _read_int),
-    **dict.fromkeys(("hot_window", "group"), _read_int),
+_INTS = "hsk hsv nh kv nb n_kv_max mask_heads segments seed threads n_head hot_window group"
+_READERS: dict[str, Reader] = {
+    **dict.fromkeys(_INTS.split(), _read_int),
     **dict.fromkeys(("mask", "sinks", "kv_view", "v_is_view_of_k"), _read_bool),
     **dict.fromkeys(("max_bias", "logit_softcap"), _read_float),
-    **dict.fromkeys(("prec", "type_K", "type_V", "mask_kind", "regime"), _read_word),
-    "cold_type": _read_word,
+    **dict.fromkeys(("prec", "type_K", "type_V", "mask_kind", "regime", "cold_type"), _read_word),
     "captured": str,
     "kq_scale": _read_float,
     "segment_types": _read_types,
     "nr23": _read_pair,
     "permute": _read_ints,
-    "boundaries": _read_boundaries,
+    "boundaries": lambda value: value if value == "random" else _read_ints(value),
 }

@@ -7,6 +7,7 @@ whatever the mask is.
 
 import dataclasses
 import itertools
+from typing import Any
 
 import numpy as np
 
@@ -68,21 +69,22 @@ def _plain_inputs(case: Case) -> Inputs:
         return _captured_inputs(case)
     stream = Stream(case.regime, case.seed)
     q, k_values, v_values = BY_NAME[case.regime].draw(case, stream)
-    k_raw = encode(k_values, case.type_K)
-    k = decode(k_raw, case.type_K)
-    if case.v_is_view_of_k:
-        v_raw = np.ascontiguousarray(k_raw[..., : row_bytes(case.type_V, case.hsv_padded)])
-    else:
-        v_raw = encode(v_values, case.type_V)
-    return Inputs(
+    return _encoded_inputs(
+        case,
         q=q,
-        k_raw=k_raw,
-        v_raw=v_raw,
-        k=k,
-        v=decode(v_raw, case.type_V),
+        k_raw=encode(k_values, case.type_K),
+        v_raw=encode(v_values, case.type_V),
         mask=MASKS[case.mask_kind](case, stream) if case.mask else None,
         sinks=draw_sinks(case, stream) if case.sinks else None,
     )
+
+
+def _encoded_inputs(case: Case, *, k_raw: U8, v_raw: U8, **others: Any) -> Inputs:
+    """Return inputs of K and V as they are encoded; V may be the first elements of K's rows."""
+    if case.v_is_view_of_k:
+        v_raw = np.ascontiguousarray(k_raw[..., : row_bytes(case.type_V, case.hsv_padded)])
+    k, v = decode(k_raw, case.type_K), decode(v_raw, case.type_V)
+    return Inputs(k_raw=k_raw, v_raw=v_raw, k=k, v=v, **others)
 
 
 def _captured_inputs(case: Case) -> Inputs:
@@ -99,22 +101,16 @@ def _captured_inputs(case: Case) -> Inputs:
         return array.reshape(case.ne3, case.n_head, case.n_batch, n)
 
     keys = np.s_[: case.ne3, : case.n_head_kv, : case.n_kv]
-    k_raw = _recoded(found.k[keys], entry.type_K, case.type_K, case.hsk_padded)
-    if case.v_is_view_of_k:
-        v_raw = np.ascontiguousarray(k_raw[..., : row_bytes(case.type_V, case.hsv_padded)])
-    else:
-        v_raw = _recoded(found.v[keys], entry.type_V, case.type_V, case.hsv_padded)
     mask = sinks = None
     if case.mask and found.mask is not None:
         mask = found.mask[: case.ne3, : case.mask_heads, : case.n_batch, : case.n_kv].copy()
     if case.sinks and found.sinks is not None:
         sinks = found.sinks.reshape(by_group)[: case.n_head_kv, : case.n_group].flatten()
-    return Inputs(
+    return _encoded_inputs(
+        case,
         q=_padded(rows(found.q), case.hsk_padded),
-        k_raw=k_raw,
-        v_raw=v_raw,
-        k=decode(k_raw, case.type_K),
-        v=decode(v_raw, case.type_V),
+        k_raw=_recoded(found.k[keys], entry.type_K, case.type_K, case.hsk_padded),
+        v_raw=_recoded(found.v[keys], entry.type_V, case.type_V, case.hsv_padded),
         mask=mask,
         sinks=sinks,
         model_output=rows(found.out).copy() if _is_the_models_call(case, entry) else None,
@@ -147,23 +143,19 @@ def _padded(rows: F32, n: int) -> F32:
 
 def _typed_inputs(case: Case) -> Inputs:
     """Take each segment's rows from the case with the whole cache in the segment's types."""
-    limits = list(itertools.pairwise(case.segment_bounds()))
-    whole = {
-        types: _plain_inputs(case.of_segment(i))
-        for types, i in {case.types_of_segment(i): i for i in range(case.segments)}.items()
-    }
-    parts = [whole[case.types_of_segment(i)] for i in range(case.segments)]
+    limits = itertools.pairwise(case.segment_bounds())
+    types = [case.types_of_segment(i) for i in range(case.segments)]
+    whole = {own: _plain_inputs(case.of_segment(types.index(own))) for own in dict.fromkeys(types)}
     rows = [np.s_[:, :, start:stop] for start, stop in limits]
-    k = np.concatenate([part.k[at] for part, at in zip(parts, rows, strict=True)], axis=2)
-    v = np.concatenate([part.v[at] for part, at in zip(parts, rows, strict=True)], axis=2)
+    cut = [(whole[own], at) for own, at in zip(types, rows, strict=True)]
+    k = np.concatenate([part.k[at] for part, at in cut], axis=2)
+    v = np.concatenate([part.v[at] for part, at in cut], axis=2)
     return dataclasses.replace(
-        parts[0],
+        whole[types[0]],
         model_output=None,
         k=k,
         v=v,
         k_raw=encode(k, "f32"),
         v_raw=encode(v, "f32"),
-        segments=tuple(
-            (part.k_raw[at], part.v_raw[at]) for part, at in zip(parts, rows, strict=True)
-        ),
+        segments=tuple((part.k_raw[at], part.v_raw[at]) for part, at in cut),
     )

@@ -14,30 +14,26 @@ _LEFT_OUT = ".."
 
 
 def label(case: Case) -> str:
-    """Return a case in a few words."""
-    return " ".join(words(case))
-
-
-def words(case: Case) -> list[str]:
     """Return a case in a few words: shape, then what is not usual about it."""
+    return " ".join(_words(case))
+
+
+def _words(case: Case) -> list[str]:
     usual = (0, 2, 1, 3) if case.captured else (0, 1, 2, 3)  # a model's cache is permuted
-    heads = f"{case.n_head}" if case.n_head == case.n_head_kv else f"{case.n_head}/{case.n_head_kv}"
-    size = f"{case.hsk}" if case.hsk == case.hsv else f"{case.hsk}/{case.hsv}"
-    types = case.type_K if case.type_K == case.type_V else f"{case.type_K}/{case.type_V}"
-    types = "+".join(case.segment_types) or types
+    heads, size = _pair(case.n_head, case.n_head_kv), _pair(case.hsk, case.hsv)
+    types = "+".join(case.segment_types) or _pair(case.type_K, case.type_V)
     found = [f"hs{size}", f"h{heads}", f"kv{case.n_kv}"]
     data = case.captured.rpartition("/")[2] or case.regime
     if case.hot_window:  # b is kv, and the mask causal
         found += [f"{types}>{case.cold_type}", data, f"w{case.hot_window}/{case.group}"]
     else:
         found += [f"b{case.n_batch}", types, data]
-    options: list[tuple[bool, str]] = [
+    kinds = ("none", "random", CAPTURED)
+    cuts = ",".join(map(str, case.segment_bounds()[1:-1]))
+    options = [
         (case.ne3 != 1, f"ne3={case.ne3}"),
         (not case.mask, "no mask"),
-        (
-            case.mask and not case.hot_window and case.mask_kind not in ("random", CAPTURED),
-            case.mask_kind,
-        ),
+        (not case.hot_window and case.mask_kind not in kinds, case.mask_kind),
         (case.mask_heads != 1, f"mask/{case.mask_heads}"),
         (case.sinks, "sinks"),
         (case.max_bias != 0, "alibi"),
@@ -47,7 +43,7 @@ def words(case: Case) -> list[str]:
         (not case.kv_view, "no view"),
         (case.v_is_view_of_k, "V in K"),
         (case.boundaries == "random", "cut:random"),
-        (isinstance(case.boundaries, tuple), "cut:" + _cuts(case)),
+        (isinstance(case.boundaries, tuple), f"cut:{cuts}"),
         (case.seed != 0, f"seed={case.seed}"),
     ]
     found += [word for shown, word in options if shown]
@@ -56,25 +52,20 @@ def words(case: Case) -> list[str]:
 
 def speed_label(case: Case) -> str:
     """Return a case whose speed is measured in a few words."""
-    size = f"{case.hsk}" if case.hsk == case.hsv else f"{case.hsk}/{case.hsv}"
-    heads = f"h{case.n_head}/{case.n_head_kv}"
+    size, heads = _pair(case.hsk, case.hsv), f"h{case.n_head}/{case.n_head_kv}"
     return f"b{case.n_batch} kv{case.n_kv} hs{size} {heads} {case.type_K} t{case.threads}"
 
 
-def _cuts(case: Case) -> str:
-    return ",".join(str(i) for i in case.segment_bounds()[1:-1])
+def _pair(one: object, other: object) -> str:
+    return f"{one}" if one == other else f"{one}/{other}"
 
 
 def short_labels(cases: Sequence[Case], width: int) -> dict[Case, str]:
     """Return labels of at most some characters that still tell the cases apart.
 
     Words that many of the cases have are left out first, and two dots say so.
-
-    Args:
-        cases: All that are shown together.
-        width: Characters.
     """
-    of_cases = {case: words(case) for case in cases}
+    of_cases = {case: _words(case) for case in cases}
     counts = Counter(word for each in of_cases.values() for word in each)
     kept: dict[Case, set[str]] = {case: set() for case in of_cases}
     labels: dict[Case, str] = {}
@@ -111,9 +102,6 @@ def wanted(pattern: str | None) -> Callable[[Case], bool]:
 
     Words may come in any order. Each has to be a word of the case's label, or the path that it
     takes, or to be found in its string; a name of a field is no word of it.
-
-    Raises:
-        UsageError: It is no regular expression.
     """
     text = pattern or ""
     whole = regex(text)
@@ -140,11 +128,7 @@ def wanted(pattern: str | None) -> Callable[[Case], bool]:
 
 
 def regex(pattern: str | None) -> re.Pattern[str]:
-    """Return a pattern; without one, what is found in every text.
-
-    Raises:
-        UsageError: It is no regular expression.
-    """
+    """Return a pattern; without one, what is found in every text."""
     try:
         return re.compile(pattern or "")
     except re.error as error:

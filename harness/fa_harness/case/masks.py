@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fa_harness.arrays import F16, Bools
+from fa_harness.arrays import F16, Bools, Ints
 from fa_harness.case.case import Case
 from fa_harness.case.random_stream import Shape, Stream
 
@@ -20,23 +20,14 @@ def _hide(is_hidden: Bools) -> F16:
     return mask
 
 
-def _zeros_mask(case: Case, stream: Stream) -> F16:
-    return np.zeros(_mask_shape(case), dtype=np.float16)
-
-
 def _random_mask(case: Case, stream: Stream) -> F16:
     """Values in [-1, 1), blocks of 0, blocks and single keys hidden, but no whole row."""
     mask = _mask_values()[stream.halves("mask", _mask_shape(case))]
 
     height, width = min(64, -(-case.n_batch // 4)), min(128, -(-case.n_kv // 4))
     n_block = max(1, mask.size // (5 * height * width))
-    limits = (
-        (case.ne3, "ne3"),
-        (case.mask_heads, "head"),
-        (case.n_batch, "row"),
-        (case.n_kv, "key"),
-    )
-    corners = [stream.below(f"{name} of block", limit, (n_block,)) for limit, name in limits]
+    limits = zip(("ne3", "head", "row", "key"), mask.shape, strict=True)
+    corners = [stream.below(f"{name} of block", limit, (n_block,)) for name, limit in limits]
     for i, (i3, head, row, key) in enumerate(zip(*corners, strict=True)):
         block = mask[i3, head, row : row + height, key : key + width]
         block[...] = 0 if i % 2 else -np.inf
@@ -61,18 +52,18 @@ def _show_last_key(mask: F16) -> F16:
 
 def _causal_mask(case: Case, stream: Stream) -> F16:
     """With ALiBi the distance of a key behind its row counts, as llama.cpp fills its mask."""
-    mask = _hide(_is_future(case))
+    behind = _behind(case)
+    mask = _hide(behind < 0)
     if case.max_bias:
-        position = case.n_kv - case.n_batch + np.arange(case.n_batch)
-        behind = position[:, np.newaxis] - np.arange(case.n_kv)
         mask = np.where(behind >= 0, (-behind).astype(np.float16), mask)
     return np.ascontiguousarray(np.broadcast_to(mask, _mask_shape(case)))
 
 
-def _is_future(case: Case) -> Bools:
-    """`[n_batch, n_kv]`; the query rows are the last of the sequence."""
+def _behind(case: Case) -> Ints:
+    """By how much a key is behind its row, `[n_batch, n_kv]`; rows are the sequence's last."""
     position = case.n_kv - case.n_batch + np.arange(case.n_batch)
-    return np.arange(case.n_kv) > position[:, np.newaxis]
+    behind: Ints = position[:, np.newaxis] - np.arange(case.n_kv)
+    return behind
 
 
 def _leading_mask(case: Case, stream: Stream) -> F16:
@@ -84,7 +75,7 @@ def _leading_mask(case: Case, stream: Stream) -> F16:
     plane = np.arange(case.ne3 * case.mask_heads).reshape(case.ne3, case.mask_heads, 1, 1)
     n_hidden_key = np.minimum(max(1, case.n_kv // 4) + plane, case.n_kv - 1)
     is_hidden_row = np.arange(case.n_batch)[:, np.newaxis] < n_hidden_row
-    return _hide(_is_future(case) | is_hidden_row | (np.arange(case.n_kv) < n_hidden_key))
+    return _hide((_behind(case) < 0) | is_hidden_row | (np.arange(case.n_kv) < n_hidden_key))
 
 
 def _sparse_mask(case: Case, stream: Stream) -> F16:
@@ -111,7 +102,7 @@ MASKS: dict[str, Callable[[Case, Stream], F16]] = {
     "random": _random_mask,
     "causal": _causal_mask,
     "leading": _leading_mask,
-    "zeros": _zeros_mask,
+    "zeros": lambda case, stream: np.zeros(_mask_shape(case), dtype=np.float16),
     "sparse": _sparse_mask,
     "masked_segment": _masked_segment_mask,
 }

@@ -6,13 +6,15 @@ All arrays of rows are `[ne3, n_head, n_batch, ...]`, the order of the state con
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Generic, TypedDict, TypeVar
 
 import numpy as np
 
 from fa_harness.arrays import F32
 from fa_harness.case.case import Case
 from fa_harness.case.rolling import Held
+
+T = TypeVar("T")
 
 MODES = ("standard", "full_state", "segmented", "merged", "resumed", "mixed", "fifo")
 """In the order in which they are computed; `standard` always is."""
@@ -45,15 +47,6 @@ class Standard:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FullState:
-    """One call with a state."""
-
-    first: Left
-    again: Left
-    """The same graph computed once more, on a fresh state."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Chain:
     """A call for each segment, in turn, on one state."""
 
@@ -61,15 +54,6 @@ class Chain:
     """A graph for each call."""
     one_graph: tuple[tuple[F32, ...], F32]
     """The same chain once more, as one graph: the output of each call, and the last state."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Mixed:
-    """A chain whose segments are caches of their own, in their own types."""
-
-    first: Chain
-    again: Chain
-    """The same anew, in another context."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -118,13 +102,19 @@ class Rolled:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Fifo:
-    """A rolling cache."""
+class Twice(Generic[T]):
+    """What was computed, and computed again."""
 
-    first: Rolled
-    """A graph for each of a step's two calls."""
-    again: Rolled
-    """The same anew, a graph for each step."""
+    first: T
+    again: T
+
+
+FullState = Twice[Left]
+"""One call with a state, and the same graph once more, on a fresh state."""
+Mixed = Twice[Chain]
+"""A chain whose segments are caches of their own, in their own types, in two contexts."""
+Fifo = Twice[Rolled]
+"""A rolling cache with a graph for each of a step's two calls, and with a graph for each step."""
 
 
 class ByMode(TypedDict, total=False):

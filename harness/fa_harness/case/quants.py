@@ -21,13 +21,12 @@ class TypeTraits(NamedTuple):
     """The value of `enum ggml_type`."""
 
 
+_ENUM: Any = gguf.GGMLQuantizationType
+
 TYPES: dict[str, TypeTraits] = {
     **{
-        name: TypeTraits(*gguf.GGML_QUANT_SIZES[ggml_type], int(ggml_type))
-        for name, ggml_type in (
-            (name, gguf.GGMLQuantizationType[name.upper()])
-            for name in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl")
-        )
+        name: TypeTraits(*gguf.GGML_QUANT_SIZES[_ENUM[name.upper()]], int(_ENUM[name.upper()]))
+        for name in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl")
     },
     "q1_0": TypeTraits(128, 18, 41),
     "q2_0": TypeTraits(64, 18, 42),
@@ -36,12 +35,9 @@ TYPES: dict[str, TypeTraits] = {
 
 OTHER_TYPES = {
     name: gguf.GGML_QUANT_SIZES[ggml_type][0]
-    for name, ggml_type in (
-        # ggml writes the K of q4_K large
-        (t.name.lower().replace("_k", "_K"), t)
-        for t in gguf.GGMLQuantizationType
-    )
-    if name not in TYPES
+    for ggml_type in _ENUM
+    # ggml writes the K of q4_K large
+    if (name := ggml_type.name.lower().replace("_k", "_K")) not in TYPES
 }
 """The block sizes of ggml's other types, which the harness can neither encode nor decode."""
 
@@ -58,11 +54,7 @@ _LONG_ROW = 4096
 
 
 def row_bytes(type_name: str, n: int) -> int:
-    """The bytes that a row of `n` elements takes.
-
-    Raises:
-        UsageError: The type is unknown, or `n` is not a multiple of its block.
-    """
+    """The bytes that a row of `n` elements takes."""
     if type_name not in TYPES:
         raise UsageError(f"type {type_name!r} is unknown; known are {', '.join(TYPES)}")
     block_size, block_bytes, _ = TYPES[type_name]
@@ -75,17 +67,10 @@ def row_bytes(type_name: str, n: int) -> int:
 
 
 def encode(values: F32, type_name: str) -> U8:
-    """Round values to a ggml type.
-
-    Args:
-        values: float32, `[..., n]`, with `n` a multiple of the type's block.
-        type_name: A key of `TYPES`.
+    """Round float32 `[..., n]` to a ggml type.
 
     Returns:
         uint8, `[..., row_bytes(type_name, n)]`: the bytes as ggml keeps them.
-
-    Raises:
-        UsageError: The type is unknown, or `n` is not a multiple of its block.
     """
     shape = (*values.shape[:-1], row_bytes(type_name, values.shape[-1]))
     flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
@@ -93,21 +78,13 @@ def encode(values: F32, type_name: str) -> U8:
         return flat.astype(_FLOATS[type_name], copy=False).view(np.uint8).reshape(shape)
     if type_name in _CODEBOOKS:
         return _encode_by_codebook(flat, type_name).reshape(shape)
-    ggml_type = gguf.GGMLQuantizationType(TYPES[type_name].ggml_type)
+    ggml_type = _ENUM(TYPES[type_name].ggml_type)
     raw = _by_long_rows(lambda rows: gguf.quants.quantize(rows, ggml_type), flat, _LONG_ROW)
     return raw.view(np.uint8).reshape(shape)
 
 
 def decode(raw: U8, type_name: str) -> F32:
-    """The exact values of encoded rows.
-
-    Args:
-        raw: uint8, `[..., n_bytes]`, with `n_bytes` a multiple of the type's block in bytes.
-        type_name: A key of `TYPES`.
-
-    Returns:
-        float32, `[..., n]`.
-    """
+    """The exact values, float32 `[..., n]`, of encoded rows `[..., row_bytes(type_name, n)]`."""
     block_size, block_bytes, enum_value = TYPES[type_name]
     shape = (*raw.shape[:-1], raw.shape[-1] // block_bytes * block_size)
     if type_name in _FLOATS:
@@ -115,7 +92,7 @@ def decode(raw: U8, type_name: str) -> F32:
         return floats.astype(np.float32).reshape(shape)
     if type_name in _CODEBOOKS:
         return _decode_by_codebook(raw, type_name).reshape(shape)
-    ggml_type = gguf.GGMLQuantizationType(enum_value)
+    ggml_type = _ENUM(enum_value)
     values = _by_long_rows(
         lambda rows: gguf.quants.dequantize(rows, ggml_type),
         np.ascontiguousarray(raw).reshape(-1),

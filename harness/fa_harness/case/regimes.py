@@ -1,8 +1,8 @@
 """The data regimes: Q, K, V and sinks, each drawn to show what another would hide."""
 
-import dataclasses
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,16 +13,13 @@ from fa_harness.case.random_stream import Shape, Stream
 QKV = tuple[F32, F32, F32]
 
 
-def _q_shape(case: Case) -> Shape:
-    return (case.ne3, case.n_head, case.n_batch, case.hsk_padded)
-
-
-def _k_shape(case: Case) -> Shape:
-    return (case.ne3, case.n_head_kv, case.n_kv, case.hsk_padded)
-
-
-def _v_shape(case: Case) -> Shape:
-    return (case.ne3, case.n_head_kv, case.n_kv, case.hsv_padded)
+def _shapes(case: Case) -> dict[str, Shape]:
+    of_keys = (case.ne3, case.n_head_kv, case.n_kv)
+    return {
+        "q": (case.ne3, case.n_head, case.n_batch, case.hsk_padded),
+        "k": (*of_keys, case.hsk_padded),
+        "v": (*of_keys, case.hsv_padded),
+    }
 
 
 def _to_query_heads(case: Case, per_kv_head: F32) -> F32:
@@ -31,19 +28,13 @@ def _to_query_heads(case: Case, per_kv_head: F32) -> F32:
 
 
 def _uniform(case: Case, stream: Stream) -> QKV:
-    return (
-        stream.uniform("q", _q_shape(case)),
-        stream.uniform("k", _k_shape(case)),
-        stream.uniform("v", _v_shape(case)),
-    )
+    q, k, v = (stream.uniform(name, shape) for name, shape in _shapes(case).items())
+    return q, k, v
 
 
 def _normal(case: Case, stream: Stream) -> QKV:
-    return (
-        stream.normal("q", _q_shape(case)),
-        stream.normal("k", _k_shape(case)),
-        stream.normal("v", _v_shape(case)),
-    )
+    q, k, v = (stream.normal(name, shape) for name, shape in _shapes(case).items())
+    return q, k, v
 
 
 def _spiky(case: Case, stream: Stream) -> QKV:
@@ -98,7 +89,7 @@ def _outlier(case: Case, stream: Stream) -> QKV:
     k *= stream.heavy_tailed("channel of k", 4, (case.ne3, case.n_head_kv, 1, case.hsk_padded))
     is_large_key = stream.below("key of k", 16, (case.ne3, case.n_head_kv, case.n_kv, 1)) == 0
     k *= np.where(is_large_key, np.float32(2), np.float32(1))
-    v *= stream.heavy_tailed("exponent of v", 6, _v_shape(case))
+    v *= stream.heavy_tailed("exponent of v", 6, v.shape)
     return q * np.float32(0.5), k, v
 
 
@@ -126,10 +117,8 @@ def _huge(case: Case, stream: Stream) -> QKV:
     along_k = (scores / (math.sqrt(case.hsk_padded) * float(q_step))).astype(np.float32)
     np.put_along_axis(k, peaks, along_k * direction, axis=2)
 
-    magnitude = np.float32(2**15) * (
-        np.float32(1.375)
-        + np.float32(0.375) * stream.uniform("peak of v", (*heads, n_peak, case.hsv_padded))
-    )
+    drawn = stream.uniform("peak of v", (*heads, n_peak, case.hsv_padded))
+    magnitude = np.float32(2**15) * (np.float32(1.375) + np.float32(0.375) * drawn)
     sign = stream.signs("sign of v", (*heads, 1, case.hsv_padded))
     if case.type_V == "f16":
         sign = sign * np.array([1, -1] * 4, dtype=np.float32)[:n_peak, np.newaxis]
@@ -174,26 +163,23 @@ def _few(case: Case, stream: Stream) -> QKV:
 
     No two neighbouring keys have the same V.
     """
-    q, k = (
-        (stream.below(name, 3, shape) - 1).astype(np.float32)
-        for name, shape in (("q", _q_shape(case)), ("k", _k_shape(case)))
-    )
-    step = np.arange(case.n_kv)[:, np.newaxis]
-    v = 1 + (stream.below("v", 2, _v_shape(case)) + 2 * step) % 4
+    shapes, step = _shapes(case), np.arange(case.n_kv)[:, np.newaxis]
+    q, k = ((stream.below(name, 3, shapes[name]) - 1).astype(np.float32) for name in ("q", "k"))
+    v = 1 + (stream.below("v", 2, shapes["v"]) + 2 * step) % 4
     return q, k, v.astype(np.float32)
 
 
 def _seed(case: Case, stream: Stream) -> QKV:
     """The minimal case on which the unconditional reset of the accumulator was found."""
-    return (
-        np.array([1, 0, 0, 0], dtype=np.float32).reshape(_q_shape(case)),
-        np.array([[1, 0, 0, 0], [0, 1, 0, 0]], dtype=np.float32).reshape(_k_shape(case)),
-        np.array([[1, 2, 3, 4], [5, 6, 7, 8]], dtype=np.float32).reshape(_v_shape(case)),
+    values = ([1, 0, 0, 0], [[1, 0, 0, 0], [0, 1, 0, 0]], [[1, 2, 3, 4], [5, 6, 7, 8]])
+    q, k, v = (
+        np.array(of_one, np.float32).reshape(shape)
+        for of_one, shape in zip(values, _shapes(case).values(), strict=True)
     )
+    return q, k, v
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Regime:
+class Regime(NamedTuple):
     """How Q, K and V are drawn."""
 
     draw: Callable[[Case, Stream], QKV]
@@ -202,18 +188,18 @@ class Regime:
 
 
 BY_NAME = {
-    "uniform": Regime(draw=_uniform, top_score=1),
-    "normal": Regime(draw=_normal, top_score=3),
-    "spiky": Regime(draw=_spiky, top_score=30),
-    "rising": Regime(draw=_rising, top_score=6),
-    "falling": Regime(draw=_falling, top_score=6),
-    "ties": Regime(draw=_ties, top_score=1),
-    "offset": Regime(draw=_offset, top_score=3),
-    "outlier": Regime(draw=_outlier, top_score=8),
-    "huge": Regime(draw=_huge, top_score=30),
-    "constructed": Regime(draw=_constructed, top_score=1),
-    "few": Regime(draw=_few, top_score=1),
-    "seed": Regime(draw=_seed, top_score=1),
+    "uniform": Regime(_uniform, 1),
+    "normal": Regime(_normal, 3),
+    "spiky": Regime(_spiky, 30),
+    "rising": Regime(_rising, 6),
+    "falling": Regime(_falling, 6),
+    "ties": Regime(_ties, 1),
+    "offset": Regime(_offset, 3),
+    "outlier": Regime(_outlier, 8),
+    "huge": Regime(_huge, 30),
+    "constructed": Regime(_constructed, 1),
+    "few": Regime(_few, 1),
+    "seed": Regime(_seed, 1),
 }
 
 

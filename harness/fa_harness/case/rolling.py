@@ -32,16 +32,6 @@ class Held:
     cache_bytes: int
     """Bytes of the rows of K and V in the slots that are visible."""
 
-    @property
-    def tokens_cold(self) -> int:
-        """Visible slots of the cold store."""
-        return int((self.cold != HIDDEN).sum())
-
-    @property
-    def tokens_hot(self) -> int:
-        """Visible slots of the hot window."""
-        return int((self.hot != HIDDEN).sum())
-
 
 @dataclass(frozen=True, kw_only=True)
 class CacheStep:
@@ -76,40 +66,25 @@ def token_bytes(case: Case, *, cold: bool) -> int:
     return of_head * case.n_head_kv * case.ne3
 
 
-def f16_bytes(case: Case, n_tokens: int) -> int:
-    """Return the bytes of a cache that keeps tokens in F16."""
-    return token_bytes(case.with_(type_K="f16", type_V="f16"), cold=False) * n_tokens
-
-
 class Tokens:
     """The bytes that each token must have, hot and cold, so that bytes in memory tell the token."""
 
     def __init__(self, case: Case, inputs: Inputs) -> None:
         assert inputs.mask is not None, "a rolling cache has a causal mask"
         self._mask = inputs.mask
-        of_token = {
-            "hot": _by_token(inputs.k_raw, inputs.v_raw),
-            "cold": _by_token(encode(inputs.k, case.cold_type), encode(inputs.v, case.cold_type)),
-        }
+        cold = (encode(inputs.k, case.cold_type), encode(inputs.v, case.cold_type))
         self._token_of = {
-            store: {row.tobytes(): token for token, row in enumerate(rows)}
-            for store, rows in of_token.items()
+            store: {row.tobytes(): token for token, row in enumerate(_by_token(*rows))}
+            for store, rows in (("hot", (inputs.k_raw, inputs.v_raw)), ("cold", cold))
         }
         self.can_be_told_apart = all(len(found) == case.n_kv for found in self._token_of.values())
         """No two tokens have the same bytes."""
 
     def identify(self, store: str, step: int, k: U8, v: U8, mask: F16) -> Ints:
-        """Return the token in each slot that a call attends over, or why it is none.
+        """Return the token in each slot that a call attends over, or why it is none, `[n_kv]`.
 
-        Args:
-            store: `hot` or `cold`: the bytes that a token must have.
-            step: The step, a row of the case's mask.
-            k: `[ne3, n_head_kv, n_kv, bytes of a row]`.
-            v: `[ne3, n_head_kv, n_kv, bytes of a row]`.
-            mask: `[ne3, mask_heads, n_kv]`.
-
-        Returns:
-            `[n_kv]`.
+        K and V have the bytes that a token must have in the store, `hot` or `cold`, and are
+        `[ne3, n_head_kv, n_kv, bytes of a row]`; the mask is `[ne3, mask_heads, n_kv]`.
         """
         held = np.full(k.shape[2], HIDDEN, np.int64)
         visible = np.flatnonzero(~np.isneginf(mask).all(axis=(0, 1)))
@@ -125,9 +100,7 @@ class Tokens:
 def misplaced(case: Case, steps: tuple[Held, ...]) -> str | None:
     """Return the first token that is lost, held twice or not where it belongs, None where none is.
 
-    Args:
-        case: The case.
-        steps: What each step's calls are given; at step t it must be each of the tokens 0..t once.
+    What the calls are given at step t must be each of the tokens 0..t once.
     """
     for step, (held, of_cold) in enumerate(zip(steps, n_cold(case), strict=True)):
         problem = _misplaced(case, held, step, int(of_cold))

@@ -22,56 +22,46 @@ _CAPTURED_SEGMENTS = 4
 _CAPTURED_TYPES = ("q4_0", "q8_0", "f16")
 _MOST_STEPS = 96
 """Tokens of a capture that go through a rolling cache."""
+_SAME_IN_CASE = (
+    "hsk", "hsv", "n_head_kv", "ne3", "n_batch", "max_bias", "logit_softcap", "prec", "type_K",
+    "type_V", "v_is_view_of_k",
+)  # fmt: skip
+"""Fields of an entry that a case has under the same names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What to run: one source of cases, and what is changed in them.
-
-    Attributes:
-        suite: Name of a suite, or a comma list; `default` where no other source of cases is given.
-        case_string: One case.
-        case_file: A file with a case a line, also as `test-backend-ops` prints it. Empty lines, `#`
-            comments and what that tool prints about other things are passed over.
-        captured: A capture: of each entry a case in several segments, one whose segments have types
-            and, where its mask is causal, one with a rolling cache.
-        modes: Of a capture, only the cases that all of these apply to.
-        segments: Every case once with each of these.
-        boundaries: Comma list of keys, or `random`, which goes with `segments`, too. A case that
-            lists boundaries of its own keeps them, whatever is asked for.
-        regimes: Every case once with each of these.
-        threads: Every case once with each of these.
-        seed: Instead of the cases' own.
-        segment_types: Instead of the cases' own types.
-        hot_window: Instead of the cases' own.
-        group: Instead of the cases' own.
-        cold_type: Instead of the cases' own.
-        pattern: What a case must match: see `label.wanted`.
-    """
+    """What to run: one source of cases, and what is changed in them."""
 
     suite: str | None = None
+    """Name of a suite, or a comma list; `default` where no other source of cases is given."""
     case_string: str | None = None
     case_file: Path | None = None
+    """As `read_cases` reads it."""
     captured: Path | None = None
+    """A capture: of each entry a case in several segments, one whose segments have types and, where
+    its mask is causal, one with a rolling cache."""
     modes: Sequence[str] = ()
+    """Of a capture, only the cases that all of these apply to."""
     segments: Sequence[int] = ()
+    """Every case once with each of these, as with `regimes` and `threads`."""
     boundaries: str | None = None
+    """Comma list of keys, or `random`, which goes with `segments`, too. A case that lists
+    boundaries of its own keeps them, whatever is asked for."""
     regimes: Sequence[str] = ()
     threads: Sequence[int] = ()
     seed: int | None = None
+    """Instead of the cases' own, as are those that follow."""
     segment_types: Sequence[str] = ()
     hot_window: int | None = None
     group: int | None = None
     cold_type: str | None = None
     pattern: str | None = None
+    """What a case must match: see `label.wanted`."""
 
 
 def select(what: Selection) -> list[Case]:
-    """Return the cases that are asked for, each once.
-
-    Raises:
-        UsageError: A name or a number is not one that can be, or nothing is selected.
-    """
+    """Return the cases that are asked for, each once."""
     cases = _cases(what)
     if what.captured is not None:  # its cases are cut and have types already
         what = replace(
@@ -146,12 +136,13 @@ def _cases_of_capture(path: Path, what: Selection) -> Iterator[Case]:
     for entry in captures.load(path).entries:
         reference = f"{path}#{entry.name}"
         captures.arrays_of(reference)
-        yield from _cases_of_entry(reference, entry, what)
+        # cells behind the last that a row sees are left out
+        plain = case_of(reference, entry, n_kv=max(1, entry.n_kv_seen))
+        yield from _cases_of_entry(plain, entry, what)
 
 
-def _cases_of_entry(reference: str, entry: Entry, what: Selection) -> list[Case]:
-    """Return the cases of an entry; cells behind the last that a row sees are left out."""
-    plain = case_of(reference, entry, n_kv=max(1, entry.n_kv_seen))
+def _cases_of_entry(plain: Case, entry: Entry, what: Selection) -> list[Case]:
+    """Return the cases of an entry, in segments and with a rolling cache."""
     segments = what.segments or (_CAPTURED_SEGMENTS,)
     cut = [plain.with_(segments=min(n, plain.n_kv)) for n in segments]
     usual = [name for name in _CAPTURED_TYPES if _fits(name, entry)]
@@ -180,32 +171,16 @@ def _cases_of_entry(reference: str, entry: Entry, what: Selection) -> list[Case]
 
 
 def case_of(reference: str, entry: Entry, *, n_kv: int) -> Case:
-    """Return the case that is an entry of a capture as it is, with its first `n_kv` keys.
-
-    Args:
-        reference: `FILE#ENTRY`.
-        entry: What that names.
-        n_kv: From 1 to the entry's.
-    """
+    """Return the case that is the entry `FILE#ENTRY` as it is, with its first `n_kv` keys."""
     is_usual = entry.scale == Case(hsk=entry.hsk).scale
     return Case(
-        hsk=entry.hsk,
-        hsv=entry.hsv,
-        n_head_kv=entry.n_head_kv,
+        **{name: getattr(entry, name) for name in _SAME_IN_CASE},
         n_group=entry.n_head // entry.n_head_kv,
-        ne3=entry.ne3,
         n_kv=n_kv,
-        n_batch=entry.n_batch,
         mask=entry.mask_heads > 0,
         mask_heads=max(1, entry.mask_heads),
         sinks=entry.has_sinks,
-        max_bias=entry.max_bias,
-        logit_softcap=entry.logit_softcap,
-        prec=entry.prec,
-        type_K=entry.type_K,
-        type_V=entry.type_V,
         permute=(0, 2, 1, 3),  # as llama.cpp lays them out
-        v_is_view_of_k=entry.v_is_view_of_k,
         regime=CAPTURED,
         captured=reference,
         kq_scale=0.0 if is_usual else entry.scale,
@@ -218,11 +193,7 @@ def _fits(type_name: str, entry: Entry) -> bool:
 
 
 def check_modes(names: Sequence[str], cases: Sequence[Case]) -> tuple[str, ...] | None:
-    """Return the modes to compute, in their usual order; None where none is named.
-
-    Raises:
-        UsageError: There is no mode of that name, or it does not apply to a case.
-    """
+    """Return the modes to compute, in their usual order; None where none is named."""
     for name in names:
         if name not in MODES:
             raise UsageError(f"mode {name!r} is unknown; there are {', '.join(MODES)}")

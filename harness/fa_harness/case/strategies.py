@@ -58,7 +58,14 @@ def draw_cases(seed: int) -> Iterator[Case]:
 
 def cases() -> st.SearchStrategy[Case]:
     """Cases of every path, of segments with types and of rolling caches, about as many of each."""
-    return st.one_of(_decode(), _rows(), _tiled(), _split_kv(), _mixed(), _rolling())
+    return st.one_of(
+        _vec(st.just(1), most_keys=400),
+        _vec(st.integers(2, 12), most_keys=200),
+        _tiled(),
+        _split_kv(),
+        _mixed(),
+        _rolling(),
+    )
 
 
 def _around(*limits: int) -> tuple[int, ...]:
@@ -67,16 +74,9 @@ def _around(*limits: int) -> tuple[int, ...]:
 
 
 @st.composite
-def _decode(draw: Draw) -> Case:
-    """One row on the vec path."""
-    return draw(_case({**draw(_types()), **draw(_shape(st.just(1), most_keys=400))}))
-
-
-@st.composite
-def _rows(draw: Draw) -> Case:
-    """Some rows on the vec path."""
-    rows = st.integers(2, 12)
-    return draw(_case({**draw(_types()), **draw(_shape(rows, most_keys=200))}))
+def _vec(draw: Draw, rows: st.SearchStrategy[int], *, most_keys: int) -> Case:
+    """One row or some on the vec path."""
+    return draw(_case({**draw(_types()), **draw(_shape(rows, most_keys=most_keys))}))
 
 
 @st.composite
@@ -90,11 +90,8 @@ def _tiled(draw: Draw) -> Case:
 @st.composite
 def _split_kv(draw: Draw) -> Case:
     type_ = draw(st.sampled_from(_FLOATS))
-    n_kv = draw(
-        st.one_of(
-            st.sampled_from((SPLIT_KV, SPLIT_KV + 1, 2 * SPLIT_KV)), st.integers(SPLIT_KV, 1300)
-        )
-    )
+    some = st.sampled_from((SPLIT_KV, SPLIT_KV + 1, 2 * SPLIT_KV))
+    n_kv = draw(st.one_of(some, st.integers(SPLIT_KV, 1300)))
     types = {"type_K": type_, "type_V": type_}
     return draw(_case({**types, **draw(_head_sizes()), "n_batch": 1, "n_kv": n_kv}, sequences=1))
 
@@ -154,13 +151,7 @@ def _shape(
 
 @st.composite
 def _case(draw: Draw, fields: Fields, *, sequences: int = 3) -> Case:
-    """Draw what the fields leave open.
-
-    Args:
-        draw: hypothesis's.
-        fields: Shape but for the heads, types, and what else is fixed.
-        sequences: The most.
-    """
+    """Draw what the fields leave open, with up to so many sequences."""
     products = fields["n_batch"] * max(fields["n_kv"], KV_TILE) * (fields["hsk"] + fields["hsv"])
     most = max(1, _MOST_PRODUCTS // products)
     group = draw(st.integers(1, min(8, most)))

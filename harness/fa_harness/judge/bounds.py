@@ -59,15 +59,10 @@ _Q8 = ("q8_0", "q8_1")
 
 
 def rounded_q(q: F32, q_type: str) -> tuple[F32, F64]:
-    """Return Q as a dot product of `q_type` sees it, and how far off that may be.
+    """Return Q `[..., hsk]` as a dot product of `q_type` sees it, and how far off that may be.
 
-    Args:
-        q: float32 `[..., hsk]`.
-        q_type: `f32`, `f16`, `bf16`, `q8_0` or `q8_1`.
-
-    Returns:
-        float32 `[..., hsk]`, and float64 `[..., hsk]`: one step of Q8 where a value is so near to a
-        tie that another order of operations rounds it the other way, else 0.
+    The doubt, `[..., hsk]`, is one step of Q8 where a value is so near to a tie that another order
+    of operations rounds it the other way, else 0.
     """
     doubt = np.zeros(q.shape)
     if q_type not in _Q8:
@@ -83,7 +78,7 @@ class Shared:
     """What the rows of Q cost in dot products, computed once for all expectations of a case."""
 
     def __init__(self, case: Case, q: F32) -> None:
-        """Take the Q `[ne3, n_head, n_batch, hsk]` of a case."""
+        """Take a case and its Q."""
         self.case = case
         self._q = q
         self._dot_errors: dict[Arithmetic, F64] = {}
@@ -161,9 +156,7 @@ class Expected:
             truth = oracle.merge(before, own) if whole is None else whole
             wa, wb = oracle.weight(before.m, truth.m), oracle.weight(own.m, truth.m)
         va, vb = wa[..., None], wb[..., None]
-        rows = np.array(how.f16_numerators)
-        if in_f16 is not None:
-            rows = rows & in_f16
+        rows = np.array(how.f16_numerators) & (True if in_f16 is None else in_f16)
         u = np.where(rows, U16, U32)
         alpha = self.shared.dot_error(how)
 
@@ -249,20 +242,22 @@ class Expected:
 def nothing(case: Case, inputs: Inputs) -> Expected:
     """Return what is expected before the first call: fresh rows."""
     truth = oracle.fresh(case)
-    zero, zeros = truth.s, truth.vkq
+    of_rows = dict.fromkeys(("dot_m", "dot_s", "n_u", "other_s"), truth.s)
+    of_elements = dict.fromkeys(("dot_vkq", "walk", "walk_norm", "other_vkq"), truth.vkq)
     return Expected(
-        is_nothing=True, shared=Shared(case, inputs.q), v_max=float(np.abs(inputs.v).max()),
-        truth=truth, dot_m=zero, dot_s=zero, dot_vkq=zeros, walk=zeros, walk_norm=zeros, n_u=zero,
-        other_s=zero, other_vkq=zeros,
-    )  # fmt: skip
+        is_nothing=True,
+        shared=Shared(case, inputs.q),
+        v_max=float(np.abs(inputs.v).max()),
+        truth=truth,
+        **of_rows,
+        **of_elements,
+    )
 
 
 def merged(parts: Sequence[Expected], wholes: Sequence[Partial] | None = None) -> Expected:
     """Return what is expected of the states of calls with keys of their own, merged in any order.
 
-    Args:
-        parts: What is expected of each state; at least one.
-        wholes: The oracle's state of all keys up to those of each part, where they are known.
+    `wholes` are the oracle's states of all keys up to those of each part, where they are known.
     """
     whole = parts[0]
     for i, part in enumerate(parts[1:], start=1):
@@ -282,11 +277,7 @@ def merged(parts: Sequence[Expected], wholes: Sequence[Partial] | None = None) -
 def merged_rows(states: Sequence[F32]) -> tuple[F64, F64]:
     """Return state rows merged in float64, and how far F32 may be off that merges in any order.
 
-    Args:
-        states: float32 `[ne3, n_head, n_batch, 2 + hsv]`, at least one.
-
-    Returns:
-        Twice float64 `[ne3, n_head, n_batch, 2 + hsv]`. M is exact.
+    All are `[ne3, n_head, n_batch, 2 + hsv]`. M is exact.
     """
     m, of_parts = _maxima(states)
     sums, bound, sizes = np.zeros((3, *m.shape, states[0].shape[-1] - 1))
@@ -305,13 +296,7 @@ def swap_bound(states: Sequence[F32]) -> F64:
     """Return how far merges in turn may be apart that differ in which state comes first in each.
 
     Both multiply by the same factors; they may round one product more or the other (FMA), and the
-    sum. M is the same.
-
-    Args:
-        states: float32 `[ne3, n_head, n_batch, 2 + hsv]`, in the order of the merges.
-
-    Returns:
-        float64 `[ne3, n_head, n_batch, 2 + hsv]`.
+    sum. M is the same. All are `[ne3, n_head, n_batch, 2 + hsv]`, in the order of the merges.
     """
     m, of_parts = _maxima(states)
     bound = np.zeros(states[0].shape)
@@ -365,10 +350,7 @@ def _merge_floor(sizes: F64, n_parts: int) -> F64:
     """Return what merging costs below F32's normal range.
 
     In each merge two products and a sum are rounded, and the factors may be off by the spacing.
-
-    Args:
-        sizes: The sum of the parts' |sums|, each relative to its own maximum.
-        n_parts: How many there are.
+    `sizes` is the sum of the parts' |sums|, each relative to its own maximum.
     """
     floor: F64 = _F32_SPACING * (n_parts - 1) * (2 + sizes)
     return floor

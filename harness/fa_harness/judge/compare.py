@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +49,8 @@ class Check:
 
     name: str
     """The comparison that it belongs to, such as `state_vs_oracle`."""
-    mode: str
+    mode: str = ""
+    """One of `MODES`, which `contract.checks` fills in."""
     call: Call
     is_state: bool
     """Rows are `[M, S, VKQ]`; else results."""
@@ -109,22 +110,12 @@ class Comparison(NamedTuple):
     """The largest share of its bound that an element of each row takes, `[ne3, n_head, n_batch]`;
     infinite where the bits have to be the same and are not. None where all have the same bits."""
 
-    def without_rows(self) -> Comparison:
-        """Return the comparison without what only a picture of it takes."""
-        return self if self.by_row is None else self._replace(by_row=None)
-
 
 class Judged(NamedTuple):
-    """A check that was made."""
+    """A check that was made, without its arrays where it holds and is not decisive."""
 
-    name: str
-    mode: str
-    call: Call
-    is_state: bool
-    first_row: int
+    check: Check
     comparison: Comparison
-    check: Check | None
-    """The check with its arrays, kept where it does not hold or is decisive."""
 
 
 _SAME = Comparison(
@@ -141,9 +132,7 @@ def compare(checks: Iterable[Check]) -> list[Judged]:
     """
     made: dict[int, Judged] = {}
     small: dict[tuple[int, ...], list[tuple[int, Check]]] = {}
-    n_checks = 0
     for i, check in enumerate(checks):
-        n_checks += 1
         if check.region is None and _has_bits(check.got, check.expected):
             made[i] = _judged(check, _SAME)
         elif check.got.size > _TOGETHER:
@@ -156,15 +145,15 @@ def compare(checks: Iterable[Check]) -> list[Judged]:
             found = _compared([check for _, check in some])
             for (i, check), comparison in zip(some, found, strict=True):
                 made[i] = _judged(check, comparison)
-    return [made[i] for i in range(n_checks)]
+    return [made[i] for i in range(len(made))]
 
 
 def difference(got: F32, other: F32) -> Comparison:
     """Return how far results are apart of which nothing is required."""
     if _has_bits(got, other):
         return _SAME._replace(required="none")
-    call = Call(name="", keys=(0, 0))
-    check = Check(name="", mode="", call=call, is_state=False, got=got, expected=other)
+    no_call = Call(name="", keys=(0, 0))
+    check = Check(name="", call=no_call, is_state=False, got=got, expected=other)
     [comparison] = _compared([check])
     return comparison._replace(required="none", ok=True, by_row=None)
 
@@ -175,9 +164,8 @@ def wrong(check: Check) -> Bools:
         got, expected = (np.ascontiguousarray(x, np.float32) for x in (check.got, check.expected))
         different: Bools = got.view(np.uint32) != expected.view(np.uint32)
         return different
-    beyond: Bools = (
-        _shares(check.got.astype(np.float64), check.region.centre, check.region.bound) > 1
-    )
+    shares = _shares(check.got.astype(np.float64), check.region.centre, check.region.bound)
+    beyond: Bools = shares > 1
     return beyond
 
 
@@ -195,49 +183,39 @@ def grouped(judged: Sequence[Judged]) -> dict[str, Comparison]:
     """
     by_name: dict[str, list[Judged]] = {}
     for each in judged:
-        by_name.setdefault(each.name, []).append(each)
+        by_name.setdefault(each.check.name, []).append(each)
     return {name: _as_one(of_name) for name, of_name in by_name.items()}
 
 
 def _as_one(judged: Sequence[Judged]) -> Comparison:
-    first = judged[0].comparison
-    if len(judged) == 1:
-        return first
     every = [each.comparison for each in judged]
     found = next((c for c in every if not c.ok), None)
     if found is None:
-        found, of_bound = max(every, key=lambda c: c.max_abs), max(c.of_bound for c in every)
-        if found.of_bound != of_bound:
-            found = found._replace(of_bound=of_bound)
-    if judged[-1].first_row != judged[0].first_row:
+        found = max(every, key=lambda c: c.max_abs)
+        found = found._replace(of_bound=max(c.of_bound for c in every))
+    if judged[-1].check.first_row != judged[0].check.first_row:
         return found._replace(by_row=_joined_rows(judged))
     return found
 
 
 def _joined_rows(judged: Sequence[Judged]) -> F32 | None:
     """Return the shares of checks of single rows as one array, the largest of each row."""
-    known = next((e.comparison.by_row for e in judged if e.comparison.by_row is not None), None)
-    if known is None:
+    known = [(each.check.first_row, each.comparison.by_row) for each in judged]
+    shares = [(row, of_row) for row, of_row in known if of_row is not None]
+    if not shares:
         return None
-    rows = np.zeros((*known.shape[:2], max(each.first_row for each in judged) + 1), np.float32)
-    for each in judged:
-        if each.comparison.by_row is not None:
-            at = rows[:, :, each.first_row]
-            np.maximum(at, each.comparison.by_row[:, :, 0], out=at)
+    rows = np.zeros((*shares[0][1].shape[:2], max(row for row, _ in known) + 1), np.float32)
+    for row, of_row in shares:
+        at = rows[:, :, row]
+        np.maximum(at, of_row[:, :, 0], out=at)
     return rows
 
 
 def _judged(check: Check, comparison: Comparison) -> Judged:
-    is_kept = check.is_decisive or not comparison.ok
-    return Judged(
-        name=check.name,
-        mode=check.mode,
-        call=check.call,
-        is_state=check.is_state,
-        first_row=check.first_row,
-        comparison=comparison,
-        check=check if is_kept else None,
-    )
+    if comparison.ok and not check.is_decisive:
+        none = np.empty(0, np.float32)
+        check = replace(check, got=none, expected=none, region=None, numerators=None)
+    return Judged(check, comparison)
 
 
 def _has_bits(got: F32, expected: F32 | F64) -> bool:
@@ -292,37 +270,32 @@ def _compared(checks: Sequence[Check]) -> list[Comparison]:
     places = np.transpose(np.unravel_index(at[1], error.shape[1:])).tolist()
     errors, bounds = (x.reshape(each)[at].tolist() for x in (off, bound))
     rows = by_row.astype(np.float32)
-    numbers = zip(
-        max_abs.tolist(), most.tolist(), relative.reshape(each).max(axis=-1).tolist(),
-        nmse.tolist(), errors, bounds, strict=True,
-    )  # fmt: skip
+    largest, of_bounds, of_rows, squares = (
+        x.tolist() for x in (max_abs, most, relative.reshape(each).max(axis=-1), nmse)
+    )
     comparisons = []
-    for i, (largest, of_bound, of_row, of_squares, worst_error, worst_bound) in enumerate(numbers):
+    for i, check in enumerate(checks):
+        of_bits, is_equal = check.region is None, largest[i] == 0
+        bitwise = False
+        if is_equal:
+            equal_signs = (np.signbit(a[i]) == np.signbit(b[i])) | np.isnan(a[i])
+            bitwise = bool(equal_signs.all())
+        is_right = is_equal and of_bounds[i] == 0
+        batch, head, row, dim = places[i]
         comparison = Comparison(
-            max_abs=largest,
-            max_rel_row=of_row,
-            nmse=of_squares,
-            bitwise=False,
-            worst=_worst(places[i], worst_error),
-            bound=worst_bound,
-            of_bound=of_bound,
-            required="bound",
-            ok=of_bound <= 1,
+            max_abs=largest[i],
+            max_rel_row=0.0 if is_equal else of_rows[i],
+            nmse=0.0 if is_equal else squares[i],
+            bitwise=bitwise,
+            worst=None if is_right else Worst(batch, head, row, dim, errors[i]),
+            bound=0.0 if is_right or of_bits else bounds[i],
+            of_bound=0.0 if of_bits else of_bounds[i],
+            required="bits" if of_bits else "bound",
+            ok=bitwise if of_bits else of_bounds[i] <= 1,
             by_row=rows[i],
         )
-        if largest == 0:
-            equal_signs = (np.signbit(a[i]) == np.signbit(b[i])) | np.isnan(a[i])
-            comparison = comparison._replace(
-                max_rel_row=0.0, nmse=0.0, bitwise=bool(equal_signs.all())
-            )
-            if of_bound == 0:
-                comparison = comparison._replace(worst=None, bound=0.0)
-        if checks[i].region is None:
-            comparison = comparison._replace(
-                of_bound=0.0, required="bits", ok=comparison.bitwise, bound=0.0
-            )
         if not comparison.ok:
-            comparison = _with_worst(checks[i], comparison, shares[i], off[i], bound[i])
+            comparison = _with_worst(check, comparison, shares[i], off[i], bound[i])
         comparisons.append(comparison)
     return comparisons
 
@@ -337,25 +310,20 @@ def _with_worst(
     """
     candidates = wrong(check)
     if check.is_state:
-        part = next(of_part for of_part in parts_of(candidates).items() if of_part[1].any())
-        candidates = candidates.copy()
-        for name, of_part in parts_of(candidates).items():
-            of_part &= name == part[0]
+        parts = parts_of(candidates)
+        first = next(name for name, of_part in parts.items() if of_part.any())
+        for name, of_part in parts.items():
+            of_part &= name == first
     shares = np.where(candidates, shares, -1.0)
     size = np.where(np.isnan(off), np.inf, off)
     furthest = np.where(candidates & (shares == shares.max()), size, -1.0)
     batch, head, row, dim = (int(i) for i in np.unravel_index(furthest.argmax(), furthest.shape))
     at = (batch, head, row, dim)
     return comparison._replace(
-        worst=_worst(at, float(off[at])),
+        worst=Worst(*at, float(off[at])),
         bound=float(bound[at]),
         of_bound=0.0 if comparison.required == "bits" else float(shares[at]),
     )
-
-
-def _worst(at: Sequence[int], error: float) -> Worst:
-    batch, head, row, dim = at
-    return Worst(batch=batch, head=head, row=row, dim=dim, error=error)
 
 
 def _stacked(arrays: Sequence[F32 | F64]) -> F64:

@@ -15,17 +15,7 @@ import numpy as np
 from fa_harness.arrays import F32, F64
 from fa_harness.case import rolling
 from fa_harness.case.case import Case
-from fa_harness.case.modes import (
-    ByMode,
-    Chain,
-    Fifo,
-    FullState,
-    Left,
-    Merged,
-    Mixed,
-    Standard,
-    fresh_rows,
-)
+from fa_harness.case.modes import ByMode, Chain, Left, Merged, fresh_rows
 from fa_harness.judge import bounds, oracle, rolling_oracle
 from fa_harness.judge.bounds import Expected
 from fa_harness.judge.compare import Call, Check, Region
@@ -68,12 +58,9 @@ AFTER_SEGMENT = frozenset(
 
 
 def promised(mode: str, case: Case, modes: Collection[str]) -> set[str]:
-    """Return the comparisons without which a verdict says nothing about a mode.
+    """Return the comparisons of a mode without which a verdict says nothing about it.
 
-    Args:
-        mode: One of `modes`.
-        case: The case.
-        modes: All that are computed of it.
+    They depend on which `modes` are computed of the case.
     """
     uncut = _uncut(case)
     if mode == "resumed" and uncut in modes:
@@ -89,54 +76,44 @@ def promised(mode: str, case: Case, modes: Collection[str]) -> set[str]:
 
 
 def checks(expect: Expectations, results: ByMode) -> Iterator[Check]:
-    """Yield what has to hold of a case's results, in the order of computing.
-
-    Args:
-        expect: What a correct library gives.
-        results: What the library gave; `standard` is among them.
-    """
-    yield from _standard(expect, results["standard"])
-    if "full_state" in results:
-        yield from _full_state(expect, results, results["full_state"])
-    if "segmented" in results:
-        yield from _segmented(expect, results, results["segmented"])
-    if "mixed" in results:  # before those that are compared with it
-        yield from _mixed(expect, results["mixed"])
-    if "merged" in results:
-        yield from _merged(expect, results, results["merged"])
-    if "resumed" in results:
-        yield from _resumed(expect, results, results["resumed"])
-    if "fifo" in results:
-        yield from _fifo(expect, results["fifo"])
+    """Yield what has to hold of a case's results, in the order of computing."""
+    of_modes = {
+        "standard": _standard,
+        "full_state": _full_state,
+        "segmented": _segmented,
+        "mixed": _mixed,  # before those that are compared with it
+        "merged": _merged,
+        "resumed": _resumed,
+        "fifo": _fifo,
+    }
+    for mode, of_mode in of_modes.items():
+        if mode in results:
+            for check in of_mode(expect, results):
+                yield replace(check, mode=mode)
 
 
-def _standard(expect: Expectations, standard: Standard) -> Iterator[Check]:
-    call = expect.one_call
-    of_one = expect.of_one
-    yield _result("standard", "standard_vs_oracle", call, standard.output, of_one,
-                  expect.outputs[-1], of_one.region)  # fmt: skip
-    yield _same("standard", "standard_again", call, standard.again, standard.output,
-                "the first run")  # fmt: skip
+def _standard(expect: Expectations, results: ByMode) -> Iterator[Check]:
+    call, standard = expect.one_call, results["standard"]
+    yield _result("standard_vs_oracle", call, standard.output, expect.of_one, expect.outputs[-1])
+    yield _same("standard_again", call, standard.again, standard.output, "the first run")
 
 
-def _full_state(expect: Expectations, results: ByMode, full: FullState) -> Iterator[Check]:
-    mode, call, of_one = "full_state", expect.one_call, expect.of_one
-    standard = results["standard"].output
-    region = expect.not_far_worse(of_one.region, expect.allowed([standard]))
-    first = full.first
-    yield _state(mode, "full_state_state_vs_oracle", call, first.state, of_one)
-    yield _result(mode, "full_state_vs_oracle", call, first.output, of_one, expect.outputs[-1],
-                  region)  # fmt: skip
-    yield _same(mode, "full_state_vs_standard", call, first.output, standard, "standard")
-    yield from _same_left(mode, "full_state_again", call, full.again, first, "the first run")
+def _full_state(expect: Expectations, results: ByMode) -> Iterator[Check]:
+    call, of_one, full = expect.one_call, expect.of_one, results["full_state"]
+    first, standard = full.first, results["standard"].output
+    region = expect.not_far_worse(of_one.region, [standard])
+    yield _state("full_state_state_vs_oracle", call, first.state, of_one)
+    yield _result("full_state_vs_oracle", call, first.output, of_one, expect.outputs[-1], region)
+    yield _same("full_state_vs_standard", call, first.output, standard, "standard")
+    yield from _same_left("full_state_again", call, full.again, first, "the first run")
 
 
-def _segmented(expect: Expectations, results: ByMode, chain: Chain) -> Iterator[Check]:
-    standard = results["standard"]
+def _segmented(expect: Expectations, results: ByMode) -> Iterator[Check]:
+    chain, standard = results["segmented"], results["standard"]
     expected = expect.chain([left.state for left in chain.calls], own_types=False)
-    last = expect.not_far_worse(expected[-1].region, expect.allowed(standard.runs))
+    last = expect.not_far_worse(expected[-1].region, standard.runs)
     calls = expect.calls(own_types=False)
-    yield from _chain(expect, "segmented", "", calls, chain.calls, expected, last)
+    yield from _chain(expect, "segmented", calls, chain.calls, expected, last)
 
     call, left = calls[-1], chain.calls[-1]
     others = {"standard": standard.output}
@@ -144,73 +121,61 @@ def _segmented(expect: Expectations, results: ByMode, chain: Chain) -> Iterator[
         full = results["full_state"].first
         others = {"full_state": full.output, **others}
         if expect.chain_is_exact:
-            yield _same("segmented", "state_vs_full_state", call, left.state, full.state,
-                        "full_state", is_state=True)  # fmt: skip
+            yield _same_state("state_vs_full_state", call, left.state, full.state, "full_state")
     for other, output in others.items():
         near = None if expect.chain_is_exact else expect.near_one_call(output, expected[-1])
-        yield _same("segmented", f"segmented_vs_{other}", call, left.output, output, other,
-                    near=near)  # fmt: skip
+        yield _same(f"segmented_vs_{other}", call, left.output, output, other, near)
     yield from _one_graph("segmented", calls, chain)
 
 
-def _mixed(expect: Expectations, mixed: Mixed) -> Iterator[Check]:
-    chain, calls = mixed.first, expect.calls(own_types=True)
-    expected = expect.chain([left.state for left in chain.calls], own_types=True)
-    yield from _chain(expect, "mixed", "mixed_", calls, chain.calls, expected, expected[-1].region)
-    for call, again, first in zip(calls, mixed.again.calls, chain.calls, strict=True):
-        yield from _same_left("mixed", "mixed_again", call, again, first, "the first run")
-    for each in (chain, mixed.again):
+def _mixed(expect: Expectations, results: ByMode) -> Iterator[Check]:
+    chain, again, calls = results["mixed"].first, results["mixed"].again, expect.calls()
+    expected = expect.chain([left.state for left in chain.calls])
+    yield from _chain(expect, "mixed", calls, chain.calls, expected)
+    for call, left, first in zip(calls, again.calls, chain.calls, strict=True):
+        yield from _same_left("mixed_again", call, left, first, "the first run")
+    for each in (chain, again):
         yield from _one_graph("mixed", calls, each)
 
 
-def _resumed(expect: Expectations, results: ByMode, lefts: Sequence[Left]) -> Iterator[Check]:
+def _resumed(expect: Expectations, results: ByMode) -> Iterator[Check]:
     """Compare with the chain that was not cut; where that was not computed, with the oracle."""
-    own_types = bool(expect.case.segment_types)
-    calls, uncut = expect.calls(own_types=own_types), _uncut_calls(expect.case, results)
+    calls, lefts, uncut = expect.calls(), results["resumed"], _uncut_calls(expect.case, results)
     if uncut is None:
-        expected = expect.chain([left.state for left in lefts], own_types=own_types)
-        yield from _chain(
-            expect, "resumed", "resumed_", calls, lefts, expected, expected[-1].region
-        )
+        expected = expect.chain([left.state for left in lefts])
+        yield from _chain(expect, "resumed", calls, lefts, expected)
         return
     name = f"resumed_vs_{_uncut(expect.case)}"
     for call, left, whole in zip(calls, lefts, uncut, strict=True):
-        yield from _same_left("resumed", name, call, left, whole, "the chain that is not cut")
+        yield from _same_left(name, call, left, whole, "the chain that is not cut")
 
 
-def _merged(expect: Expectations, results: ByMode, merged: Merged) -> Iterator[Check]:
-    case = expect.case
-    own_types = bool(case.segment_types)
-    calls = expect.calls(own_types=own_types, name="part")
+def _merged(expect: Expectations, results: ByMode) -> Iterator[Check]:
+    case, merged, calls = expect.case, results["merged"], expect.calls("part")
     for i, (call, part, of_part) in enumerate(zip(calls, merged.parts, expect.parts, strict=True)):
-        yield _state("merged", "part_state_vs_oracle", call, part.state, of_part)
-        yield _result("merged", "part_vs_oracle", call, part.output, of_part,
-                      expect.outputs_alone[i], of_part.region)  # fmt: skip
+        yield _state("part_state_vs_oracle", call, part.state, of_part)
+        yield _result("part_vs_oracle", call, part.output, of_part, expect.outputs_alone[i])
     uncut = _uncut_calls(case, results)
     if uncut is not None:
-        yield from _same_left("merged", "part_vs_chain", calls[0], merged.parts[0], uncut[0],
-                              "the chain")  # fmt: skip
+        yield from _same_left("part_vs_chain", calls[0], merged.parts[0], uncut[0], "the chain")
     region = expect.merged.region
-    if not own_types:
-        region = expect.not_far_worse(region, expect.allowed(results["standard"].runs))
+    if not expect.own_types:
+        region = expect.not_far_worse(region, results["standard"].runs)
     yield from _reductions(expect, merged, region)
 
-    keys = (0, case.n_kv)
+    keys, in_turn = (0, case.n_kv), merged.in_turn
     again = Call(name="parts and merges in one graph", keys=keys)
-    yield from _same_left("merged", "merged_again", again, merged.in_turn_again, merged.in_turn,
-                          IN_TURN)  # fmt: skip
+    yield from _same_left("merged_again", again, merged.in_turn_again, in_turn, IN_TURN)
     names = ("merge with a fresh state", "merge of a fresh state with it")
     for name, state in zip(names, merged.with_fresh, strict=True):
         call = Call(name=name, keys=keys)
-        yield _same("merged", "merged_with_fresh", call, state, merged.in_turn.state, IN_TURN,
-                    is_state=True)  # fmt: skip
+        yield _same_state("merged_with_fresh", call, state, in_turn.state, IN_TURN)
     two_fresh = Call(name="merge of two fresh states", keys=(0, 0))
-    yield from _same_left("merged", "fresh_merged", two_fresh, merged.fresh, fresh_rows(case),
-                          "a fresh state")  # fmt: skip
+    fresh = fresh_rows(case)
+    yield from _same_left("fresh_merged", two_fresh, merged.fresh, fresh, "a fresh state")
     for call, after, part in zip(calls, merged.parts_after, merged.parts, strict=True):
         call = replace(call, name=f"{call.name} after the merges")
-        yield _same("merged", "parts_after_merge", call, after, part.state, "the part before",
-                    is_state=True)  # fmt: skip
+        yield _same_state("parts_after_merge", call, after, part.state, "the part before")
 
 
 def _reductions(expect: Expectations, merged: Merged, region: Region) -> Iterator[Check]:
@@ -222,8 +187,7 @@ def _reductions(expect: Expectations, merged: Merged, region: Region) -> Iterato
     states = [part.state for part in merged.parts]
     rows, rounded = bounds.merged_rows(states)
     of_parts = Region(rows, rounded)
-    in_turn = merged.in_turn.state
-    centre = in_turn.astype(np.float64)
+    centre = merged.in_turn.state.astype(np.float64)
     in_any_order = Region(centre, 2 * rounded)
     swapped = Region(centre, bounds.swap_bound(states))
     shuffled = f"merges in the order {','.join(map(str, merged.order))}"
@@ -237,82 +201,69 @@ def _reductions(expect: Expectations, merged: Merged, region: Region) -> Iterato
         call = Call(name=name, keys=(0, expect.case.n_kv))
         bits = (left.output.tobytes(), left.state.tobytes())
         if bits not in seen:  # of two parts they nearly always are the same
-            yield from _reduction(expect, call, left, of_parts, region)
+            yield _same_state("merged_vs_parts", call, left.state, rows, "the parts", of_parts)
+            yield _state("merged_state_vs_oracle", call, left.state, expect.merged)
+            yield _result(
+                "merged_vs_oracle", call, left.output, expect.merged, expect.outputs[-1], region
+            )
+            result = result_region(left)
+            yield _same(
+                "merged_result_vs_state", call, left.output, result.centre, "its state", result
+            )
         seen.add(bits)
         if near_in_turn is not None:
-            yield _same("merged", comparison, call, left.state, centre, IN_TURN, near=near_in_turn,
-                        is_state=True)  # fmt: skip
+            yield _same_state(comparison, call, left.state, centre, IN_TURN, near_in_turn)
 
 
-def _reduction(
-    expect: Expectations, call: Call, left: Left, of_parts: Region, region: Region
-) -> Iterator[Check]:
-    """Yield the checks of a merged state and its result against the parts and the oracle."""
-    yield _same("merged", "merged_vs_parts", call, left.state, of_parts.centre, "the parts",
-                near=of_parts, is_state=True)  # fmt: skip
-    yield _state("merged", "merged_state_vs_oracle", call, left.state, expect.merged)
-    yield _result("merged", "merged_vs_oracle", call, left.output, expect.merged,
-                  expect.outputs[-1], region)  # fmt: skip
-    result = result_region(left)
-    yield _same("merged", "merged_result_vs_state", call, left.output, result.centre,
-                "its state", near=result)  # fmt: skip
-
-
-def _fifo(expect: Expectations, fifo: Fifo) -> Iterator[Check]:
+def _fifo(expect: Expectations, results: ByMode) -> Iterator[Check]:
     """Yield the checks of a rolling cache, whose steps are the rows of the arrays."""
-    case, rolled, again = expect.case, fifo.first, fifo.again
+    case, rolled, again = expect.case, results["fifo"].first, results["fifo"].again
     expected = expect.fifo(goes_on_in_f16(rolled.cold_state))
     every = Call(name="every step", keys=(0, case.n_kv))
-    region = expected.after_both.region
+    both, right, each = (
+        expected.after_both,
+        oracle.finalise(expected.exact),
+        "a graph for each call",
+    )
     of_all = (
-        _state("fifo", "fifo_state_vs_oracle", every, rolled.cold_state, expected.after_cold),
-        _state("fifo", "fifo_state_vs_oracle", every, rolled.state, expected.after_both),
-        _result("fifo", "fifo_vs_oracle", every, rolled.output, expected.after_both,
-                oracle.finalise(expected.exact), region),
-        _same("fifo", "fifo_again", every, again.state, rolled.state, "a graph for each call",
-              is_state=True),
-        _same("fifo", "fifo_again", every, again.output, rolled.output, "a graph for each call"),
-    )  # fmt: skip
+        _state("fifo_state_vs_oracle", every, rolled.cold_state, expected.after_cold),
+        _state("fifo_state_vs_oracle", every, rolled.state, both),
+        _result("fifo_vs_oracle", every, rolled.output, both, right),
+        _same_state("fifo_again", every, again.state, rolled.state, each),
+        _same("fifo_again", every, again.output, rolled.output, each),
+    )
     of_cold, of_hot = (rolling_oracle.one_row(case, cold=cold) for cold in (True, False))
+
+    def call(name: str, step: int, row: Case, n_kv: int, keys: tuple[int, int]) -> Call:
+        in_f16, of_path = row.type_V == "f16", path(row, n_kv)
+        name = f"{name} call of step {step}"
+        return Call(name=name, keys=keys, path=of_path, index=step, f16_numerators=in_f16)
+
     for step, n_cold in enumerate(rolling.n_cold(case).tolist()):
-        cold = Call(
-            name=f"cold call of step {step}",
-            keys=(0, n_cold),
-            path=path(of_cold, n_cold),
-            index=step,
-            f16_numerators=of_cold.type_V == "f16",
-        )
-        hot = Call(
-            name=f"hot call of step {step}",
-            keys=(n_cold, step + 1),
-            path=path(of_hot, case.hot_window),
-            index=step,
-            f16_numerators=of_hot.type_V == "f16",
-        )
+        cold = call("cold", step, of_cold, n_cold, (0, n_cold))
+        hot = call("hot", step, of_hot, case.hot_window, (n_cold, step + 1))
         in_graph = replace(hot, name=f"{hot.name} in one graph")
-        for call, check in zip((cold, hot, hot, in_graph, in_graph), of_all, strict=True):
-            yield _of_row(check, step, call)
+        for of_step, check in zip((cold, hot, hot, in_graph, in_graph), of_all, strict=True):
+            yield _of_row(check, step, of_step)
 
 
 def _chain(
     expect: Expectations,
     mode: str,
-    prefix: str,
     calls: Sequence[Call],
     lefts: Sequence[Left],
     expected: Sequence[Expected],
-    last: Region,
+    last: Region | None = None,
 ) -> Iterator[Check]:
     """Yield the checks of a chain against the oracle; its last result must lie in `last`, too."""
-    for i, (call, left, after) in enumerate(zip(calls, lefts, expected, strict=True)):
-        yield _state(mode, f"{prefix}state_vs_oracle", call, left.state, after)
-        yield _result(mode, f"{prefix}prefix_vs_oracle", call, left.output, after,
-                      expect.outputs[i], after.region)  # fmt: skip
-    yield replace(
-        _result(mode, f"{mode}_vs_oracle", calls[-1], lefts[-1].output, expected[-1],
-                expect.outputs[-1], last),
-        is_decisive=True,
-    )  # fmt: skip
+    prefix = "" if mode == "segmented" else f"{mode}_"
+    for call, left, after, right in zip(calls, lefts, expected, expect.outputs, strict=True):
+        yield _state(f"{prefix}state_vs_oracle", call, left.state, after)
+        yield _result(f"{prefix}prefix_vs_oracle", call, left.output, after, right)
+    end = _result(
+        f"{mode}_vs_oracle", calls[-1], lefts[-1].output, expected[-1], expect.outputs[-1], last
+    )
+    yield replace(end, is_decisive=True)
 
 
 def _one_graph(mode: str, calls: Sequence[Call], chain: Chain) -> Iterator[Check]:
@@ -322,8 +273,8 @@ def _one_graph(mode: str, calls: Sequence[Call], chain: Chain) -> Iterator[Check
     for i, (call, output, left) in enumerate(zip(calls, outputs, chain.calls, strict=True)):
         in_graph = replace(call, name=f"{call.name} in one graph")
         if i == len(outputs) - 1:
-            yield _same(mode, name, in_graph, state, left.state, other, is_state=True)
-        yield _same(mode, name, in_graph, output, left.output, other)
+            yield _same_state(name, in_graph, state, left.state, other)
+        yield _same(name, in_graph, output, left.output, other)
 
 
 def state_region(state: F32, expected: Expected) -> Region:
@@ -345,49 +296,50 @@ def result_region(left: Left) -> Region:
     return Region(result, bound)
 
 
-def _state(mode: str, name: str, call: Call, state: F32, expected: Expected) -> Check:
+def _state(name: str, call: Call, state: F32, expected: Expected) -> Check:
     """Return the check of a state against the oracle's, brought to the rows' own maximum."""
-    region = state_region(state, expected)
+    region, numerators = state_region(state, expected), expected.truth.vkq
     return Check(
-        name=name, mode=mode, call=call, is_state=True, got=state, expected=region.centre,
-        region=region, numerators=expected.truth.vkq,
+        name=name, call=call, is_state=True, got=state, expected=region.centre, region=region,
+        numerators=numerators,
     )  # fmt: skip
 
 
 def _result(
-    mode: str, name: str, call: Call, output: F32, expected: Expected, right: F64, region: Region
+    name: str,
+    call: Call,
+    output: F32,
+    expected: Expected,
+    right: F64,
+    region: Region | None = None,
 ) -> Check:
     """Return the check of a result against the oracle's, `right`."""
     return Check(
-        name=name, mode=mode, call=call, is_state=False, got=output, expected=right, region=region,
-        numerators=expected.truth.vkq,
+        name=name, call=call, is_state=False, got=output, expected=right,
+        region=region or expected.region, numerators=expected.truth.vkq,
     )  # fmt: skip
 
 
-def _same_left(
-    mode: str, name: str, call: Call, got: Left, expected: Left, other: str
-) -> Iterator[Check]:
+def _same_left(name: str, call: Call, got: Left, expected: Left, other: str) -> Iterator[Check]:
     """Yield the checks of a call that has to leave the bits that another has left."""
-    yield _same(mode, name, call, got.state, expected.state, other, is_state=True)
-    yield _same(mode, name, call, got.output, expected.output, other)
+    yield _same_state(name, call, got.state, expected.state, other)
+    yield _same(name, call, got.output, expected.output, other)
+
+
+def _same_state(
+    name: str, call: Call, got: F32, expected: F32 | F64, other: str, near: Region | None = None
+) -> Check:
+    """Return the check of a state that has to be another's: see `_same`."""
+    return replace(_same(name, call, got, expected, other, near), is_state=True)
 
 
 def _same(
-    mode: str,
-    name: str,
-    call: Call,
-    got: F32,
-    expected: F32 | F64,
-    other: str,
-    *,
-    is_state: bool = False,
-    near: Region | None = None,
+    name: str, call: Call, got: F32, expected: F32 | F64, other: str, near: Region | None = None
 ) -> Check:
     """Return the check of what has to be another's, bit for bit or within a region."""
     return Check(
-        name=name, mode=mode, call=call, is_state=is_state, got=got, expected=expected, region=near,
-        other=other,
-    )  # fmt: skip
+        name=name, call=call, is_state=False, got=got, expected=expected, region=near, other=other
+    )
 
 
 def _of_row(check: Check, row: int, call: Call) -> Check:

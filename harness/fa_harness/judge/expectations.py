@@ -32,50 +32,6 @@ many roundings of the same sizes in another order; the largest of a row's elemen
 factor of 2 or 3 from run to run, seldom of more."""
 
 
-class _Truth:
-    """The oracle's states of a case, for Q itself or rounded to a type, each computed once."""
-
-    def __init__(self, case: Case, inputs: Inputs, *, calls: Sequence[Arithmetic]) -> None:
-        """Prepare for bounds around the oracle's states for Q as the calls round it."""
-        self._case = case
-        self._inputs = inputs
-        self._bounded = {how.q_type for how in calls}
-        self._rescale_roundings = max(how.rescale_roundings for how in calls)
-        self._limits = list(itertools.pairwise(case.segment_bounds()))
-        self._rounded: dict[str, Inputs] = {}
-        self._alone: dict[tuple[int, str], Partial] = {}
-        self._after: dict[tuple[str, ...], Partial] = {}
-
-    def segment(self, i: int, q_type: str = "f32") -> Partial:
-        """Return the state of a segment alone, the sinks in the last."""
-        if (i, q_type) not in self._alone:
-            partial = oracle.attend(
-                self._case,
-                self._rounded_inputs(q_type),
-                *self._limits[i],
-                for_bounds=q_type in self._bounded,
-                rescale_roundings=self._rescale_roundings,
-            )
-            if i == len(self._limits) - 1 and self._inputs.sinks is not None:
-                partial = oracle.add_sinks(partial, self._inputs.sinks)
-            self._alone[i, q_type] = partial
-        return self._alone[i, q_type]
-
-    def after(self, q_types: tuple[str, ...]) -> Partial:
-        """Return the state after the first segments, each for Q rounded to its type."""
-        if q_types not in self._after:
-            *before, last = q_types
-            own = self.segment(len(before), last)
-            self._after[q_types] = oracle.merge(self.after(tuple(before)), own) if before else own
-        return self._after[q_types]
-
-    def _rounded_inputs(self, q_type: str) -> Inputs:
-        if q_type not in self._rounded:
-            q, _ = bounds.rounded_q(self._inputs.q, q_type)
-            self._rounded[q_type] = replace(self._inputs, q=q)
-        return self._rounded[q_type]
-
-
 class Expectations:
     """What a correct library gives for a case: the oracle's states, and the regions around them.
 
@@ -83,13 +39,7 @@ class Expectations:
     """
 
     def __init__(self, case: Case, inputs: Inputs, features: tuple[str, ...]) -> None:
-        """Take a case.
-
-        Args:
-            case: The case.
-            inputs: Its inputs.
-            features: The library's CPU features, as `Ggml.features` names them.
-        """
+        """Take a case, and the library's CPU features, as `Ggml.features` names them."""
         self.case = case
         self._inputs = inputs
         self._features = features
@@ -97,7 +47,13 @@ class Expectations:
         """What one call over the whole case computes in."""
         self.chain_is_exact = chain_is_exact(case)
         """Whether the chain has to give the bits of one call."""
-        self._of_alone: dict[tuple[int, Arithmetic], Expected] = {}
+        self.own_types = bool(case.segment_types)
+        """Whether parts, and chains that are cut, are of segments in types of their own."""
+        self._limits = list(itertools.pairwise(case.segment_bounds()))
+        self._rounded: dict[str, Inputs] = {}
+        self._segments: dict[tuple[int, str], Partial] = {}
+        self._prefixes: dict[tuple[str, ...], Partial] = {}
+        self._of_segments: dict[tuple[int, Arithmetic], Expected] = {}
         self._of_fifo: dict[bytes, ExpectedSteps] = {}
 
     def prepare(self, modes: Collection[str]) -> None:
@@ -110,8 +66,7 @@ class Expectations:
     @functools.cached_property
     def prefixes(self) -> list[Partial]:
         """The oracle's states after each segment, for Q itself."""
-        n = self.case.segments
-        return [self._truth.after(("f32",) * (i + 1)) for i in range(n)]
+        return [self._prefix(("f32",) * (i + 1)) for i in range(self.case.segments)]
 
     @functools.cached_property
     def outputs(self) -> list[F64]:
@@ -126,12 +81,12 @@ class Expectations:
     @functools.cached_property
     def segments(self) -> list[Partial]:
         """The oracle's state of each segment alone, for Q itself."""
-        return [self._truth.segment(i) for i in range(self.case.segments)]
+        return [self._segment(i) for i in range(self.case.segments)]
 
     @functools.cached_property
     def of_one(self) -> Expected:
         """What is expected of one call."""
-        whole = self._truth.after((self.how.q_type,) * self.case.segments)
+        whole = self._prefix((self.how.q_type,) * self.case.segments)
         return self._nothing.then(whole, self.how)
 
     @functools.cached_property
@@ -144,36 +99,39 @@ class Expectations:
             f16_numerators=self.how.f16_numerators,
         )
 
-    def calls(self, *, own_types: bool, name: str = "segment") -> list[Call]:
+    def calls(self, name: str = "segment", *, own_types: bool | None = None) -> list[Call]:
         """Return the calls of a chain, or of the parts of a merge."""
-        case = self.case
-        limits = itertools.pairwise(case.segment_bounds())
-        paths = chain_paths(case, own_types=own_types)
+        own_types = self.own_types if own_types is None else own_types
+        paths = chain_paths(self.case, own_types=own_types)
         hows = self.how_of_calls(own_types=own_types)
         return [
             Call(
-                name=f"{name} {i} (of 0 to {case.segments - 1})",
+                name=f"{name} {i} (of 0 to {self.case.segments - 1})",
                 keys=keys,
                 path=path_,
                 index=i,
                 f16_numerators=how.f16_numerators,
             )
-            for i, (keys, path_, how) in enumerate(zip(limits, paths, hows, strict=True))
+            for i, (keys, path_, how) in enumerate(zip(self._limits, paths, hows, strict=True))
         ]
 
     def how_of_calls(self, *, own_types: bool) -> list[Arithmetic]:
         """Return what each call of a chain computes in."""
-        return self._own_hows if own_types else self._hows
+        return self._hows[own_types]
 
-    def chain(self, states: Sequence[F32] | None, *, own_types: bool) -> list[Expected]:
+    def chain(
+        self, states: Sequence[F32] | None, *, own_types: bool | None = None
+    ) -> list[Expected]:
         """Return what is expected after each call of a chain.
 
         Args:
             states: What the calls left. Which rows go on in F16 is told by the state that a call
                 found: those that were fresh or held F16 numbers only. Partials of split-KV start
                 from nothing in any case. None allows for F16 in every row.
-            own_types: Each segment is a cache of its own types, as in mode `mixed`.
+            own_types: Each segment is a cache of its own types, as in mode `mixed`; where it is
+                None, if they have any.
         """
+        own_types = self.own_types if own_types is None else own_types
         if self.case.segments == 1 and not own_types:
             return [self.of_one]
         hows = self.how_of_calls(own_types=own_types)
@@ -182,28 +140,28 @@ class Expectations:
             in_f16: Bools | None = None
             if states is not None and how.f16_numerators and not how.n_partials:
                 in_f16 = goes_on_in_f16(states[i - 1])
-            whole = self._truth.after(tuple(how.q_type for how in hows[: i + 1]))
-            own = self._truth.segment(i, how.q_type)
+            whole = self._prefix(tuple(how.q_type for how in hows[: i + 1]))
+            own = self._segment(i, how.q_type)
             chain.append(chain[-1].then(own, how, whole=whole, in_f16=in_f16))
         return chain
 
     @functools.cached_property
     def parts(self) -> list[Expected]:
         """What is expected of each segment alone."""
-        return [self._of_segment(i, how) for i, how in enumerate(self._hows_of_parts)]
+        hows = self.how_of_calls(own_types=self.own_types)
+        return [self._of_segment(i, how) for i, how in enumerate(hows)]
 
     @functools.cached_property
     def merged(self) -> Expected:
         """What is expected of the merged states of all segments."""
-        q_types = tuple(how.q_type for how in self._hows_of_parts)
-        wholes = [self._truth.after(q_types[: i + 1]) for i in range(len(q_types))]
+        q_types = tuple(how.q_type for how in self.how_of_calls(own_types=self.own_types))
+        wholes = [self._prefix(q_types[: i + 1]) for i in range(len(q_types))]
         return bounds.merged(self.parts, wholes)
 
     def fifo(self, goes_on: Bools) -> ExpectedSteps:
         """Return what is expected of the steps of a rolling cache.
 
-        Args:
-            goes_on: The rows whose state after the cold call a call with an F16 V continues in F16.
+        A call with an F16 V continues the rows `goes_on` of the state after the cold call in F16.
         """
         key = goes_on.tobytes()
         if key not in self._of_fifo:
@@ -218,14 +176,15 @@ class Expectations:
         bound = one.bound + chain.bound + np.abs(chain.centre - one.centre)
         return Region(of_one.astype(np.float64), bound)
 
-    def allowed(self, runs: Sequence[F32]) -> F64 | None:
-        """Return the error of the last output that is not far worse than that of other runs.
+    def not_far_worse(self, region: Region, runs: Sequence[F32]) -> Region:
+        """Return the part of a region of last outputs whose error is not far worse than of runs.
 
         That is `_RATIO` times their error, in the row itself or typical of the rows in relation to
-        their size, and some roundings of a number of that size. None where a run is not finite.
+        their size, and some roundings of a number of that size. Where a run is not finite it is the
+        whole region.
         """
         if not all(np.isfinite(run).all() for run in runs):
-            return None
+            return region
         partial, exact_output = self.prefixes[-1], self.outputs[-1]
         errors = [np.abs(run - exact_output).max(axis=-1) for run in runs]
         error = functools.reduce(np.maximum, errors)
@@ -233,48 +192,65 @@ class Expectations:
         size = partial.abs_vkq.max(axis=-1) / s  # the row's scale: sum of p |v|
         relative = np.divide(error, size, out=np.zeros_like(error), where=size != 0)
         typical = np.sqrt((relative**2).mean()) * size
-        allowed: F64 = (_RATIO * np.maximum(error, typical) + 4 * bounds.U32 * size)[..., None]
-        return allowed
-
-    def not_far_worse(self, region: Region, allowed: F64 | None) -> Region:
-        """Return the part of a region of last outputs whose error is allowed."""
-        if allowed is None:
-            return region
-        exact_output = self.outputs[-1]
+        allowed = (_RATIO * np.maximum(error, typical) + 4 * bounds.U32 * size)[..., None]
         low = np.maximum(region.centre - region.bound, exact_output - allowed)
         high = np.minimum(region.centre + region.bound, exact_output + allowed)
         return Region((low + high) / 2, np.maximum((high - low) / 2, 0.0))
 
     @functools.cached_property
+    def _hows(self) -> dict[bool, list[Arithmetic]]:
+        """What each call of a chain computes in, by whether its segments have their own types."""
+        case = self.case
+        return {
+            own_types: [
+                arithmetic(case.of_segment(i) if own_types else case, path_, self._features)
+                for i, path_ in enumerate(chain_paths(case, own_types=own_types))
+            ]
+            for own_types in (False, True)
+        }
+
+    @functools.cached_property
     def _nothing(self) -> Expected:
         return bounds.nothing(self.case, self._inputs)
 
-    @functools.cached_property
-    def _truth(self) -> _Truth:
-        calls = [self.how, *self._hows, *self._own_hows]
-        return _Truth(self.case, self._inputs, calls=calls)
-
-    @functools.cached_property
-    def _hows(self) -> list[Arithmetic]:
-        paths = chain_paths(self.case)
-        return [arithmetic(self.case, path_, self._features) for path_ in paths]
-
-    @functools.cached_property
-    def _own_hows(self) -> list[Arithmetic]:
-        if not self.case.segment_types:
-            return self._hows
-        return [
-            arithmetic(self.case.of_segment(i), path_, self._features)
-            for i, path_ in enumerate(chain_paths(self.case, own_types=True))
-        ]
-
-    @property
-    def _hows_of_parts(self) -> list[Arithmetic]:
-        return self.how_of_calls(own_types=bool(self.case.segment_types))
-
     def _of_segment(self, i: int, how: Arithmetic) -> Expected:
         """Return what is expected of a call that begins anew: a chain's first, or a part."""
-        if (i, how) not in self._of_alone:
-            own = self._truth.segment(i, how.q_type)
-            self._of_alone[i, how] = self._nothing.then(own, how)
-        return self._of_alone[i, how]
+        if (i, how) not in self._of_segments:
+            own = self._segment(i, how.q_type)
+            self._of_segments[i, how] = self._nothing.then(own, how)
+        return self._of_segments[i, how]
+
+    def _segment(self, i: int, q_type: str = "f32") -> Partial:
+        """Return the oracle's state of a segment alone, for Q rounded to a type.
+
+        The sinks are in the last. Bounds are made around the states for Q as the calls round it.
+        """
+        if (i, q_type) not in self._segments:
+            calls = [self.how, *self._hows[False], *self._hows[True]]
+            partial = oracle.attend(
+                self.case,
+                self._rounded_inputs(q_type),
+                *self._limits[i],
+                for_bounds=any(how.q_type == q_type for how in calls),
+                rescale_roundings=max(how.rescale_roundings for how in calls),
+            )
+            if i == len(self._limits) - 1 and self._inputs.sinks is not None:
+                partial = oracle.add_sinks(partial, self._inputs.sinks)
+            self._segments[i, q_type] = partial
+        return self._segments[i, q_type]
+
+    def _prefix(self, q_types: tuple[str, ...]) -> Partial:
+        """Return the oracle's state after the first segments, each for Q rounded to its type."""
+        if q_types not in self._prefixes:
+            *before, last = q_types
+            own = self._segment(len(before), last)
+            self._prefixes[q_types] = (
+                oracle.merge(self._prefix(tuple(before)), own) if before else own
+            )
+        return self._prefixes[q_types]
+
+    def _rounded_inputs(self, q_type: str) -> Inputs:
+        if q_type not in self._rounded:
+            q, _ = bounds.rounded_q(self._inputs.q, q_type)
+            self._rounded[q_type] = replace(self._inputs, q=q)
+        return self._rounded[q_type]

@@ -140,16 +140,14 @@ class Localisation:
 def localise(judged: Sequence[Judged], first: Judged) -> Localisation:
     """Return where a case went wrong first, as it shows in the worst element there.
 
-    Args:
-        judged: All checks of the case, in the order of computing.
-        first: The first of them that does not hold.
+    `judged` are all checks of the case, in the order of computing, and `first` is the first of them
+    that does not hold.
     """
-    check, worst, call = first.check, first.comparison.worst, first.call
-    assert check is not None
+    check, worst, call = first.check, first.comparison.worst, first.check.call
     assert worst is not None
     is_wrong, part, offset = wrong(check), "result", 0
-    of_call = [each for each in judged if each.call == call and each.is_state]
-    before = of_call[: of_call.index(first)] if first in of_call else of_call
+    of_call = [each for each in judged if each.check.call == call and each.check.is_state]
+    before = of_call[: of_call.index(first)] if check.is_state else of_call
     right: tuple[str, ...] = PARTS if before and all(each.comparison.ok for each in before) else ()
     if check.is_state:
         part = PARTS[min(worst.dim, 2)]
@@ -163,8 +161,8 @@ def localise(judged: Sequence[Judged], first: Judged) -> Localisation:
     if call.f16_numerators and check.numerators is not None:
         largest = float(np.abs(check.numerators[at[:3]]).max())
     return Localisation(
-        mode=first.mode,
-        comparison=first.name,
+        mode=check.mode,
+        comparison=check.name,
         call=call.name,
         index=call.index,
         path=call.path,
@@ -195,7 +193,8 @@ def _pattern(wrong: Bools, first_row: int) -> str:
     in_rows: Bools = np.logical_or.reduce(wrong, axis=-1, keepdims=True)
     only_row = in_rows.sum() == 1
     for shown in (wrong, in_rows):
-        flags = [_along(axis, shown) for axis in range(4)]
+        others = ((1, 2, 3), (0, 2, 3), (0, 1, 3), (0, 1, 2))
+        flags = [np.logical_or.reduce(shown, axis=axes) for axes in others]
         if np.array_equal(shown, np.einsum("a,b,c,d->abcd", *flags, dtype=bool)):
             words = [
                 _some(of_axis, *names, first_row if names[0] == "row" else 0)
@@ -205,13 +204,6 @@ def _pattern(wrong: Bools, first_row: int) -> str:
                 # of one row the caller says which it is
                 return ", ".join(word for word in words[3 if only_row else 0 :] if word)
     return ""
-
-
-def _along(axis: int, shown: Bools) -> Bools:
-    """Tell of each index of an axis whether anything is set there."""
-    others = tuple(other for other in range(4) if other != axis)
-    along: Bools = np.logical_or.reduce(shown, axis=others)
-    return along
 
 
 def _some(flags: Bools, one: str, several: str, offset: int) -> str | None:

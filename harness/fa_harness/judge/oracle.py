@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -79,7 +81,7 @@ def fresh(case: Case) -> Partial:
     """Return the state of rows that have seen no key."""
     rows = (case.ne3, case.n_head, case.n_batch)
     zero, zeros = np.zeros(rows), np.zeros((*rows, case.hsv_padded))
-    return _without_v(m=np.full(rows, -np.inf), s=zero, n_roundings=zero, zeros=zeros)
+    return _without_v(np.full(rows, -np.inf), zero, zeros)
 
 
 def attend(
@@ -110,20 +112,13 @@ def attend(
     rows = _slices(case.n_group * case.n_batch, n_row)
     parts = []
     for i3, heads in itertools.product(range(case.ne3), _slices(case.n_head_kv, n_head)):
-        keys = _Keys(case, inputs, i3, heads, slice(start, stop))
-        of_rows = [
-            _attend_rows(
-                case, inputs, keys, some,
-                for_bounds=for_bounds, rescale_roundings=rescale_roundings,
-            )
-            for some in rows
-        ]  # fmt: skip
-        parts.append(_joined(of_rows, axis=1))
-    shape = (case.ne3, case.n_head, case.n_batch)
-    whole = _joined(parts, axis=0)
-    return Partial(
-        **{name: array.reshape(*shape, *array.shape[2:]) for name, array in whole.items()}
-    )
+        keys = _Keys(inputs, i3, heads, slice(start, stop))
+        how: dict[str, Any] = {"for_bounds": for_bounds, "rescale_roundings": rescale_roundings}
+        of_rows = [_attend_rows(case, inputs, keys, some, **how) for some in rows]
+        parts.append(joined(of_rows, axis=1))
+    shape, whole = (case.ne3, case.n_head, case.n_batch), joined(parts, axis=0)
+    fields = {name: array.reshape(*shape, *array.shape[2:]) for name, array in whole.items()}
+    return Partial(**fields)
 
 
 def merge(a: Partial, b: Partial) -> Partial:
@@ -151,17 +146,10 @@ def merge(a: Partial, b: Partial) -> Partial:
 
 
 def add_sinks(partial: Partial, sinks: F32) -> Partial:
-    """Return the state with one more score for each head, whose V is 0.
-
-    Args:
-        partial: The state.
-        sinks: float32 `[n_head]`.
-    """
+    """Return the state with one more score for each head, whose V is 0; sinks are `[n_head]`."""
     sink = np.broadcast_to(sinks.astype(np.float64)[:, None], partial.m.shape)
     one = np.ones_like(partial.s)
-    return merge(
-        partial, _without_v(m=sink, s=one, n_roundings=one, zeros=np.zeros_like(partial.vkq))
-    )
+    return merge(partial, _without_v(sink, one, np.zeros_like(partial.vkq)))
 
 
 def finalise(partial: Partial) -> F64:
@@ -185,7 +173,7 @@ def slopes(case: Case) -> F64:
 class _Keys:
     """Some keys of some KV heads of one sequence, as float64."""
 
-    def __init__(self, case: Case, inputs: Inputs, i3: int, heads: slice, keys: slice) -> None:
+    def __init__(self, inputs: Inputs, i3: int, heads: slice, keys: slice) -> None:
         self.i3 = i3
         self.heads = heads
         self.keys = keys
@@ -198,7 +186,7 @@ class _Keys:
         """V and |V|, `[heads, keys, 2 * hsv]`."""
 
 
-def _joined(parts: list[dict[str, F64]], *, axis: int) -> dict[str, F64]:
+def joined(parts: Sequence[dict[str, F64]], *, axis: int) -> dict[str, F64]:
     """Return the fields of several states side by side."""
     if len(parts) == 1:
         return parts[0]
@@ -244,19 +232,12 @@ def _attend_rows(
     s = weights.sum(axis=-1)
 
     if not for_bounds:
-        sums = weights @ keys.v
-        hsv = sums.shape[-1] // 2
-        vkq, abs_vkq = sums[..., :hsv], sums[..., hsv:]
-        none, nones = np.full(m.shape, np.nan), np.full(vkq.shape, np.nan)
-        return {
-            **dict.fromkeys(("n_roundings", "k_s", "s_walk", "k_max", "bias_max"), none),
-            **dict.fromkeys(("k_abs_vkq", "walk", "walk_norm"), nones),
-            "m": m,
-            "s": s,
-            "vkq": vkq,
-            "abs_vkq": abs_vkq,
-            "peak": abs_vkq.max(axis=-1),
-        }
+        vkq, abs_vkq = np.split(weights @ keys.v, 2, axis=-1)
+        fields = {"m": m, "s": s, "vkq": vkq, "abs_vkq": abs_vkq, "peak": abs_vkq.max(axis=-1)}
+        of_rows = ("n_roundings", "k_s", "s_walk", "k_max", "bias_max")
+        fields |= dict.fromkeys(of_rows, np.full(m.shape, np.nan))
+        of_elements = ("k_abs_vkq", "walk", "walk_norm")
+        return fields | dict.fromkeys(of_elements, np.full(vkq.shape, np.nan))
     starts = range(0, scores.shape[-1], _step_keys(case, scores.shape[-1]))
     of_maximum = np.int8(rescale_roundings) * is_maximum
     counts = is_seen + of_maximum
@@ -352,24 +333,11 @@ def _walk(weights: F64, v: F64, roundings: F64, starts: range) -> tuple[F64, F64
     return sums[..., :hsv], sums[..., hsv:], walk / 2, np.sqrt(walk_2) / 2
 
 
-def _without_v(*, m: F64, s: F64, n_roundings: F64, zeros: F64) -> Partial:
-    """Return a state whose V is 0, and the norm of its keys, too."""
-    zero = np.zeros_like(s)
-    return Partial(
-        m=m,
-        s=s,
-        vkq=zeros,
-        n_roundings=n_roundings,
-        abs_vkq=zeros,
-        k_s=zero,
-        k_abs_vkq=zeros,
-        walk=zeros,
-        walk_norm=zeros,
-        s_walk=s * n_roundings,
-        k_max=zero,
-        bias_max=zero,
-        peak=zero,
-    )
+def _without_v(m: F64, n: F64, zeros: F64) -> Partial:
+    """Return the state of `n` scores, none or one, of keys and a V that are 0."""
+    of_rows = dict.fromkeys(("k_s", "k_max", "bias_max", "peak"), np.zeros_like(n))
+    of_elements = dict.fromkeys(("vkq", "abs_vkq", "k_abs_vkq", "walk", "walk_norm"), zeros)
+    return Partial(m=m, s=n, n_roundings=n, s_walk=n, **of_rows, **of_elements)
 
 
 def weight(m: F64, m_new: F64) -> F64:

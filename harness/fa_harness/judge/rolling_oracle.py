@@ -7,7 +7,6 @@ steps are rows of one computation: row t of `n_batch` is step t, and sees that s
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -52,19 +51,12 @@ def expect(
 ) -> ExpectedSteps:
     """Return what the steps of a rolling cache should give.
 
-    Args:
-        case: A case with a `hot_window`.
-        inputs: Its inputs.
-        goes_on_in_f16: The rows whose state after the call over the cold tokens a call with an F16
-            V continues in F16, `[ne3, n_head, n_batch]`.
-        features: The library's CPU features.
+    A call with an F16 V continues the rows `goes_on_in_f16`, `[ne3, n_head, n_batch]`, of the state
+    after the call over the cold tokens in F16.
     """
     of_cold, of_hot = one_row(case, cold=True), one_row(case, cold=False)
-    cold_inputs = replace(
-        inputs,
-        k=decode(encode(inputs.k, case.cold_type), case.cold_type),
-        v=decode(encode(inputs.v, case.cold_type), case.cold_type),
-    )
+    k, v = (decode(encode(x, case.cold_type), case.cold_type) for x in (inputs.k, inputs.v))
+    cold_inputs = replace(inputs, k=k, v=v)
     as_they_are = Arithmetic(q_type="f32", f16_numerators=False)
     cold, hot = _cold(case, cold_inputs, as_they_are), _hot(case, inputs, as_they_are)
 
@@ -100,15 +92,12 @@ def one_row(case: Case, *, cold: bool) -> Case:
 
 def _of_steps(steps: Bools, these: Expected, others: Expected) -> Expected:
     """Return `these` at some steps and `others` at the rest; they differ in roundings alone."""
-    of_row = {
-        name: np.where(steps, getattr(these, name), getattr(others, name))
-        for name in ("n_u", "other_s")
-    }
-    of_element = {
-        name: np.where(steps[:, None], getattr(these, name), getattr(others, name))
-        for name in ("walk", "walk_norm", "other_vkq")
-    }
-    return replace(others, **of_row, **of_element)
+    chosen = {}
+    for name in ("n_u", "other_s", "walk", "walk_norm", "other_vkq"):
+        of_these, of_others = getattr(these, name), getattr(others, name)
+        at = steps if of_these.ndim == 3 else steps[:, None]  # rows, or elements of rows
+        chosen[name] = np.where(at, of_these, of_others)
+    return replace(others, **chosen)
 
 
 def _cold(case: Case, inputs: Inputs, how: Arithmetic) -> Partial:
@@ -124,13 +113,13 @@ def _hot(case: Case, inputs: Inputs, how: Arithmetic) -> Partial:
     """
     n_cold, window = rolling.n_cold(case), case.hot_window
 
-    def last_lap(step: Ints) -> tuple[Ints, Ints]:
-        return np.maximum(n_cold[step], step // window * window), step + 1
+    def first_of_lap(step: Ints) -> Ints:
+        first: Ints = np.maximum(n_cold[step], step // window * window)
+        return first
 
-    def lap_before(step: Ints) -> tuple[Ints, Ints]:
-        return n_cold[step], np.maximum(n_cold[step], step // window * window)
-
-    hot = oracle.merge(_attend(case, inputs, how, last_lap), _attend(case, inputs, how, lap_before))
+    last_lap = _attend(case, inputs, how, lambda step: (first_of_lap(step), step + 1))
+    lap_before = _attend(case, inputs, how, lambda step: (n_cold[step], first_of_lap(step)))
+    hot = oracle.merge(last_lap, lap_before)
     return hot if inputs.sinks is None else oracle.add_sinks(hot, inputs.sinks)
 
 
@@ -144,19 +133,10 @@ def _attend(case: Case, inputs: Inputs, how: Arithmetic, limits: Limits) -> Part
         start, stop = limits(steps)
         token = np.arange(case.n_kv)
         is_other = (token < start[:, None]) | (token >= stop[:, None])
-        few = replace(
-            inputs,
-            q=q[:, :, steps],
-            mask=np.where(is_other, np.float16(-np.inf), inputs.mask[:, :, steps]),
-        )
+        mask = np.where(is_other, np.float16(-np.inf), inputs.mask[:, :, steps])
+        few = replace(inputs, q=q[:, :, steps], mask=mask)
         of_few = case.with_(hot_window=0, group=1, n_batch=len(steps))
-        first_key, last_key = int(start.min()), int(stop.max())
-        parts.append(
-            oracle.attend(of_few, few, first_key, last_key, rescale_roundings=how.rescale_roundings)
-        )
-    return Partial(
-        **{
-            field.name: np.concatenate([getattr(part, field.name) for part in parts], axis=2)
-            for field in dataclasses.fields(Partial)
-        }
-    )
+        keys = int(start.min()), int(stop.max())
+        part = oracle.attend(of_few, few, *keys, rescale_roundings=how.rescale_roundings)
+        parts.append(vars(part))
+    return Partial(**oracle.joined(parts, axis=2))

@@ -17,7 +17,7 @@ _PICTURE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """Where in a case a comparison is how near to its bound: what a picture of it shows."""
+    """What a picture of a case shows."""
 
     comparison: str
     """One with a bound rather than of bits: the first that is not ok, else the nearest to it."""
@@ -31,27 +31,19 @@ class Shares:
 def shares_of(
     comparisons: Mapping[str, Comparison], by_segment: tuple[float, ...]
 ) -> Shares | None:
-    """Return what a picture shows of the comparison that tells most.
-
-    Args:
-        comparisons: All of a case, with their rows.
-        by_segment: The largest share after each segment.
-    """
+    """Return what a picture shows of the comparison that tells most, of all of a case."""
     pictured = {name: c for name, c in comparisons.items() if c.by_row is not None}
     if not pictured:
         return None
-    bad = sorted(
-        (name for name, c in pictured.items() if not c.ok),
-        key=lambda name: pictured[name].required != "bound",
-    )
-    name = bad[0] if bad else max(pictured, key=lambda name: pictured[name].of_bound)
+    bad = [name for name, c in pictured.items() if not c.ok]
+    if bad:
+        name = min(bad, key=lambda name: pictured[name].required != "bound")
+    else:
+        name = max(pictured, key=lambda name: pictured[name].of_bound)
     rows = pictured[name].by_row
     assert rows is not None
-    return Shares(
-        comparison=name,
-        by_row=_pooled(rows.reshape(-1, rows.shape[-1])),
-        by_segment=by_segment,
-    )
+    by_row = _pooled(rows.reshape(-1, rows.shape[-1]))
+    return Shares(comparison=name, by_row=by_row, by_segment=by_segment)
 
 
 def in_words(share: float) -> str:

@@ -85,7 +85,10 @@ def judge(
         comparisons["standard_vs_model"] = difference(standard, inputs.model_output)
     overflows = _overflows(case, run.results, expect)
     misplaced = _misplaced(case, run.results)
-    first = _first_wrong(judged, only_bits=overflows)
+    # where upstream's F16 accumulator overflows no bound can hold: only bits count
+    required = ("bits",) if overflows else ("bits", "bound")
+    wrong = (c for c in judged if not c.comparison.ok and c.comparison.required in required)
+    first = next(wrong, None)
     localisation = None if first is None or misplaced else localise(judged, first)
     status, reason = "fail", misplaced or (localisation.reason if localisation else "")
     if not reason:
@@ -98,7 +101,7 @@ def judge(
         modes=run.modes,
         reason=reason,
         localisation=localisation,
-        comparisons={name: c.without_rows() for name, c in comparisons.items()},
+        comparisons={name: c._replace(by_row=None) for name, c in comparisons.items()},
         outputs=_outputs(run.results) if with_outputs or standard.size <= 64 else {},
         steps=_steps(case, run.results, judged, expect),
         shares=shares_of(comparisons, _by_segment(judged)),
@@ -120,7 +123,7 @@ def _status(
     wrong_size = why_work_size(run.work_size)
     if wrong_size is not None:
         return "fail", wrong_size
-    made = {each.name for each in judged}
+    made = {each.check.name for each in judged}
     for mode in modes:
         missing = contract.promised(mode, case, modes) - made
         if missing:
@@ -132,21 +135,9 @@ def _status(
             f"upstream's F16 accumulator overflows: numerators reach {peak:.3g}, F16 ends at "
             f"{F16_MAX:.0f}; the comparisons that must be bit-identical are"
         )
-    ends = [each.check for each in judged if each.check is not None and each.check.is_decisive]
+    ends = [each.check.region for each in judged if each.check.is_decisive]
     mistrusted = why_mistrusted(case, run.results, expect, ends)
     return ("pass", "") if mistrusted is None else ("mistrusted", mistrusted)
-
-
-def _first_wrong(judged: Sequence[Judged], *, only_bits: bool) -> Judged | None:
-    """Return the first check that does not hold and counts.
-
-    Where upstream's F16 accumulator overflows no bound can hold, so only what must be bit-identical
-    counts.
-    """
-    for each in judged:
-        if not each.comparison.ok and not (only_bits and each.comparison.required == "bound"):
-            return each
-    return None
 
 
 def _misplaced(case: Case, results: ByMode) -> str | None:
@@ -154,10 +145,9 @@ def _misplaced(case: Case, results: ByMode) -> str | None:
     if "fifo" not in results:
         return None
     for rolled in (results["fifo"].first, results["fifo"].again):
-        if rolled.can_be_told_apart:
-            misplaced = rolling.misplaced(case, rolled.held)
-            if misplaced is not None:
-                return misplaced
+        misplaced = rolling.misplaced(case, rolled.held) if rolled.can_be_told_apart else None
+        if misplaced is not None:
+            return misplaced
     return None
 
 
@@ -165,8 +155,8 @@ def _by_segment(judged: Sequence[Judged]) -> tuple[float, ...]:
     """Return the largest share of a bound after each segment, of all chains."""
     shares: dict[int, float] = {}
     for each in judged:
-        i = each.call.index
-        if each.name in contract.AFTER_SEGMENT and i is not None:
+        i = each.check.call.index
+        if each.check.name in contract.AFTER_SEGMENT and i is not None:
             shares[i] = max(shares.get(i, 0.0), each.comparison.of_bound)
     return tuple(shares[i] for i in sorted(shares))
 
@@ -175,20 +165,19 @@ def _steps(
     case: Case, results: ByMode, judged: Sequence[Judged], expect: Expectations
 ) -> tuple[CacheStep, ...]:
     """Return what each step of a rolling cache costs."""
-    if "fifo" not in results:
-        return ()
-    rolled = results["fifo"].first
-    of_steps = [each.comparison for each in judged if each.name == "fifo_vs_oracle"]
+    of_steps = [each.comparison for each in judged if each.check.name == "fifo_vs_oracle"]
     if not of_steps:
         return ()
+    rolled = results["fifo"].first
+    f16_bytes = rolling.token_bytes(case.with_(type_K="f16", type_V="f16"), cold=False)
     unquantised = np.abs(rolled.output - expect.outputs[-1]).max(axis=(0, 1, 3)).tolist()
     return tuple(
         CacheStep(
             step=step,
-            tokens_hot=held.tokens_hot,
-            tokens_cold=held.tokens_cold,
+            tokens_hot=int((held.hot != rolling.HIDDEN).sum()),
+            tokens_cold=int((held.cold != rolling.HIDDEN).sum()),
             cache_bytes=held.cache_bytes,
-            f16_bytes=rolling.f16_bytes(case, step + 1),
+            f16_bytes=f16_bytes * (step + 1),
             error=comparison.max_abs,
             of_bound=comparison.of_bound,
             quantisation_error=unquantised[step],
@@ -201,26 +190,26 @@ def _overflows(case: Case, results: ByMode, expect: Expectations) -> bool:
     """Tell whether upstream's F16 accumulator overflows, so that no bound can hold."""
     if not expect.prefixes[-1].peak.max() > F16_MAX:
         return False
-    own_types = bool(case.segment_types)
-    lost = expect.how.f16_numerators and not np.isfinite(results["standard"].output).all()
-    lasts: list[tuple[F32, bool]] = []
-    if "segmented" in results:
-        lasts.append((results["segmented"].calls[-1].output, False))
-    if "mixed" in results:
-        lasts.append((results["mixed"].first.calls[-1].output, True))
-    if "merged" in results:
-        lasts.append((results["merged"].in_turn.output, own_types))
-    if "resumed" in results:
-        lasts.append((results["resumed"][-1].output, own_types))
-    for output, own in lasts:
-        in_f16 = any(how.f16_numerators for how in expect.how_of_calls(own_types=own))
-        lost |= in_f16 and not bool(np.isfinite(output).all())
-    if "fifo" in results and "f16" in (case.type_V, case.cold_type):
-        lost |= not bool(np.isfinite(results["fifo"].first.output).all())
-    return lost
+    in_f16 = {
+        own_types: any(how.f16_numerators for how in expect.how_of_calls(own_types=own_types))
+        for own_types in (False, True)
+    }
+    is_in_f16 = {
+        "standard": expect.how.f16_numerators,
+        "segmented": in_f16[False],
+        "merged": in_f16[expect.own_types],
+        "resumed": in_f16[expect.own_types],
+        "mixed": in_f16[True],
+        "fifo": "f16" in (case.type_V, case.cold_type),
+    }
+    return any(
+        is_in_f16.get(mode, False) and not np.isfinite(output).all()
+        for mode, output in _outputs(results).items()
+    )
 
 
 def _outputs(results: ByMode) -> dict[str, F32 | list[F32]]:
+    """Return the last output of each mode, and all of the chain."""
     outputs: dict[str, F32 | list[F32]] = {"standard": results["standard"].output}
     if "full_state" in results:
         outputs["full_state"] = results["full_state"].first.output
