@@ -326,7 +326,8 @@ def _make_repository(project: Project, source: Source, path: Path, *, verbose: b
     with writing(partial):
         partial.parent.mkdir(parents=True, exist_ok=True)
     unpack(project, source, partial)
-    version = layout.ggml_version(partial)
+    listing = partial / "ggml" / "CMakeLists.txt"
+    version = layout.version_in(listing.read_text("utf-8", errors="replace"))
     if source.ggml_version and version != source.ggml_version:
         shutil.rmtree(partial)
         raise SetupError(
