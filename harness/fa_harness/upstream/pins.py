@@ -88,11 +88,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         SetupError: The file cannot be read, or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SetupError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SetupError(f"{path} is not valid TOML: {error}") from error
+    return table
 
 
 def load_pins(path: Path) -> Pins:
@@ -109,7 +110,7 @@ def load_pins(path: Path) -> Pins:
     if not isinstance(tables, dict) or not tables:
         raise SetupError(f'{path}: no upstream; add a table [upstreams."NAME"]')
     upstreams = {name: _pin(path, name, table) for name, table in tables.items()}
-    default = data.get("default")
+    default: Any = data.get("default")
     if default not in upstreams:
         raise SetupError(
             f"{path}: default is {default!r}, but the upstreams are {', '.join(sorted(upstreams))}"
