@@ -162,7 +162,10 @@ def _of_format(tree: Tree, n: int, patch: str, added: Sequence[_Added]) -> Itera
         with TemporaryDirectory() as folder:
             path = Path(folder) / PurePosixPath(file).name
             path.write_text(before + "\n", encoding="utf-8")
-            ranges = [f"--lines={line}:{line}" for line in of_file]
+            starts = [line for line in of_file if line - 1 not in of_file]
+            ends = [line for line in of_file if line + 1 not in of_file]
+            # a range for each line would take twice as long
+            ranges = [f"--lines={a}:{b}" for a, b in zip(starts, ends, strict=True)]
             after = proc.run([*program, f"--style=file:{style}", *ranges, path]).splitlines()
         for a0, a1, b0, b1 in _differences(before.splitlines(), after):
             changed = [line for line in of_file if a0 < line <= max(a1, a0 + 1)]
