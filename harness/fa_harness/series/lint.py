@@ -67,9 +67,6 @@ def lint(project: Project, source: Source) -> tuple[list[Violation], list[str]]:
 
     Returns:
         The violations in the order of the patches, and what could not be checked and why.
-
-    Raises:
-        SetupError: The series does not apply, or the upstream cannot be fetched.
     """
     series = series_for(project, source)
     tree = prepare_whole_tree(project, source, series)

@@ -75,11 +75,7 @@ def worktree(project: Project, source: Source) -> Path:
 
 
 def find(series: Series, patch: str) -> int:
-    """Return the index of the patch with this number, file name or beginning of a file name.
-
-    Raises:
-        UsageError: No patch matches, or several do.
-    """
+    """Return the index of the patch with this number, file name or beginning of a file name."""
     if re.fullmatch(r"\d{1,4}", patch) and 1 <= int(patch) <= len(series.names):
         return int(patch) - 1
     fitting = [i for i, name in enumerate(series.names) if name.startswith(patch)]
@@ -94,10 +90,6 @@ def edit(project: Project, source: Source, patch: str) -> Path:
 
     Returns:
         The worktree.
-
-    Raises:
-        UsageError: There is no such patch.
-        SetupError: Another change has begun, or the series does not apply.
     """
     find(load_series(project), patch)  # fails before it waits for a lock
     with changing(project, source):
@@ -144,12 +136,7 @@ def refresh(project: Project, source: Source, *, line_numbers: bool = False) -> 
 
 
 def reorder(project: Project, source: Source, order: Sequence[str]) -> Changes:
-    """Move patches to the front, in this order; the others follow as they were.
-
-    Raises:
-        UsageError: A patch is missing, or named twice.
-        ConflictError: A patch does not apply in its new place.
-    """
+    """Move patches to the front, in this order; the others follow as they were."""
 
     def reordered(series: Series) -> list[int]:
         first = [find(series, patch) for patch in order]
@@ -161,12 +148,7 @@ def reorder(project: Project, source: Source, order: Sequence[str]) -> Changes:
 
 
 def drop(project: Project, source: Source, patches: Sequence[str]) -> Changes:
-    """Remove patches from the series.
-
-    Raises:
-        UsageError: A patch is missing.
-        ConflictError: A later patch needs one of them.
-    """
+    """Remove patches from the series."""
 
     def kept(series: Series) -> list[int]:
         gone = {find(series, patch) for patch in patches}
@@ -176,12 +158,7 @@ def drop(project: Project, source: Source, patches: Sequence[str]) -> Changes:
 
 
 def add(project: Project, source: Source, mails: Sequence[Path], after: str | None) -> Changes:
-    """Insert patches, files of `git format-patch`, after a patch; after the last for None.
-
-    Raises:
-        UsageError: A file cannot be read, or the patch is missing.
-        ConflictError: A file does not apply, or a later patch does not apply after it.
-    """
+    """Insert patches, files of `git format-patch`, after a patch; after the last for None."""
 
     def place_in(series: Series) -> int:
         return len(series.names) if after is None else find(series, after) + 1
@@ -212,11 +189,6 @@ def rebase(project: Project, source: Source, onto: Source) -> Changes:
     """Move the series from one upstream to another, three-way.
 
     If the new upstream is a pin, it becomes the default.
-
-    Raises:
-        UsageError: Both upstreams are the same, or `source` has variants of patches.
-        ConflictError: A patch does not apply on the new upstream.
-        SetupError: Another change has begun, or an upstream cannot be fetched.
     """
     if source.digest == onto.digest:
         raise UsageError(f"the series is for '{onto.label}' already")
@@ -235,12 +207,7 @@ def rebase(project: Project, source: Source, onto: Source) -> Changes:
 
 
 def go_on(project: Project, source: Source) -> Changes:
-    """Continue after the user has resolved a conflict.
-
-    Raises:
-        UsageError: No change has begun.
-        ConflictError: The conflict is not resolved, or there is another.
-    """
+    """Continue after the user has resolved a conflict."""
     if begun(project, source) is None:
         raise UsageError(
             f"nothing to go on with: no change of the series has begun on '{source.label}'"
@@ -271,11 +238,7 @@ def go_on(project: Project, source: Source) -> Changes:
 
 
 def abort(project: Project, source: Source) -> None:
-    """Undo a change that has begun; `patches/` stays as it was.
-
-    Raises:
-        UsageError: No change has begun.
-    """
+    """Undo a change that has begun; `patches/` stays as it was."""
     if begun(project, source) is None:
         raise UsageError(
             f"nothing to give up: no change of the series has begun on '{source.label}'"

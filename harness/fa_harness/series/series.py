@@ -44,11 +44,7 @@ class Series:
 
 
 def load_series(project: Project) -> Series:
-    """Read `patches/series`: one file name per line, with blank lines and `#` comments.
-
-    Raises:
-        SetupError: The file or a patch cannot be read, or a patch is listed twice.
-    """
+    """Read `patches/series`: one file name per line, with blank lines and `#` comments."""
     return _load(project.series_file)
 
 
@@ -56,9 +52,6 @@ def series_for(project: Project, source: Source) -> Series:
     """Return the series with the variants for an upstream; empty if it takes no patches.
 
     Patches with other contents are written below `vendor/src`.
-
-    Raises:
-        SetupError: The series cannot be read, or its variants are wrong.
     """
     series = load_series(project)
     if not source.takes_series:
@@ -88,12 +81,12 @@ def series_for(project: Project, source: Source) -> Series:
 
 
 def load_mutants(project: Project) -> Series:
-    """Read `patches/mutants/series`; raises as `load_series` does."""
+    """Read `patches/mutants/series`."""
     return _load(project.mutants / "series")
 
 
 def load_experiments(project: Project) -> Series:
-    """Read `patches/experimental/series`, patches of llama.cpp; raises as `load_series` does."""
+    """Read `patches/experimental/series`: patches of llama.cpp that are not meant for upstream."""
     return _load(project.patches / "experimental" / "series")
 
 

@@ -41,11 +41,7 @@ class Status:
 
 
 def status(project: Project, source: Source) -> list[Status]:
-    """Return the status of each patch.
-
-    Raises:
-        SetupError: The series does not apply, or the upstream cannot be fetched.
-    """
+    """Return the status of each patch."""
     series = series_for(project, source)
     tree = prepare_whole_tree(project, source, series)
     with TemporaryDirectory() as folder:

@@ -252,9 +252,6 @@ def extend_tree(
 
     The new commits are on no branch; the checkout and `current_tree` do not change. A patch that
     does not apply is left out with a message, except the first, which the others need.
-
-    Raises:
-        SetupError: The first patch does not apply.
     """
     terminal.stage(f"applying {project.relative(series.file.parent)} on the patch series")
     with locked(project, source.folder):

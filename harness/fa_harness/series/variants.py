@@ -50,11 +50,7 @@ def parse_version(text: str) -> Version:
 
 
 def load_variants(patches: Path) -> tuple[Variant, ...]:
-    """Read the `variants.toml` in the folder of a series; it may be missing.
-
-    Raises:
-        SetupError: The file is wrong.
-    """
+    """Read the `variants.toml` in the folder of a series; it may be missing."""
     path = patches / "variants.toml"
     data = read_toml(path) if path.exists() else {}
     return tuple(
@@ -85,12 +81,7 @@ def of_version(variants: Sequence[Variant], patch: str, version: Version) -> lis
 
 
 def compose(mail: str, variant: Variant) -> str:
-    """Return a patch as a variant changes it.
-
-    Raises:
-        SetupError: The variant has a file that the patch does not touch, or a hunk that matches
-            none of the patch's.
-    """
+    """Return a patch as a variant changes it."""
     head, sections = _sections(mail)
     files, hunks = _read(variant.files), _read(variant.hunks)
     unknown = sorted({*files, *hunks, *variant.without} - set(sections))

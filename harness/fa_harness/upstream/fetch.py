@@ -65,11 +65,7 @@ def checksum(pin: Pin, archive: Path) -> str:
 
 
 def cached(project: Project, pin: Pin) -> Path | None:
-    """Return the pin's verified archive in `vendor/cache/`; None if it is not there.
-
-    Raises:
-        SetupError: The archive there has another sha256.
-    """
+    """Return the pin's verified archive in `vendor/cache/`; None if it is not there."""
     archive = project.cache / pin.archive_name
     if not archive.is_file():
         return None
@@ -146,11 +142,7 @@ def download(wanted: PackageFile, target: Path, config: IndexConfig | None = Non
 
 
 def newest_version(package: str) -> str:
-    """Return the newest version of a package that has an sdist; no pre-release.
-
-    Raises:
-        SetupError: No index has one.
-    """
+    """Return the newest version of a package that has an sdist; no pre-release."""
     return _from_first_source(
         lambda client, source, url: _newest(client, source, url, package, "sdist")[0],
         f"no index has an sdist of {package}",

@@ -44,11 +44,6 @@ def add(project: Project, spec: str, name: str | None = None) -> Pin:
             `GIT-URL@REF` with a branch, a tag or a whole commit id.
         name: The pin's name; None for `llama.cpp-VERSION` or `ggml-GGML_VERSION`. A commit's
             first digits stand for its version: `llama.cpp-COMMIT`, `ggml-COMMIT`.
-
-    Raises:
-        UsageError: The spec has another form, or the name or the version is pinned already.
-        SetupError: The sdist or the commit cannot be fetched or holds no ggml, or the checkout
-            has uncommitted changes.
     """
     project.refuse_to_change_shipped(project.pins_file, "upstream add")
     if name is not None and not NAME.fullmatch(name):
@@ -92,11 +87,7 @@ def add(project: Project, spec: str, name: str | None = None) -> Pin:
 
 
 def newest(project: Project) -> list[Newest]:
-    """Return the newest version of each pinned package, the default pin's package first.
-
-    Raises:
-        SetupError: No index answers.
-    """
+    """Return the newest version of each pinned package, the default pin's package first."""
     pins = load_pins(project.pins_file)
     packages: dict[str, list[str]] = {pins.get().package: []}
     for pin in pins.upstreams.values():
@@ -133,11 +124,7 @@ def _repository(spec: str) -> tuple[str, str]:
 
 
 def look_into(archive: Path) -> tuple[str, str, bool]:
-    """Return the folder of llama.cpp or ggml in an archive, ggml's version, and if it is llama.cpp.
-
-    Raises:
-        SetupError: The archive holds no ggml, or is damaged.
-    """
+    """Return the root of llama.cpp or ggml in an archive, ggml's version, and if it is llama.cpp."""
     try:
         with tarfile.open(archive, "r:gz") as tar:
             names = {

@@ -67,11 +67,7 @@ class Pins:
     upstreams: dict[str, Pin]
 
     def get(self, name: str | None = None) -> Pin:
-        """Return a pin, the default one for None.
-
-        Raises:
-            UsageError: No pin has this name.
-        """
+        """Return a pin, the default one for None."""
         name = name or self.default
         if name not in self.upstreams:
             raise UsageError(
@@ -82,11 +78,7 @@ class Pins:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        SetupError: The file cannot be read, or is not TOML.
-    """
+    """Read a TOML file."""
     try:
         table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -97,11 +89,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def load_pins(path: Path) -> Pins:
-    """Read `vendor/upstreams.toml`.
-
-    Raises:
-        SetupError: The file is missing or wrong; the message names the upstream and the key.
-    """
+    """Read `vendor/upstreams.toml`."""
     data = read_toml(path)
     unknown = sorted(set(data) - {"default", "upstreams"})
     if unknown:

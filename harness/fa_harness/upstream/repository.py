@@ -37,9 +37,6 @@ def fetch_commit(project: Project, owner: str, url: str, ref: str) -> tuple[str,
 
     Returns:
         The commit's id, 40 hexadecimal digits, and the archive.
-
-    Raises:
-        SetupError: The repository or the commit cannot be fetched, or git is missing.
     """
     repository = project.cache / ".git-fetch"
     partial = project.cache / ".git-fetch.tar.gz"
@@ -113,11 +110,7 @@ def contents_sha256(archive: Path) -> str:
 
 
 def head_of(checkout: Path) -> tuple[str, str]:
-    """Return the URL of a checkout on this machine, and its commit.
-
-    Raises:
-        SetupError: It is not the top folder of a git checkout, or has uncommitted changes.
-    """
+    """Return the URL of a checkout on this machine, and its commit."""
     unpinned = f"UPSTREAM_DIR={checkout} uses it as it is, without a pin"
     try:
         top = Path(git(checkout, "rev-parse", "--show-toplevel"))

@@ -63,11 +63,7 @@ NO_SERIES = "NO_SERIES"
 
 
 def chosen() -> dict[str, str]:
-    """Return the environment variables that choose the upstream, and whether it is patched.
-
-    Raises:
-        UsageError: They choose both a pin and a checkout.
-    """
+    """Return the environment variables that choose the upstream, and whether it is patched."""
     names = ("UPSTREAM", "UPSTREAM_DIR", NO_SERIES)
     found = {name: value for name in names if (value := os.environ.get(name))}
     if {"UPSTREAM", "UPSTREAM_DIR"} <= set(found):
@@ -175,11 +171,7 @@ def source_of(root: Path) -> Source:
 
 
 def whole_of(source: Source) -> Source:
-    """Return the source with all files of llama.cpp, for its programs.
-
-    Raises:
-        SetupError: The source is ggml alone, or a checkout that is no git repository.
-    """
+    """Return the source with all files of llama.cpp, for its programs."""
     whole = replace(source.named("whole"), is_whole=True)
     if isinstance(source.origin, Pin):
         return whole
