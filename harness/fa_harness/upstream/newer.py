@@ -124,7 +124,7 @@ def _repository(spec: str) -> tuple[str, str]:
 
 
 def look_into(archive: Path) -> tuple[str, str, bool]:
-    """Return the root of llama.cpp or ggml in an archive, ggml's version, and if it is llama.cpp."""
+    """Return an archive's folder of llama.cpp or ggml, ggml's version, and if it is llama.cpp."""
     try:
         with tarfile.open(archive, "r:gz") as tar:
             names = {
