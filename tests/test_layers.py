@@ -30,9 +30,6 @@ ROOT = {
 }  # fmt: skip
 """Modules that every room may import; any other module of the root is a front, like `cli`."""
 
-STILL = {("hunt", "report"), ("speed", "report")}
-"""Rooms that import upwards until `report.results` has moved; nothing may be added."""
-
 
 def room(module: str) -> str:
     """The room of a module, named from the package on: `engine.ggml` of `engine.ggml.loaded`."""
@@ -82,8 +79,7 @@ def upward_imports() -> set[tuple[str, str]]:
 
 
 def test_imports_run_downwards() -> None:
-    wrong = {each for each in upward_imports() if (room(each[0]), room(each[1])) not in STILL}
-    assert wrong == set()
+    assert set(upward_imports()) == set()
 
 
 def test_only_the_door_to_c_uses_cffi_and_the_bindings() -> None:

@@ -30,7 +30,7 @@ from fa_harness.judge import compare as comparator
 from fa_harness.judge.compare import Check, Comparison
 from fa_harness.judge.expectations import Expectations
 from fa_harness.judge.verdict import Verdict
-from fa_harness.report.results import explain
+from fa_harness.judge.words import explain
 
 _STYLE = {"pass": "color: green", "unsupported": "color: gray"}
 _WRONG = "color: red; font-weight: bold"

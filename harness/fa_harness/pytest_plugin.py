@@ -104,7 +104,7 @@ class CaseUnderTest:
         What the library or the harness cannot compute is skipped, and says why.
         """
         from fa_harness.engine.session import Clock, offered_modes
-        from fa_harness.report.results import explain
+        from fa_harness.judge.words import explain
 
         modes = offered_modes(self.runner, self.library)
         [verdict] = self.runner.run([self.case], modes=modes)

@@ -19,7 +19,7 @@ from fa_harness.engine.runner import Runner
 from fa_harness.judge.compare import Call, Check, Region, compare
 from fa_harness.judge.explain import Localisation, localise
 from fa_harness.judge.verdict import Verdict, judge
-from fa_harness.report.results import explain
+from fa_harness.judge.words import explain
 from runs import changed
 
 Index = tuple[int, ...]

@@ -9,9 +9,10 @@ import pytest
 
 from fa_harness.errors import SetupError
 from fa_harness.project import Project
-from fa_harness.series import applying
+from fa_harness.series import applying, lint
 from fa_harness.series.applying import Applied
 from fa_harness.series.series import load_series, series_for
+from fa_harness.series.status import Touched, status
 from fa_harness.series.tree import Tree, current_tree, note, prepare_tree
 from fa_harness.terminal import stage_once
 from fa_harness.upstream.git import git
@@ -265,3 +266,75 @@ def test_a_tree_of_an_earlier_version_is_known(two_patches: Project) -> None:
     record |= {key: applied[key] for key in ("commits", "contents")}
     state.write_text(json.dumps(record))
     assert current_tree(two_patches, find_source(two_patches), load_series(two_patches)) == tree
+
+
+def test_the_status_on_a_checkout_is_of_patches_that_are_merged(
+    two_patches: Project, edit: Edit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(NEAR)
+    for _ in range(2):  # in a tree that is made, and in one that is current
+        stage_once.cache_clear()
+        found = status(two_patches, find_source(two_patches))
+        assert [patch.files for patch in found] == [
+            (Touched(path=OPS, added=1, removed=1),),
+            (Touched(path=OPS, added=3, removed=1),),
+        ]
+        assert [patch.is_upstream for patch in found] == [False, False]
+        assert capsys.readouterr().err.count("series: 2 patches are merged into dir:my llama") == 1
+
+
+def test_the_status_says_which_patches_a_checkout_has(two_patches: Project, edit: Edit) -> None:
+    edit(FIRST, NEAR)
+    found = status(two_patches, find_source(two_patches))
+    assert [patch.is_upstream for patch in found] == [True, False]
+    assert [patch.size for patch in found] == [2, 4]
+
+
+@pytest.fixture
+def clang_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that wants another form of one line."""
+    program = tmp_path / "clang-format"
+    program.write_text('#!/bin/sh\nfor file; do :; done\nsed "s/return 42;/return(42);/" "$file"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(lint, "_clang_format", lambda: [str(program)])
+
+
+@pytest.mark.usefixtures("clang_format")
+def test_lint_on_a_checkout_checks_the_lines_where_they_are_merged(
+    two_patches: Project, edit: Edit
+) -> None:
+    edit((NEAR[0], NEAR[1] + "// a line more\n"))
+    tree = prepare(two_patches)
+    (tree.path / ".clang-format").write_text("")
+    findings, missing = lint.lint(two_patches, find_source(two_patches))
+    [found] = findings
+    assert (found.rule, found.patch, found.text) == (
+        "format",
+        "0001-answer.patch",
+        "clang-format has: return(42);",
+    )
+    assert text_of(tree, 1).splitlines()[found.file_line - 1] == "    return 42;"
+    assert missing == []
+
+
+@pytest.mark.usefixtures("clang_format")
+def test_lint_on_a_checkout_says_which_patches_it_cannot_format(
+    two_patches: Project, edit: Edit
+) -> None:
+    edit(FIRST, NEAR)
+    (prepare(two_patches).path / ".clang-format").write_text("")
+    _, missing = lint.lint(two_patches, find_source(two_patches))
+    assert missing == ["format: of the first 1 patches, which dir:my llama has already"]
+
+
+@pytest.mark.parametrize("read", [status, lint.lint])
+def test_status_and_lint_refuse_a_checkout_that_conflicts_and_name_the_way_out(
+    two_patches: Project, edit: Edit, read: Callable[..., object]
+) -> None:
+    folder = edit(SAME)
+    with pytest.raises(SetupError) as caught:
+        read(two_patches, find_source(two_patches))
+    assert str(caught.value) == (
+        f"the patch series cannot be merged into dir:my llama: patch 0001 conflicts in {OPS}; to "
+        f"resolve: fa-harness series rebase --onto '{folder}'"
+    )

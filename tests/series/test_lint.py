@@ -113,3 +113,20 @@ def test_what_cannot_be_checked_is_said(project: Project, add_patch: AddPatch) -
     add_patch("answer", {OPS: [("return 41;", "return 42;")]})
     _, missing = lint.lint(project, find_source(project))
     assert missing == ["format: this upstream has no .clang-format"]
+
+
+def test_changes_that_only_blank_lines_and_braces_part_are_told_apart() -> None:
+    common = ["}", "", "};", ""] * 200
+    before = [*common, "one", "", "}", "two", *common, "three", *common]
+    after = [*common, "1", "", "}", "2", *common, "three", *common]
+    assert list(lint._differences(before, after)) == [(800, 801, 800, 801), (803, 804, 803, 804)]
+
+
+def test_a_line_is_named_where_it_is_and_not_where_the_hunk_says(
+    project: Project, add_patch: AddPatch
+) -> None:
+    patch = add_patch("answer", {OPS: [("    return 41;", "    return 42; ")]})
+    patch.write_text(patch.read_text().replace("@@ -4,7 +4,7 @@", "@@ -3,7 +3,7 @@"))
+    assert "@@ -3,7 +3,7 @@" in patch.read_text()
+    [found] = findings(project)
+    assert found.file_line == 7

@@ -102,9 +102,10 @@ def find_tools() -> dict[str, Tool]:
 
 
 def prepare_cmake_dir(path: Path, setup: Mapping[str, object]) -> None:
-    """Make a build folder, or empty it if it was filled with another setup."""
+    """Make a build folder, or empty it if it was filled with another setup or elsewhere."""
     mark = path / "fa-harness.json"
-    text = json.dumps(setup, sort_keys=True)
+    # a folder that was moved or copied would go on compiling the sources of the old place
+    text = json.dumps({**setup, "folder": str(path)}, sort_keys=True)
     with writing(path):
         if not mark.is_file() or mark.read_text("utf-8") != text:
             shutil.rmtree(path, ignore_errors=True)

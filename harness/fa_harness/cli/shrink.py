@@ -25,7 +25,7 @@ from fa_harness.files import check_writable, write_report
 from fa_harness.hunt import emit_c
 from fa_harness.hunt.shrink import Failure, Shrunk, Simplification, shrink
 from fa_harness.judge.verdict import Verdict
-from fa_harness.report.results import explain
+from fa_harness.judge.words import explain
 from fa_harness.terminal import make_console, number_of, say
 
 _SIMPLER_SECONDS = 5.0

@@ -23,7 +23,7 @@ from fa_harness.judge.contract import IN_TURN
 from fa_harness.judge.expectations import Expectations
 from fa_harness.judge.explain import Localisation
 from fa_harness.judge.verdict import Verdict
-from fa_harness.report.results import explain
+from fa_harness.judge.words import explain
 
 MOST_NUMBERS = 1 << 16
 """Nobody reads a program with more literals than this."""

@@ -14,7 +14,7 @@ from fa_harness.case.rolling import CacheStep
 from fa_harness.engine.session import Results
 from fa_harness.judge.shares import in_words
 from fa_harness.judge.verdict import STATUSES, Verdict
-from fa_harness.report.results import explain, worst
+from fa_harness.judge.words import explain, worst
 from fa_harness.terminal import number_of, say, say_summary
 
 STATUS_STYLE = {

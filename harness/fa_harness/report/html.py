@@ -18,7 +18,7 @@ from fa_harness.case.case import Case
 from fa_harness.case.label import label, speed_label
 from fa_harness.engine.session import Results
 from fa_harness.judge.shares import in_words
-from fa_harness.report.results import worst
+from fa_harness.judge.words import worst
 from fa_harness.report.troubles import headline, in_short, origin, state, troubles, unchecked
 from fa_harness.speed.bench import Interval
 from fa_harness.speed.gate import Gate, Ratio

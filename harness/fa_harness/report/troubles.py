@@ -9,7 +9,7 @@ from fa_harness.case.case import Case
 from fa_harness.case.label import label
 from fa_harness.engine.session import Results
 from fa_harness.judge.verdict import Verdict
-from fa_harness.report.results import explain
+from fa_harness.judge.words import explain
 from fa_harness.speed.gate import KINDS, Gate
 
 _WORST_FIRST = ("crash", "timeout", "fail", "mistrusted", "oversized")

@@ -1,4 +1,4 @@
-"""Patches on upstream: applied as they are, or merged with what a checkout has of its own."""
+"""Apply patches to upstream as they are, or merge them with a checkout's own changes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fa_harness import terminal
 from fa_harness.errors import SetupError
@@ -15,13 +16,14 @@ from fa_harness.proc import ProgramError
 from fa_harness.series.series import Series
 from fa_harness.upstream.git import git
 
+_AM = (
+    "am", "--quiet", "--no-3way", "--committer-date-is-author-date", "--no-gpg-sign",
+    "--whitespace=nowarn",
+)  # fmt: skip
+
 
 class DoesNotApplyError(SetupError):
-    """A patch does not fit the files as it is; the message says where.
-
-    Attributes:
-        patch: its file name.
-    """
+    """A patch does not apply as it is; the message says where, and `patch` is its file name."""
 
     def __init__(self, message: str, *, patch: str) -> None:
         super().__init__(message)
@@ -30,23 +32,20 @@ class DoesNotApplyError(SetupError):
 
 @dataclass(frozen=True, kw_only=True)
 class Applied:
-    """What came of applying a series: state `n` has its first `n` patches.
-
-    Attributes:
-        commits: of each state, from the files without a patch to the whole series.
-        contents: git's ids of the files of each state; equal files, equal id.
-        left_out: file names of patches that do not apply; their states are those before them.
-        held: patches that the files had already; their states are the files as they were.
-        is_merged: the others were merged, since they do not apply as they are.
-        conflict: why they could not be; every state is the files as they were then.
-    """
+    """The outcome of applying a series. State `n` has the first `n` patches."""
 
     commits: tuple[str, ...]
+    """Of each state, from the files without a patch to the whole series."""
     contents: tuple[str, ...]
+    """Git's ids of the files of each state; equal files have equal ids."""
     left_out: tuple[str, ...] = ()
+    """File names of patches that do not apply; their states equal the ones before them."""
     held: int = 0
+    """The number of patches that the files already had; their states are the files as given."""
     is_merged: bool = False
+    """Whether the other patches were merged, because they do not apply as they are."""
     conflict: str = ""
+    """Why the merge failed; every state is the files as given then."""
 
     @property
     def is_exact(self) -> bool:
@@ -60,34 +59,33 @@ def apply(
     series: Series,
     *,
     onto: str,
-    n_needed: int | None = None,
+    leave_out: bool = False,
     verbose: bool = False,
 ) -> Applied:
-    """Apply a series as it is on a commit, context and white space to the letter.
+    """Apply a series to a commit as it is; context and white space must match exactly.
 
-    What is checked out in the repository is not touched, whatever becomes of the patches.
+    The repository's checkout does not change, whether the patches apply or not.
 
     Args:
-        repository: Has the commit.
+        repository: The repository of the commit.
         start: The commit.
         series: The patches.
-        onto: What people call the commit.
-        n_needed: Those after the first `n_needed` may be left out; None means that each is needed.
+        onto: The name of the commit in messages.
+        leave_out: Leave out patches that do not apply; the first is always needed.
         verbose: Print every command.
 
     Raises:
-        DoesNotApplyError: A needed patch does not.
+        DoesNotApplyError: A needed patch does not apply.
     """
+    left_out = []
     with _worktree(repository, start, verbose=verbose) as worktree:
         states = [_state(worktree)]
-        left_out = []
         for number, patch in enumerate(series.patches):
             try:
-                _am(worktree, patch, verbose=verbose)
-            except ProgramError as error:
-                refusal = _refusal(worktree, patch, error.output, onto=onto, number=number)
-                if n_needed is None or number < n_needed:
-                    raise refusal from error
+                _am(worktree, patch, onto=onto, number=number, verbose=verbose)
+            except DoesNotApplyError as refusal:
+                if number == 0 or not leave_out:
+                    raise
                 terminal.stage(f"{refusal}\nit is left out")
                 left_out.append(patch.name)
                 git(worktree, "am", "--quit", verbose=verbose)
@@ -106,15 +104,15 @@ def merge(
     onto: str,
     verbose: bool = False,
 ) -> Applied:
-    """Merge a series three-way into a commit that may have its first patches already.
+    """Merge a series three-way into a commit that may already have its first patches.
 
     Args:
-        repository: Has the commit, and those that the patches were made for.
+        repository: The repository of all commits.
         start: The commit.
         series: The patches.
-        made_for: The states of the upstream that the first patches were made for, all of them
-            commits. Further patches of the series are applied as they are.
-        onto: What people call the commit.
+        made_for: The states of the upstream that the first patches were made for. Any further
+            patches of the series are applied as they are.
+        onto: The name of the commit in messages.
         verbose: Print every command.
 
     Raises:
@@ -133,57 +131,40 @@ def merge(
                 if not files:
                     raise
                 conflict = f"patch {patch.name[:4]} conflicts in {', '.join(files)}"
-                as_it_was = [states[0]] * (len(series.patches) + 1)
-                return _applied(as_it_was, held=held, conflict=conflict)
+                as_given = [states[0]] * (len(series.patches) + 1)
+                return _applied(as_given, held=held, conflict=conflict)
             states.append(_state(worktree))
         for number, patch in enumerate(series.patches[n_merged:], n_merged):
-            try:
-                _am(worktree, patch, verbose=verbose)
-            except ProgramError as error:
-                raise _refusal(worktree, patch, error.output, onto=onto, number=number) from error
+            _am(worktree, patch, onto=onto, number=number, verbose=verbose)
             states.append(_state(worktree))
     return _applied(states, held=held, is_merged=held < n_merged)
 
 
 def _held(repository: Path, start: str, made_for: Sequence[str]) -> int:
-    """How many of the first patches a commit has: those of the state that it differs least from.
+    """Return how many of the first patches a commit has: those of the state nearest to it.
 
-    The lines that differ are counted in the files that the patches touch. An edit of the user's
-    own, or another version of upstream, adds about as many to each state.
+    The distance is the number of lines that differ in the files of the patches. An edit of the
+    user's own, or another version of upstream, adds about as many lines to each distance.
     """
     files = git(repository, "diff", "--name-only", made_for[0], made_for[-1]).splitlines()
 
     def distance(state: str) -> int:
         command = ("diff", "--numstat", "--no-renames", state, start, "--", *files)
         counts = (line.split("\t")[:2] for line in git(repository, *command).splitlines())
-        return sum(int(n) for pair in counts for n in pair if n != "-")  # - is of binary files
+        return sum(int(n) for pair in counts for n in pair if n != "-")  # a binary file has -
 
     distances = [distance(state) for state in made_for]
     return distances.index(min(distances))
 
 
-def _applied(
-    states: Sequence[tuple[str, str]],
-    *,
-    left_out: tuple[str, ...] = (),
-    held: int = 0,
-    is_merged: bool = False,
-    conflict: str = "",
-) -> Applied:
+def _applied(states: Sequence[tuple[str, str]], **more: Any) -> Applied:
     commits, contents = zip(*states, strict=True)
-    return Applied(
-        commits=commits,
-        contents=contents,
-        left_out=left_out,
-        held=held,
-        is_merged=is_merged,
-        conflict=conflict,
-    )
+    return Applied(commits=commits, contents=contents, **more)
 
 
 @contextlib.contextmanager
 def _worktree(repository: Path, start: str, *, verbose: bool) -> Iterator[Path]:
-    """Give a worktree of a commit beside the repository, which is deleted again."""
+    """Give a worktree of a commit beside the repository, and delete it afterwards."""
     worktree = repository.with_name(f".{repository.name}.am")
     shutil.rmtree(worktree, ignore_errors=True)
     git(repository, "worktree", "prune", verbose=verbose)
@@ -197,38 +178,30 @@ def _worktree(repository: Path, start: str, *, verbose: bool) -> Iterator[Path]:
 
 
 def _state(worktree: Path) -> tuple[str, str]:
-    """The commit that is checked out, and git's id of its files."""
+    """Return the commit that is checked out, and git's id of its files."""
     commit, content = git(worktree, "rev-parse", "HEAD", "HEAD^{tree}").splitlines()
     return commit, content
 
 
-def _am(worktree: Path, patch: Path, *, verbose: bool) -> None:
-    git(
-        worktree,
-        "am",
-        "--quiet",
-        "--no-3way",
-        "--committer-date-is-author-date",
-        "--no-gpg-sign",
-        "--whitespace=nowarn",
-        patch,
-        verbose=verbose,
-    )
+def _am(worktree: Path, patch: Path, *, onto: str, number: int, verbose: bool) -> None:
+    """Apply a patch that follows `number` others.
 
-
-def _refusal(
-    worktree: Path, patch: Path, am_output: str, *, onto: str, number: int
-) -> DoesNotApplyError:
-    where = "\n".join(f"  {line}" for line in _rejects(worktree, patch, am_output))
-    return DoesNotApplyError(
-        f"patch '{patch.name}' does not apply on upstream '{onto}' after {number} patches of the "
-        f"series:\n{where}",
-        patch=patch.name,
-    )
+    Raises:
+        DoesNotApplyError: It does not apply; the worktree is left in disorder.
+    """
+    try:
+        git(worktree, *_AM, patch, verbose=verbose)
+    except ProgramError as error:
+        where = "\n".join(f"  {line}" for line in _rejects(worktree, patch, error.output))
+        raise DoesNotApplyError(
+            f"patch '{patch.name}' does not apply on upstream '{onto}' after {number} patches of "
+            f"the series:\n{where}",
+            patch=patch.name,
+        ) from error
 
 
 def _rejects(worktree: Path, patch: Path, am_output: str) -> list[str]:
-    """Which hunks of which files do not apply, in the throw-away `worktree`."""
+    """Return the hunks that do not apply, or else the lines with errors; may ruin the worktree."""
     git(worktree, "reset", "--quiet", "--hard")
     try:
         output = git(worktree, "apply", "--reject", "--verbose", patch)

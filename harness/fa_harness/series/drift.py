@@ -1,4 +1,4 @@
-"""How far the patches lie from where they were made, on another upstream."""
+"""Measure how far from their line numbers the patches apply on another upstream."""
 
 from __future__ import annotations
 
@@ -14,12 +14,7 @@ _OFFSET = re.compile(r"Hunk #\d+ succeeded at \d+ \(offset (-?\d+) lines?\)")
 
 
 def drift(tree: Tree, series: Series) -> list[int]:
-    """Return for each patch the lines by which the hunk that moved most is off.
-
-    Args:
-        tree: Prepared with the series.
-        series: The series.
-    """
+    """Return the largest offset of each patch's hunks in lines; the tree has the series."""
     found = []
     with TemporaryDirectory() as folder:
         index = Path(folder) / "index"

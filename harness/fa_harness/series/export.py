@@ -1,4 +1,4 @@
-"""Commits become patches: what is written to `patches/`, under which names."""
+"""Turn commits into patches: write them to `patches/` and name them."""
 
 from __future__ import annotations
 
@@ -20,42 +20,35 @@ _FORMAT = (
     "--filename-max-length=200",
 )  # fmt: skip
 _LONGEST_NAME = 80
-"""Characters of a patch's file name; git would cut it at 64, in the middle of a word."""
+"""Characters of a patch's file name. Git would cut at 64, in the middle of a word."""
 _HUNK = re.compile(r"^@@ .* @@.*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """What a finished change did to `patches/`: file names.
-
-    Attributes:
-        written: New patches, and those whose content changed.
-        renamed: Old and new name of patches whose content did not.
-        removed: Patches that are gone.
-        dropped: Titles of those that changed nothing where they were picked.
-        onto: Of a rebase, the upstream that the series is for now, as `find_source` finds it.
-        range_diff: Of a rebase, what git has to say of the old patches and the new.
-    """
+    """What a finished change did to `patches/`; patches are file names."""
 
     written: tuple[str, ...]
+    """New patches, and patches with new contents."""
     renamed: tuple[tuple[str, str], ...]
+    """The old and new name of patches with the same contents."""
     removed: tuple[str, ...]
     dropped: tuple[str, ...] = ()
+    """Titles of patches that changed nothing where they were picked."""
     onto: str = ""
+    """After a rebase, the new upstream, as `find_source` takes it."""
     range_diff: str = ""
+    """After a rebase, git's comparison of the old patches and the new."""
 
 
 def export(project: Project, repository: Path, tip: str, *, line_numbers: bool = False) -> Changes:
     """Write the commits from upstream to `tip` to `patches/`.
 
-    A patch whose content did not change keeps every byte: where other patches move, so do line
-    numbers and the ids of files, which a reader of a diff should not have to look at. Where line
-    numbers are wanted, one whose hunks lie elsewhere now is written with what they are.
+    A patch with the same contents keeps every byte, because new line numbers and file ids only
+    distract the reader of a diff. `line_numbers` also writes patches whose hunks have moved.
     """
     series = load_series(project)
-    old = dict(
-        zip(series.names, (patch.read_text("utf-8") for patch in series.patches), strict=True)
-    )
+    old = {patch.name: patch.read_text("utf-8") for patch in series.patches}
     same = {_content(text): name for name, text in old.items()}
     with tempfile.TemporaryDirectory() as folder:
         git(repository, *_FORMAT, "--output-directory", folder, f"{UPSTREAM_REF}..{tip}")
@@ -86,7 +79,7 @@ def export(project: Project, repository: Path, tip: str, *, line_numbers: bool =
         head = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
         replace_file(series.file, "".join(f"{line}\n" for line in [*head, *new]))
         gone = [name for name in old if name not in new]
-        # the same patch with other content, under another number or a name of another length
+        # a patch with new contents may have another number, or a name that is cut elsewhere
         by_title = {title(project.patches / name): name for name in new}
         moved = {name: by_title.get(title(project.patches / name), name) for name in gone}
         for name in gone:
@@ -101,7 +94,7 @@ def export(project: Project, repository: Path, tip: str, *, line_numbers: bool =
 
 
 def file_name(name: str) -> str:
-    """Return a patch's file name, cut at the end of a word where it is too long."""
+    """Return a patch's file name; if it is too long, it is cut at the end of a word."""
     stem, longest = name.removesuffix(".patch"), _LONGEST_NAME - len(".patch")
     if len(stem) > longest:
         words = stem[: longest + 1].rpartition("-")[0]
@@ -110,7 +103,7 @@ def file_name(name: str) -> str:
 
 
 def _content(mail: str) -> str:
-    """Return a patch without what moves when others change: ids of files, and line numbers."""
+    """Return a patch without its file ids and line numbers, which change when others do."""
     mail = re.sub(r"^From [0-9a-f]{40} .*\n", "", mail)
     mail = re.sub(r"^Subject: \[PATCH[^]]*\] ", "Subject: ", mail, flags=re.MULTILINE)
     mail = re.sub(r"^index [0-9a-f]+\.\.[0-9a-f]+", "index", mail, flags=re.MULTILINE)

@@ -1,30 +1,31 @@
-"""Whether a patch keeps upstream's rules, as the pinned tree's CONTRIBUTING.md has them.
+"""Check patches against upstream's rules, which are in the CONTRIBUTING.md of the pinned tree.
 
-Rules that a reviewer there would insist on are `must`; what they would ask about is `should`.
+A reviewer there insists on a rule that is `must`, and asks about one that is `should`.
 """
 
 from __future__ import annotations
 
-import difflib
+import functools
 import re
 import shutil
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from fa_harness import proc
 from fa_harness.project import Project
 from fa_harness.series.series import series_for, title
-from fa_harness.series.tree import Tree, prepare_tree
+from fa_harness.series.tree import Tree, prepare_whole_tree
 from fa_harness.upstream.git import git
 from fa_harness.upstream.source import Source
 
 READABLE = 400
-"""Lines added and removed; upstream reckons with an hour of review for 200 to 400."""
+"""Lines added and removed. Upstream expects a review of 200 to 400 lines to take an hour."""
 SUBJECT = 72
-"""Characters; what git's own tools show of a subject."""
+"""Characters of a subject that git's own tools show."""
 TESTS = "tests/test-backend-ops.cpp"
 
 _CODE = {".c", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".m"}
@@ -34,7 +35,7 @@ _HUNK = re.compile(r"@@ -\d+(?:,\d+)? \+(\d+)(?:,\d+)? @@")
 
 @dataclass(frozen=True, kw_only=True)
 class Violation:
-    """Something that breaks a rule."""
+    """A place where a patch breaks a rule."""
 
     level: str
     """`must` or `should`."""
@@ -42,11 +43,11 @@ class Violation:
     patch: str
     """The patch's file name."""
     line: int
-    """Of the patch file, from 1."""
-    file: str
-    """The upstream file; empty where it is of the patch as a whole."""
-    file_line: int
-    """Of that file as the patch leaves it, from 1; 0 where it is of none."""
+    """The line of the patch file, from 1."""
+    file: str = ""
+    """The upstream file; empty if the rule is about the patch as a whole."""
+    file_line: int = 0
+    """The line of that file after the patch, from 1; 0 without a file."""
     text: str
 
 
@@ -55,6 +56,7 @@ class _Added:
     """A line that a patch adds."""
 
     line: int
+    """The line of the patch file, from 1."""
     file: str
     file_line: int
     text: str
@@ -64,59 +66,55 @@ def lint(project: Project, source: Source) -> tuple[list[Violation], list[str]]:
     """Check the series.
 
     Returns:
-        What breaks rules, patch by patch, and what could not be checked and why.
-
-    Raises:
-        SetupError: The series does not apply, or the upstream cannot be had.
+        The violations in the order of the patches, and what could not be checked and why.
     """
     series = series_for(project, source)
-    tree = prepare_tree(project, source, series, exactly=True)
+    tree = prepare_whole_tree(project, source, series)
     findings: list[Violation] = []
     touched: set[str] = set()
     for i, patch in enumerate(series.patches):
         lines = patch.read_text("utf-8", errors="surrogateescape").splitlines()
         added = list(_added(lines))
+        placed = {each.line: each for each in _placed(tree, i + 1, added)}
         findings += _of_message(patch, lines)
-        findings += _of_lines(patch.name, added)
+        findings += _of_lines(patch.name, [placed.get(each.line, each) for each in added])
         findings += _of_size(patch.name, lines)
-        findings += _of_format(tree, i + 1, patch.name, added)
-        touched |= _files(lines)
+        findings += _of_format(tree, i + 1, patch.name, list(placed.values()))
+        touched |= {line.removeprefix("+++ b/") for line in lines if line.startswith("+++ b/")}
     if touched and TESTS not in touched and (tree.path / TESTS).is_file():
         text = f"no patch adds cases to {TESTS}: an op that is changed needs some"
-        findings.append(_of_patch("must", "tests", series.names[-1], 1, text))
+        last = series.names[-1]
+        findings.append(Violation(level="must", rule="tests", patch=last, line=1, text=text))
     missing = []
     if not (tree.path / ".clang-format").is_file():
         missing.append("format: this upstream has no .clang-format")
     elif not _clang_format():
         missing.append("format: there is no clang-format; pip install clang-format")
+    elif held := tree.applied.held:
+        missing.append(f"format: of the first {held} patches, which {source.label} has already")
     return findings, missing
 
 
-def _of_patch(level: str, rule: str, patch: str, line: int, text: str) -> Violation:
-    return Violation(
-        level=level, rule=rule, patch=patch, line=line, file="", file_line=0, text=text
-    )
-
-
-def _of_message(patch: Path, lines: list[str]) -> Iterator[Violation]:
+def _of_message(patch: Path, lines: Sequence[str]) -> Iterator[Violation]:
     subject = title(patch)
     at = next((i for i, line in enumerate(lines, 1) if line.startswith("Subject:")), 1)
+    found = functools.partial(Violation, patch=patch.name)
     if not re.fullmatch(r"[a-z][\w./-]* : \S.*[^.\s]", subject):
         text = (
             f"the subject is '{subject}'; upstream's form is 'module : what it does', no full stop"
         )
-        yield _of_patch("must", "subject", patch.name, at, text)
+        yield found(level="must", rule="subject", line=at, text=text)
     if len(subject) > SUBJECT:
         text = f"the subject has {len(subject)} characters; {SUBJECT} are read everywhere"
-        yield _of_patch("should", "subject", patch.name, at, text)
+        yield found(level="should", rule="subject", line=at, text=text)
     for i, line in enumerate(lines, 1):
         if line == "---":
             return
         if not line.isascii():
-            yield _of_patch("must", "ascii", patch.name, i, f"not ASCII: {line.strip()}")
+            yield found(level="must", rule="ascii", line=i, text=f"not ASCII: {line.strip()}")
 
 
-def _of_lines(patch: str, added: list[_Added]) -> Iterator[Violation]:
+def _of_lines(patch: str, added: Sequence[_Added]) -> Iterator[Violation]:
     for each in added:
         is_code = PurePosixPath(each.file).suffix in _CODE
         indentation = each.text[: len(each.text) - len(each.text.lstrip())]
@@ -126,67 +124,81 @@ def _of_lines(patch: str, added: list[_Added]) -> Iterator[Violation]:
             ("tabs", is_code and "\t" in indentation, "a tab; upstream indents by 4 spaces"),
         ):
             if broken:
-                yield Violation(
-                    level="must", rule=rule, patch=patch, line=each.line, file=each.file,
-                    file_line=each.file_line, text=text,
-                )  # fmt: skip
+                yield _at(each, level="must", rule=rule, patch=patch, text=text)
 
 
-def _of_size(patch: str, lines: list[str]) -> Iterator[Violation]:
+def _at(added: _Added, *, level: str, rule: str, patch: str, text: str) -> Violation:
+    return Violation(level=level, rule=rule, patch=patch, **{**vars(added), "text": text})
+
+
+def _of_size(patch: str, lines: Sequence[str]) -> Iterator[Violation]:
     is_change = re.compile(r"[+-](?!\+\+ |-- )")
     start = next((i for i, line in enumerate(lines) if line.startswith("diff --git ")), len(lines))
     size = sum(bool(is_change.match(line)) for line in lines[start:])
+    found = functools.partial(Violation, level="should", patch=patch)
     if size > READABLE:
         text = f"{size} lines; a reviewer reads {READABLE} in an hour: is it one idea?"
-        yield _of_patch("should", "size", patch, start + 1, text)
+        yield found(rule="size", line=start + 1, text=text)
     for i, line in enumerate(lines[start:], start + 1):
         if line.startswith("new file mode "):
             name = lines[i - 2].rpartition(" b/")[2]
             text = f"a new file, {name}; upstream avoids extra files"
-            yield _of_patch("should", "new-file", patch, i, text)
+            yield found(rule="new-file", line=i, text=text)
 
 
-def _of_format(tree: Tree, n: int, patch: str, added: list[_Added]) -> Iterator[Violation]:
-    """Yield what upstream's .clang-format has otherwise in the lines that a patch adds."""
-    if not (tree.path / ".clang-format").is_file() or not _clang_format():
+def _of_format(tree: Tree, n: int, patch: str, added: Sequence[_Added]) -> Iterator[Violation]:
+    """Yield the lines that state `n` adds and upstream's .clang-format would change."""
+    style, program = tree.path / ".clang-format", _clang_format()
+    if not style.is_file() or not program:
         return
     for file in dict.fromkeys(each.file for each in added):
         if PurePosixPath(file).suffix not in _C_FAMILY:
             continue
         of_file = {each.file_line: each for each in added if each.file == file}
-        for line, wanted in _formatted(tree, n, file, list(of_file)):
-            yield Violation(
-                level="should", rule="format", patch=patch, line=of_file[line].line, file=file,
-                file_line=line, text=f"clang-format has: {wanted}",
-            )  # fmt: skip
-
-
-def _formatted(tree: Tree, n: int, file: str, lines: list[int]) -> Iterator[tuple[int, str]]:
-    """Yield what clang-format would change of a file as `n` patches leave it: where, and how."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / PurePosixPath(file).name
         before = git(tree.path, "show", f"{tree.commits[n]}:{file}")
-        path.write_text(before + "\n", encoding="utf-8")
-        ranges = [f"--lines={line}:{line}" for line in lines]
-        style = f"--style=file:{tree.path / '.clang-format'}"
-        after = proc.run([*_clang_format(), style, *ranges, path])
-    a, b = before.splitlines(), after.splitlines()
-    matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
-    for tag, a0, a1, b0, b1 in matcher.get_opcodes():
-        changed = [line for line in lines if a0 < line <= max(a1, a0 + 1)]
-        if tag != "equal" and changed:
-            wanted = " ".join(line.strip() for line in b[b0:b1])
-            yield changed[0], f"{len(changed)} lines; {wanted}" if len(changed) > 1 else wanted
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / PurePosixPath(file).name
+            path.write_text(before + "\n", encoding="utf-8")
+            starts = [line for line in of_file if line - 1 not in of_file]
+            ends = [line for line in of_file if line + 1 not in of_file]
+            # a range for each line would take twice as long
+            ranges = [f"--lines={a}:{b}" for a, b in zip(starts, ends, strict=True)]
+            after = proc.run([*program, f"--style=file:{style}", *ranges, path]).splitlines()
+        for a0, a1, b0, b1 in _differences(before.splitlines(), after):
+            changed = [line for line in of_file if a0 < line <= max(a1, a0 + 1)]
+            if changed:
+                wanted = " ".join(line.strip() for line in after[b0:b1])
+                many = f"{len(changed)} lines; " if len(changed) > 1 else ""
+                text = f"clang-format has: {many}{wanted}"
+                at = of_file[changed[0]]
+                yield _at(at, level="should", rule="format", patch=patch, text=text)
+
+
+def _differences(a: list[str], b: list[str]) -> Iterator[tuple[int, int, int, int]]:
+    """Yield the ranges in which two files differ: first and last line + 1 in `a`, then in `b`.
+
+    Source files have thousands of blank lines and lone braces, each of which matches all others.
+    `autojunk` anchors no match at such lines, or it would take a minute. The ranges that it leaves
+    are short enough to compare all their lines.
+    """
+    for tag, a0, a1, b0, b1 in SequenceMatcher(None, a, b).get_opcodes():
+        if tag == "equal":
+            continue
+        inner = SequenceMatcher(None, a[a0:a1], b[b0:b1], autojunk=False)
+        for inner_tag, i0, i1, j0, j1 in inner.get_opcodes():
+            if inner_tag != "equal":
+                yield a0 + i0, a0 + i1, b0 + j0, b0 + j1
 
 
 def _clang_format() -> list[str]:
-    """Return the command, first that of this environment; empty where there is none."""
+    """Return the command, preferably this environment's; empty if there is none."""
     own = str(Path(sys.executable).parent)
     found = shutil.which("clang-format", path=own) or shutil.which("clang-format")
     return [found] if found else []
 
 
-def _added(lines: list[str]) -> Iterator[_Added]:
+def _added(lines: Sequence[str]) -> Iterator[_Added]:
+    """Yield the lines that a diff adds, with the numbers that its hunks give."""
     file, at, in_hunk = "", 0, False
     for i, line in enumerate(lines, 1):
         if line.startswith("diff --git "):
@@ -202,5 +214,15 @@ def _added(lines: list[str]) -> Iterator[_Added]:
             at += 1
 
 
-def _files(lines: list[str]) -> set[str]:
-    return {line.removeprefix("+++ b/") for line in lines if line.startswith("+++ b/")}
+def _placed(tree: Tree, n: int, added: Sequence[_Added]) -> Iterator[_Added]:
+    """Yield the lines of patch `n` that its state really adds, with their numbers in the tree.
+
+    A hunk may apply some lines away from where its patch says. A merge may also find that a line
+    is there already.
+    """
+    diff = git(tree.path, "diff", "--unified=0", "--no-renames", *tree.commits[n - 1 : n + 1])
+    there = list(_added(diff.splitlines()))
+    before, after = ([(each.file, each.text) for each in lines] for lines in (added, there))
+    for a, b, size in SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks():
+        for k in range(size):
+            yield replace(added[a + k], file_line=there[b + k].file_line)

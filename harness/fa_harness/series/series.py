@@ -1,4 +1,4 @@
-"""The patch series: its order and its contents, and the mutants, a second series on top of it."""
+"""Read the patch series, and the series that go on top of it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,13 @@ from fa_harness.upstream.source import Source
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """Patches in the order of a file `series` beside them.
-
-    Attributes:
-        file: that file.
-        patches: their files.
-        digests: sha256 of each, in the same order.
-    """
+    """Patches in the order of a file `series` beside them."""
 
     file: Path
+    """The file with the order."""
     patches: tuple[Path, ...]
     digests: tuple[str, ...]
+    """The sha256 of each patch."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -37,32 +33,25 @@ class Series:
         return tuple(patch.name for patch in self.patches)
 
     def first(self, count: int) -> Series:
-        """The first `count` patches."""
+        """Return the first `count` patches."""
         return replace(self, patches=self.patches[:count], digests=self.digests[:count])
 
     def then(self, other: Series) -> Series:
-        """These patches and those of another series after them."""
+        """Return these patches with those of another series after them."""
         return replace(
             self, patches=self.patches + other.patches, digests=self.digests + other.digests
         )
 
 
 def load_series(project: Project) -> Series:
-    """Read `patches/series`: one file name a line; blank lines and `#` comments are skipped.
-
-    Raises:
-        SetupError: the file, or a patch that it names, cannot be read, or is named twice.
-    """
+    """Read `patches/series`: one file name per line, with blank lines and `#` comments."""
     return _load(project.series_file)
 
 
 def series_for(project: Project, source: Source) -> Series:
-    """The series as it is for an upstream: where a variant holds, with that.
+    """Return the series with the variants for an upstream; empty if it takes no patches.
 
-    Patches with another content are written below `vendor/src`. A source that takes none has none.
-
-    Raises:
-        SetupError: as for `load_series`; or the variants say something that cannot be.
+    Patches with other contents are written below `vendor/src`.
     """
     series = load_series(project)
     if not source.takes_series:
@@ -84,32 +73,20 @@ def series_for(project: Project, source: Source) -> Series:
             text = functools.reduce(compose, holding, patch.read_text(encoding="utf-8"))
             patches[i] = project.sources / ".variants" / source.folder / patch.name
             digests[i] = hashlib.sha256(text.encode()).hexdigest()
-            _write(patches[i], text)
+            if not patches[i].is_file() or patches[i].read_text(encoding="utf-8") != text:
+                with writing(patches[i]):
+                    patches[i].parent.mkdir(parents=True, exist_ok=True)
+                    replace_file(patches[i], text)
     return replace(series, patches=tuple(patches), digests=tuple(digests))
 
 
-def _write(path: Path, text: str) -> None:
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, text)
-
-
 def load_mutants(project: Project) -> Series:
-    """Read `patches/mutants/series`, of the same form.
-
-    Raises:
-        SetupError: as for `load_series`.
-    """
+    """Read `patches/mutants/series`."""
     return _load(project.mutants / "series")
 
 
 def load_experiments(project: Project) -> Series:
-    """Read `patches/experimental/series`: patches of llama.cpp on top, not meant for upstream.
-
-    Raises:
-        SetupError: as for `load_series`.
-    """
+    """Read `patches/experimental/series`: patches of llama.cpp that are not meant for upstream."""
     return _load(project.patches / "experimental" / "series")
 
 
@@ -130,6 +107,6 @@ def _load(path: Path) -> Series:
 
 
 def title(patch: Path) -> str:
-    """Return the first line of a patch's message."""
+    """Return the subject of a patch without `[PATCH]`."""
     subject = email.message_from_bytes(patch.read_bytes(), policy=email.policy.default)["Subject"]
     return re.sub(r"^\[PATCH[^]]*\]\s*", "", str(subject or patch.name))

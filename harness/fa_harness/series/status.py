@@ -1,4 +1,4 @@
-"""What the series is: each patch, what it touches, and whether upstream has it."""
+"""Describe each patch of the series: what it touches, and whether upstream has it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from fa_harness.proc import ProgramError
 from fa_harness.project import Project
 from fa_harness.series.series import series_for, title
-from fa_harness.series.tree import UPSTREAM_REF, prepare_tree
+from fa_harness.series.tree import UPSTREAM_REF, prepare_whole_tree
 from fa_harness.upstream.git import git
 from fa_harness.upstream.source import Source
 
@@ -32,7 +32,7 @@ class Status:
     title: str
     files: tuple[Touched, ...]
     is_upstream: bool
-    """The upstream has all of it already."""
+    """Whether upstream already has the whole patch."""
 
     @property
     def size(self) -> int:
@@ -41,13 +41,9 @@ class Status:
 
 
 def status(project: Project, source: Source) -> list[Status]:
-    """Return the state of each patch.
-
-    Raises:
-        SetupError: The series does not apply, or the upstream cannot be had.
-    """
+    """Return the status of each patch."""
     series = series_for(project, source)
-    tree = prepare_tree(project, source, series, exactly=True)
+    tree = prepare_whole_tree(project, source, series)
     with TemporaryDirectory() as folder:
         index = Path(folder) / "index"
         git(tree.path, "read-tree", UPSTREAM_REF, index=index)
@@ -55,17 +51,17 @@ def status(project: Project, source: Source) -> list[Status]:
             Status(
                 name=patch.name,
                 title=title(patch),
-                files=_touched(tree.path, tree.commits[i + 1]),
-                is_upstream=_is_in(tree.path, patch, index),
+                files=_touched(tree.path, patch),
+                is_upstream=i < tree.applied.held or _is_in(tree.path, patch, index),
             )
             for i, patch in enumerate(series.patches)
         ]
 
 
-def _touched(repository: Path, commit: str) -> tuple[Touched, ...]:
-    lines = git(repository, "diff-tree", "--numstat", "-r", "--root", commit).splitlines()[1:]
+def _touched(repository: Path, patch: Path) -> tuple[Touched, ...]:
+    # Asks the patch, not its commit: a patch that the upstream has already has no commit.
     files = []
-    for line in lines:
+    for line in git(repository, "apply", "--numstat", patch).splitlines():
         added, removed, path = line.split("\t")
         n_added, n_removed = (0 if n == "-" else int(n) for n in (added, removed))  # - is binary
         files.append(Touched(path=path, added=n_added, removed=n_removed))
@@ -73,7 +69,7 @@ def _touched(repository: Path, commit: str) -> tuple[Touched, ...]:
 
 
 def _is_in(repository: Path, patch: Path, index: Path) -> bool:
-    """Tell whether taking the patch out of an index would work."""
+    """Return whether the patch can be reversed in an index."""
     try:
         git(repository, "apply", "--cached", "--check", "--reverse", patch, index=index)
     except ProgramError:

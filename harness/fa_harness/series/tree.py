@@ -1,16 +1,17 @@
-"""The tree: a git repository of our own with pristine upstream and the series on top."""
+"""The tree: our own git repository with pristine upstream and the series on top."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fa_harness import terminal
 from fa_harness.errors import SetupError
-from fa_harness.files import sha256
+from fa_harness.files import replace_file, sha256
 from fa_harness.project import Project, locked, writing
 from fa_harness.series.applying import Applied, DoesNotApplyError, apply, merge
 from fa_harness.series.series import Series, series_for
@@ -24,21 +25,17 @@ MADE_FOR_REF = "refs/fa-harness/made-for"
 BRANCH = "series"
 STATE = ".git/fa-harness.json"
 REWORK = ".git/fa-harness-rework.json"
-"""There while a change of the series has begun, whose commits are in the repository."""
+"""Exists while a change of the series is under way; its commits are in the repository."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
-    """A prepared tree. State `n` of it is upstream with the first `n` patches.
-
-    Attributes:
-        path: the git repository; branch `series` is checked out.
-        ggml_version: as its files have it; empty where they do not say.
-        applied: the states, and what became of the patches.
-    """
+    """A prepared tree. State `n` of it is upstream with the first `n` patches."""
 
     path: Path
+    """The git repository; branch `series` is checked out."""
     ggml_version: str
+    """As its files give it; empty if they do not."""
     applied: Applied
 
     @property
@@ -48,24 +45,18 @@ class Tree:
 
     @property
     def contents(self) -> tuple[str, ...]:
-        """Git's ids of the files of each state; equal files, equal id."""
+        """Git's ids of the files of each state; equal files have equal ids."""
         return self.applied.contents
 
     def patches(self, series: Series, n: int) -> tuple[str, ...]:
-        """The file names of the patches of the series that state `n` really has."""
+        """Return the file names of the patches that state `n` really has."""
         applied = self.applied
         last = applied.held if applied.conflict else max(n, applied.held)
         return tuple(name for name in series.names[:last] if name not in applied.left_out)
 
 
 def note(source: Source, series: Series, applied: Applied) -> str:
-    """One line on what became of the series, and how to ask for the other; empty where it is plain.
-
-    Args:
-        source: The upstream.
-        series: What was to be applied.
-        applied: What was.
-    """
+    """Return one line on what became of the series, with the way out; empty if it just applied."""
     label, n, held = source.label, len(series.patches), applied.held
     if not source.takes_series:
         return (
@@ -87,7 +78,7 @@ def note(source: Source, series: Series, applied: Applied) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _State:
-    """What a tree was made from, kept in it, so that a look tells whether it is current."""
+    """What a tree was made from; a file in the tree, which tells whether the tree is current."""
 
     source: str
     series: tuple[str, ...]
@@ -96,7 +87,7 @@ class _State:
 
 
 def current_tree(project: Project, source: Source, series: Series) -> Tree | None:
-    """The tree, if it is prepared for exactly this source and series; runs no program."""
+    """Return the tree if it was prepared for this source and series; runs no program."""
     path = project.sources / source.folder
     state = _load_state(path)
     if state is None or (state.source, state.series) != (source.digest, series.digests):
@@ -115,70 +106,72 @@ def prepare_tree(
 ) -> Tree:
     """Make the tree current: unpack the source, apply the series.
 
-    Interrupted at any point, it leaves either no tree or the one from before.
+    An interrupted run leaves no tree, or the one from before.
 
-    Patches apply on a pin as they are. On a checkout they are merged where they do not; those that
-    it has already are found. Where they conflict, every state is the checkout as it is.
+    On a pin, patches apply as they are. On a checkout, patches that do not are merged, and those
+    that it already has are found. If they conflict, every state is the checkout as it is.
 
     Args:
-        project: Where it goes.
+        project: The project.
         source: The upstream.
-        series: What is applied.
-        exactly: Patches apply as they are on a checkout, too.
-        is_exported: The commits of the tree's branch were just written to the series.
+        series: The patches to apply.
+        exactly: Refuse to merge on a checkout, too.
+        is_exported: Whether the commits of the tree's branch were just written to the series.
         verbose: Print every command.
 
     Raises:
-        SetupError: a patch does not apply (the message says which, and where), the tree holds
-            work of the user's own that would be lost, or the source cannot be had.
+        SetupError: A patch does not apply (the message says which, and where), the user would
+            lose work in the tree, or the source cannot be fetched.
     """
+    path = project.sources / source.folder
     with locked(project, source.folder):
         tree = current_tree(project, source, series)
-        if tree is None or (exactly and not tree.applied.is_exact):
-            _prepare(
-                project, source, series, exactly=exactly, is_exported=is_exported, verbose=verbose
-            )
-            tree = current_tree(project, source, series)
-            assert tree is not None
-        return tree
+        if tree is not None and (tree.applied.is_exact or not exactly):
+            return tree
+        state = _load_state(path)
+        if state is None or state.source != source.digest:
+            if (path / REWORK).exists():
+                raise SetupError(
+                    f"{source.label} has changed, and a change of the series has begun on it as it "
+                    f"was, which is kept in {project.relative(path)}; end that first, with "
+                    "--continue or --abort of its command"
+                )
+            if state is not None:
+                tips = state.applied.commits[-1:]
+                _refuse_to_lose_work(project, path, tips, is_exported=is_exported)
+            state = _make_repository(project, source, path, verbose=verbose)
+        if series.patches:
+            terminal.stage(f"applying the patch series on {source.label}")
+        applied = _apply(project, source, path, series, exactly=exactly, verbose=verbose)
+        _refuse_changed(project, series)
+        tips = (state.applied.commits[-1], applied.commits[-1])
+        _refuse_to_lose_work(project, path, tips, is_exported=is_exported)
+        git(path, "checkout", "--quiet", "-B", BRANCH, applied.commits[-1], verbose=verbose)
+        _save_state(path, replace(state, series=series.digests, applied=applied))
+        if said := note(source, series, applied):
+            terminal.stage_once(said)
+        return Tree(path=path, ggml_version=state.ggml_version, applied=applied)
 
 
-def _prepare(
-    project: Project,
-    source: Source,
-    series: Series,
-    *,
-    exactly: bool,
-    is_exported: bool,
-    verbose: bool,
-) -> None:
-    path = project.sources / source.folder
-    state = _load_state(path)
-    if state is None or state.source != source.digest:
-        if (path / REWORK).exists():
-            raise SetupError(
-                f"{source.label} has changed, and a change of the series has begun on it as it "
-                f"was, which is kept in {project.relative(path)}; end that first, with --continue "
-                "or --abort of its command"
-            )
-        if state is not None:
-            tip = state.applied.commits[-1]
-            _refuse_to_lose_work(project, path, state, tip, is_exported=is_exported)
-        state = _make_repository(project, source, path, verbose=verbose)
-    if series.patches:
-        terminal.stage(f"applying the patch series on {source.label}")
-    applied = _apply(project, source, path, series, exactly=exactly, verbose=verbose)
-    _refuse_changed(project, series)
-    tip = applied.commits[-1]
-    _refuse_to_lose_work(project, path, state, tip, is_exported=is_exported)
-    git(path, "checkout", "--quiet", "-B", BRANCH, tip, verbose=verbose)
-    _save_state(path, replace(state, series=series.digests, applied=applied))
-    if said := note(source, series, applied):
-        terminal.stage_once(said)
+def prepare_whole_tree(project: Project, source: Source, series: Series) -> Tree:
+    """Make the tree current, and say what was merged.
+
+    Raises:
+        SetupError: A patch does not apply or conflicts, or as for `prepare_tree`.
+    """
+    tree = prepare_tree(project, source, series)
+    if tree.applied.conflict:
+        raise SetupError(
+            f"the patch series cannot be merged into {source.label}: {tree.applied.conflict}; to "
+            f"resolve: fa-harness series rebase --onto {shlex.quote(source.name)}"
+        )
+    if not tree.applied.is_exact:
+        terminal.stage_once(note(source, series, tree.applied))
+    return tree
 
 
 def _refuse_changed(project: Project, series: Series) -> None:
-    """Whoever changes the series does not wait for those who apply it elsewhere."""
+    """Refuse a series that changed since it was read: changing it takes no lock of the trees."""
     try:
         now = tuple(sha256(patch) for patch in series.patches)
     except OSError:
@@ -216,9 +209,9 @@ def _states_made_for(
     *,
     verbose: bool,
 ) -> tuple[str, ...]:
-    """Fetch the tree of the pin that the patches were made for; returns its states.
+    """Fetch the tree of the pin that the patches were made for, and return its states.
 
-    It is the default pin, or another that gets the same variants of them.
+    It is the default pin, or another pin with the same variants of the patches.
     """
     pins = load_pins(project.pins_file)
     for name in dict.fromkeys((pins.default, *pins.upstreams)):
@@ -255,21 +248,16 @@ def _with_remedy(project: Project, series: Series, error: DoesNotApplyError) -> 
 def extend_tree(
     project: Project, source: Source, tree: Tree, series: Series, *, verbose: bool = False
 ) -> Tree:
-    """The tree with further states: its last one with the first patches of another series.
+    """Return the tree with more states: the patches of another series on top of the last.
 
-    They are commits of no branch: what is checked out, and what `current_tree` tells, stays.
-    A patch that does not apply is left out, and said; not the first, which the others stand on.
-
-    Raises:
-        SetupError: the first patch does not apply.
+    The new commits are on no branch; the checkout and `current_tree` do not change. A patch that
+    does not apply is left out with a message, except the first, which the others need.
     """
     terminal.stage(f"applying {project.relative(series.file.parent)} on the patch series")
     with locked(project, source.folder):
-        start = tree.commits[-1]
+        tip, onto = tree.commits[-1], source.label
         try:
-            further = apply(
-                tree.path, start, series, onto=source.label, n_needed=1, verbose=verbose
-            )
+            further = apply(tree.path, tip, series, onto=onto, leave_out=True, verbose=verbose)
         except DoesNotApplyError as error:
             raise _with_remedy(project, series, error) from error
     applied = replace(
@@ -282,16 +270,16 @@ def extend_tree(
 
 
 def made_of(project: Project, source: Source) -> tuple[str, ...]:
-    """Return the digests of the patches that the tree was made of, if there is one."""
+    """Return the digests of the patches in the tree; empty if there is no tree."""
     state = _load_state(project.sources / source.folder)
     return state.series if state is not None else ()
 
 
 def are_same_patches(repository: Path, tip: str, other: str) -> bool:
-    """Tell whether the commits up to two of them are the same patches by the same authors."""
+    """Return whether two branches have the same patches by the same authors."""
 
     def patches(last: str) -> str:
-        # of each commit its files, author and message
+        # the files, author and message of each commit
         return git(repository, "log", "--format=%T %an <%ae>%n%B", f"{UPSTREAM_REF}..{last}")
 
     return tip == other or patches(tip) == patches(other)
@@ -300,7 +288,7 @@ def are_same_patches(repository: Path, tip: str, other: str) -> bool:
 def _load_state(path: Path) -> _State | None:
     try:
         record = json.loads((path / STATE).read_text(encoding="utf-8"))
-        if "applied" not in record:  # by 0.1.0 and before
+        if "applied" not in record:  # written by 0.1.0 or older
             record["applied"] = {key: record.pop(key) for key in ("commits", "contents")}
         applied = {"left_out": (), **record["applied"]}
         for field in ("commits", "contents", "left_out"):
@@ -312,21 +300,20 @@ def _load_state(path: Path) -> _State | None:
 
 
 def _save_state(path: Path, state: _State) -> None:
-    part = path / f"{STATE}.part"
-    with writing(part):
-        part.write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
-        part.rename(path / STATE)
+    with writing(path / STATE):
+        replace_file(path / STATE, json.dumps(asdict(state), indent=2) + "\n")
 
 
 def _make_repository(project: Project, source: Source, path: Path, *, verbose: bool) -> _State:
-    """A new repository at `path` with one commit: upstream as it came."""
+    """Make a repository with one commit, pristine upstream, in the place of an older one."""
     terminal.stage(f"unpacking {source.label}")
     partial = path.with_name(f".{path.name}.new")
     shutil.rmtree(partial, ignore_errors=True)
     with writing(partial):
         partial.parent.mkdir(parents=True, exist_ok=True)
     unpack(project, source, partial)
-    version = layout.ggml_version(partial)
+    listing = partial / "ggml" / "CMakeLists.txt"
+    version = layout.version_in(listing.read_text("utf-8", errors="replace"))
     if source.ggml_version and version != source.ggml_version:
         shutil.rmtree(partial)
         raise SetupError(
@@ -335,7 +322,7 @@ def _make_repository(project: Project, source: Source, path: Path, *, verbose: b
         )
     git(partial, "init", "--quiet", verbose=verbose)
     (partial / ".git" / "info").mkdir(exist_ok=True)
-    # Upstream's own attributes must not change a byte of its files.
+    # Upstream's attributes must not change a byte of its files.
     (partial / ".git" / "info" / "attributes").write_text("* -text -ident -filter\n")
     git(partial, "symbolic-ref", "HEAD", "refs/heads/upstream", verbose=verbose)
     git(partial, "add", "--all", "--force", verbose=verbose)
@@ -363,13 +350,12 @@ def _make_repository(project: Project, source: Source, path: Path, *, verbose: b
 
 
 def _refuse_to_lose_work(
-    project: Project, path: Path, state: _State, new_tip: str, *, is_exported: bool
+    project: Project, path: Path, tips: Sequence[str], *, is_exported: bool
 ) -> None:
-    """A developer may edit and commit in the tree; a refresh must not throw that away."""
+    """Refuse if the tree has edits, or commits that are neither exported nor in any of `tips`."""
     changed = git(path, "status", "--porcelain", "--untracked-files=no")
     tip = git(path, "rev-parse", BRANCH)
-    known = (state.applied.commits[-1], new_tip)
-    is_known = is_exported or any(are_same_patches(path, tip, each) for each in known)
+    is_known = is_exported or any(are_same_patches(path, tip, each) for each in tips)
     if changed or not is_known:
         what = ", ".join(changed.split("\n")) if changed else f"commits on branch '{BRANCH}'"
         raise SetupError(

@@ -1,15 +1,13 @@
-"""What patches have otherwise on older upstreams, as small as it can be.
+"""Read and apply the variants of patches for older upstreams.
 
-`patches/variants.toml` has a table for each patch and each ggml version below which it needs
-something else: other hunks, other diffs of some files, or none. The message and the rest are the
-patch's own. On an upstream that is older than several, all of them hold, the oldest goes last. So a
-patch is written once, and what differs stands by itself, once.
+`patches/variants.toml` has a table for each patch and each ggml version below which the patch needs
+something else: other hunks, other diffs of some files, or fewer files. The message and the rest are
+the patch's own. If several tables apply to an upstream, the one with the lowest version comes last.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,66 +18,50 @@ import tomlkit
 from fa_harness.errors import SetupError
 from fa_harness.files import replace_file
 from fa_harness.project import writing
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
+from fa_harness.upstream.pins import read_toml
 
 Version = tuple[int, ...]
 _KEYS = {"below": str, "files": str, "hunks": str, "without": list, "first": int}
 SERIES = "series"
-"""The table of variants of the series as a whole: `first` of its patches."""
+"""The name of the table for the series as a whole, which limits it to its `first` patches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What a patch has otherwise on older upstreams, or how many patches there are."""
+    """A difference of one patch on older upstreams, or a limit of the series."""
 
     patch: str
-    """File name; `SERIES` for the series as a whole."""
+    """The file name; `SERIES` for the series as a whole."""
     below: Version
     """The first ggml version that does not need it."""
     files: Path | None = None
-    """Diffs of files, instead of the patch's."""
+    """Diffs that replace the patch's diffs of the same files."""
     hunks: Path | None = None
-    """Some hunks of files, each instead of the patch's that shares the most lines with it."""
+    """Hunks, each of which replaces the patch's hunk that shares the most lines with it."""
     without: tuple[str, ...] = ()
-    """Files that the upstream does not have."""
+    """Files that the upstream lacks."""
     first: int | None = None
-    """How many patches the series has there."""
+    """The number of patches in the series."""
 
 
 def parse_version(text: str) -> Version:
-    """Return a version to compare: 0.9.8 is before 0.20, one that is not known before all."""
+    """Return a version to compare: 0.9.8 is below 0.20, and an unknown version below all."""
     return tuple(int(number) for number in re.findall(r"\d+", text)) or (0,)
 
 
 def load_variants(patches: Path) -> tuple[Variant, ...]:
-    """Read `variants.toml`; none if there is no such file.
-
-    Args:
-        patches: The folder of the series.
-
-    Raises:
-        SetupError: The file says something that cannot be.
-    """
+    """Read the `variants.toml` in the folder of a series; it may be missing."""
     path = patches / "variants.toml"
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return ()
-    except OSError as error:
-        raise SetupError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SetupError(f"{path} is not valid TOML: {error}") from error
+    data = read_toml(path) if path.exists() else {}
     return tuple(
-        _variant(path, patch, table) for patch, tables in data.items() for table in _list(tables)
+        _variant(path, patch, table)
+        for patch, tables in data.items()
+        for table in (tables if isinstance(tables, list) else [tables])
     )
 
 
 def rename(patches: Path, names: Mapping[str, str]) -> None:
-    """Give the tables of patches in `variants.toml` their new names, as old -> new."""
+    """Rename tables in `variants.toml` as their patches were renamed: old -> new."""
     path = patches / "variants.toml"
     if path.exists():
         before = tomlkit.parse(path.read_text(encoding="utf-8"))
@@ -93,18 +75,13 @@ def rename(patches: Path, names: Mapping[str, str]) -> None:
 
 
 def of_version(variants: Sequence[Variant], patch: str, version: Version) -> list[Variant]:
-    """Return the variants of a patch that hold for a version, the oldest last."""
+    """Return the variants of a patch that apply to a version, the lowest last."""
     holding = [v for v in variants if v.patch == patch and version < v.below]
     return sorted(holding, key=lambda variant: variant.below, reverse=True)
 
 
 def compose(mail: str, variant: Variant) -> str:
-    """Return a patch with what a variant has instead.
-
-    Raises:
-        SetupError: The variant is of a file that the patch does not touch, or of a hunk that it
-            does not have.
-    """
+    """Return a patch as a variant changes it."""
     head, sections = _sections(mail)
     files, hunks = _read(variant.files), _read(variant.hunks)
     unknown = sorted({*files, *hunks, *variant.without} - set(sections))
@@ -129,7 +106,7 @@ def _read(diffs: Path | None) -> dict[str, str]:
 
 
 def _with_hunks(own: str, others: str, where: str) -> str:
-    """Return a file's diff with other hunks, each instead of the one that it shares lines with."""
+    """Return a file's diff with hunks replaced by those that share most lines with them."""
     head, *hunks = _hunks(own)
     instead: dict[int, str] = {}
     for other in _hunks(others)[1:]:
@@ -151,12 +128,12 @@ def _hunks(diff: str) -> list[str]:
 
 
 def _lines(hunk: str) -> set[str]:
-    """Return the lines of a hunk, less blank ones, for which any hunk might do."""
+    """Return the lines of a hunk without blank ones, which would match any hunk."""
     return {line for line in hunk.splitlines()[1:] if line[1:].strip()}
 
 
 def _sections(text: str) -> tuple[str, dict[str, str]]:
-    """Split a patch into what is before its diffs, and the diff of each file."""
+    """Split a patch into the text before its diffs, and the diff of each file."""
     head, *parts = re.split(r"^(?=diff --git )", text, flags=re.MULTILINE)
     sections = {}
     for part in parts:
@@ -188,7 +165,3 @@ def _variant(path: Path, patch: str, table: Any) -> Variant:
         without=tuple(table.get("without", ())),
         first=table.get("first"),
     )
-
-
-def _list(tables: Any) -> list[Any]:
-    return tables if isinstance(tables, list) else [tables]

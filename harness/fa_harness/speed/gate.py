@@ -32,7 +32,7 @@ from typing import Any
 
 from fa_harness.engine.session import Results
 from fa_harness.judge.verdict import Verdict
-from fa_harness.report.results import explain
+from fa_harness.judge.words import explain
 from fa_harness.speed.baseline import Baseline, CaseRecord, NoBaseline, Speed, record, share
 from fa_harness.speed.bench import Interval, median_interval, reach
 from fa_harness.speed.ranks import p_greater

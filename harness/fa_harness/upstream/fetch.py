@@ -1,18 +1,16 @@
-"""From a pin to verified files: get the sdist or commit, check it, extract what is needed.
+"""Fetch a pin's sdist or commit, verify it, and extract the files that a tree takes.
 
-`download` gets any file of a package in this way.
+`download` fetches any file of a package in the same way.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gzip
 import hashlib
 import logging
+import logging.handlers
 import os
 import shutil
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -29,7 +27,7 @@ from fa_harness.project import Project, locked, writing
 from fa_harness.upstream.index import IndexConfig, load_index_config
 from fa_harness.upstream.layout import detect_layout, place
 from fa_harness.upstream.pins import Pin
-from fa_harness.upstream.repository import contents_sha256, fetch_commit
+from fa_harness.upstream.repository import contents_sha256, fetch_commit, opened
 
 CHUNK = 1 << 18
 
@@ -41,42 +39,37 @@ _ENDINGS: dict[Kind, str] = {"sdist": ".tar.gz", "wheel": ".whl"}
 
 @dataclass(frozen=True, kw_only=True)
 class PackageFile:
-    """A file of a package on the index.
-
-    Attributes:
-        owner: whose it is, as messages begin: `upstream 'NAME'`.
-        package: the project on the package index.
-        version: its version there.
-        kind: which of the version's files.
-        sha256: of the file; empty where that is not known yet, and what comes is taken.
-        remedy: what to do about another sha256, beside fetching again.
-        otherwise: what to do where no index has it.
-    """
+    """A file of a package on the index."""
 
     owner: str
+    """How messages begin: `upstream 'NAME'`."""
     package: str
+    """The project on the package index."""
     version: str
     kind: Kind
     sha256: str
+    """Empty if it is not known yet: any file is accepted then."""
     remedy: str
+    """What to do about another sha256, besides fetching again."""
     otherwise: str
+    """What to do if no index has the file."""
 
 
 class _SourceError(Exception):
-    """One index, or the download from it, did not work; the next may."""
+    """One index, or a download from it, failed; the next may work."""
+
+
+def checksum(pin: Pin, archive: Path) -> str:
+    """Return what the pin's sha256 is compared with."""
+    return contents_sha256(archive) if pin.git else sha256(archive)
 
 
 def cached(project: Project, pin: Pin) -> Path | None:
-    """The pin's verified archive in `vendor/cache/`; None if it is not there.
-
-    Raises:
-        SetupError: the archive there has another sha256.
-    """
+    """Return the pin's verified archive in `vendor/cache/`; None if it is not there."""
     archive = project.cache / pin.archive_name
     if not archive.is_file():
         return None
-    found = contents_sha256(archive) if pin.git else sha256(archive)
-    if pin.sha256 and found != pin.sha256:
+    if pin.sha256 and (found := checksum(pin, archive)) != pin.sha256:
         raise SetupError(
             f"upstream '{pin.name}': sha256 is {found}, the lock says {pin.sha256}; delete "
             f"{project.relative(archive)} and fetch again, or correct vendor/upstreams.toml"
@@ -85,43 +78,38 @@ def cached(project: Project, pin: Pin) -> Path | None:
 
 
 def fetch(project: Project, pin: Pin) -> Path:
-    """The pin's verified archive in `vendor/cache/`, fetched first where it is not there.
+    """Return the pin's verified archive in `vendor/cache/`; fetch it if it is missing.
 
-    A pin that is only being made has no sha256 yet, and takes what comes.
+    A pin without a sha256 is still being made, and accepts any archive.
 
     Raises:
-        SetupError: the cached archive or the fetched one has another sha256, nothing could be
-            fetched, or the disk is full. No archive is left that a later run would take.
+        SetupError: The archive has another sha256, nothing could be fetched, or the disk is full.
+            No archive is left that a later run would take.
     """
     found = cached(project, pin)
     if found is not None:
         return found
     with locked(project, pin.archive_name):
-        # Whoever held the lock may have fetched it meanwhile.
+        # Whoever held the lock may have fetched it.
         return cached(project, pin) or _fetch(project, pin)
 
 
 def _fetch(project: Project, pin: Pin) -> Path:
-    if pin.git:
-        return _fetch_commit(project, pin)
-    sdist = PackageFile(
-        owner=f"upstream '{pin.name}'",
-        package=pin.package,
-        version=pin.version,
-        kind="sdist",
-        sha256=pin.sha256,
-        remedy="correct vendor/upstreams.toml",
-        otherwise=f"put {pin.archive_name} into {project.cache} by hand, or use a checkout of "
-        "your own with UPSTREAM_DIR=/path/to/llama.cpp",
-    )
-    return download(sdist, project.cache / pin.archive_name)
-
-
-def _fetch_commit(project: Project, pin: Pin) -> Path:
     owner = f"upstream '{pin.name}'"
+    if not pin.git:
+        sdist = PackageFile(
+            owner=owner,
+            package=pin.package,
+            version=pin.version,
+            kind="sdist",
+            sha256=pin.sha256,
+            remedy="correct vendor/upstreams.toml",
+            otherwise=f"put {pin.archive_name} into {project.cache} by hand, or use a checkout of "
+            "your own with UPSTREAM_DIR=/path/to/llama.cpp",
+        )
+        return download(sdist, project.cache / pin.archive_name)
     _, archive = fetch_commit(project, owner, pin.git, pin.commit)
-    found = contents_sha256(archive)
-    if found != pin.sha256:
+    if (found := checksum(pin, archive)) != pin.sha256:
         archive.unlink()
         raise SetupError(
             f"{owner}: sha256 of the files of {pin.commit} is {found}, the lock says {pin.sha256}; "
@@ -131,19 +119,18 @@ def _fetch_commit(project: Project, pin: Pin) -> Path:
 
 
 def download(wanted: PackageFile, target: Path, config: IndexConfig | None = None) -> Path:
-    """Download a file of a package to `target`, which appears only when its sha256 is right.
+    """Download a file of a package to `target`, which appears only if its sha256 is right.
 
-    Args:
-        wanted: The file.
-        target: Where to; its folder is made.
-        config: What pip would use; None asks pip, which takes a second.
+    Without a `config`, pip is asked for its settings, which takes a second.
 
     Raises:
-        SetupError: Nothing could be downloaded, it has another sha256, or the disk is full.
+        SetupError: Nothing could be downloaded, the sha256 is another, or the disk is full.
     """
 
     def from_source(client: Fetcher, source: str, url: str) -> Path:
-        _download(client, _find(client, source, url, wanted), wanted, target)
+        requirement = f"{wanted.package}=={wanted.version}"
+        _, link = _newest(client, source, url, requirement, wanted.kind, any_version=True)
+        _download(client, link, wanted, target)
         return target
 
     return _from_first_source(
@@ -155,13 +142,9 @@ def download(wanted: PackageFile, target: Path, config: IndexConfig | None = Non
 
 
 def newest_version(package: str) -> str:
-    """Return the newest version of a package of which there is an sdist; no pre-release.
-
-    Raises:
-        SetupError: No index has one.
-    """
+    """Return the newest version of a package that has an sdist; no pre-release."""
     return _from_first_source(
-        lambda client, source, url: _matches(client, source, url, package, "sdist")[0][0],
+        lambda client, source, url: _newest(client, source, url, package, "sdist")[0],
         f"no index has an sdist of {package}",
     )
 
@@ -172,21 +155,29 @@ def _from_first_source(
     otherwise: str = "",
     config: IndexConfig | None = None,
 ) -> _T:
-    """Return what the first source gives that gives anything.
+    """Return the first answer that any source gives.
 
     Args:
-        ask: Called with the HTTP client, a kind of source (`index` or `find-links`) and its
-            address.
-        problem: What is said where none does.
+        ask: Gets the HTTP client, the kind of source (`index` or `find-links`) and its address.
+        problem: How the message begins if all fail.
         otherwise: What else the user could do then.
-        config: What pip would use; None asks pip.
+        config: The settings; None asks pip.
     """
     config = config or load_index_config()
+    sources = [("find-links", url) for url in config.find_links]  # pip asks these first, too
+    sources += [("index", url) for url in config.indexes]
     tried: list[str] = []
-    with _connect(config) as client:
-        for source, url in _sources(config):
+    with PyPIClient(
+        trusted_hosts=config.trusted_hosts,
+        verify=config.ssl_context(),
+        proxy=config.proxy,
+        timeout=config.timeout,
+        follow_redirects=True,
+        auth=MultiDomainBasicAuth(prompting=False, index_urls=config.indexes),
+    ) as client:
+        for source, url in sources:
             try:
-                return ask(client, source, url)
+                return ask(cast("Fetcher", client), source, url)
             except _SourceError as failure:
                 tried.append(f"  {Link(url).redacted}: {failure}")
     raise SetupError(
@@ -196,46 +187,7 @@ def _from_first_source(
     )
 
 
-@contextlib.contextmanager
-def _connect(config: IndexConfig) -> Iterator[Fetcher]:
-    """The HTTP client that the user's configuration asks for."""
-    with PyPIClient(
-        trusted_hosts=config.trusted_hosts,
-        verify=config.ssl_context(),
-        proxy=config.proxy,
-        timeout=config.timeout,
-        follow_redirects=True,
-        auth=MultiDomainBasicAuth(prompting=False, index_urls=config.indexes),
-    ) as client:
-        yield cast("Fetcher", client)
-
-
-def _sources(config: IndexConfig) -> Iterator[tuple[str, str]]:
-    """What to ask, in pip's order."""
-    for url in config.find_links:
-        yield "find-links", url
-    for url in config.indexes:
-        yield "index", url
-
-
-class _Messages(logging.Handler):
-    """Keeps what unearth only logs: why a source was passed over."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
-
-
-def _find(client: Fetcher, source: str, url: str, wanted: PackageFile) -> Link:
-    """The link of a file at one source; each is asked alone, so that none stops all."""
-    requirement = f"{wanted.package}=={wanted.version}"
-    return _matches(client, source, url, requirement, wanted.kind, any_version=True)[0][1]
-
-
-def _matches(
+def _newest(
     client: Fetcher,
     source: str,
     url: str,
@@ -243,16 +195,18 @@ def _matches(
     kind: Kind,
     *,
     any_version: bool = False,
-) -> list[tuple[str, Link]]:
-    """The versions and links of files at one source, the newest first; one at least.
+) -> tuple[str, Link]:
+    """Return the version and the link of the newest file that one source has.
+
+    Each source is asked alone, so that a broken one does not hide the others.
 
     Args:
         client: The HTTP client.
         source: `index` or `find-links`.
-        url: Where to ask.
+        url: The source's address.
         requirement: A package, or a version of it.
-        kind: Which files.
-        any_version: Also one that was yanked, or is a pre-release.
+        kind: The kind of file.
+        any_version: Include yanked versions and pre-releases.
     """
     finder = PackageFinder(
         session=client,
@@ -260,28 +214,30 @@ def _matches(
         find_links=[url] if source == "find-links" else [],
         ignore_compatibility=True,
     )
+    # unearth only logs why it passes a source over.
     logger = logging.getLogger("unearth")
-    messages = _Messages()
+    logged = logging.handlers.BufferingHandler(capacity=1000)
     propagate, logger.propagate = logger.propagate, False
-    logger.addHandler(messages)
+    logger.addHandler(logged)
     try:
         found = finder.find_matches(
             requirement, allow_yanked=any_version, allow_prereleases=any_version
         )
         matches = [(str(match.version), match.link) for match in found]
-    except Exception as error:  # a source fails in as many ways as there are transports
+    except Exception as error:  # each transport has errors of its own
         raise _SourceError(str(error) or type(error).__name__) from error
     finally:
-        logger.removeHandler(messages)
+        logger.removeHandler(logged)
         logger.propagate = propagate
-    files = [match for match in matches if match[1].filename.endswith(_ENDINGS[kind])]
-    if not files:
-        raise _SourceError("; ".join(messages.lines) or f"has no {kind} of {requirement}")
-    return files
+    for version, link in matches:
+        if link.filename.endswith(_ENDINGS[kind]):
+            return version, link
+    messages = [record.getMessage() for record in logged.buffer]
+    raise _SourceError("; ".join(messages) or f"has no {kind} of {requirement}")
 
 
 def _download(client: Fetcher, link: Link, wanted: PackageFile, target: Path) -> None:
-    """Stream `link` to `target`, which appears only when its sha256 is right."""
+    """Stream `link` to `target`, which appears only if its sha256 is right."""
     part = target.with_name(f"{target.name}.part")
     size = 0
     digest = hashlib.sha256()
@@ -308,7 +264,7 @@ def _download(client: Fetcher, link: Link, wanted: PackageFile, target: Path) ->
 
 
 def _chunks(client: Fetcher, link: Link) -> Iterator[tuple[bytes, int | None]]:
-    """The body of `link`, with its announced length."""
+    """Yield the body of `link`, with its announced length."""
     try:
         # A transfer encoding would change the bytes that the sha256 is of.
         headers = {"Accept-Encoding": "identity"}
@@ -317,33 +273,29 @@ def _chunks(client: Fetcher, link: Link) -> Iterator[tuple[bytes, int | None]]:
             length = response.headers.get("Content-Length", "")
             for chunk in response.iter_bytes(CHUNK):
                 yield chunk, int(length) if length.isdigit() else None
-    except Exception as error:  # as in _find: the next source may work
+    except Exception as error:  # as in _newest
         raise _SourceError(f"download failed: {error or type(error).__name__}") from error
 
 
 def extract(archive: Path, root: str, target: Path, *, whole: bool = False) -> None:
-    """Put the files that a tree needs from the sdist `archive` into the new folder `target`.
+    """Extract the files that a tree takes into the new folder `target`.
 
     Args:
-        archive: a verified .tar.gz.
-        root: where llama.cpp or ggml lies below the archive's top folder.
-        target: must not exist; it does only when everything is in it.
-        whole: all files of llama.cpp instead.
+        archive: A verified .tar.gz.
+        root: The folder of llama.cpp or ggml below the archive's top folder.
+        target: A folder that does not exist; it appears only if all files are in it.
+        whole: Extract all files of llama.cpp.
 
     Raises:
-        SetupError: the archive is damaged or unsafe, or holds no ggml (no llama.cpp) at `root`.
+        SetupError: The archive is damaged or unsafe, or has no ggml (no llama.cpp) at `root`.
     """
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        with tarfile.open(archive, "r:gz") as tar:
+        with opened(archive) as tar:
             _extract_members(tar, archive.name, PurePosixPath(root), partial, whole=whole)
         with writing(target):
             partial.rename(target)
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise SetupError(
-            f"archive {archive} is damaged ({error}); delete it and fetch again"
-        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -369,15 +321,15 @@ def _extract_members(
         )
     if whole and "include/llama.h" not in members:
         raise SetupError(f"archive {archive_name}: it is ggml without llama.cpp; take another")
-    # an archive of a submodule has a .git, which leads nowhere
-    of_whole = {path: None if PurePosixPath(path).parts[0] == ".git" else path for path in members}
-    spots = of_whole if whole else {path: place(path, layout) for path in members}
-    wanted = [(spot, member) for path, member in members.items() if (spot := spots[path])]
-    for _, member in wanted:
+    if whole:  # except .git, which in the archive of a submodule leads nowhere
+        placed = {path: m for path, m in members.items() if path.partition("/")[0] != ".git"}
+    else:
+        placed = {spot: m for path, m in members.items() if (spot := place(path, layout))}
+    for member in placed.values():
         if not (member.isfile() or member.issym() or member.islnk()):
             raise SetupError(f"archive {archive_name}: refused, '{member.name}' is a device")
-    # Links come last: no file can then be written through one.
-    for spot, member in sorted(wanted, key=lambda item: item[1].issym()):
+    # Links come last, so that no file is written through one.
+    for spot, member in sorted(placed.items(), key=lambda item: item[1].issym()):
         path = target / spot
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -385,7 +337,7 @@ def _extract_members(
                 os.symlink(member.linkname, path)
             else:
                 _write_file(tar, archive_name, member, path)
-    for spot, member in wanted:
+    for spot, member in placed.items():
         if member.issym() and not (target / spot).resolve().is_relative_to(target.resolve()):
             raise SetupError(
                 f"archive {archive_name}: refused, link '{member.name}' leaves the tree"
@@ -396,7 +348,7 @@ def _write_file(
     tar: tarfile.TarFile, archive_name: str, member: tarfile.TarInfo, path: Path
 ) -> None:
     try:
-        content = tar.extractfile(member)  # of a hard link: the member that it names
+        content = tar.extractfile(member)  # a hard link gives the member that it names
     except KeyError:
         content = None
     if content is None:

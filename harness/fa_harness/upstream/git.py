@@ -1,4 +1,4 @@
-"""Git as the harness uses it: never the user's configuration, hooks, signatures or language."""
+"""Run git without the user's configuration, hooks, signatures and language."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ CONFIG = {
     "core.autocrlf": "false",
     "core.hooksPath": os.devnull,
     "gc.auto": "0",
-    # The folder may belong to another user, as in a container.
+    # In a container the folder may belong to another user.
     "safe.directory": "*",
     "user.email": "fa-harness@localhost",
     "user.name": "fa-harness",
 }
 
-# Where git looks for the user's configuration; GIT_CONFIG_GLOBAL is unknown before git 2.32.
+# Hides the user's configuration; GIT_CONFIG_GLOBAL would need git 2.32.
 NO_HOME = "/nonexistent"
 
-# How to reach a server is up to the user: certificates, and the program for ssh.
+# The user decides how to reach a server: certificates and the ssh program.
 KEPT = ("GIT_SSL_", "GIT_SSH")
 
-# Fixed, so that the same files and patches give the same commits everywhere.
+# A fixed date gives the same commits everywhere for the same files and patches.
 DATE = "2000-01-01T00:00:00+00:00"
 
 
@@ -38,21 +38,16 @@ def git(
     dated: bool = True,
     verbose: bool = False,
 ) -> str:
-    """Run git in `repository`; returns what it printed.
+    """Run git in a repository and return what it printed.
 
-    Args:
-        repository: Where.
-        arguments: Of git.
-        index: Another index than the repository's.
-        dated: Commits get the date that all of ours have, instead of now.
-        verbose: Print the command.
+    `index` replaces the repository's index. `dated` gives commits `DATE` instead of today's date.
 
     Raises:
-        ProgramFailed: git failed.
-        SetupError: there is no git.
+        ProgramError: Git failed.
+        SetupError: Git is not installed.
     """
     settings = [word for key, value in CONFIG.items() for word in ("-c", f"{key}={value}")]
-    # A hook's GIT_DIR and GIT_INDEX_FILE would send our commands to the user's repository.
+    # If a hook starts us, its GIT_DIR and GIT_INDEX_FILE name the user's repository.
     env = {
         key: value
         for key, value in os.environ.items()
@@ -75,7 +70,7 @@ def git(
 
 
 def describe(checkout: Path) -> str:
-    """A developer's commit, `-dirty` where files differ from it; empty if `checkout` has none."""
+    """Return a checkout's commit, `-dirty` if files differ from it; empty if there is none."""
     try:
         commit = git(checkout, "rev-parse", "--short=9", "HEAD")
         changed = git(checkout, "status", "--porcelain", "--untracked-files=no")
@@ -85,15 +80,15 @@ def describe(checkout: Path) -> str:
 
 
 def check_out(repository: Path, content: str, folder: Path, *, verbose: bool = False) -> None:
-    """Make a folder outside the repository hold a commit's files.
+    """Check out a commit's files into a folder outside the repository.
 
-    Files that do not differ are not touched, so that a build in there compiles what changed. Only
-    one process at a time may do it: the caller holds the lock.
+    Files that do not differ keep their time stamps, so a build there compiles only what changed.
+    The caller holds the lock: two processes must not do this at once.
     """
     index = folder.with_name(f"{folder.name}.index")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    # Left by a killed git; the project's lock is ours, so nobody else is at it.
+    # A killed git leaves its lock; we hold the project's, so no other git runs here.
     index.with_name(f"{index.name}.lock").unlink(missing_ok=True)
     command = (f"--work-tree={folder}", "read-tree", "--reset", "-u", content)
     git(repository, *command, index=index, verbose=verbose)

@@ -1,4 +1,4 @@
-"""The user's own package-index configuration: what pip would use, without pip's internals."""
+"""The user's package-index configuration, as pip itself prints it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 import ssl
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fa_harness import proc
@@ -16,26 +16,23 @@ from fa_harness.errors import SetupError
 
 @dataclass(frozen=True, kw_only=True)
 class IndexConfig:
-    """Where to look for packages, and how to reach it.
-
-    Attributes:
-        indexes: simple-API indexes, in order.
-        find_links: folders or pages with files, in order; pip looks there first.
-        trusted_hosts: hosts whose certificate is not checked.
-        cert: a file of certificates to trust in place of the system's.
-        proxy: proxy of every connection; the usual environment variables hold without it.
-        timeout: seconds without an answer after which a connection is given up.
-    """
+    """Where pip looks for packages, and how it connects."""
 
     indexes: tuple[str, ...] = ()
+    """Simple-API indexes, in order."""
     find_links: tuple[str, ...] = ()
+    """Folders or pages with files, in order; pip looks there first."""
     trusted_hosts: tuple[str, ...] = ()
+    """Hosts whose certificate is not checked."""
     cert: str | None = None
+    """A file of certificates to trust instead of the system's."""
     proxy: str | None = None
+    """The proxy of every connection; without it, the usual environment variables apply."""
     timeout: float = 15.0
+    """Seconds without an answer until a connection is given up."""
 
     def ssl_context(self) -> ssl.SSLContext | bool:
-        """What checks servers' certificates; True is the HTTP client's own choice."""
+        """Return what checks servers' certificates; True leaves the choice to the HTTP client."""
         if self.cert is None:
             return True
         try:
@@ -48,7 +45,7 @@ class IndexConfig:
 
 
 def load_index_config() -> IndexConfig:
-    """Ask this environment's pip; without a pip there is nothing to go by, and no index."""
+    """Ask this environment's pip; without a pip there is no index."""
     pip = [sys.executable, "-m", "pip"]
     try:
         listing = proc.run([*pip, "config", "list"])
@@ -59,15 +56,16 @@ def load_index_config() -> IndexConfig:
 
 
 def parse_default_index(usage: str) -> str:
-    """The index that pip asks where no setting names one, as its own help has it."""
+    """Return the index that pip's help names as its default; empty if it names none."""
     match = re.search(r"--index-url <url>.*?\(default\s+([^\s)]+)\)", usage, re.DOTALL)
     return match[1] if match else ""
 
 
 def parse_index_config(listing: Iterable[str], *, default_index: str) -> IndexConfig:
-    """The configuration in the lines that `pip config list` prints (`section.key='value'`).
+    """Return the configuration that the lines of `pip config list` give (`section.key='value'`).
 
-    As for `pip install`: its own section goes before `global`, and the environment before both.
+    The order is that of `pip install`: the environment wins over its own section, which wins over
+    `global`.
     """
     sections: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}
     for line in listing:
@@ -75,20 +73,15 @@ def parse_index_config(listing: Iterable[str], *, default_index: str) -> IndexCo
         if match:
             sections[match[1]][match[2]] = ast.literal_eval(match[3])
     settings = {**sections["global"], **sections["install"], **sections[":env:"]}
-    return _config(settings, default_index)
-
-
-def _config(settings: Mapping[str, str], default_index: str) -> IndexConfig:
     indexes = (settings.get("index-url") or default_index).split()
     indexes += settings.get("extra-index-url", "").split()
     if settings.get("no-index", "").lower() in ("1", "true", "yes", "on", "y", "t"):
         indexes = []
-    timeout = settings.get("timeout") or settings.get("default-timeout") or "15"
     return IndexConfig(
         indexes=tuple(dict.fromkeys(indexes)),
         find_links=tuple(settings.get("find-links", "").split()),
         trusted_hosts=tuple(settings.get("trusted-host", "").split()),
         cert=settings.get("cert") or None,
         proxy=settings.get("proxy") or None,
-        timeout=float(timeout),
+        timeout=float(settings.get("timeout") or settings.get("default-timeout") or "15"),
     )

@@ -1,7 +1,7 @@
-"""Which upstream files a tree takes, and where they lie in it.
+"""Which upstream files a tree takes, and where it puts them.
 
-A tree always has llama.cpp's layout (`ggml/src/...`), whatever it was made from, so that one
-patch series fits both repositories.
+A tree has llama.cpp's layout (`ggml/src/...`) even if it is made from ggml, so that one patch
+series fits both repositories.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 Layout = Literal["llama.cpp", "ggml"]
 
 GGML_PARTS = ("CMakeLists.txt", "cmake", "include", "src", "ggml.pc.in")
-"""What a build of ggml reads, below ggml's own folder."""
+"""What a build of ggml reads in ggml's own folder."""
 
 OTHER_FILES = (
     ".clang-format",
@@ -23,30 +23,30 @@ OTHER_FILES = (
     "LICENSE",
     "tests/test-backend-ops.cpp",
 )
-"""What a patch's author follows, and the test that a patch extends."""
+"""The rules for a patch's author, and the test that patches extend."""
 
 
 def detect_layout(files: Container[str]) -> Layout | None:
-    """The layout of a source folder with these paths relative to it; None is neither."""
+    """Return the layout of a folder with these relative paths; None if it is neither."""
     if "ggml/src/ggml.c" in files:
         return "llama.cpp"
     return "ggml" if "src/ggml.c" in files else None
 
 
 def is_checkout(folder: Path) -> bool:
-    """Tell whether a folder holds llama.cpp or ggml."""
+    """Return whether a folder holds llama.cpp or ggml."""
     return layout_of(folder) is not None
 
 
 def layout_of(folder: Path) -> Layout | None:
-    """The layout of a folder on this machine; None is neither."""
+    """Return the layout of a folder on this machine; None if it is neither."""
     return detect_layout(
         [name for name in ("ggml/src/ggml.c", "src/ggml.c") if (folder / name).is_file()]
     )
 
 
 def place(path: str, layout: Layout) -> str | None:
-    """Where the upstream file `path` lies in a tree; None if a tree does without it."""
+    """Return the place of an upstream file in a tree; None if a tree does not take it."""
     if path in OTHER_FILES:
         return path
     prefix = "ggml/" if layout == "llama.cpp" else ""
@@ -56,12 +56,7 @@ def place(path: str, layout: Layout) -> str | None:
     return f"ggml/{inside}" if inside.partition("/")[0] in GGML_PARTS else None
 
 
-def ggml_version(tree: Path) -> str:
-    """The version in a tree's `ggml/CMakeLists.txt`; empty where it cannot be told."""
-    return version_in((tree / "ggml" / "CMakeLists.txt").read_text("utf-8", errors="replace"))
-
-
 def version_in(text: str) -> str:
-    """The version in the text of ggml's `CMakeLists.txt`; empty where it cannot be told."""
+    """Return the version that ggml's `CMakeLists.txt` sets; empty if it sets none."""
     numbers = dict(re.findall(r"set\(GGML_VERSION_(MAJOR|MINOR|PATCH) (\d+)\)", text))
     return ".".join(numbers.values()) if len(numbers) == 3 else ""

@@ -1,22 +1,21 @@
-"""New pins: an sdist of the package index or a git commit, looked into, with its checksum."""
+"""Add pins: fetch an sdist or a git commit, inspect it, and record its checksum."""
 
 from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from packaging.version import InvalidVersion, Version
 
 from fa_harness.errors import SetupError, UsageError
-from fa_harness.files import replace_file, sha256
+from fa_harness.files import replace_file
 from fa_harness.project import PATCHES, Project, locked, writing
-from fa_harness.upstream.fetch import fetch, newest_version
+from fa_harness.upstream.fetch import checksum, fetch, newest_version
 from fa_harness.upstream.layout import version_in
 from fa_harness.upstream.pins import NAME, Pin, load_pins
-from fa_harness.upstream.repository import contents_sha256, fetch_commit, head_of
+from fa_harness.upstream.repository import fetch_commit, head_of
 
 _KEYS = ("package", "version", "git", "commit", "sha256", "root", "ggml_version")
 
@@ -32,7 +31,7 @@ class Newest:
 
     @property
     def is_newer(self) -> bool:
-        """Whether it is newer than what is pinned."""
+        """Whether the index has a newer version than the pins."""
         return _version(self.version) > _version(self.pinned)
 
 
@@ -40,16 +39,11 @@ def add(project: Project, spec: str, name: str | None = None) -> Pin:
     """Pin another version of a package, or a commit.
 
     Args:
-        project: Where `vendor/upstreams.toml` is.
+        project: The project with `vendor/upstreams.toml`.
         spec: `PACKAGE==VERSION`; the folder of a git checkout, whose HEAD is pinned; or
             `GIT-URL@REF` with a branch, a tag or a whole commit id.
-        name: What the pin is called; None for `llama.cpp-VERSION` or `ggml-GGML_VERSION`, and
-            with the commit's first digits as the version for `llama.cpp-COMMIT`, `ggml-COMMIT`.
-
-    Raises:
-        UsageError: The spec is of another form, or the name or the version is pinned already.
-        SetupError: The sdist or the commit cannot be had or holds no ggml, or the checkout has
-            changes that are not committed.
+        name: The pin's name; None for `llama.cpp-VERSION` or `ggml-GGML_VERSION`. A commit's
+            first digits stand for its version: `llama.cpp-COMMIT`, `ggml-COMMIT`.
     """
     project.refuse_to_change_shipped(project.pins_file, "upstream add")
     if name is not None and not NAME.fullmatch(name):
@@ -58,60 +52,47 @@ def add(project: Project, spec: str, name: str | None = None) -> Pin:
             "digits, dots, dashes, + and _"
         )
     package = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+]*)", spec)
-    url, ref = ("", "") if package else _repository(spec)
-    with locked(project, PATCHES):
-        return _add(project, spec, name, package=package, url=url, ref=ref)
-
-
-def _add(
-    project: Project,
-    spec: str,
-    name: str | None,
-    *,
-    package: re.Match[str] | None,
-    url: str,
-    ref: str,
-) -> Pin:
-    pins = load_pins(project.pins_file).upstreams.values()
+    new = Pin(name=spec, sha256="", root="")
     if package:
-        new = Pin(name=spec, package=package[1], version=package[2], sha256="", root="")
-        _refuse_twice(spec, new, pins)
-        archive = fetch(project, new)
+        new = replace(new, package=package[1], version=package[2])
     else:
-        commit, archive = fetch_commit(project, f"upstream '{spec}'", url, ref)
-        new = Pin(name=spec, git=url, commit=commit, sha256="", root="")
-        _refuse_twice(spec, new, pins)
-    root, ggml_version, is_llama = look_into(archive)
-    version = new.version or new.commit[:9]
-    of_ggml = (new.version and ggml_version) or version
-    new = replace(
-        new,
-        name=name or (f"llama.cpp-{version}" if is_llama else f"ggml-{of_ggml}"),
-        sha256=contents_sha256(archive) if new.git else sha256(archive),
-        root=root,
-        ggml_version=ggml_version,
-    )
-    if any(pin.name == new.name for pin in pins):
-        raise UsageError(f"there is a pin '{new.name}' already; name this one with --name")
-    text = project.pins_file.read_text(encoding="utf-8").rstrip("\n")
-    lines = [f'{key:12} = "{value}"\n' for key in _KEYS if (value := getattr(new, key))]
-    with writing(project.pins_file):
-        table = f'\n\n[upstreams."{new.name}"]\n' + "".join(lines)
-        replace_file(project.pins_file.resolve(), text + table)
+        url, ref = _repository(spec)
+    with locked(project, PATCHES):
+        if not package:
+            commit, _ = fetch_commit(project, f"upstream '{spec}'", url, ref)
+            new = replace(new, git=url, commit=commit)
+        pins = load_pins(project.pins_file).upstreams.values()
+        for pin in pins:
+            if pin.origin == new.origin:
+                raise UsageError(f"{spec} is pinned already, as '{pin.name}'")
+        archive = fetch(project, new)
+        root, ggml_version, is_llama = look_into(archive)
+        version = new.version or new.commit[:9]
+        of_ggml = (new.version and ggml_version) or version
+        new = replace(
+            new,
+            name=name or (f"llama.cpp-{version}" if is_llama else f"ggml-{of_ggml}"),
+            sha256=checksum(new, archive),
+            root=root,
+            ggml_version=ggml_version,
+        )
+        if any(pin.name == new.name for pin in pins):
+            raise UsageError(f"there is a pin '{new.name}' already; name this one with --name")
+        text = project.pins_file.read_text(encoding="utf-8").rstrip("\n")
+        lines = [f'{key:12} = "{value}"\n' for key in _KEYS if (value := getattr(new, key))]
+        with writing(project.pins_file):
+            table = f'\n\n[upstreams."{new.name}"]\n' + "".join(lines)
+            replace_file(project.pins_file.resolve(), text + table)
     return new
 
 
 def newest(project: Project) -> list[Newest]:
-    """Return the newest version of each pinned package, those of the default pin first.
-
-    Raises:
-        SetupError: No index could be asked.
-    """
+    """Return the newest version of each pinned package, the default pin's package first."""
     pins = load_pins(project.pins_file)
     packages: dict[str, list[str]] = {pins.get().package: []}
     for pin in pins.upstreams.values():
         packages.setdefault(pin.package, []).append(pin.version)
-    packages.pop("", None)  # of commits, which no index has
+    packages.pop("", None)  # pins of commits
     return [
         Newest(package=package, pinned=max(versions, key=_version), version=newest_version(package))
         for package, versions in packages.items()
@@ -119,7 +100,7 @@ def newest(project: Project) -> list[Newest]:
 
 
 def _repository(spec: str) -> tuple[str, str]:
-    """The URL of a repository and what to fetch from it, as a folder or `GIT-URL@REF` says."""
+    """Return the URL and the ref that a folder or `GIT-URL@REF` names."""
     folder = Path(spec).expanduser()
     if folder.is_dir():
         return head_of(folder.resolve())
@@ -142,22 +123,8 @@ def _repository(spec: str) -> tuple[str, str]:
     return url, ref
 
 
-def _refuse_twice(spec: str, new: Pin, pins: Iterable[Pin]) -> None:
-    for pin in pins:
-        if _origin(pin) == _origin(new):
-            raise UsageError(f"{spec} is pinned already, as '{pin.name}'")
-
-
-def _origin(pin: Pin) -> tuple[str, ...]:
-    return (pin.git, pin.commit) if pin.git else (pin.package, pin.version)
-
-
 def look_into(archive: Path) -> tuple[str, str, bool]:
-    """Return where llama.cpp or ggml lies in an archive, ggml's version, and if it is llama.cpp.
-
-    Raises:
-        SetupError: The archive holds no ggml, or is damaged.
-    """
+    """Return an archive's folder of llama.cpp or ggml, ggml's version, and if it is llama.cpp."""
     try:
         with tarfile.open(archive, "r:gz") as tar:
             names = {

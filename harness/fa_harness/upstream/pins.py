@@ -1,4 +1,4 @@
-"""The pinned upstreams: what `vendor/upstreams.toml` says, checked."""
+"""Read and check the pinned upstreams in `vendor/upstreams.toml`."""
 
 from __future__ import annotations
 
@@ -20,63 +20,54 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+"""The names that a pin may have; a folder gets the same name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pin:
-    """One upstream: an sdist or a git commit that is known by its sha256.
-
-    Attributes:
-        name: what the user calls it; also a folder's name.
-        package: the sdist's project on the package index; empty for a commit.
-        version: its version there.
-        sha256: of the sdist, or of a commit's files (`repository.contents_sha256`), 64
-            hexadecimal digits.
-        root: where llama.cpp or ggml lies below the archive's top folder.
-        git: URL of the repository that the commit is fetched from; empty for an sdist.
-        commit: upstream's commit, empty where it is not known; of `git`, all 40 digits of it.
-        ggml_version: ggml's own version, empty where it has none.
-        variants_as: the version by which it gets variants of patches, where it has none.
-    """
+    """One upstream: an sdist or a git commit, known by its sha256."""
 
     name: str
     package: str = ""
+    """The sdist's project on the package index; empty for a commit."""
     version: str = ""
+    """The sdist's version there."""
     sha256: str
+    """Of the sdist, or of a commit's files (`repository.contents_sha256`)."""
     root: str
+    """The folder of llama.cpp or ggml below the archive's top folder."""
     git: str = ""
+    """The URL of the commit's repository; empty for an sdist."""
     commit: str = ""
+    """Upstream's commit: all 40 digits with `git`; empty if an sdist's is not known."""
     ggml_version: str = ""
+    """Empty if ggml has none."""
     variants_as: str = ""
+    """The version that selects variants of patches if `ggml_version` is empty."""
 
     @property
     def archive_name(self) -> str:
-        """The archive's file name; an sdist's in the form that package indexes give it today."""
+        """The archive's file name; an sdist's is in the form that indexes use today."""
         if self.git:
             return archive_name(self.commit)
         return f"{re.sub(r'[-_.]+', '_', self.package).lower()}-{self.version}.tar.gz"
 
-
-OF_SDIST = ("package", "version")
-OF_COMMIT = ("git", "commit")
-OF_BOTH = ("sha256", "root")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-"""What a pin may be called: its name is a folder's, too."""
-KNOWN = tuple(field.name for field in fields(Pin) if field.name != "name")
+    @property
+    def origin(self) -> tuple[str, str]:
+        """What is pinned: a commit of a repository, or a version of a package."""
+        return (self.git, self.commit) if self.git else (self.package, self.version)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pins:
-    """All pinned upstreams, and which one is meant where none is named."""
+    """All pinned upstreams, and the name of the default one."""
 
     default: str
     upstreams: dict[str, Pin]
 
     def get(self, name: str | None = None) -> Pin:
-        """The pin called `name`, the default one for None.
-
-        Raises:
-            UsageError: there is no such pin.
-        """
+        """Return a pin, the default one for None."""
         name = name or self.default
         if name not in self.upstreams:
             raise UsageError(
@@ -86,19 +77,20 @@ class Pins:
         return self.upstreams[name]
 
 
-def load_pins(path: Path) -> Pins:
-    """Read `vendor/upstreams.toml`.
-
-    Raises:
-        SetupError: the file is missing or says something that cannot be; the message names the
-            upstream and the key.
-    """
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SetupError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SetupError(f"{path} is not valid TOML: {error}") from error
+    return table
+
+
+def load_pins(path: Path) -> Pins:
+    """Read `vendor/upstreams.toml`."""
+    data = read_toml(path)
     unknown = sorted(set(data) - {"default", "upstreams"})
     if unknown:
         raise SetupError(f"{path}: unknown key '{unknown[0]}'; known: default, upstreams")
@@ -106,7 +98,7 @@ def load_pins(path: Path) -> Pins:
     if not isinstance(tables, dict) or not tables:
         raise SetupError(f'{path}: no upstream; add a table [upstreams."NAME"]')
     upstreams = {name: _pin(path, name, table) for name, table in tables.items()}
-    default = data.get("default")
+    default: Any = data.get("default")
     if default not in upstreams:
         raise SetupError(
             f"{path}: default is {default!r}, but the upstreams are {', '.join(sorted(upstreams))}"
@@ -115,7 +107,7 @@ def load_pins(path: Path) -> Pins:
 
 
 def set_default(path: Path, name: str) -> None:
-    """Make another pin the one that is meant where none is named; the rest stays as it is."""
+    """Change the default pin; the rest of the file keeps every byte."""
     pins = tomlkit.parse(path.read_text(encoding="utf-8"))
     pins["default"] = name
     with writing(path):
@@ -128,14 +120,16 @@ def _pin(path: Path, name: str, table: Any) -> Pin:
         raise SetupError(f"{where}: the name must be usable as a folder's name")
     if not isinstance(table, dict):
         raise SetupError(f'{where}: must be a table [upstreams."{name}"]')
+    known = [field.name for field in fields(Pin) if field.name != "name"]
     for key, value in table.items():
-        if key not in KNOWN:
-            raise SetupError(f"{where}: unknown key '{key}'; known: {', '.join(KNOWN)}")
+        if key not in known:
+            raise SetupError(f"{where}: unknown key '{key}'; known: {', '.join(known)}")
         if not isinstance(value, str):
             raise SetupError(f"{where}: {key} must be a string, not {value!r}")
-    if "git" in table and (other := set(OF_SDIST) & set(table)):
+    if "git" in table and (other := {"package", "version"} & set(table)):
         raise SetupError(f"{where}: has git and {min(other)}; it is an sdist or a commit, not both")
-    for key in (*(OF_COMMIT if "git" in table else OF_SDIST), *OF_BOTH):
+    needed = ("git", "commit") if "git" in table else ("package", "version")
+    for key in (*needed, "sha256", "root"):
         if not table.get(key):
             raise SetupError(f"{where}: {key} is missing")
     pin = Pin(name=name, **table)

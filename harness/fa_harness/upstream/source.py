@@ -1,4 +1,4 @@
-"""Where a tree's files come from: a pinned sdist or commit, or the developer's own checkout."""
+"""The sources of a tree's files: a pinned sdist or commit, or the developer's own checkout."""
 
 from __future__ import annotations
 
@@ -25,52 +25,45 @@ from fa_harness.upstream.pins import Pin, load_pins
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The files of one upstream, not yet in a tree.
-
-    Attributes:
-        label: how people see it: the pin's name, or `dir:<folder>`.
-        folder: name of its folder below `vendor/src` and `build`.
-        digest: changes when the files do.
-        commit: upstream's commit; empty where it is not known.
-        ggml_version: what the pin promises, or the checkout says; empty where nothing does.
-        variants_as: the version by which it gets variants of patches.
-        origin: the pin, or the checkout's files: place in the tree -> path.
-        root: the checkout's folder; None for a pin.
-        is_whole: it is llama.cpp with all its files, not the part that a library is built from.
-        takes_series: the patches go on it; else every library is upstream as it is.
-    """
+    """The files of one upstream, not yet in a tree."""
 
     label: str
+    """The name in messages: the pin's, or `dir:FOLDER`."""
     folder: str
+    """The name of its folder in `vendor/src` and `build`."""
     digest: str
+    """Changes when the files do."""
     commit: str
+    """Upstream's commit; empty if it is not known."""
     ggml_version: str
+    """As the pin or the checkout gives it; empty if neither does."""
     variants_as: str
+    """The version that selects variants of patches."""
     origin: Pin | dict[str, Path]
+    """The pin, or the checkout's files: place in the tree -> path."""
     root: Path | None = None
+    """The checkout's folder; None for a pin."""
     is_whole: bool = False
+    """Whether it has all files of llama.cpp, not only those that a library is built from."""
     takes_series: bool = True
+    """Whether the patches are applied; without them every library is pristine upstream."""
 
     @property
     def name(self) -> str:
-        """What `find_source` finds it by: the pin's name, or the checkout's path."""
+        """The argument that makes `find_source` find it: the pin's name, or the path."""
         return str(self.root) if self.root else self.label
 
     def named(self, suffix: str) -> Source:
-        """The same source with folders of its own, for other patches."""
+        """Return the same source with folders of its own, for other patches."""
         return replace(self, folder=f"{self.folder}-{suffix}")
 
 
 NO_SERIES = "NO_SERIES"
-"""The variable of the environment that keeps the patches from every upstream."""
+"""The environment variable that turns the patches off."""
 
 
 def chosen() -> dict[str, str]:
-    """Return the variables of the environment that say which upstream is meant, and how.
-
-    Raises:
-        UsageError: A pin and a checkout are meant.
-    """
+    """Return the environment variables that choose the upstream, and whether it is patched."""
     names = ("UPSTREAM", "UPSTREAM_DIR", NO_SERIES)
     found = {name: value for name in names if (value := os.environ.get(name))}
     if {"UPSTREAM", "UPSTREAM_DIR"} <= set(found):
@@ -81,19 +74,14 @@ def chosen() -> dict[str, str]:
 
 
 def find_source(project: Project, upstream: str | None = None) -> Source:
-    """The upstream of that name; for None what UPSTREAM or UPSTREAM_DIR says, else
-    `fa-harness.toml`, else the default pin.
+    """Return the upstream that is called `upstream`: a pin, or the folder of a checkout.
 
-    Where none is named, NO_SERIES keeps the patches from it, too, and so does the file, unless
-    NO_SERIES is 0.
-
-    Args:
-        project: where the pins are.
-        upstream: name of a pin, or the folder of a checkout.
+    For None, UPSTREAM or UPSTREAM_DIR decides, then `fa-harness.toml`, then the default pin.
+    NO_SERIES and the file may also turn the patches off then; NO_SERIES=0 overrides the file.
 
     Raises:
-        UsageError: no pin has the name, and there is no such folder.
-        SetupError: the pins are wrong, or the folder is no checkout of llama.cpp or ggml.
+        UsageError: There is neither a pin nor a folder of this name.
+        SetupError: The pins are wrong, or the folder is no checkout of llama.cpp or ggml.
     """
     environment = chosen() if upstream is None else {}
     found = _find(project, upstream or environment.get("UPSTREAM"), environment)
@@ -103,8 +91,7 @@ def find_source(project: Project, upstream: str | None = None) -> Source:
 
 
 def _find(project: Project, upstream: str | None, environment: Mapping[str, str]) -> Source:
-    checkout = environment.get("UPSTREAM_DIR")
-    if checkout:
+    if checkout := environment.get("UPSTREAM_DIR"):
         return _checkout("UPSTREAM_DIR", Path(checkout))
     config = project.config
     if upstream is None and config.sources:
@@ -139,9 +126,9 @@ def _checkout(named_by: str, folder: Path) -> Source:
 
 
 def unpack(project: Project, source: Source, target: Path) -> None:
-    """Put the source's files into the new folder `target`, in the layout of a tree."""
+    """Put a source's files into the new folder `target`, in the layout of a tree."""
     if isinstance(source.origin, Pin):
-        # Brings an HTTP client along, which nothing but a fetch needs.
+        # Imports an HTTP client, which only a fetch needs.
         from fa_harness.upstream.fetch import extract, fetch
 
         archive = fetch(project, source.origin)
@@ -154,10 +141,10 @@ def unpack(project: Project, source: Source, target: Path) -> None:
 
 
 def source_of(root: Path) -> Source:
-    """The source that a checkout of llama.cpp or ggml is, uncommitted changes included.
+    """Return a checkout of llama.cpp or ggml as a source, uncommitted changes included.
 
     Raises:
-        SetupError: `root` is none.
+        SetupError: `root` is no such checkout.
     """
     root = root.expanduser().resolve()
     if not root.is_dir():
@@ -169,7 +156,8 @@ def source_of(root: Path) -> Source:
             "ggml/src/ggml.c nor src/ggml.c is there)"
         )
     files = _files(root, layout)
-    version = _version(files)
+    listing = files.get("ggml/CMakeLists.txt")
+    version = version_in(listing.read_text("utf-8", errors="replace")) if listing else ""
     return Source(
         label=f"dir:{root.name}",
         folder=f"dir-{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}",
@@ -183,11 +171,7 @@ def source_of(root: Path) -> Source:
 
 
 def whole_of(source: Source) -> Source:
-    """The source with all files of llama.cpp, for its programs.
-
-    Raises:
-        SetupError: it is ggml alone, or a checkout that is no git repository.
-    """
+    """Return the source with all files of llama.cpp, for its programs."""
     whole = replace(source.named("whole"), is_whole=True)
     if isinstance(source.origin, Pin):
         return whole
@@ -210,15 +194,10 @@ def _digest(files: Mapping[str, Path]) -> str:
     return digest.hexdigest()
 
 
-def _version(files: dict[str, Path]) -> str:
-    path = files.get("ggml/CMakeLists.txt")
-    return version_in(path.read_text("utf-8", errors="replace")) if path else ""
-
-
 def _files(root: Path, layout: Layout) -> dict[str, Path]:
-    """The files of a checkout that a tree takes: place in the tree -> path.
+    """Return the files of a checkout that a tree takes: place in the tree -> path.
 
-    Only their folders are walked: a checkout holds builds and models besides.
+    Only these folders are searched, because a checkout may also hold builds and models.
     """
     ggml = root / "ggml" if layout == "llama.cpp" else root
     tops = [root / name for name in OTHER_FILES] + [ggml / name for name in GGML_PARTS]
