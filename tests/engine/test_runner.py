@@ -331,6 +331,25 @@ def test_a_type_that_the_library_lacks_is_unsupported(
     assert has.status == "pass"
 
 
+def test_a_result_of_another_shape_is_a_failure_that_names_the_function(
+    around_patched: Callable[[str], Path],
+) -> None:
+    transposed = (
+        "lambda ctx, state: real.lib.ggml_permute(ctx, real.lib.{0}(ctx, state), 0, 2, 1, 3)"
+    )
+    function = "ggml_flash_attn_ext_from_state"
+    module = around_patched(f"if name == {function!r}: return {transposed.format(function)}")
+    case = SMALL.with_(n_head_kv=3)
+    with Runner(module) as runner:
+        [wrong, right] = runner.run([case, SMALL.with_(segments=1)])
+    assert (wrong.status, wrong.reason) == (
+        "fail",
+        f"merged: {function} gives a tensor [32, 2, 3, 1] of type 0, it must be [32, 3, 2, 1] of "
+        "type 0 (F32)",
+    )
+    assert right.status == "pass"
+
+
 def test_verdicts_come_in_the_order_of_the_cases(patched: Library) -> None:
     cases = [SMALL.with_(seed=seed) for seed in range(4)]
     with Runner(patched.module_path) as runner:

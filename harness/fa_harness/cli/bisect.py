@@ -19,9 +19,9 @@ from fa_harness.cli.options import Reports
 from fa_harness.engine.runner import Runner
 from fa_harness.engine.session import Clock
 from fa_harness.hunt.bisect import Bisected, Prefix, PrefixVerdict, run_on
+from fa_harness.judge.words import explain
 from fa_harness.project import find_project
 from fa_harness.report.console import STATUS_STYLE
-from fa_harness.judge.words import explain
 from fa_harness.series.series import Series, series_for, title
 from fa_harness.terminal import make_console, say, write_json
 from fa_harness.upstream.source import find_source

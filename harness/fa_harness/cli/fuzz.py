@@ -27,8 +27,8 @@ from fa_harness.engine.session import Clock, offered_modes
 from fa_harness.files import check_writable
 from fa_harness.hunt.fuzz import Found, Fuzz, Fuzzer, Tally
 from fa_harness.judge.verdict import STATUSES
-from fa_harness.project import find_project, locked
 from fa_harness.judge.words import explain
+from fa_harness.project import find_project, locked
 from fa_harness.terminal import make_console, number_of, say, say_summary, write_json
 
 SCHEMA = "fa-harness.fuzz/1"

@@ -35,7 +35,7 @@ from fa_harness.case.inputs import make_inputs
 from fa_harness.case.modes import Run
 from fa_harness.engine import ggml
 from fa_harness.engine.compute import lacking, run_case
-from fa_harness.engine.ggml import Ggml
+from fa_harness.engine.ggml import Ggml, WrongTensorError
 from fa_harness.errors import SetupError
 
 _STDERR_LINES = 6
@@ -53,7 +53,8 @@ class Lost:
     """A case that the child did not finish."""
 
     status: str
-    """`crash`, `timeout`, or `oversized`: there was too little memory."""
+    """`crash`, `timeout`, `oversized` (there was too little memory), or `fail`: a function gave a
+    tensor that cannot be read as its result."""
     reason: str
     """The mode, how it ended, and the last lines that the library printed."""
 
@@ -162,6 +163,9 @@ class Worker:
             raise SetupError(f"mode {_mode_in(self._mode)}: {value}")
         if kind == "memory":
             return Lost.of_memory(_mode_in(self._mode), value)
+        if kind == "wrong":
+            reason, self.mutant_reached = value
+            return Lost(status="fail", reason=f"{_mode_in(self._mode)}: {reason}")
         if kind == "error":
             return Lost(status="crash", reason=f"{_mode_in(self._mode)}: {value}")
         run, self.mutant_reached = value
@@ -357,6 +361,8 @@ def _reply(
         return "setup", f"temporary files cannot be used ({error}); make room for them"
     except OverflowError as error:
         return "memory", str(error)
+    except WrongTensorError as error:
+        return "wrong", (str(error), library.mutant_reached)
     except RuntimeError as error:
         return "error", f"{type(error).__name__}: {error}"
     return "run", (run, library.mutant_reached)

@@ -14,6 +14,6 @@ Shapes are in ggml's order, `ne[0]` first. Arrays are in NumPy's: the last axis 
 
 from fa_harness.engine.ggml.graphs import Backend, Context, Graph
 from fa_harness.engine.ggml.loaded import Ggml, load
-from fa_harness.engine.ggml.tensors import Tensor
+from fa_harness.engine.ggml.tensors import Tensor, WrongTensorError
 
-__all__ = ["Backend", "Context", "Ggml", "Graph", "Tensor", "load"]
+__all__ = ["Backend", "Context", "Ggml", "Graph", "Tensor", "WrongTensorError", "load"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fa_harness.arrays import Array
 from fa_harness.engine.ggml import allocations
-from fa_harness.engine.ggml.tensors import Tensor
+from fa_harness.engine.ggml.tensors import Shape, Tensor, WrongTensorError
 
 if TYPE_CHECKING:
     from fa_harness.engine.ggml.loaded import Ggml
@@ -145,7 +145,7 @@ class Context:
             lib.ggml_flash_attn_ext_set_prec(out, precision)
         if n_kv_max:
             lib.ggml_flash_attn_ext_set_n_kv_max(out, n_kv_max)
-        return Tensor(self._ggml, out, "f32")
+        return self._result("ggml_flash_attn_ext", out, (v.ne[0], q.ne[2], q.ne[1], q.ne[3]))
 
     def state_after(self, a: Tensor) -> Tensor:
         """Return the state that the call `a` leaves: its state, as a tensor that depends on `a`.
@@ -153,17 +153,31 @@ class Context:
         A call of the same graph that continues `a` takes this as its state.
         """
         pointer = self._ggml._lib.ggml_flash_attn_ext_get_state(self._p, a._p)
-        return Tensor(self._ggml, pointer, "f32")
+        hsv, n_head, n_batch, ne3 = a.ne
+        ne = (2 + hsv, n_batch, n_head, ne3)
+        return self._result("ggml_flash_attn_ext_get_state", pointer, ne)
 
     def merge_states(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the state of the keys of both `a` and `b`: a new tensor of their shape."""
         pointer = self._ggml._lib.ggml_flash_attn_ext_merge_states(self._p, a._p, b._p)
-        return Tensor(self._ggml, pointer, "f32")
+        return self._result("ggml_flash_attn_ext_merge_states", pointer, a.ne)
 
     def from_state(self, state: Tensor) -> Tensor:
         """Return the attention that a state stands for, F32 `[hsv, n_head, n_batch, ne3]`."""
         pointer = self._ggml._lib.ggml_flash_attn_ext_from_state(self._p, state._p)
-        return Tensor(self._ggml, pointer, "f32")
+        row, n_batch, n_head, ne3 = state.ne
+        ne = (row - 2, n_head, n_batch, ne3)
+        return self._result("ggml_flash_attn_ext_from_state", pointer, ne)
+
+    def _result(self, function: str, pointer: Any, ne: Shape) -> Tensor:
+        """Return what a function of the library gives, which must be F32 of a shape."""
+        tensor = Tensor(self._ggml, pointer, "f32")
+        if tensor.ne != ne or pointer.type != self._ggml._type("f32"):
+            raise WrongTensorError(
+                f"{function} gives a tensor {list(tensor.ne)} of type {pointer.type}, it must be "
+                f"{list(ne)} of type {self._ggml._type('f32')} (F32)"
+            )
+        return tensor
 
     def graph(self, outputs: Sequence[Tensor], *, size: int = 64) -> Graph:
         """Return a graph that computes `outputs`, each after all before it.

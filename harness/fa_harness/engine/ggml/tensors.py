@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from fa_harness.engine.ggml.loaded import Ggml
 
 S = TypeVar("S", bound=np.generic)
+Shape = tuple[int, int, int, int]
+
+
+class WrongTensorError(Exception):
+    """The library gives a tensor that is not of the shape or type that its function promises."""
 
 
 class Tensor:
@@ -24,12 +29,12 @@ class Tensor:
         self._p = pointer
         self.type = type_
         n0, n1, n2, n3 = pointer.ne
-        self.ne: tuple[int, int, int, int] = (n0, n1, n2, n3)
+        self.ne: Shape = (n0, n1, n2, n3)
         """The shape, in elements."""
         self._nbytes: int | None = None
 
     @property
-    def nb(self) -> tuple[int, int, int, int]:
+    def nb(self) -> Shape:
         """The strides, in bytes."""
         n0, n1, n2, n3 = self._p.nb
         return n0, n1, n2, n3
