@@ -53,8 +53,8 @@ def write_json(document: Mapping[str, Any], path: str | None) -> None:
         write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", path)
 
 
-def write_text(text: str, path: str) -> None:
-    """Write a report to a file, or to standard output for `-`.
+def write_text(text: str, path: str, *, append: bool = False) -> None:
+    """Write a report to a file, or to standard output for `-`; `append` adds to what is there.
 
     Raises:
         SetupError: The file cannot be written; an older one is left as it was.
@@ -64,7 +64,7 @@ def write_text(text: str, path: str) -> None:
     if path == "-":
         click.echo(text, nl=False)
     else:
-        write_report(Path(path), text)
+        write_report(Path(path), text, append=append)
 
 
 def stage(text: str) -> None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fa_harness.errors import SetupError, UsageError
-from fa_harness.files import check_writable, write_report
+from fa_harness.files import check_writable
+from fa_harness.terminal import write_text
 from fa_harness.upstream.source import NO_SERIES
 
 if TYPE_CHECKING:
@@ -268,10 +269,7 @@ class Reports:
         for form, path in self._wanted.items():
             text = render(form, results, gate)
             try:
-                if path == "-":
-                    click.echo(text, nl=False)
-                else:
-                    write_report(Path(path), text, append=form == "summary")
+                write_text(text, path, append=form == "summary")
             except SetupError as error:
                 failures.append(error)
         if failures:
