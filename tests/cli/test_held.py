@@ -49,7 +49,9 @@ def bisect_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check_the_series(monkeypatch: pytest.MonkeyPatch) -> None:
     project = find_project()
-    [checked] = series_check.check(project, [builder.find(project, "patched").upstream], ["seed"])
+    upstream = builder.find(project, "patched").upstream
+    console = Console(file=io.StringIO())
+    [checked] = series_check.check(project, [upstream], ["seed"], console)
     assert checked.passed
 
 

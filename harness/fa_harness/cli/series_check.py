@@ -6,8 +6,8 @@ Its JSON has the schema `fa-harness.series-check/1`.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import click
@@ -59,23 +59,12 @@ def command(
     pins = load_pins(project.pins_file)
     wanted = tuple(pins.upstreams) if "all" in names else tuple(dict.fromkeys(names))
     console = make_console(stderr="-" in (markdown, json_path))
-    checked = print_checks(console, project, wanted, suites)
+    checked = check(project, wanted, suites, console)
     if markdown is not None:
         write_text(markdown_check(checked, suites), markdown)
     write_json(document(checked), json_path)
     if not all(each.passed for each in checked):
         raise click.exceptions.Exit(1)
-
-
-def print_checks(
-    console: Console, project: Project, upstreams: Sequence[str], suites: Sequence[str]
-) -> list[CheckedUpstream]:
-    """Check the series on upstreams and print each when it is done."""
-    checked = []
-    for each in check(project, upstreams, suites):
-        print_check(console, each)
-        checked.append(each)
-    return checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +95,7 @@ class SuiteOutcome:
         return ", ".join(words)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class CheckedUpstream:
     """What became of the series on one upstream."""
 
@@ -184,44 +173,45 @@ def _cells(checked: CheckedUpstream) -> list[str]:
 
 
 def check(
-    project: Project, upstreams: Sequence[str], suites: Sequence[str]
-) -> Iterator[CheckedUpstream]:
-    """Yield what becomes of the series on each upstream, a pin's name or a checkout's folder.
+    project: Project, upstreams: Sequence[str], suites: Sequence[str], console: Console
+) -> list[CheckedUpstream]:
+    """Check the series on upstreams, a pin's name or a checkout's folder, and print each at once.
 
     A case that pristine upstream gets wrong without a state, too, is upstream's own.
     """
     cases = {suite: cases_of_suite(suite) for suite in suites}
     for name in upstreams:
         find_source(project, name)
+    checked = []
     for name in upstreams:
-        yield _check(project, name, cases)
+        checked.append(CheckedUpstream(upstream=name))
+        try:
+            _check(project, cases, checked[-1])
+        except SetupError as error:
+            checked[-1].problem = str(error)
+        print_check(console, checked[-1])
+    return checked
 
 
-def _check(project: Project, name: str, suites: Mapping[str, Sequence[Case]]) -> CheckedUpstream:
-    checked = CheckedUpstream(upstream=name)
-    try:
-        source = find_source(project, name)
-        series = series_for(project, source)
-        tree = prepare_tree(project, source, series)
-        whole = load_series(project)
-        checked = replace(checked, ggml_version=tree.ggml_version, patches=len(whole.patches))
-        if tree.applied.conflict:
-            return replace(checked, problem=note(source, series, tree.applied))
-        checked = replace(
-            checked,
-            applied=len(series.patches),
-            drift=max(drift(tree, series), default=0) if tree.applied.is_exact else 0,
-            variants=sum(a != b for a, b in zip(series.digests, whole.digests, strict=False)),
-        )
-        with (
-            built_libraries(project, ["patched", "pristine"], upstream=name) as libraries,
-            Runner(libraries[0].module_path) as patched,
-            Runner(libraries[1].module_path) as pristine,
-        ):
-            results = {suite: _outcome(patched, pristine, cases) for suite, cases in suites.items()}
-    except SetupError as error:
-        return replace(checked, problem=str(error))
-    return replace(checked, suites=results)
+def _check(project: Project, suites: Mapping[str, Sequence[Case]], found: CheckedUpstream) -> None:
+    """Fill in what becomes of the series on an upstream."""
+    source = find_source(project, found.upstream)
+    series = series_for(project, source)
+    tree = prepare_tree(project, source, series)
+    whole = load_series(project)
+    found.ggml_version, found.patches = tree.ggml_version, len(whole.patches)
+    if tree.applied.conflict:
+        found.problem = note(source, series, tree.applied)
+        return
+    found.applied = len(series.patches)
+    found.drift = max(drift(tree, series), default=0) if tree.applied.is_exact else 0
+    found.variants = sum(a != b for a, b in zip(series.digests, whole.digests, strict=False))
+    with (
+        built_libraries(project, ["patched", "pristine"], upstream=found.upstream) as libraries,
+        Runner(libraries[0].module_path) as patched,
+        Runner(libraries[1].module_path) as pristine,
+    ):
+        found.suites = {name: _outcome(patched, pristine, cases) for name, cases in suites.items()}
 
 
 def _outcome(patched: Runner, pristine: Runner, cases: Sequence[Case]) -> SuiteOutcome:
