@@ -44,21 +44,13 @@ def say(console: Console, text: str | Text, style: str = "") -> None:
 
 
 def write_json(document: Mapping[str, Any], path: str | None) -> None:
-    """Write a JSON document to where `--json` says: a file, `-` for standard output, or nowhere.
-
-    Raises:
-        SetupError: The file cannot be written; an older one is left as it was.
-    """
+    """Write a JSON document to where `--json` says: a file, `-` for standard output, or nowhere."""
     if path is not None:
         write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", path)
 
 
 def write_text(text: str, path: str, *, append: bool = False) -> None:
-    """Write a report to a file, or to standard output for `-`; `append` adds to what is there.
-
-    Raises:
-        SetupError: The file cannot be written; an older one is left as it was.
-    """
+    """Write a report to a file, or to standard output for `-`; `append` adds to what is there."""
     from fa_harness.files import write_report
 
     if path == "-":

@@ -128,9 +128,7 @@ def document(bisected: Bisected) -> dict[str, Any]:
         "passed": bisected.passed,
         "libraries": [
             {
-                "library": row.prefix.library,
-                "patch": row.prefix.patch,
-                "title": row.prefix.title,
+                **vars(row.prefix),
                 "status": row.verdict.status,
                 "modes": list(row.verdict.modes),
                 "lacks": row.lacks,
