@@ -77,7 +77,7 @@ def command(
     """
     cases = bench.suite(threads or (1, 2), pattern)
     if list_only:
-        options.print_cases(cases)
+        click.echo("\n".join(map(str, cases)))
         return
     Reports(json=json_path).check()
     console = make_console(stderr=json_path == "-")

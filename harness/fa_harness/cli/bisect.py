@@ -28,9 +28,6 @@ from fa_harness.upstream.source import find_source
 
 SCHEMA = "fa-harness.bisect/1"
 
-_WIDTHS = (8, 66, 11)
-"""Of the library's name, the title and the status."""
-
 
 @click.command("bisect")
 @click.option(
@@ -89,16 +86,16 @@ def prefixes(series: Series) -> list[Prefix]:
 
 def print_headings(console: Console) -> None:
     """Print the names of the columns."""
-    say(console, _line("library", "patch", "status", "modes"), "bold")
+    say(console, f"{'library':8}  {'patch':66}  {'status':11}  modes", "bold")
 
 
 def print_row(console: Console, row: PrefixVerdict) -> None:
     """Print a library's line, and what failed there below it."""
-    verdict = row.verdict
-    modes = ", ".join(verdict.modes) or "-"
-    line = Text(_line(row.prefix.library, row.prefix.title, verdict.status, modes))
-    start = sum(_WIDTHS[:2]) + 4
-    line.stylize(STATUS_STYLE[verdict.status], start, start + len(verdict.status))
+    verdict, title = row.verdict, row.prefix.title
+    shown = title if len(title) <= 66 else f"{title[:64]}.."
+    line = Text(f"{row.prefix.library:8}  {shown:66}  ")
+    line.append(verdict.status, STATUS_STYLE[verdict.status])
+    line.append(f"{'':{11 - len(verdict.status)}}  {', '.join(verdict.modes) or '-'}")
     say(console, line)
     if row.is_red or verdict.status == "unsupported":
         for words in explain(verdict):
@@ -146,12 +143,3 @@ def document(bisected: Bisected) -> dict[str, Any]:
             for turn in bisected.turns
         ],
     }
-
-
-def _line(*cells: str) -> str:
-    *padded, last = cells
-    columns = [
-        f"{cell if len(cell) <= width else f'{cell[: width - 2]}..':<{width}}"
-        for cell, width in zip(padded, _WIDTHS, strict=True)
-    ]
-    return "  ".join([*columns, last]).rstrip()

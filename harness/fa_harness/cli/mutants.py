@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +39,6 @@ from fa_harness.terminal import counted, make_console, say, say_summary, write_j
 SCHEMA = "fa-harness.mutants/1"
 
 _STYLE = {"killed": "green", "survived": "bold red", "invalid": "bold red", "equivalent": "yellow"}
-_COLUMNS = (("mutant", 30), ("status", 10), ("by", 28), ("case", 0))
 
 
 @click.command("mutants")
@@ -155,16 +153,16 @@ class Score(Session):
 
 def print_headings(console: Console) -> None:
     """Print the names of the columns."""
-    say(console, _line([heading for heading, _ in _COLUMNS]), "bold")
+    say(console, f"{'mutant':30}  {'status':10}  {'by':28}  case", "bold")
 
 
 def print_outcome(console: Console, outcome: Outcome, *, verbose: bool = False) -> None:
     """Print a mutant's line, and what a person needs to go on where it was not killed."""
     mutant, status = outcome.mutant, outcome.status
     case = label(outcome.case) if outcome.case else ""
-    line = Text(_line([mutant.id, status, _by(outcome), case]))
-    at = len(_line([mutant.id, ""]))
-    line.stylize(_STYLE[status], at, at + len(status))
+    line = Text(f"{mutant.id:30}  ")
+    line.append(status, _STYLE[status])
+    line.append(f"{'':{10 - len(status)}}  {_by(outcome):28}  {case}")
     say(console, line)
     if status != "killed" or verbose:
         say(console, f"    {mutant.patch}: {mutant.does}")
@@ -236,8 +234,3 @@ def _by(outcome: Outcome) -> str:
     if outcome.mutant.kind == "impostor" and outcome.suite:
         return f"each of {outcome.n_case} cases"
     return outcome.comparison or outcome.reason.partition("\n")[0].partition(":")[0]
-
-
-def _line(cells: Sequence[str]) -> str:
-    padded = [f"{cell:<{width}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=False)]
-    return "  ".join(padded)

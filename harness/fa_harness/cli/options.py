@@ -7,7 +7,7 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,6 @@ from fa_harness.terminal import write_text
 from fa_harness.upstream.source import NO_SERIES
 
 if TYPE_CHECKING:
-    from fa_harness.case.case import Case
     from fa_harness.engine.session import Results
     from fa_harness.speed.gate import Gate
 
@@ -151,12 +150,6 @@ def suites(text: str) -> Decorator:
         show_default="seed, smoke",
         help=text,
     )
-
-
-def print_cases(cases: Iterable[Case]) -> None:
-    """Print what `--list` shows."""
-    for case in cases:
-        click.echo(str(case))
 
 
 def model(*, required: bool) -> Decorator:

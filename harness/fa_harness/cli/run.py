@@ -107,7 +107,7 @@ def command(*, what: Selection, how: How, list_only: bool, reports: Reports) -> 
     cases = select(_with_usual_suites(what))
     modes = check_modes(what.modes, cases)
     if list_only:
-        options.print_cases(cases)
+        click.echo("\n".join(map(str, cases)))
         return
     reports.check()
     results = run_cases(
