@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +39,7 @@ SCHEMA = "fa-harness.bisect/1"
 @options.define
 @options.no_series
 @options.json_path
-def command(*, case_string: str, options: Mapping[str, str], json_path: str | None) -> None:
+def command(*, case_string: str, options: Mapping[str, str], json_path: str | None) -> bool:
     """Find the patch that broke or fixed a case.
 
     The case runs on the library of each prefix of the series: pristine, 0001, 0002, ..., patched,
@@ -51,8 +50,7 @@ def command(*, case_string: str, options: Mapping[str, str], json_path: str | No
     console = make_console(stderr=json_path == "-")
     bisected = bisect_case(case, options=options, console=console)
     write_json(document(bisected), json_path)
-    if not bisected.passed:
-        sys.exit(1)
+    return bisected.passed
 
 
 def bisect_case(case: Case, *, options: Mapping[str, str] = {}, console: Console) -> Bisected:

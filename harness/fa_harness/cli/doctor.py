@@ -66,7 +66,7 @@ def command() -> None:
         mark = click.style(f"{finding.status:7}", fg=_STYLE[finding.status])
         click.echo(f"{mark}  {finding.name:16}  {finding.value}")
     if any(finding.status == "problem" for finding in findings):
-        raise click.exceptions.Exit(SetupError.exit_status)
+        sys.exit(SetupError.exit_status)
 
 
 def look(name: str, at: Callable[[], str]) -> Finding:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,7 @@ def command(
     no_speed: bool,
     strict: bool,
     reports: Reports,
-) -> None:
+) -> bool:
     """Reject a patch that is wrong, less accurate or slower than the baseline.
 
     The gate runs the suite gate and a few speed rows, and compares them with the baseline of this
@@ -124,11 +123,10 @@ def command(
         except KeyboardInterrupt:
             results = dataclasses.replace(results, interrupted=True)
             ratios = "interrupted"
+    setting: dict[str, Any] = {"made_with": made_with, "seed": seed, "threads": threads}
     judged = gate.judge(
         results,
-        made_with=made_with,
-        seed=seed,
-        threads=threads,
+        **setting,
         baseline=_BECOMES_THE_BASELINE if update else before,
         file=shown,
         ratios=ratios,
@@ -143,14 +141,11 @@ def command(
         summary = os.environ.get("GITHUB_STEP_SUMMARY") or None
         reports = dataclasses.replace(reports, summary=summary)
     reports.write(results, judged)
-    if not judged.passed:
-        sys.exit(1)
-    if update:
+    if update and judged.passed:
         new_speed = gate.speed_of(measured, cpu=results.machine["cpu"]) if measured else None
-        new = gate.new_baseline(
-            results, made_with=made_with, seed=seed, threads=threads, speed=new_speed
-        )
+        new = gate.new_baseline(results, **setting, speed=new_speed)
         _write_baseline(project, file, new, console)
+    return judged.passed
 
 
 def _check_call(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +61,7 @@ def command(
     list_only: bool,
     json_path: str | None,
     verbose: bool,
-) -> None:
+) -> bool:
     """Put faults into the kernel and check that the cases find them.
 
     Each mutant runs the cases of suite smoke, then those of larger suites, until one fails. An
@@ -81,7 +80,7 @@ def command(
     if list_only:
         for mutant in selected:
             click.echo(f"{mutant.id:30}  {mutant.kind:8}  {mutant.does}")
-        return
+        return True
     Reports(json=json_path).check()
     console = make_console(stderr=json_path == "-")
     suites = () if killers else (suite,) if suite else SUITES
@@ -116,8 +115,7 @@ def command(
         with held_library(MUTANTS, {}) as library:
             killed = mutants.on_one_thread(library, score.outcomes)
         save_killers(file, renewed(load_killers(file, every), killed), every)
-    if not score.passed:
-        sys.exit(1)
+    return score.passed
 
 
 @dataclass(frozen=True, kw_only=True)

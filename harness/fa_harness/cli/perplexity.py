@@ -6,7 +6,6 @@ Its JSON has the schema `fa-harness.perplexity/1`.
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -71,7 +70,7 @@ def command(
     mixed: bool,
     json_path: str | None,
     verbose: bool,
-) -> None:
+) -> bool:
     """Compare the perplexities of a real model with and without segments.
 
     llama.cpp is built with patches/experimental/, which reads the number of segments from the
@@ -131,10 +130,8 @@ def command(
         of_caches = run_all([each.run for each in planned])
         caches = [(each, of_caches[each.run.name]) for each in planned]
         print_caches(console, setting, caches)
-    report = document(found.name, setting, judgements, results, caches, commands)
-    write_json(report, json_path)
-    if not report["passed"]:
-        sys.exit(1)
+    write_json(document(found.name, setting, judgements, results, caches, commands), json_path)
+    return all(each.ok for each in judgements)
 
 
 def _with_unrotated(planned: Sequence[CacheRun]) -> list[CacheRun]:

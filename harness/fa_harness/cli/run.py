@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -88,7 +87,7 @@ _how = options.as_record(
 @_how
 @options.list_only
 @options.reports
-def command(*, what: Selection, how: How, list_only: bool, reports: Reports) -> None:
+def command(*, what: Selection, how: How, list_only: bool, reports: Reports) -> bool:
     """Compare attention, computed in one call and in segments, with the oracle.
 
     \b
@@ -108,14 +107,13 @@ def command(*, what: Selection, how: How, list_only: bool, reports: Reports) -> 
     modes = check_modes(what.modes, cases)
     if list_only:
         click.echo("\n".join(map(str, cases)))
-        return
+        return True
     reports.check()
     results = run_cases(
         cases, how, modes, make_console(stderr=reports.to_stdout), write=reports.write
     )
     reports.write(results)
-    if not results.passed:
-        sys.exit(1)
+    return results.passed
 
 
 def _with_usual_suites(what: Selection) -> Selection:

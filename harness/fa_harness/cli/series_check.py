@@ -49,7 +49,7 @@ SCHEMA = "fa-harness.series-check/1"
 @options.json_path
 def command(
     *, names: tuple[str, ...], suites: tuple[str, ...], markdown: str | None, json_path: str | None
-) -> None:
+) -> bool:
     """Apply, build and test the series on other upstreams.
 
     A case that pristine upstream gets wrong in the same way counts as upstream's own failure. Exit
@@ -63,8 +63,7 @@ def command(
     if markdown is not None:
         write_text(markdown_check(checked, suites), markdown)
     write_json(document(checked), json_path)
-    if not all(each.passed for each in checked):
-        raise click.exceptions.Exit(1)
+    return all(each.passed for each in checked)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ _KERNEL = "+++ b/ggml/src/ggml-cpu/"
     "--suite", metavar="NAME", help="Also require that each patch turns a case of this suite green."
 )
 @options.json_path
-def command(*, suite: str | None, json_path: str | None) -> None:
+def command(*, suite: str | None, json_path: str | None) -> bool:
     """Check the patches against upstream's coding rules.
 
     Checked are ASCII, white space, indentation, the form of the subject, upstream's .clang-format
@@ -48,8 +48,7 @@ def command(*, suite: str | None, json_path: str | None) -> None:
         findings += without_effect(project, colours(project, suite), suite)
     print_lint(make_console(stderr=json_path == "-"), findings, missing)
     write_json(document(findings, missing, upstream=source.label), json_path)
-    if any(finding.level == "must" for finding in findings):
-        raise click.exceptions.Exit(1)
+    return not any(finding.level == "must" for finding in findings)
 
 
 def without_effect(project: Project, of_prefixes: list[Colours], suite: str) -> list[Violation]:
