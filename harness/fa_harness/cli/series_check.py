@@ -118,15 +118,12 @@ class CheckedUpstream:
         return not self.problem and all(case.is_upstreams for case in wrong)
 
 
-_MATRIX = ("upstream", "ggml", "patches", "variants", "drift")
-
-
 def print_check(console: Console, checked: CheckedUpstream) -> None:
     """Print a line for an upstream, and what is wrong there below it."""
     style = "green" if checked.passed else "bold red"
-    cells = _cells(checked)
-    words = "  ".join(f"{name} {cell}" for name, cell in zip(_MATRIX[1:], cells[1:5], strict=True))
-    line = Text(f"{cells[0]:18}  {words}")
+    _, *cells = _cells(checked).items()
+    words = "  ".join(f"{name} {cell}" for name, cell in cells)
+    line = Text(f"{checked.upstream:18}  {words}")
     for suite, outcome in checked.suites.items():
         line.append(f"  {suite}: {outcome}", style=style)
     if checked.problem:
@@ -145,10 +142,11 @@ def print_check(console: Console, checked: CheckedUpstream) -> None:
 
 def markdown_check(checked: Sequence[CheckedUpstream], suites: Sequence[str]) -> str:
     """Return the matrix as a Markdown table."""
-    head = [*_MATRIX, *suites]
-    lines = [head, ["---"] * len(head)]
-    for each in checked:
-        lines.append([*_cells(each), *(str(each.suites.get(suite, "-")) for suite in suites)])
+    rows = [
+        _cells(each) | {suite: str(each.suites.get(suite, "-")) for suite in suites}
+        for each in checked
+    ]
+    lines = [rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
@@ -161,14 +159,14 @@ def document(checked: Sequence[CheckedUpstream]) -> dict[str, Any]:
     }
 
 
-def _cells(checked: CheckedUpstream) -> list[str]:
-    return [
-        checked.upstream,
-        checked.ggml_version or "-",
-        f"{checked.applied} of {checked.patches}" if not checked.problem else "-",
-        str(checked.variants),
-        str(checked.drift),
-    ]
+def _cells(checked: CheckedUpstream) -> dict[str, str]:
+    return {
+        "upstream": checked.upstream,
+        "ggml": checked.ggml_version or "-",
+        "patches": f"{checked.applied} of {checked.patches}" if not checked.problem else "-",
+        "variants": str(checked.variants),
+        "drift": str(checked.drift),
+    }
 
 
 def check(
