@@ -8,11 +8,9 @@ from pathlib import Path
 
 import platformdirs
 import pytest
-from rich.console import Console
 
 from fa_harness import project as project_module
-from fa_harness.cli.gate import run_gate
-from fa_harness.cli.options import How
+from fa_harness.cli.main import cli
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.project import HOME_VARIABLE, Project, find_project, locked, writing
 
@@ -241,13 +239,4 @@ def test_a_gate_does_not_write_its_baseline_into_an_installed_package(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="gate --update-baseline changes baselines, which belongs"):
-        run_gate(
-            How(),
-            baseline_file=None,
-            update=True,
-            seed=None,
-            threads=None,
-            with_speed=False,
-            strict=False,
-            console=Console(),
-        )
+        cli.main(["gate", "--update-baseline", "--no-speed"], standalone_mode=False)

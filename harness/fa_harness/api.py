@@ -39,33 +39,35 @@ _WRONG = "color: red; font-weight: bold"
 class _Shown:
     """What a result prints: a line, and a line or a row of a table for each comparison."""
 
-    def _title(self) -> str:
+    @property
+    def status(self) -> str:
+        """`pass`, or how it did not pass."""
         raise NotImplementedError
 
-    def _status(self) -> str:
+    def _content(self) -> tuple[str, list[str], Mapping[str, Comparison]]:
+        """Return a title, details, and comparisons by name."""
         raise NotImplementedError
 
-    def _details(self) -> list[str]:
-        raise NotImplementedError
-
-    def _comparisons(self) -> Mapping[str, Comparison]:
-        raise NotImplementedError
+    def __bool__(self) -> bool:
+        return self.status == "pass"
 
     def __repr__(self) -> str:
-        lines = [f"{self._status()}  {self._title()}", *(f"  {line}" for line in self._details())]
-        lines += [f"  {name:28}  {_in_words(c)}" for name, c in self._comparisons().items()]
+        title, details, comparisons = self._content()
+        lines = [f"{self.status}  {title}", *(f"  {line}" for line in details)]
+        lines += [f"  {name:28}  {_in_words(c)}" for name, c in comparisons.items()]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        style = _STYLE.get(self._status(), _WRONG)
-        details = "".join(f"<br>{html.escape(line)}" for line in self._details())
+        title, details, comparisons = self._content()
+        style = _STYLE.get(self.status, _WRONG)
+        below = "".join(f"<br>{html.escape(line)}" for line in details)
         rows = "".join(
             f'<tr style="{"" if c.ok else _WRONG}"><td>{html.escape(name)}</td>'
             f"<td>{html.escape(_in_words(c))}</td></tr>"
-            for name, c in self._comparisons().items()
+            for name, c in comparisons.items()
         )
         return (
-            f'<p><b style="{style}">{self._status()}</b> {html.escape(self._title())}{details}</p>'
+            f'<p><b style="{style}">{self.status}</b> {html.escape(title)}{below}</p>'
             f"<table><tr><th>comparison</th><th>result</th></tr>{rows}</table>"
         )
 
@@ -101,20 +103,9 @@ class CaseResult(_Shown):
         """By mode: float32 `[ne3, n_head, n_batch, hsv]`; `after_segment` is a list of them."""
         return self.verdict.outputs
 
-    def __bool__(self) -> bool:
-        return self.status == "pass"
-
-    def _title(self) -> str:
-        return f"{label(self.verdict.case)} on {self.library} of {self.upstream}"
-
-    def _status(self) -> str:
-        return self.status
-
-    def _details(self) -> list[str]:
-        return [] if self else [*explain(self.verdict), self.repro]
-
-    def _comparisons(self) -> Mapping[str, Comparison]:
-        return self.comparisons
+    def _content(self) -> tuple[str, list[str], Mapping[str, Comparison]]:
+        title = f"{label(self.verdict.case)} on {self.library} of {self.upstream}"
+        return title, [] if self else [*explain(self.verdict), self.repro], self.comparisons
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -137,26 +128,14 @@ class ArraysResult(_Shown):
         """`pass` or `fail`."""
         return "pass" if self.comparison.ok else "fail"
 
-    def __bool__(self) -> bool:
-        return self.comparison.ok
-
-    def _title(self) -> str:
-        shape = "x".join(map(str, self.expected.shape))
-        return f"attention {shape} against the oracle"
-
-    def _status(self) -> str:
-        return self.status
-
-    def _details(self) -> list[str]:
-        worst = self.comparison.worst
-        if worst is None:
-            return []
-        place = f"sequence {worst.batch}, head {worst.head}, row {worst.row}, dim {worst.dim}"
-        expected = self.expected[worst.batch, worst.head, worst.row, worst.dim]
-        return [f"worst at {place}: expected {expected:.6g}"]
-
-    def _comparisons(self) -> Mapping[str, Comparison]:
-        return {"arrays_vs_oracle": self.comparison}
+    def _content(self) -> tuple[str, list[str], Mapping[str, Comparison]]:
+        title = f"attention {'x'.join(map(str, self.expected.shape))} against the oracle"
+        details = []
+        if (worst := self.comparison.worst) is not None:
+            place = f"sequence {worst.batch}, head {worst.head}, row {worst.row}, dim {worst.dim}"
+            expected = self.expected[worst.batch, worst.head, worst.row, worst.dim]
+            details = [f"worst at {place}: expected {expected:.6g}"]
+        return title, details, {"arrays_vs_oracle": self.comparison}
 
 
 def compare(

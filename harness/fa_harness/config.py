@@ -23,29 +23,22 @@ NO_SERIES = "none"
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What a `fa-harness.toml` says; paths are absolute.
-
-    Attributes:
-        file: The file; None where there is none.
-        lines: The line of each key, for messages.
-        sources: A checkout of llama.cpp or ggml, to be built in place of a pinned upstream.
-        upstream: A pinned upstream, in place of the default one.
-        series: The folder of a patch series, in place of the tool's own.
-        has_series: Whether patches are applied at all.
-        suites: The suites that `run` takes.
-        baselines: The folder of the gate's baselines.
-        build: CMake options of every library.
-    """
+    """What a `fa-harness.toml` says; paths are absolute, and None stands for the tool's own."""
 
     file: Path | None = None
     lines: Mapping[str, int] = field(default_factory=dict)
+    """The line of each key, for messages."""
     sources: Path | None = None
+    """A checkout of llama.cpp or ggml, to be built in place of a pinned upstream."""
     upstream: str | None = None
     series: Path | None = None
     has_series: bool = True
+    """Whether patches are applied at all."""
     suites: tuple[str, ...] = ()
+    """Those that `run` takes."""
     baselines: Path | None = None
     build: Mapping[str, str] = field(default_factory=dict)
+    """CMake options of every library."""
 
     def where(self, key: str) -> str:
         """Return how a message about a key begins: `FILE:LINE: KEY`."""
@@ -53,12 +46,7 @@ class Config:
 
 
 def load_config(start: Path) -> Config:
-    """Read the `fa-harness.toml` in a folder or the nearest one above it.
-
-    Raises:
-        UsageError: The file cannot be read, or says something that cannot be; the message names
-            the file, the line and the key.
-    """
+    """Read the `fa-harness.toml` in a folder or the nearest one above it."""
     for folder in (start, *start.parents):
         if (folder / FILE).is_file():
             return _Reader(folder / FILE).config()
@@ -80,26 +68,33 @@ class _Reader:
         try:
             self._data: dict[str, Any] = tomllib.loads(self._text)
         except tomllib.TOMLDecodeError as error:
-            self._refuse_syntax(error)
+            found = re.search(r"at line (\d+)", str(error))
+            lines = self._text.splitlines()
+            line = int(found[1]) if found else len(lines)
+            shown = lines[line - 1].strip() if 0 < line <= len(lines) else ""
+            raise UsageError(
+                f"{file}:{line}: '{shown}' is not valid TOML: {error}; correct the line"
+            ) from error
 
     def config(self) -> Config:
-        readers: dict[str, Callable[[str, Any], dict[str, Any]]] = {
-            "sources": lambda key, value: {key: self._folder(key, value)},
-            "upstream": lambda key, value: {key: self._string(key, value)},
+        readers: dict[str, Callable[[str, Any], Any]] = {
+            "sources": self._folder,
+            "upstream": self._string,
             "series": self._series,
-            "suites": lambda key, value: {key: self._strings(key, value)},
-            "baselines": lambda key, value: {key: self._path(key, value)},
-            "build": lambda key, value: {key: self._options(key, value)},
+            "suites": self._strings,
+            "baselines": self._path,
+            "build": self._options,
         }
         found: dict[str, Any] = {}
         for key, value in self._data.items():
             if key not in readers:
                 self._refuse(key, f"is unknown; the keys are {', '.join(readers)}")
-            found |= readers[key](key, value)
+            found[key] = readers[key](key, value)
         if {"sources", "upstream"} <= set(found):
             self._refuse("upstream", "excludes sources; keep one of them")
-        lines = {key: self._line(key) for key in self._data}
-        return Config(file=self._file, lines=lines, **found)
+        lines = {key: self._line(key) for key in found}
+        has_series = "series" not in found or found["series"] is not None
+        return Config(file=self._file, lines=lines, has_series=has_series, **found)
 
     def _string(self, key: str, value: Any) -> str:
         if not isinstance(value, str) or not value:
@@ -120,39 +115,29 @@ class _Reader:
             self._refuse(key, f"there is no folder {path}; correct the path")
         return path
 
-    def _series(self, key: str, value: Any) -> dict[str, Any]:
+    def _series(self, key: str, value: Any) -> Path | None:
         if value == NO_SERIES:
-            return {"has_series": False}
+            return None
         path = self._folder(key, value)
         if not (path / "series").is_file():
             self._refuse(key, f"{path} holds no file 'series' that names the patches; write one")
-        return {key: path}
+        return path
 
     def _options(self, key: str, value: Any) -> dict[str, str]:
         if not isinstance(value, dict):
             self._refuse(key, f"is {_shown(value)}; write a table [build]")
-        options = {}
         for name, setting in value.items():
-            if isinstance(setting, bool):
-                options[name] = "ON" if setting else "OFF"
-            elif isinstance(setting, (str, int, float)):
-                options[name] = str(setting)
-            else:
+            if not isinstance(setting, (str, int, float)):
                 text = f"is {_shown(setting)}; write a text, a number, true or false"
                 self._refuse(f"{key}.{name}", text)
-        return options
+        on = {True: "ON", False: "OFF"}
+        return {
+            name: on[setting] if isinstance(setting, bool) else str(setting)
+            for name, setting in value.items()
+        }
 
     def _refuse(self, key: str, problem: str) -> NoReturn:
         raise UsageError(f"{self._file}:{self._line(key)}: {key} {problem}")
-
-    def _refuse_syntax(self, error: tomllib.TOMLDecodeError) -> NoReturn:
-        found = re.search(r"at line (\d+)", str(error))
-        lines = self._text.splitlines()
-        line = int(found[1]) if found else len(lines)
-        shown = lines[line - 1].strip() if 0 < line <= len(lines) else ""
-        raise UsageError(
-            f"{self._file}:{line}: '{shown}' is not valid TOML: {error}; correct the line"
-        ) from error
 
     def _line(self, key: str) -> int:
         """Return the line that gives a key its value, or opens its table."""

@@ -12,11 +12,7 @@ from fa_harness.errors import SetupError, UsageError
 
 
 def check_writable(path: Path) -> None:
-    """Find out before a run whether its report can be written.
-
-    Raises:
-        UsageError: It cannot.
-    """
+    """Refuse before a run a report that could not be written after it."""
     try:
         if path.is_dir():
             raise UsageError(f"report {path}: is a folder; name a file")
@@ -36,16 +32,7 @@ def check_writable(path: Path) -> None:
 
 
 def write_report(path: Path, text: str, *, append: bool = False) -> None:
-    """Write a report, into a file whole or not at all.
-
-    Args:
-        path: Where to; a device or a pipe stays one.
-        text: The report.
-        append: Add it to what is there.
-
-    Raises:
-        SetupError: It cannot be written; an older one is left as it was.
-    """
+    """Write a report, into a file whole or not at all; a device or a pipe stays one."""
     try:
         if append or _is_device(path):
             with path.open("a" if append else "w", encoding="utf-8") as file:

@@ -17,11 +17,9 @@ SHOWN_LINES = 20
 
 
 class ProgramError(SetupError):
-    """A program ended with a status other than 0.
+    """A program ended with a status other than 0: of a signal its number, negative.
 
-    Attributes:
-        output: everything that it printed, standard error included.
-        status: what it ended with; of a signal its number, negative.
+    The output is everything that it printed, standard error included.
     """
 
     def __init__(self, message: str, *, output: str, status: int) -> None:
@@ -42,19 +40,13 @@ def run(
 ) -> str:
     """Run `command` to its end and return what it printed (both streams, as they came).
 
-    Args:
-        command: program and arguments; no shell is involved.
-        cwd: working directory.
-        env: the whole environment; the caller's own by default.
-        log: file that gets the command and its output while it runs.
-        on_line: called with each line of output, without its end.
-        excerpt: what of the output an error shows.
-        verbose: print the command first, in a form that can be pasted into a shell.
+    `env` is the whole environment. The log gets the command and its output while it runs.
+    `on_line` is called with each line, without its end. `verbose` prints the command first.
 
     Raises:
-        ProgramError: the program ended with a status other than 0; the message has an
+        ProgramError: The program ended with a status other than 0; the message has an
             excerpt of its output and names the log.
-        SetupError: the program cannot be started.
+        SetupError: The program cannot be started.
     """
     words = [str(word) for word in command]
     pasteable = paste(words, cwd=cwd)

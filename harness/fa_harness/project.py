@@ -31,17 +31,14 @@ _held: set[tuple[int, Path]] = set()
 
 @dataclass(frozen=True, kw_only=True)
 class Project:
-    """What the tool works with, and the folders that it fills.
-
-    Attributes:
-        data: Patches, pins and baselines: a checkout of fa-harness, or `SHIPPED`.
-        home: Sources and builds: the same checkout, or the user's cache folder.
-        config: What the nearest `fa-harness.toml` says.
-    """
+    """What the tool works with, and the folders that it fills."""
 
     data: Path
+    """Patches, pins and baselines: a checkout of fa-harness, or `SHIPPED`."""
     home: Path
+    """Sources and builds: the same checkout, or the user's cache folder."""
     config: Config = field(default_factory=Config)
+    """What the nearest `fa-harness.toml` says."""
 
     @property
     def patches(self) -> Path:
@@ -104,15 +101,7 @@ class Project:
         return str(path.relative_to(self.data)) if inside else str(path)
 
     def refuse_to_change_shipped(self, path: Path, what: str) -> None:
-        """Refuse a command that would change a file of the installed package.
-
-        Args:
-            path: The file or folder that the command changes.
-            what: The command.
-
-        Raises:
-            UsageError: It is the package's, which the next installation would overwrite.
-        """
+        """Refuse a command that would change a file that the next installation overwrites."""
         if path.is_relative_to(SHIPPED):
             raise UsageError(
                 f"{what} changes {path.name}, which belongs to the installed package; run it in "
@@ -122,12 +111,9 @@ class Project:
 
 
 def find_project(start: Path | None = None) -> Project:
-    """The checkout of fa-harness around `start` (the working directory) or this package, else the
-    installation; with what the nearest `fa-harness.toml` says.
+    """Return the checkout of fa-harness around `start` (the working directory) or this package.
 
-    Raises:
-        UsageError: the `fa-harness.toml` is broken.
-        SetupError: the installation is, or there is no folder for sources and builds.
+    Without one it is the installation. The nearest `fa-harness.toml` configures it.
     """
     start = (start or Path.cwd()).resolve()
     data = next(filter(_is_data, (start, *start.parents, *PACKAGE.parents)), SHIPPED)
@@ -168,10 +154,7 @@ def locked(project: Project, what: str) -> Iterator[None]:
     The lock is the kernel's, so a killed process leaves none behind. A thread that holds it may
     take it again. Who takes several takes them in this order: `PATCHES`, a build folder, the tree
     of a checkout, that of a pin, an archive.
-
-    Args:
-        project: Whose.
-        what: A tree's folder, a build folder, `PATCHES`, or a file, as people know it.
+    `what` is such a folder, `PATCHES` or a file, as people know it.
     """
     path = project.build / ".locks" / f"{what.replace('/', '+')}.lock"
     key = (threading.get_ident(), path)
@@ -205,10 +188,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         # shutil.Error lists the errors of many files, each as a text
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(
-            error
-        )
-        if full:
+        is_listed = os.strerror(errno.ENOSPC) in str(error)
+        if is_listed or error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise SetupError(f"cannot write {path}: {DISK_IS_FULL}") from error
         raise SetupError(
             f"cannot write {error.filename or path}: {error.strerror or error}; make it writable, "

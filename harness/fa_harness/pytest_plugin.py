@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from fa_harness.build.library import Library
     from fa_harness.case.case import Case
     from fa_harness.engine.runner import Runner
-
-T = TypeVar("T")
 
 _MARKER = (
     "fa_cases(suite=, case_file=, segments=[...], ...): run the test, which uses the fixture "
@@ -117,14 +115,13 @@ class CaseUnderTest:
             pytest.fail("\n".join([*lines, command]), pytrace=False)
 
 
-def _entered(
-    stack: contextlib.ExitStack, make: Callable[[], contextlib.AbstractContextManager[T]]
-) -> T:
-    """Make and enter a context; what cannot be fails the test without a traceback."""
+@contextlib.contextmanager
+def _without_traceback() -> Iterator[None]:
+    """Fail the test where something cannot be, and say why."""
     from fa_harness.errors import FaHarnessError
 
     try:
-        return stack.enter_context(make())
+        yield
     except FaHarnessError as error:
         raise pytest.fail.Exception(str(error), pytrace=False) from None
 
@@ -139,8 +136,8 @@ def ggml_library(request: pytest.FixtureRequest) -> Iterator[Library]:
     capture = config.pluginmanager.getplugin("capturemanager")
     shown = capture.global_and_fixture_disabled() if capture else contextlib.nullcontext()
     with contextlib.ExitStack() as stack:
-        with shown:  # a build takes minutes, and says how far it is
-            library = _entered(stack, lambda: held_library(name, {}, start=config.rootpath))
+        with _without_traceback(), shown:  # a build takes minutes, and says how far it is
+            library = stack.enter_context(held_library(name, {}, start=config.rootpath))
         yield library
 
 
@@ -150,7 +147,9 @@ def _fa_runner(ggml_library: Library) -> Iterator[Runner]:
     from fa_harness.engine.runner import Runner
 
     with contextlib.ExitStack() as stack:
-        yield _entered(stack, lambda: Runner(ggml_library.module_path))
+        with _without_traceback():
+            runner = stack.enter_context(Runner(ggml_library.module_path))
+        yield runner
 
 
 @pytest.fixture

@@ -31,9 +31,9 @@ def make_console(*, stderr: bool) -> Console:
     from rich.console import Console
 
     console = Console(stderr=stderr, highlight=False)
-    if not console.is_terminal:
-        console = Console(stderr=stderr, highlight=False, width=_WIDTH)
-    return console
+    if console.is_terminal:
+        return console
+    return Console(stderr=stderr, highlight=False, width=_WIDTH)
 
 
 def say(console: Console, text: str | Text, style: str = "") -> None:
@@ -44,27 +44,19 @@ def say(console: Console, text: str | Text, style: str = "") -> None:
 
 
 def write_json(document: Mapping[str, Any], path: str | None) -> None:
-    """Write a JSON document to where `--json` says: a file, `-` for standard output, or nowhere.
-
-    Raises:
-        SetupError: The file cannot be written; an older one is left as it was.
-    """
+    """Write a JSON document to where `--json` says: a file, `-` for standard output, or nowhere."""
     if path is not None:
         write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", path)
 
 
-def write_text(text: str, path: str) -> None:
-    """Write a report to a file, or to standard output for `-`.
-
-    Raises:
-        SetupError: The file cannot be written; an older one is left as it was.
-    """
+def write_text(text: str, path: str, *, append: bool = False) -> None:
+    """Write a report to a file, or to standard output for `-`; `append` adds to what is there."""
     from fa_harness.files import write_report
 
     if path == "-":
         click.echo(text, nl=False)
     else:
-        write_report(Path(path), text)
+        write_report(Path(path), text, append=append)
 
 
 def stage(text: str) -> None:
@@ -84,21 +76,18 @@ def bar(text: str, *, in_bytes: bool = False) -> Iterator[Advance]:
     if sys.stderr is None or not sys.stderr.isatty():
         yield _lines(text, in_bytes=in_bytes)
         return
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
 
-    count = DownloadColumn() if in_bytes else MofNCompleteColumn()
-    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True, markup=False)) as progress:
-        task = progress.add_task(text, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    with progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn() if in_bytes else progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+        console=Console(stderr=True, markup=False),
+    ) as shown:
+        task = shown.add_task(text, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)
 
 
 def _lines(text: str, *, in_bytes: bool) -> Advance:
@@ -110,11 +99,8 @@ def _lines(text: str, *, in_bytes: bool) -> Advance:
         now = time.monotonic()
         if total and tenth < 10 * done // total < 10 and now - last >= _LINE_SECONDS:
             tenth, last = int(10 * done // total), now
-            stage(
-                f"{text}: {done / 1e6:.1f} of {total / 1e6:.1f} MB"
-                if in_bytes
-                else f"{text}: {done:.0f} of {total:.0f}"
-            )
+            in_mb = f"{done / 1e6:.1f} of {total / 1e6:.1f} MB"
+            stage(f"{text}: {in_mb if in_bytes else f'{done:.0f} of {total:.0f}'}")
 
     return advance
 
@@ -122,25 +108,19 @@ def _lines(text: str, *, in_bytes: bool) -> Advance:
 @contextlib.contextmanager
 def counted(console: Console, what: str, total: int) -> Iterator[Callable[[], None]]:
     """Count what is done below a table while it grows, on a terminal; yields what counts on."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-    )
+    from rich import progress
 
-    with Progress(
-        TextColumn("[progress.description]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
+    with progress.Progress(
+        progress.TextColumn("[progress.description]{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
         console=console,
         transient=True,
         disable=not console.is_terminal,
-    ) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda: progress.advance(task)
+    ) as shown:
+        task = shown.add_task(what, total=total)
+        yield lambda: shown.advance(task)
 
 
 def say_summary(console: Console, head: str, rest: str, *, passed: bool) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 import captured
 from fa_harness.case import captures
 from fa_harness.cli import capture
-from fa_harness.cli.capture import CaptureRequest, capture_model
+from fa_harness.cli.capture import CaptureRequest, capture_model, print_capture
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.model.llama import CAPTURE, Programs
 from fa_harness.proc import ProgramError
@@ -30,13 +30,17 @@ shutil.copy({{stream!r}}, arguments[2])
 
 @pytest.fixture
 def request_(tmp_path: Path) -> CaptureRequest:
-    model, text = tmp_path / "drawn.gguf", tmp_path / "text.txt"
-    model.write_bytes(b"GGUF")
-    text.write_text("once upon a time")
+    (tmp_path / "drawn.gguf").write_bytes(b"GGUF")
+    (tmp_path / "text.txt").write_text("once upon a time")
     return CaptureRequest(
-        model=model, text=text, layers=(0, 5), tokens=40, ubatch=40, decode=1,
-        types=("q8_0", "f16"), threads=2, repack=True,
+        layers=(0, 5), tokens=40, ubatch=40, decode=1, type_k="q8_0", type_v="f16", threads=2,
+        no_repack=False,
     )  # fmt: skip
+
+
+def take(request: CaptureRequest, out: Path) -> captures.Capture:
+    model, text = out.with_name("drawn.gguf"), out.with_name("text.txt")
+    return capture_model(find_project(), model, text, request, out, verbose=False)
 
 
 def run(
@@ -50,7 +54,8 @@ def run(
     program.chmod(0o755)
     monkeypatch.setattr(capture, "build_llama", lambda *arguments, **options: built)
     console = Console(file=io.StringIO(), width=150)
-    made = capture_model(find_project(), request, out, console=console, verbose=False)
+    made = take(request, out)
+    print_capture(console, made, out)
     return made, console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -118,9 +123,9 @@ def test_what_the_program_says_is_passed_on(
 def test_a_cache_type_that_is_not_known_is_refused_before_anything_is_built(
     request_: CaptureRequest, tmp_path: Path
 ) -> None:
-    wrong = dataclasses.replace(request_, types=("f16", "q6_K"))
+    wrong = dataclasses.replace(request_, type_v="q6_K")
     with pytest.raises(UsageError, match="type 'q6_K' is unknown; known are f32, f16,"):
-        capture_model(find_project(), wrong, tmp_path / "x", console=Console(), verbose=False)
+        take(wrong, tmp_path / "x")
 
 
 def test_a_stream_that_breaks_off_leaves_an_older_capture_as_it_was(

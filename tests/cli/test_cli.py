@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from fa_harness.case.suites import suite
+from fa_harness.cli import doctor, series_check, series_lint
 from fa_harness.cli import main as cli
+from fa_harness.cli.doctor import Finding
 from fa_harness.cli.lazy import LazyGroup
+from fa_harness.series.lint import Violation
 
 SEED = (
     "FLASH_ATTN_EXT(hsk=4,hsv=4,nh=1,nr23=[1,1],kv=2,nb=1,mask=1,sinks=0,max_bias=0.000000,"
@@ -330,3 +333,34 @@ def test_a_group_larger_than_the_window_is_refused(call: Call) -> None:
     ended = call("run", "--suite", "fifo", "--hot-window", 32, "--group", 40)
     assert (ended.status, ended.stdout) == (2, "")
     assert ended.stderr == "fa-harness: group=40: must be from 1 to hot_window=32\n"
+
+
+def test_doctor_ends_with_the_status_of_a_problem(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "check", lambda *_: [Finding("CMake", "is gone", "problem")])
+    monkeypatch.setattr(doctor, "baseline_here", lambda _: "none")
+    ended = call("doctor")
+    assert (ended.status, ended.stdout.split()[:4]) == (3, ["problem", "CMake", "is", "gone"])
+
+
+@pytest.mark.parametrize(("level", "status"), [("must", 1), ("should", 0)])
+def test_lint_ends_with_status_1_where_a_rule_that_upstream_insists_on_is_broken(
+    call: Call, monkeypatch: pytest.MonkeyPatch, level: str, status: int
+) -> None:
+    found = Violation(
+        level=level, rule="ascii", patch="0001-a.patch", line=3, file="a.c", file_line=7, text="x"
+    )
+    monkeypatch.setattr(series_lint, "lint", lambda *_: ([found], []))
+    ended = call("series", "lint")
+    assert ended.status == status
+    assert f"patches/0001-a.patch:3: {level} [ascii] a.c:7: x" in ended.stdout
+
+
+@pytest.mark.parametrize(("problem", "status"), [("does not apply", 1), ("", 0)])
+def test_series_check_ends_with_status_1_where_the_series_does_not_pass(
+    call: Call, monkeypatch: pytest.MonkeyPatch, problem: str, status: int
+) -> None:
+    found = series_check.CheckedUpstream(upstream="x", problem=problem)
+    monkeypatch.setattr(series_check, "check", lambda *_: [found])
+    assert call("series", "check", "--upstream", "x").status == status

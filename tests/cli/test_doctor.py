@@ -9,7 +9,7 @@ import pytest
 from fa_harness.build import builder as build
 from fa_harness.build.library import Library
 from fa_harness.cli import doctor
-from fa_harness.cli.doctor import Diagnosis, Report, baseline_here, check, try_library
+from fa_harness.cli.doctor import Finding, baseline_here, check, look, try_library
 from fa_harness.project import Project, find_project
 from fa_harness.speed import baseline
 
@@ -30,8 +30,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     return project
 
 
-def found(report: Report, name: str) -> Diagnosis:
-    return next(finding for finding in report.findings if finding.name == name)
+def found(report: list[Finding], name: str) -> Finding:
+    return next(finding for finding in report if finding.name == name)
+
+
+def problems(report: list[Finding]) -> list[Finding]:
+    return [finding for finding in report if finding.status == "problem"]
 
 
 def pretend_built(project: Project, monkeypatch: pytest.MonkeyPatch, stale: str | None) -> Library:
@@ -54,7 +58,7 @@ def pretend_built(project: Project, monkeypatch: pytest.MonkeyPatch, stale: str 
 
 def test_a_machine_that_can_build_has_no_problem(project: Project) -> None:
     report = check(project)
-    assert report.problems == ()
+    assert problems(report) == []
     assert found(report, "upstream").value == "mini abc123 (not fetched yet)"
     assert found(report, "patch series").value == "1 patches (not applied yet)"
     library = found(report, "library patched")
@@ -74,7 +78,7 @@ def test_a_missing_compiler_is_a_problem_with_its_next_step(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CC", "gone")
-    (problem,) = check(project).problems
+    (problem,) = problems(check(project))
     assert problem.name == "C compiler"
     assert problem.value.endswith("correct CC or unset it")
 
@@ -82,7 +86,7 @@ def test_a_missing_compiler_is_a_problem_with_its_next_step(
 def test_a_damaged_archive_is_a_problem(project: Project) -> None:
     project.cache.mkdir()
     (project.cache / "mini-1.0.tar.gz").write_bytes(b"damaged")
-    (problem,) = check(project).problems
+    (problem,) = problems(check(project))
     assert problem.name == "upstream"
     assert "delete vendor/cache/mini-1.0.tar.gz" in problem.value
 
@@ -90,8 +94,8 @@ def test_a_damaged_archive_is_a_problem(project: Project) -> None:
 def test_a_series_that_cannot_be_read_is_one_problem(project: Project) -> None:
     project.series_file.write_text("0002-gone.patch\n")
     report = check(project)
-    assert [problem.name for problem in report.problems] == ["patch series"]
-    assert not [finding for finding in report.findings if finding.name.startswith("library")]
+    assert [problem.name for problem in problems(report)] == ["patch series"]
+    assert not [finding for finding in report if finding.name.startswith("library")]
 
 
 def test_a_stale_library_says_why_and_what_to_do(
@@ -113,7 +117,7 @@ def test_a_library_that_this_cpu_does_not_run_is_a_problem(
         tried.append(library)
         return "SIGILL"
 
-    library = found(check(project, try_library=dies), "library patched")
+    library = found(check(project, dies), "library patched")
     assert tried == [built, built]
     assert library.status == "problem"
     assert "does not run on this machine: SIGILL; build it without" in library.value
@@ -121,7 +125,7 @@ def test_a_library_that_this_cpu_does_not_run_is_a_problem(
 
 def test_a_library_that_runs_is_said_to(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_built(project, monkeypatch, None)
-    report = check(project, try_library=lambda _library: None)
+    report = check(project, lambda _library: None)
     assert found(report, "library patched").value == "current, runs here"
 
 
@@ -148,7 +152,7 @@ def test_little_room_on_the_disk_is_a_problem(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=10 << 20))
-    (problem,) = check(project).problems
+    (problem,) = problems(check(project))
     assert problem.value == "10 MiB free, a build needs 500; free some space"
 
 
@@ -182,7 +186,7 @@ def test_doctor_names_the_baseline_that_the_gate_lacks_here(
     patched: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(baseline, "machine_class", lambda *_: "some-class")
-    finding = baseline_here(find_project())
+    finding = look("baseline", lambda: baseline_here(find_project()))
     assert (finding.name, finding.status) == ("baseline", "note")
     file = f"baselines/{patched.upstream}.some-class.json"
     assert finding.value.startswith(f"no baseline: {file} does not exist (")
@@ -195,5 +199,5 @@ def test_doctor_tells_which_baseline_the_gate_compares_with_here(
     [file, *_] = find_project().baselines.glob(f"{patched.upstream}.*.json")
     class_ = baseline.load(file).made_with["class"]
     monkeypatch.setattr(baseline, "machine_class", lambda *_: class_)
-    finding = baseline_here(find_project())
+    finding = look("baseline", lambda: baseline_here(find_project()))
     assert finding.value.startswith(f"baselines/{file.name} (machine class {class_})")

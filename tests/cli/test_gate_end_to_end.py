@@ -25,8 +25,9 @@ from fa_harness.case.case import Case
 from fa_harness.cli import gate as gate_of_cli
 from fa_harness.cli import main as cli
 from fa_harness.cli.options import How
-from fa_harness.cli.run import EndedError, run_cases
+from fa_harness.cli.run import run_cases
 from fa_harness.engine.runner import Runner
+from fa_harness.engine.session import Results
 from fa_harness.engine.worker import Worker
 from fa_harness.errors import SetupError
 from fa_harness.project import find_project
@@ -278,19 +279,20 @@ def test_a_disk_that_fills_up_ends_a_run_and_keeps_what_was_found_until_then(
 ) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     console = Console(file=open(os.devnull, "w"))  # noqa: SIM115
+    written: list[Results] = []
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(EndedError) as end:
+        with pytest.raises(SetupError):
             run_cases(
                 [CASES[0], CASES[1]],  # the state of the first fits
                 How(),
-                modes=("resumed",),
-                console=console,
+                ("resumed",),
+                console,
+                write=written.append,
             )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    results = end.value.results
-    assert isinstance(end.value.cause, SetupError)
+    [results] = written
     assert [verdict.status for verdict in results.verdicts] == ["pass"]
     assert results.interrupted
     assert not results.passed

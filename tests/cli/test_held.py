@@ -11,7 +11,6 @@ from fa_harness.build import builder
 from fa_harness.build.library import Library
 from fa_harness.case.case import Case
 from fa_harness.cli import bench, bisect, doctor, series_check, series_status
-from fa_harness.cli.options import How
 from fa_harness.engine import ggml
 from fa_harness.engine.runner import Runner
 from fa_harness.project import find_project
@@ -40,8 +39,8 @@ def measure_speed(monkeypatch: pytest.MonkeyPatch) -> None:
         yield from ()
 
     monkeypatch.setattr(speed, "run", nothing)
-    console = Console(file=io.StringIO())
-    bench.measure_speed([CASE], How(), baseline="pristine", rounds=8, console=console)
+    passed = bench.command.main(["-k", "kv=512", "--rounds", "8"], standalone_mode=False)
+    assert not passed  # nothing was measured
 
 
 def bisect_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +49,9 @@ def bisect_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check_the_series(monkeypatch: pytest.MonkeyPatch) -> None:
     project = find_project()
-    [checked] = series_check.check(project, [builder.find(project, "patched").upstream], ["seed"])
+    upstream = builder.find(project, "patched").upstream
+    console = Console(file=io.StringIO())
+    [checked] = series_check.check(project, [upstream], ["seed"], console)
     assert checked.passed
 
 

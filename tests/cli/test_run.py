@@ -9,7 +9,8 @@ from rich.console import Console
 from fa_harness.build.library import Library
 from fa_harness.case.case import Case
 from fa_harness.cli.options import How
-from fa_harness.cli.run import EndedError, run_cases
+from fa_harness.cli.run import run_cases
+from fa_harness.engine.session import Results
 from fa_harness.judge.verdict import Verdict, judge
 
 
@@ -25,15 +26,11 @@ def test_an_error_of_our_own_ends_a_run_and_keeps_what_ran(
         return judge(case, *args, **more)
 
     monkeypatch.setattr("fa_harness.engine.runner.judge", judge_one)
-    with pytest.raises(EndedError) as ended:
-        run_cases(
-            [Case(n_kv=64, segments=n) for n in (1, 2, 3)],
-            How(),
-            modes=None,
-            console=Console(file=io.StringIO()),
-        )
-    results = ended.value.results
-    assert isinstance(ended.value.cause, ZeroDivisionError)
+    cases = [Case(n_kv=64, segments=n) for n in (1, 2, 3)]
+    written: list[Results] = []
+    with pytest.raises(ZeroDivisionError):
+        run_cases(cases, How(), None, Console(file=io.StringIO()), write=written.append)
+    [results] = written
     assert [verdict.status for verdict in results.verdicts] == ["pass"]
     assert results.interrupted
     assert not results.passed
@@ -51,7 +48,7 @@ def test_a_checkout_that_did_not_take_the_series_runs_the_mode_that_it_offers(
 
     monkeypatch.setattr("fa_harness.cli.run.held_library", held)
     console = Console(file=io.StringIO())
-    found = run_cases([Case(n_kv=64, segments=2)], How(), modes=None, console=console)
+    found = run_cases([Case(n_kv=64, segments=2)], How(), None, console, write=lambda _: None)
     assert [verdict.status for verdict in found.verdicts] == ["pass"]
     assert "--mode standard" in found.repro(found.verdicts[0].case)
     assert "has no flash attention with a state: only mode standard" in capsys.readouterr().err
@@ -65,6 +62,6 @@ def test_a_library_that_should_have_the_state_and_has_not_is_no_pass(
         "fa_harness.cli.run.held_library", lambda *_args: contextlib.nullcontext(pristine)
     )
     console = Console(file=io.StringIO())
-    found = run_cases([Case(n_kv=64, segments=2)], How(), modes=None, console=console)
+    found = run_cases([Case(n_kv=64, segments=2)], How(), None, console, write=lambda _: None)
     assert [verdict.status for verdict in found.verdicts] == ["unsupported"]
     assert not found.passed

@@ -14,6 +14,7 @@ from fa_harness.cli import shrink
 from fa_harness.cli.options import How
 from fa_harness.engine.runner import Runner
 from fa_harness.errors import UsageError
+from fa_harness.hunt import emit_c
 from fa_harness.judge.verdict import Verdict
 
 
@@ -43,7 +44,10 @@ def test_a_case_on_which_the_library_crashes_shrinks_to_what_crashes_it(
         type_V="f32",
         kv_view=False, regime="few",
     )  # fmt: skip
-    assert "ggml_flash_attn_ext_add_sinks(out, tsinks)" in shrink.c_program(smallest)
+    program = emit_c.program(
+        smallest.verdict, library=smallest.session.what_ran, features=smallest.features
+    )
+    assert "ggml_flash_attn_ext_add_sinks(out, tsinks)" in program
 
 
 @pytest.mark.usefixtures("bug")

@@ -8,7 +8,6 @@ import pytest
 
 import schemas
 from fa_harness.cli import perplexity as cli
-from fa_harness.cli.perplexity import EndToEnd
 from fa_harness.cli.series_lint import document
 from fa_harness.model.evidence import Evidence, Section
 from fa_harness.model.perplexity import (
@@ -62,7 +61,7 @@ def test_a_perplexity_report_has_the_keys_of_its_schema() -> None:
     found = Perplexity(estimate=6.5, error=0.1, chunks=(6.4, 6.5))
     run = ProgramRun(name="q8_0", arguments=("-ctk", "q8_0"))
     expected = Expectation(exact=True, reason="each call is the standard one")
-    result = EndToEnd(
+    report = cli.document(
         model="tiny.gguf",
         setting=Setting(n_ctx=256, n_ubatch=64),
         judgements=(
@@ -75,7 +74,7 @@ def test_a_perplexity_report_has_the_keys_of_its_schema() -> None:
         ),
         commands={"standard": "llama-perplexity"},
     )
-    schemas.checked(cli.document(result))
+    schemas.checked(report)
 
 
 @pytest.mark.parametrize("passed", [True, False, None])

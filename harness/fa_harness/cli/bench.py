@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -26,14 +24,7 @@ from fa_harness.kernel import path
 from fa_harness.speed import bench
 from fa_harness.speed.bench import Bench, BenchRow, Interval, LimitedRatio
 from fa_harness.speed.timing import SEGMENTS
-from fa_harness.terminal import (
-    counted,
-    make_console,
-    number_of,
-    say,
-    say_summary,
-    write_json,
-)
+from fa_harness.terminal import counted, make_console, number_of, say, say_summary, write_json
 
 SCHEMA = "fa-harness.bench/1"
 
@@ -44,12 +35,14 @@ _RATIOS = {  # by comparison: the column's heading
     "full_state": "full state",
     **{f"segmented_{n}": f"{n} segments" for n in SEGMENTS},
 }
-_COLUMNS = (  # after the case: heading, width
-    ("ms", 8),
-    ("ns/B", 6),
-    *((heading, 13) for heading in _RATIOS.values()),
-    ("status", 6),
-)
+_COLUMNS = {  # after the case: heading, width
+    "ms": 8,
+    "ns/B": 6,
+    **dict.fromkeys(_RATIOS.values(), 13),
+    "status": 6,
+}
+_AS_THEY_ARE = ("outliers", "rounds", "repetitions", "attempts", "work_size", "allocations")
+"""Fields of a row that go into the report."""
 
 
 @click.command("bench")
@@ -75,7 +68,7 @@ def command(
     baseline: str,
     list_only: bool,
     json_path: str | None,
-) -> None:
+) -> bool:
     """Measure the cost of the state, as ratios of times taken in one process.
 
     Run it on an idle machine: other work adds noise. Exit code 1: a ratio exceeds its limit, or
@@ -83,31 +76,18 @@ def command(
     """
     cases = bench.suite(threads or (1, 2), pattern)
     if list_only:
-        options.print_cases(cases)
-        return
+        click.echo("\n".join(map(str, cases)))
+        return True
     Reports(json=json_path).check()
     console = make_console(stderr=json_path == "-")
-    result = measure_speed(cases, how, baseline=baseline, rounds=rounds, console=console)
-    write_json(document(result), json_path)
-    if not result.passed:
-        sys.exit(1)
-
-
-def measure_speed(
-    cases: Sequence[Case], how: How, *, baseline: str, rounds: int, console: Console
-) -> Bench:
-    """Measure cases on two libraries in this process and print each.
-
-    Ctrl-C ends the run, not the report: what was measured until then is returned.
-    """
+    rows: list[BenchRow] = []
+    interrupted = False
     with (
         held_library(how.library, how.options) as found,
         held_library(baseline, how.options) as other,
     ):
         clock = Clock(found, how.options)
         loaded = ggml.load(found.module_path), ggml.load(other.module_path)
-        rows: list[BenchRow] = []
-        interrupted = False
         print_headings(console)
         with counted(console, "rows", len(cases)) as advance:
             try:
@@ -115,7 +95,7 @@ def measure_speed(
                     rows.append(row)
                     print_row(console, row)
                     advance()
-            except KeyboardInterrupt:
+            except KeyboardInterrupt:  # ends the run, not the report
                 interrupted = True
         result = Bench(
             **clock.fields(interrupted=interrupted),
@@ -125,12 +105,13 @@ def measure_speed(
             selected=len(cases),
         )
     print_summary(console, result)
-    return result
+    write_json(document(result), json_path)
+    return result.passed
 
 
 def print_headings(console: Console) -> None:
     """Print the names of the columns."""
-    say(console, _line("case", [heading for heading, _ in _COLUMNS]), "bold")
+    say(console, _line("case", list(_COLUMNS)), "bold")
 
 
 def print_row(console: Console, row: BenchRow) -> None:
@@ -189,10 +170,8 @@ def print_summary(console: Console, result: Bench) -> None:
 
 def explain(comparison: LimitedRatio) -> str:
     """Return a ratio, its interval and its limit in words."""
-    text = (
-        f"{comparison.of} / {comparison.to}: {comparison.ratio.median:.3f}"
-        f" ({_range(comparison.ratio)})"
-    )
+    ratio = comparison.ratio
+    text = f"{comparison.of} / {comparison.to}: {ratio.median:.3f} ({_range(ratio)})"
     if comparison.limit is not None:
         text += f", at most {comparison.limit:.3f}"
     if comparison.model:
@@ -213,10 +192,7 @@ def document(result: Bench) -> dict[str, Any]:
         "baseline": result.baseline,
         "rounds": result.rounds,
         "level": bench.LEVEL,
-        "summary": {
-            "rows": len(result.rows),
-            **{status: result.count(status) for status in _STYLE},
-        },
+        "summary": {"rows": len(result.rows), **{each: result.count(each) for each in _STYLE}},
         "rows": [_row(row) for row in result.rows],
     }
 
@@ -233,26 +209,20 @@ def _row(row: BenchRow) -> dict[str, Any]:
         "ratios": {name: _ratio(each) for name, each in row.comparisons.items()},
         "unavailable": dict(row.unavailable),
         "faults": list(row.faults),
-        "outliers": row.outliers,
-        "rounds": row.rounds,
-        "repetitions": row.repetitions,
-        "attempts": row.attempts,
-        "work_size": dict(row.work_size),
-        "allocations": dict(row.allocations),
+        **{name: getattr(row, name) for name in _AS_THEY_ARE},
         "repro": repro(row.case),
     }
 
 
 def _ratio(comparison: LimitedRatio) -> dict[str, Any]:
     model = comparison.model
-    terms: Mapping[str, float] | None = {**vars(model), "ratio": model.ratio} if model else None
     return {
         "of": comparison.of,
         "to": comparison.to,
         **vars(comparison.ratio),
         "limit": comparison.limit,
         "limit_high": comparison.limit_high,
-        "model": terms,
+        "model": {**vars(model), "ratio": model.ratio} if model else None,
         "status": comparison.status,
         "ok": comparison.status == "pass",
     }
@@ -277,5 +247,5 @@ def _range(interval: Interval) -> str:
 
 
 def _line(case: str, cells: list[str]) -> str:
-    padded = [f"{cell:>{width}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=True)]
+    padded = [f"{cell:>{width}}" for cell, width in zip(cells, _COLUMNS.values(), strict=True)]
     return "  ".join([f"{case:<{_CASE_WIDTH}}", *padded])

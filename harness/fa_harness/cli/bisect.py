@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,9 +27,6 @@ from fa_harness.upstream.source import find_source
 
 SCHEMA = "fa-harness.bisect/1"
 
-_WIDTHS = (8, 66, 11)
-"""Of the library's name, the title and the status."""
-
 
 @click.command("bisect")
 @click.option(
@@ -43,7 +39,7 @@ _WIDTHS = (8, 66, 11)
 @options.define
 @options.no_series
 @options.json_path
-def command(*, case_string: str, options: Mapping[str, str], json_path: str | None) -> None:
+def command(*, case_string: str, options: Mapping[str, str], json_path: str | None) -> bool:
     """Find the patch that broke or fixed a case.
 
     The case runs on the library of each prefix of the series: pristine, 0001, 0002, ..., patched,
@@ -54,8 +50,7 @@ def command(*, case_string: str, options: Mapping[str, str], json_path: str | No
     console = make_console(stderr=json_path == "-")
     bisected = bisect_case(case, options=options, console=console)
     write_json(document(bisected), json_path)
-    if not bisected.passed:
-        sys.exit(1)
+    return bisected.passed
 
 
 def bisect_case(case: Case, *, options: Mapping[str, str] = {}, console: Console) -> Bisected:
@@ -89,16 +84,16 @@ def prefixes(series: Series) -> list[Prefix]:
 
 def print_headings(console: Console) -> None:
     """Print the names of the columns."""
-    say(console, _line("library", "patch", "status", "modes"), "bold")
+    say(console, f"{'library':8}  {'patch':66}  {'status':11}  modes", "bold")
 
 
 def print_row(console: Console, row: PrefixVerdict) -> None:
     """Print a library's line, and what failed there below it."""
-    verdict = row.verdict
-    modes = ", ".join(verdict.modes) or "-"
-    line = Text(_line(row.prefix.library, row.prefix.title, verdict.status, modes))
-    start = sum(_WIDTHS[:2]) + 4
-    line.stylize(STATUS_STYLE[verdict.status], start, start + len(verdict.status))
+    verdict, title = row.verdict, row.prefix.title
+    shown = title if len(title) <= 66 else f"{title[:64]}.."
+    line = Text(f"{row.prefix.library:8}  {shown:66}  ")
+    line.append(verdict.status, STATUS_STYLE[verdict.status])
+    line.append(f"{'':{11 - len(verdict.status)}}  {', '.join(verdict.modes) or '-'}")
     say(console, line)
     if row.is_red or verdict.status == "unsupported":
         for words in explain(verdict):
@@ -128,9 +123,7 @@ def document(bisected: Bisected) -> dict[str, Any]:
         "passed": bisected.passed,
         "libraries": [
             {
-                "library": row.prefix.library,
-                "patch": row.prefix.patch,
-                "title": row.prefix.title,
+                **vars(row.prefix),
                 "status": row.verdict.status,
                 "modes": list(row.verdict.modes),
                 "lacks": row.lacks,
@@ -148,12 +141,3 @@ def document(bisected: Bisected) -> dict[str, Any]:
             for turn in bisected.turns
         ],
     }
-
-
-def _line(*cells: str) -> str:
-    *padded, last = cells
-    columns = [
-        f"{cell if len(cell) <= width else f'{cell[: width - 2]}..':<{width}}"
-        for cell, width in zip(padded, _WIDTHS, strict=True)
-    ]
-    return "  ".join([*columns, last]).rstrip()

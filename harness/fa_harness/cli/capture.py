@@ -28,19 +28,42 @@ _WRONG_CALL = 2
 """Exit status of the program where it was asked for what cannot be."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CaptureRequest:
+    """What to capture, as the options say it."""
+
+    layers: tuple[int, ...]
+    tokens: int
+    ubatch: int | None
+    decode: int
+    type_k: str
+    type_v: str
+    threads: int | None
+    no_repack: bool
+
+
+_request = options.as_record(
+    CaptureRequest,
+    "request",
+    options.numbers(
+        "--layers", help="Layers to record.  [default: the first with each kind of mask]"
+    ),
+    options.count("--tokens", "Length of the prompt.", default=640),
+    options.count("--ubatch", "Tokens per batch; the last batch is recorded.  [default: all]"),
+    options.count(
+        "--decode", "Decoding steps after the prompt; the last one is recorded.", least=0, default=4
+    ),
+    click.option("--type-k", default="f16", metavar="T", help="Type of the K cache."),
+    click.option("--type-v", default="f16", metavar="T", help="Type of the V cache."),
+    options.llama_threads,
+    click.option("--no-repack", is_flag=True, help="Do not repack the weights; this avoids AMX."),
+)
+
+
 @click.command("capture")
 @options.model(required=True)
 @options.file("--text", text="Prompt text.  [default: a built-in text]")
-@options.numbers("--layers", help="Layers to record.  [default: the first with each kind of mask]")
-@options.count("--tokens", "Length of the prompt.", default=640)
-@options.count("--ubatch", "Tokens per batch; the last batch is recorded.  [default: all]")
-@options.count(
-    "--decode", "Decoding steps after the prompt; the last one is recorded.", least=0, default=4
-)
-@click.option("--type-k", default="f16", metavar="T", help="Type of the K cache.")
-@click.option("--type-v", default="f16", metavar="T", help="Type of the V cache.")
-@options.llama_threads
-@click.option("--no-repack", is_flag=True, help="Do not repack the weights; this avoids AMX.")
+@_request
 @options.file("-o", "--out", text="File to write, .npz.", required=True)
 @options.verbose
 def command(
@@ -48,14 +71,7 @@ def command(
     model: str,
     accept_terms: bool,
     text: Path | None,
-    layers: tuple[int, ...],
-    tokens: int,
-    ubatch: int | None,
-    decode: int,
-    type_k: str,
-    type_v: str,
-    threads: int | None,
-    no_repack: bool,
+    request: CaptureRequest,
     out: Path,
     verbose: bool,
 ) -> None:
@@ -66,98 +82,58 @@ def command(
     """
     check_writable(out)
     project = find_project()
-    request = CaptureRequest(
-        model=find_model(project, model, accept_terms=accept_terms),
-        text=text or text_path(),
-        layers=layers,
-        tokens=tokens,
-        ubatch=ubatch or tokens,
-        decode=decode,
-        types=(type_k, type_v),
-        threads=threads or usable_cores(),
-        repack=not no_repack,
-    )
-    capture_model(project, request, out, console=make_console(stderr=False), verbose=verbose)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptureRequest:
-    """What to capture.
-
-    Attributes:
-        layers: None for the first of each kind of mask.
-        decode: Steps after the prompt.
-        types: Of K's and V's cache.
-        repack: Let llama.cpp rearrange weights for the CPU.
-    """
-
-    model: Path
-    text: Path
-    layers: tuple[int, ...]
-    tokens: int
-    ubatch: int
-    decode: int
-    types: tuple[str, str]
-    threads: int
-    repack: bool
+    found = find_model(project, model, accept_terms=accept_terms)
+    capture = capture_model(project, found, text or text_path(), request, out, verbose=verbose)
+    print_capture(make_console(stderr=False), capture, out)
 
 
 def capture_model(
-    project: Project, request: CaptureRequest, out: Path, *, console: Console, verbose: bool
+    project: Project, model: Path, text: Path, request: CaptureRequest, out: Path, *, verbose: bool
 ) -> Capture:
-    """Run a model, write a capture of its attention and print the entries.
+    """Run a model on a text and write a capture of its attention.
 
     Raises:
         UsageError: There is no such layer, the text is too short, or the harness does not know
             K's or V's type.
     """
-    for type_name in request.types:
+    for type_name in (request.type_k, request.type_v):
         if type_name not in TYPES:
             raise UsageError(f"type {type_name!r} is unknown; known are {', '.join(TYPES)}")
     built = build_llama(project, (), capture=True, verbose=verbose)
     with tempfile.TemporaryDirectory(prefix="fa-harness-") as folder:
         stream = Path(folder, "stream")
-        terminal.stage(f"running {request.model.name}")
+        terminal.stage(f"running {model.name}")
         with writing(stream):
-            _run(built.program(CAPTURE), request, stream, verbose=verbose)
+            _run([built.program(CAPTURE), model, text, stream], request, verbose=verbose)
             with stream.open("rb") as file:
                 entries = read_stream(file)
-    capture = captures.save(
+    return captures.save(
         out,
         entries,
-        model=request.model.name,
-        sha256=sha256(request.model),
+        model=model.name,
+        sha256=sha256(model),
         upstream=built.label,
         tool_version=__version__,
     )
-    _print(console, capture)
-    size = out.stat().st_size / 1e6
-    line = f"{out}: {len(capture.entries)} calls of {capture.model}, {size:.1f} MB"
-    say(console, line, "bold")
-    return capture
 
 
-def _run(program: Path, request: CaptureRequest, stream: Path, *, verbose: bool) -> None:
+def _run(command: list[str | Path], request: CaptureRequest, *, verbose: bool) -> None:
     options = {
         "--tokens": request.tokens,
-        "--ubatch": request.ubatch,
+        "--ubatch": request.ubatch or request.tokens,
         "--decode": request.decode,
-        "--type-k": request.types[0],
-        "--type-v": request.types[1],
-        "--threads": request.threads,
+        "--type-k": request.type_k,
+        "--type-v": request.type_v,
+        "--threads": request.threads or usable_cores(),
     }
     if request.layers:
         options["--layers"] = ",".join(map(str, request.layers))
-    command: list[str | Path] = [program, request.model, request.text, stream]
     command += [str(word) for option in options.items() for word in option]
     try:
-        if not request.repack:
-            proc.run([*command, "--no-repack"], verbose=verbose)
-            return
         try:
-            proc.run(command, verbose=verbose)
+            proc.run([*command, *["--no-repack"] * request.no_repack], verbose=verbose)
         except proc.ProgramError as error:
-            if error.status not in KILLED:
+            if request.no_repack or error.status not in KILLED:
                 raise
             terminal.stage(TRAP)
             proc.run([*command, "--no-repack"], verbose=verbose)
@@ -167,7 +143,8 @@ def _run(program: Path, request: CaptureRequest, stream: Path, *, verbose: bool)
         raise
 
 
-def _print(console: Console, capture: Capture) -> None:
+def print_capture(console: Console, capture: Capture, file: Path) -> None:
+    """Print a line for each call that a capture's file holds."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("call", "head", "heads", "rows", "keys", "seen", "types", "window", "options"):
         table.add_column(name, no_wrap=True)
@@ -184,6 +161,9 @@ def _print(console: Console, capture: Capture) -> None:
             _options(entry),
         )
     console.print(table)
+    size = file.stat().st_size / 1e6
+    line = f"{file}: {len(capture.entries)} calls of {capture.model}, {size:.1f} MB"
+    say(console, line, "bold")
 
 
 def _options(entry: Entry) -> str:

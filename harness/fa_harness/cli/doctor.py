@@ -7,9 +7,9 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
 import click
 
@@ -29,8 +29,6 @@ from fa_harness.speed.gate import speed_incomparable
 from fa_harness.upstream import fetch, source
 from fa_harness.upstream.pins import Pin
 
-Status = Literal["ok", "note", "problem"]
-
 NEEDED_BYTES = 500 << 20
 """Archive, tree and one build folder, with some room."""
 
@@ -40,82 +38,77 @@ FEATURES = re.compile(r"(avx|amx|asimd|sve)\w*|sse4_2|fma|f16c|bmi2|fphp|i8mm|sm
 TryLibrary = Callable[[Library], str | None]
 """Runs a small computation on a library in a process of its own; says why it died, or None."""
 
+_STYLE = {"ok": "green", "note": "yellow", "problem": "red"}
 
-@dataclass(frozen=True, kw_only=True)
-class Diagnosis:
-    """One thing that a run would use.
 
-    Attributes:
-        name: what it is (`CMake`, `library patched`).
-        value: what was found; of a problem, what is wrong and what to do next.
-        status: `problem` keeps runs from working, `note` is worth knowing.
-    """
+class NoteError(FaHarnessError):
+    """Something worth knowing, which keeps no run from working."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a run would use."""
 
     name: str
+    """What it is (`CMake`, `library patched`)."""
     value: str
-    status: Status = "ok"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """All findings, in the order in which a run needs the things."""
-
-    findings: tuple[Diagnosis, ...]
-
-    @property
-    def problems(self) -> tuple[Diagnosis, ...]:
-        """The findings that keep runs from working."""
-        return tuple(found for found in self.findings if found.status == "problem")
-
-
-_STYLE = {"ok": "green", "note": "yellow", "problem": "red"}
+    """What was found; of a problem, what is wrong and what to do next."""
+    status: str = "ok"
+    """`ok`, `note`, or `problem`, which keeps runs from working."""
 
 
 @click.command("doctor")
 def command() -> None:
     """Show what a run uses on this machine, and any problems."""
     project = find_project()
-    report = check(project, try_library=try_library)
-    for finding in (*report.findings, baseline_here(project)):
+    findings = [*check(project, try_library), look("baseline", lambda: baseline_here(project))]
+    for finding in findings:
         mark = click.style(f"{finding.status:7}", fg=_STYLE[finding.status])
         click.echo(f"{mark}  {finding.name:16}  {finding.value}")
-    if report.problems:
-        raise click.exceptions.Exit(SetupError.exit_status)
+    if any(finding.status == "problem" for finding in findings):
+        sys.exit(SetupError.exit_status)
 
 
-def check(project: Project, *, try_library: TryLibrary | None = None) -> Report:
-    """Look at everything that a run needs; changes nothing and uses no network.
+def look(name: str, at: Callable[[], str]) -> Finding:
+    """Return what a function finds: its value, a `NoteError`, or another error."""
+    try:
+        return Finding(name, at())
+    except NoteError as note:
+        return Finding(name, str(note), "note")
+    except FaHarnessError as error:
+        return Finding(name, str(error), "problem")
 
-    Args:
-        project: the checkout to look at.
-        try_library: shows whether this CPU really runs what a library was compiled to; without
-            it libraries are looked at but not run.
+
+def check(project: Project, try_library: TryLibrary | None = None) -> list[Finding]:
+    """Look at everything that a run needs, in that order; changes nothing and uses no network.
+
+    Without `try_library`, libraries are looked at but not run.
     """
-    findings = [
-        _configuration(project),
-        Diagnosis(name="patches", value=_patches(project)),
-        _home(project),
-        _probe("Python", _python),
-        _probe("C compiler", lambda: toolchain.find_c_compiler().version),
-        _probe("C++ compiler", lambda: toolchain.find_cxx_compiler().version),
-        _probe("CMake", lambda: toolchain.find_cmake().version),
-        _probe("Ninja", lambda: toolchain.find_ninja().version),
-        _probe("git", lambda: toolchain.find_git().version),
-        Diagnosis(name="compiler cache", value=toolchain.find_launcher() or "none (optional)"),
-        _probe("upstream", lambda: _upstream(project)),
-        _probe("patch series", lambda: _series(project)),
-        *_libraries(project, try_library),
-        Diagnosis(name="CPU", value=f"{cpu_model()} ({platform.machine()})"),
-        Diagnosis(name="CPU features", value=_features()),
-        _cores(),
-        _disk(project),
-    ]
-    return Report(findings=tuple(findings))
-
-
-def _configuration(project: Project) -> Diagnosis:
-    file = project.config.file
-    return Diagnosis(name="configuration", value=str(file or f"none (fa-harness init: {FILE})"))
+    first: dict[str, Callable[[], str]] = {
+        "configuration": lambda: str(project.config.file or f"none (fa-harness init: {FILE})"),
+        "patches": lambda: _patches(project),
+        "sources, builds": lambda: _home(project),
+        "Python": _python,
+        "C compiler": lambda: toolchain.find_c_compiler().version,
+        "C++ compiler": lambda: toolchain.find_cxx_compiler().version,
+        "CMake": lambda: toolchain.find_cmake().version,
+        "Ninja": lambda: toolchain.find_ninja().version,
+        "git": lambda: toolchain.find_git().version,
+        "compiler cache": lambda: toolchain.find_launcher() or "none (optional)",
+        "upstream": lambda: _upstream(project),
+        "patch series": lambda: _series(project),
+    }
+    libraries = {
+        f"library {name}": partial(_library, project, name, try_library)
+        for name in _libraries(project)
+    }
+    last = {
+        "CPU": lambda: f"{cpu_model()} ({platform.machine()})",
+        "CPU features": _features,
+        "cores": _cores,
+        "disk": lambda: _disk(project),
+    }
+    return [look(name, at) for name, at in (first | libraries | last).items()]
 
 
 def _patches(project: Project) -> str:
@@ -124,20 +117,11 @@ def _patches(project: Project) -> str:
     return f"{project.patches}{' (of the installed package)' * project.is_installed}"
 
 
-def _home(project: Project) -> Diagnosis:
+def _home(project: Project) -> str:
     there = project.existing_home
     if not os.access(there, os.W_OK | os.X_OK):
-        value = f"{there} cannot be written; make it writable, or set {HOME_VARIABLE}"
-        return Diagnosis(name="sources, builds", value=value, status="problem")
-    value = f"{project.home} ({HOME_VARIABLE} moves them)"
-    return Diagnosis(name="sources, builds", value=value)
-
-
-def _probe(name: str, look: Callable[[], str]) -> Diagnosis:
-    try:
-        return Diagnosis(name=name, value=look())
-    except FaHarnessError as error:
-        return Diagnosis(name=name, value=str(error), status="problem")
+        raise SetupError(f"{there} cannot be written; make it writable, or set {HOME_VARIABLE}")
+    return f"{project.home} ({HOME_VARIABLE} moves them)"
 
 
 def _python() -> str:
@@ -165,55 +149,50 @@ def _series(project: Project) -> str:
     return f"{len(patches.patches)} patches ({'applied' if prepared else 'not applied yet'})"
 
 
-def _libraries(project: Project, try_library: TryLibrary | None) -> Iterator[Diagnosis]:
+def _libraries(project: Project) -> list[str]:
     try:
         patches = series.series_for(project, source.find_source(project))
     except FaHarnessError:
-        return  # the finding "patch series" has it already
-    for name in library_names(patches):
-        if name in (f"{len(patches.patches):04}", *WHOLE[1:], MUTANTS):
-            continue  # what `patched` is, too; what checks the harness is not missed
-        yield _library(project, name, try_library)
+        return []  # the finding "patch series" has it already
+    # what `patched` is, too; what checks the harness is not missed
+    skipped = (f"{len(patches.patches):04}", *WHOLE[1:], MUTANTS)
+    return [name for name in library_names(patches) if name not in skipped]
 
 
-def _library(project: Project, name: str, try_library: TryLibrary | None) -> Diagnosis:
-    label = f"library {name}"
+def _library(project: Project, name: str, try_library: TryLibrary | None) -> str:
     try:
         library = build.find(project, name)
         stale = build.is_stale(project, library)
     except FaHarnessError as error:
-        return Diagnosis(name=label, value=str(error), status="note")
-    died = try_library(library) if try_library else None
-    if died:
-        value = (
+        raise NoteError(str(error)) from error
+    if try_library and (died := try_library(library)):
+        raise SetupError(
             f"does not run on this machine: {died}; build it without the features that this CPU "
             "lists but does not have (CFLAGS and CXXFLAGS, such as -mno-amx-tile)"
         )
-        return Diagnosis(name=label, value=value, status="problem")
     if stale:
-        value = f"stale ({stale}): fa-harness build {name}"
-        return Diagnosis(name=label, value=value, status="note")
-    return Diagnosis(name=label, value="current, runs here" if try_library else "current")
+        raise NoteError(f"stale ({stale}): fa-harness build {name}")
+    return "current, runs here" if try_library else "current"
 
 
 def _features() -> str:
     return " ".join(name for name in cpu_features() if FEATURES.fullmatch(name)) or "unknown"
 
 
-def _cores() -> Diagnosis:
+def _cores() -> str:
     usable, present = usable_cores(), os.cpu_count() or 1
     if usable < present:
-        value = f"{usable} usable of {present} (affinity or CPU quota)"
-        return Diagnosis(name="cores", value=value, status="note")
-    return Diagnosis(name="cores", value=str(usable))
+        raise NoteError(f"{usable} usable of {present} (affinity or CPU quota)")
+    return str(usable)
 
 
-def _disk(project: Project) -> Diagnosis:
+def _disk(project: Project) -> str:
     free = shutil.disk_usage(project.existing_home).free
     if free < NEEDED_BYTES:
-        value = f"{free >> 20} MiB free, a build needs {NEEDED_BYTES >> 20}; free some space"
-        return Diagnosis(name="disk", value=value, status="problem")
-    return Diagnosis(name="disk", value=f"{free >> 30} GiB free")
+        raise SetupError(
+            f"{free >> 20} MiB free, a build needs {NEEDED_BYTES >> 20}; free some space"
+        )
+    return f"{free >> 30} GiB free"
 
 
 def try_library(library: Library) -> str | None:
@@ -228,9 +207,8 @@ def try_library(library: Library) -> str | None:
     return None
 
 
-def baseline_here(project: Project) -> Diagnosis:
+def baseline_here(project: Project) -> str:
     """Tell whether `gate` has a baseline to compare with on this machine."""
-    name = "baseline"
     try:
         with held(build.find(project, "patched")) as library, Runner(library.module_path) as runner:
             class_ = baseline.machine_class(platform.machine(), runner.features)
@@ -239,13 +217,11 @@ def baseline_here(project: Project) -> Diagnosis:
     except FileNotFoundError:
         shown = project.relative(file)
         missing = baseline.missing(shown, upstream=library.upstream, class_=class_)
-        return Diagnosis(name=name, value=missing.text, status="note")
+        raise NoteError(missing.text) from None
     except FaHarnessError as error:
-        return Diagnosis(name=name, value=f"not known: {error}", status="note")
-    no_speed = speed_incomparable(found, cpu_model())
+        raise NoteError(f"not known: {error}") from error
     value = f"{project.relative(file)} (machine class {class_})"
+    no_speed = speed_incomparable(found, cpu_model())
     if no_speed is not None:
-        return Diagnosis(
-            name=name, value=f"{value}, speed not comparable: {no_speed}", status="note"
-        )
-    return Diagnosis(name=name, value=value)
+        raise NoteError(f"{value}, speed not comparable: {no_speed}")
+    return value

@@ -5,10 +5,11 @@ Its JSON has the schema `fa-harness.fuzz/1`.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
-import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def command(
     how: How,
     failures: Path | None,
     json_path: str | None,
-) -> None:
+) -> bool:
     """Run random cases; shrink and keep those that fail.
 
     Failures of earlier runs run first. They are kept in an ordinary case file, which can be
@@ -72,8 +73,7 @@ def command(
         console=make_console(stderr=json_path == "-"),
     )
     write_json(document(result), json_path)
-    if not result.passed:
-        sys.exit(1)
+    return result.passed
 
 
 def find_failures(
@@ -100,7 +100,7 @@ def find_failures(
     with (
         held_library(how.library, how.options) as found,
         Runner(found.module_path) as runner,
-        Ticker(console) as ticker,
+        ticker(console) as show,
     ):
         modes = offered_modes(runner, found)
         clock = Clock(found, how.options, modes)
@@ -109,13 +109,14 @@ def find_failures(
             verdict = failure.verdict
             with locked(project, kept_in):
                 add_case(failures, verdict.case, comment=f"{verdict.status}: {verdict.reason}")
-            repeat = clock.session().repro(verdict.case)
-            print_found(console, failure, command=repeat, kept_in=kept_in)
+            print_found(console, failure)
+            say(console, f"    {clock.session().repro(verdict.case)}", "dim")
+            say(console, f"    kept in {kept_in}", "dim")
 
         fuzzer = Fuzzer(
             runner,
             seconds=seconds,
-            on_verdict=lambda _: ticker.show(fuzzer.tally, len(fuzzer.found)),
+            on_verdict=lambda _: show(fuzzer.tally, len(fuzzer.found)),
             on_found=keep,
             modes=modes,
         )
@@ -131,44 +132,37 @@ def find_failures(
     return fuzz
 
 
-class Ticker:
-    """How far the run is: a line that changes on a terminal, a line now and then elsewhere."""
+@contextlib.contextmanager
+def ticker(console: Console) -> Iterator[Callable[[Tally, int], None]]:
+    """Show how far the run is: a line that changes on a terminal, a line now and then elsewhere.
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._start = self._last = time.monotonic()
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("[progress.description]{task.description}"),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._progress.add_task("0 cases", total=None)
+    Yields what shows a tally and the number of failures.
+    """
+    start = last = time.monotonic()
+    columns = (SpinnerColumn(), TextColumn("[progress.description]{task.description}"))
+    is_terminal = console.is_terminal
+    with Progress(
+        *columns, TimeElapsedColumn(), console=console, transient=True, disable=not is_terminal
+    ) as progress:
+        task = progress.add_task("0 cases", total=None)
 
-    def __enter__(self) -> Ticker:
-        self._progress.start()
-        return self
+        def show(tally: Tally, n_found: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            words = (
+                f"{tally.cases} cases, {tally.cases / max(now - start, 1e-9):.0f} a second, "
+                f"{number_of(n_found, 'failure')}"
+            )
+            progress.update(task, description=words)
+            if not is_terminal and now - last >= _LINE_SECONDS:
+                last = now
+                say(console, f"{now - start:5.0f} s  {words}")
 
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-
-    def show(self, tally: Tally, n_found: int) -> None:
-        """Show what is counted so far."""
-        now = time.monotonic()
-        words = (
-            f"{tally.cases} cases, {tally.cases / max(now - self._start, 1e-9):.0f} a second, "
-            f"{number_of(n_found, 'failure')}"
-        )
-        self._progress.update(self._task, description=words)
-        if not self._console.is_terminal and now - self._last >= _LINE_SECONDS:
-            self._last = now
-            say(self._console, f"{now - self._start:5.0f} s  {words}")
+        yield show
 
 
-def print_found(console: Console, found: Found, *, command: str, kept_in: str) -> None:
-    """Print a failure: the smallest case, why it fails, the command that repeats it."""
+def print_found(console: Console, found: Found) -> None:
+    """Print a failure: the smallest case, and why it fails."""
     verdict = found.verdict
     head = Text(f"{verdict.status}: {label(verdict.case)}", style="bold red")
     if verdict.case != found.drawn:
@@ -176,8 +170,6 @@ def print_found(console: Console, found: Found, *, command: str, kept_in: str) -
     say(console, head)
     for line in explain(verdict):
         say(console, f"    {line}")
-    say(console, f"    {command}", "dim")
-    say(console, f"    kept in {kept_in}", "dim")
 
 
 def print_summary(console: Console, fuzz: Fuzz) -> None:

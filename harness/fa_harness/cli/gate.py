@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from fa_harness.case.label import label
 from fa_harness.case.selection import Selection, select
 from fa_harness.cli import options
 from fa_harness.cli.options import How, Reports
-from fa_harness.cli.run import EndedError, run_with
+from fa_harness.cli.run import run_with
 from fa_harness.engine.runner import Runner
 from fa_harness.engine.session import Results
 from fa_harness.errors import UsageError
@@ -76,7 +75,7 @@ def command(
     no_speed: bool,
     strict: bool,
     reports: Reports,
-) -> None:
+) -> bool:
     """Reject a patch that is wrong, less accurate or slower than the baseline.
 
     The gate runs the suite gate and a few speed rows, and compares them with the baseline of this
@@ -93,51 +92,66 @@ def command(
       with --strict, something was not checked.
     """
     reports.check()
+    has_own_inputs = seed is not None or threads is not None
+    _check_call(baseline_file, update=update, has_own_inputs=has_own_inputs, strict=strict)
+    project = find_project()
+    if update:
+        where = baseline_file.absolute() if baseline_file is not None else project.baselines
+        project.refuse_to_change_shipped(where, "gate --update-baseline")
     console = make_console(stderr=reports.to_stdout)
-    try:
-        results, judged, new_baseline = run_gate(
-            how,
-            baseline_file=baseline_file,
-            update=update,
-            seed=seed,
-            threads=threads,
-            with_speed=not no_speed,
-            strict=strict,
-            console=console,
-        )
-    except EndedError as end:
-        reports.write(end.results)
-        raise end.cause from None
+    of_threads = () if threads is None else (threads,)
+    cases = select(Selection(suite="gate", seed=seed, threads=of_threads))
+    measured: list[SpeedRow] = []
+    ratios: list[Ratio] | str = "left out (--no-speed)"
+    with held_library(how.library, how.options) as found, Runner(found.module_path) as runner:
+        class_ = baseline.machine_class(platform.machine(), runner.features)
+        file = baseline_file or project.baselines / baseline.file_name(found.upstream, class_)
+        shown = project.relative(file.resolve())
+        before = _baseline(file) or baseline.missing(shown, upstream=found.upstream, class_=class_)
+        if isinstance(before, NoBaseline) and not update:
+            say(console, before.text, "bold yellow")
+        results = run_with(runner, found, cases, how, None, console, write=reports.write)
+        made_with = what_made(project, found, results, class_)
+        try:
+            if not results.passed:
+                ratios = "not measured, since not all cases pass"
+            elif not no_speed and update:
+                measured = _measure_speed(found, speed.ROWS, processes=2 * speed.PROCESSES)
+                ratios = "becomes the baseline"
+            elif not no_speed:
+                ratios = _compare_speed(found, before)
+        except KeyboardInterrupt:
+            results = dataclasses.replace(results, interrupted=True)
+            ratios = "interrupted"
+    setting: dict[str, Any] = {"made_with": made_with, "seed": seed, "threads": threads}
+    judged = gate.judge(
+        results,
+        **setting,
+        baseline=_BECOMES_THE_BASELINE if update else before,
+        file=shown,
+        ratios=ratios,
+        strict=strict,
+    )
+    _print(console, judged)
+    if update and not judged.passed:
+        text = f"baseline {file}: is left as it was; mend what is wrong first"
+        say(console, text, "bold red")
     if os.environ.get("GITHUB_ACTIONS") == "true":
         click.echo(annotate(results, judged), nl=False, err=reports.to_stdout)
-        reports = dataclasses.replace(
-            reports, summary=os.environ.get("GITHUB_STEP_SUMMARY") or None
-        )
+        summary = os.environ.get("GITHUB_STEP_SUMMARY") or None
+        reports = dataclasses.replace(reports, summary=summary)
     reports.write(results, judged)
-    if new_baseline is not None:
-        write_baseline(*new_baseline, console)
-    if not judged.passed:
-        sys.exit(1)
+    if update and judged.passed:
+        new_speed = gate.speed_of(measured, cpu=results.machine["cpu"]) if measured else None
+        new = gate.new_baseline(results, **setting, speed=new_speed)
+        _write_baseline(project, file, new, console)
+    return judged.passed
 
 
-def run_gate(
-    how: How,
-    *,
-    baseline_file: Path | None,
-    update: bool,
-    seed: int | None,
-    threads: int | None,
-    with_speed: bool,
-    strict: bool,
-    console: Console,
-) -> tuple[Results, Gate, tuple[Path, Baseline] | None]:
-    """Run the gate's cases and speed rows, and compare them with a baseline.
-
-    Returns:
-        The run, what the gate found in it, and with `update` the baseline to write and where, if
-        all is well. Ctrl-C ends the run, not the report.
-    """
-    if update and baseline_file is None and (seed is not None or threads is not None):
+def _check_call(
+    baseline_file: Path | None, *, update: bool, has_own_inputs: bool, strict: bool
+) -> None:
+    if update and baseline_file is None and has_own_inputs:
         raise UsageError(
             "--update-baseline: later runs without --seed and --threads compare with it; leave "
             "them out, or name another file with --baseline"
@@ -151,66 +165,10 @@ def run_gate(
         raise UsageError(
             f"--baseline {baseline_file}: there is no such file; --update-baseline makes it"
         )
-    project = find_project()
-    if update:
-        where = baseline_file.absolute() if baseline_file is not None else project.baselines
-        project.refuse_to_change_shipped(where, "gate --update-baseline")
-    of_threads = () if threads is None else (threads,)
-    cases = select(Selection(suite="gate", seed=seed, threads=of_threads))
-    with held_library(how.library, how.options) as found, Runner(found.module_path) as runner:
-        class_ = baseline.machine_class(platform.machine(), runner.features)
-        file = baseline_file or project.baselines / baseline.file_name(found.upstream, class_)
-        shown = project.relative(file.resolve())
-        before = _baseline(file) or baseline.missing(shown, upstream=found.upstream, class_=class_)
-        if isinstance(before, NoBaseline) and not update:
-            say(console, before.text, "bold yellow")
-        results = run_with(runner, found, cases, how, modes=None, console=console)
-        made_with = what_made(project, found, results, class_)
-        measured: list[SpeedRow] = []
-        ratios: list[Ratio] | str = "left out (--no-speed)"
-        try:
-            if not results.passed:
-                ratios = "not measured, since not all cases pass"
-            elif with_speed and update:
-                measured = _measure_speed(found, speed.ROWS, processes=2 * speed.PROCESSES)
-                ratios = "becomes the baseline"
-            elif with_speed:
-                ratios = _compare_speed(found, before)
-        except KeyboardInterrupt:
-            results = dataclasses.replace(results, interrupted=True)
-            ratios = "interrupted"
-    judged = gate.judge(
-        results,
-        made_with=made_with,
-        seed=seed,
-        threads=threads,
-        baseline=_BECOMES_THE_BASELINE if update else before,
-        file=shown,
-        ratios=ratios,
-        strict=strict,
-    )
-    _print(console, judged)
-    new = None
-    if update and judged.passed:
-        cpu = results.machine["cpu"]
-        new_speed = gate.speed_of(measured, cpu=cpu) if measured else None
-        made = gate.new_baseline(
-            results, made_with=made_with, seed=seed, threads=threads, speed=new_speed
-        )
-        new = (file, made)
-    elif update:
-        text = f"baseline {file}: is left as it was; mend what is wrong first"
-        say(console, text, "bold red")
-    return results, judged, new
 
 
-def write_baseline(file: Path, new: Baseline, console: Console) -> None:
-    """Replace a baseline and print what changed; without new speed the old one's stays.
-
-    Raises:
-        SetupError: It cannot be written; an older one is left as it was.
-    """
-    project = find_project()
+def _write_baseline(project: Project, file: Path, new: Baseline, console: Console) -> None:
+    """Replace a baseline and print what changed; without new speed the old one's stays."""
     # what changed is told against what is replaced, not what was read before
     with locked(project, file.name):
         found = _baseline(file)
@@ -219,7 +177,11 @@ def write_baseline(file: Path, new: Baseline, console: Console) -> None:
         with writing(file):
             file.parent.mkdir(exist_ok=True)
             replace_file(file.resolve(), baseline.render(new))
-    _print_changes(console, project.relative(file.resolve()), gate.changes(found, new))
+    changes = gate.changes(found, new)
+    for change in changes:
+        say(console, f"  {change}")
+    what = number_of(len(changes), "change") if changes else "nothing changed"
+    say(console, f"baseline {project.relative(file.resolve())}: written, {what}", "bold")
 
 
 def _baseline(file: Path) -> Baseline | None:
@@ -277,9 +239,7 @@ def _compare_speed(library: Library, before: Baseline | NoBaseline) -> list[Rati
 
     compared = {row.case: compare(row) for row in _measure_speed(library, speed.ROWS)}
     slower = [
-        case
-        for case, ratios in compared.items()
-        if any(ratio.status == "regressed" for ratio in ratios)
+        case for case, found in compared.items() if any(r.status == "regressed" for r in found)
     ]
     if slower:
         more = {"processes": 2 * speed.PROCESSES, "seed": speed.PROCESSES}
@@ -309,11 +269,3 @@ def _print(console: Console, gate: Gate) -> None:
     of_baseline = "no baseline" if gate.without_baseline else f"baseline {gate.baseline}"
     text.append(f" | {of_baseline}", style="not bold default")
     say(console, text)
-
-
-def _print_changes(console: Console, file: str, changes: Sequence[str]) -> None:
-    """Print what a baseline has otherwise than before."""
-    for change in changes:
-        say(console, f"  {change}")
-    what = number_of(len(changes), "change") if changes else "nothing changed"
-    say(console, f"baseline {file}: written, {what}", "bold")

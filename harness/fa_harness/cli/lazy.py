@@ -12,10 +12,8 @@ import click
 class LazyGroup(click.Group):
     """A group whose help imports no command.
 
-    Args:
-        lazy: By name: the first line of a command's help. Its module `fa_harness.cli.NAME`, of a
-            group's `fa_harness.cli.GROUP_NAME`, has it as `command`.
-        package: What the modules' names begin with.
+    `lazy` is by name the first line of a command's help. Its module `fa_harness.cli.NAME`, of a
+    group's `fa_harness.cli.GROUP_NAME`, has it as `command`.
     """
 
     def __init__(

@@ -56,6 +56,13 @@ def cli() -> None:
     """
 
 
+@cli.result_callback()
+def _end(passed: bool | None) -> None:
+    """Exit with status 1 where a command returns that something did not pass."""
+    if passed is False:
+        sys.exit(FaHarnessError.exit_status)
+
+
 def main() -> None:
     """Run the command line; exits with the statuses that `fa-harness --help` lists."""
     # NumPy's BLAS must not keep threads spinning on the cores that ggml is measured on.
@@ -66,8 +73,6 @@ def main() -> None:
         cli.main(standalone_mode=False)
         if sys.stdout:  # it may be closed
             sys.stdout.flush()
-    except click.exceptions.Exit as end:
-        sys.exit(end.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(UsageError.exit_status)

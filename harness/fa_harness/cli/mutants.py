@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
@@ -41,7 +38,6 @@ from fa_harness.terminal import counted, make_console, say, say_summary, write_j
 SCHEMA = "fa-harness.mutants/1"
 
 _STYLE = {"killed": "green", "survived": "bold red", "invalid": "bold red", "equivalent": "yellow"}
-_COLUMNS = (("mutant", 30), ("status", 10), ("by", 28), ("case", 0))
 
 
 @click.command("mutants")
@@ -65,7 +61,7 @@ def command(
     list_only: bool,
     json_path: str | None,
     verbose: bool,
-) -> None:
+) -> bool:
     """Put faults into the kernel and check that the cases find them.
 
     Each mutant runs the cases of suite smoke, then those of larger suites, until one fails. An
@@ -76,61 +72,27 @@ def command(
     """
     if killers and (suite or record):
         raise UsageError("--killers tries recorded cases; leave out --suite and --record")
-    every = mutants.load(find_project().mutants / "mutants.toml")
-    selected = select_mutants(every, pattern)
-    if list_only:
-        for mutant in selected:
-            click.echo(f"{mutant.id:30}  {mutant.kind:8}  {mutant.does}")
-        return
-    Reports(json=json_path).check()
-    suites = () if killers else (suite,) if suite else SUITES
-    console = make_console(stderr=json_path == "-")
-    score = try_mutants(every, selected, suites, console=console, verbose=verbose)
-    write_json(document(score), json_path)
-    if record:
-        _record(every, score)
-    if not score.passed:
-        sys.exit(1)
-
-
-def select_mutants(every: Sequence[Mutant], pattern: str | None) -> list[Mutant]:
-    """Return the mutants whose id matches a regular expression."""
+    folder = find_project().mutants
+    every = mutants.load(folder / "mutants.toml")
     selected = [mutant for mutant in every if regex(pattern).search(mutant.id)]
     if not selected:
         raise UsageError(f"none of {len(every)} mutants matches -k {pattern!r}; --list shows them")
-    return selected
-
-
-def try_mutants(
-    every: Sequence[Mutant],
-    selected: Sequence[Mutant],
-    suites: Sequence[str],
-    *,
-    console: Console,
-    verbose: bool,
-) -> Score:
-    """Try mutants and print a line for each.
-
-    Ctrl-C ends the run, not the report: what was found until then is returned.
-
-    Args:
-        every: All that there are.
-        selected: Those to try.
-        suites: Suites whose cases are tried, one after the other. Without any, each mutant is tried
-            against its recorded killer.
-        console: Where to print.
-        verbose: Print what the killed ones do, too, and what the verdict said.
-    """
-    cases = {suite: cases_of_suite(suite) for suite in suites}
-    killers = {} if suites else load_killers(_killers_file(), every)
+    if list_only:
+        for mutant in selected:
+            click.echo(f"{mutant.id:30}  {mutant.kind:8}  {mutant.does}")
+        return True
+    Reports(json=json_path).check()
+    console = make_console(stderr=json_path == "-")
+    suites = () if killers else (suite,) if suite else SUITES
+    cases = {name: cases_of_suite(name) for name in suites}
+    recorded = load_killers(folder / "killers.toml", every) if killers else {}
     outcomes: dict[str, Outcome] = {}
     with held_library(MUTANTS, {}) as found:
         clock = Clock(found)
-        trials = (
-            mutants.run(found, selected, cases)
-            if suites
-            else mutants.run_killers(found, selected, killers)
-        )
+        if killers:
+            trials = mutants.run_killers(found, selected, recorded)
+        else:
+            trials = mutants.run(found, selected, cases)
         print_headings(console)
         with (
             contextlib.suppress(KeyboardInterrupt),  # the report has fewer outcomes than mutants
@@ -142,37 +104,29 @@ def try_mutants(
                 advance()
     score = Score(
         **clock.fields(interrupted=len(outcomes) < len(selected)),
-        suites=tuple(suites),
+        suites=suites,
         selected=tuple(selected),
         outcomes=tuple(outcomes[m.id] for m in selected if m.id in outcomes),
     )
     print_summary(console, score)
-    return score
-
-
-def _killers_file() -> Path:
-    return find_project().mutants / "killers.toml"
-
-
-def _record(every: Sequence[Mutant], score: Score) -> None:
-    with held_library(MUTANTS, {}) as library:
-        outcomes = mutants.on_one_thread(library, score.outcomes)
-    killers = renewed(load_killers(_killers_file(), every), outcomes)
-    save_killers(_killers_file(), killers, every)
+    write_json(document(score), json_path)
+    if record:
+        file = folder / "killers.toml"
+        with held_library(MUTANTS, {}) as library:
+            killed = mutants.on_one_thread(library, score.outcomes)
+        save_killers(file, renewed(load_killers(file, every), killed), every)
+    return score.passed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score(Session):
-    """What became of all mutants, and what they were tried with.
-
-    Attributes:
-        suites: The suites that were tried, in their order; none where recorded killers were.
-        outcomes: In the order of `selected`; fewer where the run was interrupted.
-    """
+    """What became of all mutants, and what they were tried with."""
 
     suites: tuple[str, ...]
+    """Those that were tried, in their order; none where recorded killers were."""
     selected: tuple[Mutant, ...]
     outcomes: tuple[Outcome, ...]
+    """In the order of `selected`; fewer where the run was interrupted."""
 
     def count(self, status: str) -> int:
         """Return how many mutants have a status."""
@@ -197,22 +151,22 @@ class Score(Session):
 
 def print_headings(console: Console) -> None:
     """Print the names of the columns."""
-    say(console, _line([heading for heading, _ in _COLUMNS]), "bold")
+    say(console, f"{'mutant':30}  {'status':10}  {'by':28}  case", "bold")
 
 
 def print_outcome(console: Console, outcome: Outcome, *, verbose: bool = False) -> None:
     """Print a mutant's line, and what a person needs to go on where it was not killed."""
     mutant, status = outcome.mutant, outcome.status
     case = label(outcome.case) if outcome.case else ""
-    line = Text(_line([mutant.id, status, _by(outcome), case]))
-    at = len(_line([mutant.id, ""]))
-    line.stylize(_STYLE[status], at, at + len(status))
+    line = Text(f"{mutant.id:30}  ")
+    line.append(status, _STYLE[status])
+    line.append(f"{'':{10 - len(status)}}  {_by(outcome):28}  {case}")
     say(console, line)
     if status != "killed" or verbose:
         say(console, f"    {mutant.patch}: {mutant.does}")
         say(console, f"    shown by: {mutant.shown_by}")
         say(console, f"    {outcome.reason}", _STYLE[status])
-        say(console, f"    {repro(mutant)}", "dim")
+        say(console, f"    {_repro(mutant)}", "dim")
 
 
 def print_summary(console: Console, score: Score) -> None:
@@ -246,7 +200,7 @@ def document(score: Score) -> dict[str, Any]:
     }
 
 
-def repro(mutant: Mutant) -> str:
+def _repro(mutant: Mutant) -> str:
     """Return the command that tries a mutant again."""
     return shlex.join(["fa-harness", "mutants", "-v", "-k", f"^{mutant.id}$"])
 
@@ -267,7 +221,7 @@ def _result(outcome: Outcome) -> dict[str, Any]:
         "reason": outcome.reason,
         "cases": outcome.n_case,
         "seconds": round(outcome.seconds, 4),
-        "repro": repro(mutant),
+        "repro": _repro(mutant),
     }
 
 
@@ -278,8 +232,3 @@ def _by(outcome: Outcome) -> str:
     if outcome.mutant.kind == "impostor" and outcome.suite:
         return f"each of {outcome.n_case} cases"
     return outcome.comparison or outcome.reason.partition("\n")[0].partition(":")[0]
-
-
-def _line(cells: Sequence[str]) -> str:
-    padded = [f"{cell:<{width}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=False)]
-    return "  ".join(padded)

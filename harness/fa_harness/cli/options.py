@@ -7,7 +7,7 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fa_harness.errors import SetupError, UsageError
-from fa_harness.files import check_writable, write_report
+from fa_harness.files import check_writable
+from fa_harness.terminal import write_text
 from fa_harness.upstream.source import NO_SERIES
 
 if TYPE_CHECKING:
-    from fa_harness.case.case import Case
     from fa_harness.engine.session import Results
     from fa_harness.speed.gate import Gate
 
@@ -32,7 +32,12 @@ def _joined(
     return tuple(dict.fromkeys(item for value in values for item in value))
 
 
-def _listed(read: Callable[[str], Any], names: Sequence[str], metavar: str, text: str) -> Decorator:
+def _listed(
+    read: Callable[[str], Any],
+    *names: str,
+    help: str,  # noqa: A002
+    metavar: str = "N",
+) -> Decorator:
     """Return an option that takes a comma list, and may be repeated."""
 
     def values_of(text: str) -> list[Any]:
@@ -42,18 +47,12 @@ def _listed(read: Callable[[str], Any], names: Sequence[str], metavar: str, text
             raise click.BadParameter(f"{text!r} is not a number or a list of numbers") from None
 
     return click.option(
-        *names, type=values_of, multiple=True, callback=_joined, metavar=metavar, help=text
+        *names, type=values_of, multiple=True, callback=_joined, metavar=metavar, help=help
     )
 
 
-def numbers(*names: str, help: str, metavar: str = "N") -> Decorator:  # noqa: A002
-    """Return an option that takes numbers."""
-    return _listed(int, names, metavar, help)
-
-
-def words(*names: str, help: str, metavar: str) -> Decorator:  # noqa: A002
-    """Return an option that takes words."""
-    return _listed(str, names, metavar, help)
+numbers = functools.partial(_listed, int)
+words = functools.partial(_listed, str)
 
 
 def count(name: str, text: str, *, least: int = 1, **more: Any) -> Decorator:
@@ -153,12 +152,6 @@ def suites(text: str) -> Decorator:
     )
 
 
-def print_cases(cases: Iterable[Case]) -> None:
-    """Print what `--list` shows."""
-    for case in cases:
-        click.echo(str(case))
-
-
 def model(*, required: bool) -> Decorator:
     """Return the options that say which model."""
 
@@ -172,12 +165,9 @@ def model(*, required: bool) -> Decorator:
 
 
 def as_record(record: Callable[..., Any], name: str, *options: Decorator) -> Decorator:
-    """Add options to a command, which gets their values as one record.
+    """Add options to a command, whose parameter `name` gets their values as one record.
 
-    Args:
-        record: A dataclass whose fields have the options' names.
-        name: The command's parameter.
-        options: What to add.
+    The record is a dataclass whose fields have the options' names.
     """
     fields = {field.name for field in dataclasses.fields(record)}  # type: ignore[arg-type]
 
@@ -196,19 +186,15 @@ def as_record(record: Callable[..., Any], name: str, *options: Decorator) -> Dec
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """How cases run, whichever they are.
-
-    Attributes:
-        library: Name of the library.
-        options: CMake options that it was built with.
-        timeout: Seconds after which a case is given up; None for the usual ones.
-        verbose: Print repro lines of the cases that pass, too, and keep all outputs.
-    """
+    """How cases run, whichever they are."""
 
     library: str = "patched"
     options: Mapping[str, str] = field(default_factory=dict)
+    """CMake options that the library was built with."""
     timeout: float | None = None
+    """Seconds after which a case is given up; None for the usual ones."""
     verbose: bool = False
+    """Print repro lines of the cases that pass, too, and keep all outputs."""
 
 
 library_of = as_record(How, "how", library, define, no_series)
@@ -217,21 +203,14 @@ library_of = as_record(How, "how", library, define, no_series)
 
 @dataclass(frozen=True, kw_only=True)
 class Reports:
-    """Which forms of a run's report are written, and where: a file, `-` for standard output.
-
-    Attributes:
-        html: One page.
-        markdown: For the summary of a job.
-        junit: XML.
-        json: All numbers.
-        summary: Markdown that is added to a file.
-    """
+    """Which forms of a run's report are written, and where: a file, `-` for standard output."""
 
     html: str | None = None
     markdown: str | None = None
     junit: str | None = None
     json: str | None = None
     summary: str | None = None
+    """Markdown that is added to a file."""
 
     @property
     def to_stdout(self) -> bool:
@@ -243,11 +222,7 @@ class Reports:
         return {form: path for form, path in vars(self).items() if path is not None}
 
     def check(self) -> None:
-        """Find out before a run whether they can be written.
-
-        Raises:
-            UsageError: One cannot.
-        """
+        """Refuse before a run what could not be written after it."""
         if list(self._wanted.values()).count("-") > 1:
             raise UsageError("only one report can go to standard output; name files for the others")
         if self.to_stdout and sys.stdout is None:
@@ -257,37 +232,31 @@ class Reports:
                 check_writable(Path(path))
 
     def write(self, results: Results, gate: Gate | None = None) -> None:
-        """Write each; one that cannot be written keeps no other back.
-
-        Raises:
-            SetupError: One cannot be written.
-        """
+        """Write each; one that cannot be written is an error, and keeps no other back."""
         from fa_harness.report.forms import render
 
         failures = []
         for form, path in self._wanted.items():
             text = render(form, results, gate)
             try:
-                if path == "-":
-                    click.echo(text, nl=False)
-                else:
-                    write_report(Path(path), text, append=form == "summary")
+                write_text(text, path, append=form == "summary")
             except SetupError as error:
                 failures.append(error)
         if failures:
             raise failures[0]
 
 
-def _report(form: str, what: str) -> Decorator:
-    text = f"Write {what}; - is standard output."
-    return click.option(f"--{form}", metavar="FILE", help=text)
-
-
+_REPORTS = {
+    "json": "a JSON report with all numbers",
+    "junit": "a JUnit XML report",
+    "markdown": "a Markdown report, as for a job summary",
+    "html": "an HTML page with tables and pictures",
+}
 reports = as_record(
     Reports,
     "reports",
-    _report("json", "a JSON report with all numbers"),
-    _report("junit", "a JUnit XML report"),
-    _report("markdown", "a Markdown report, as for a job summary"),
-    _report("html", "an HTML page with tables and pictures"),
+    *(
+        click.option(f"--{form}", metavar="FILE", help=f"Write {what}; - is standard output.")
+        for form, what in _REPORTS.items()
+    ),
 )

@@ -6,9 +6,8 @@ Its JSON has the schema `fa-harness.perplexity/1`.
 from __future__ import annotations
 
 import shlex
-import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +70,7 @@ def command(
     mixed: bool,
     json_path: str | None,
     verbose: bool,
-) -> None:
+) -> bool:
     """Compare the perplexities of a real model with and without segments.
 
     llama.cpp is built with patches/experimental/, which reads the number of segments from the
@@ -86,7 +85,9 @@ def command(
         raise UsageError(f"--segments {segments}: give numbers of at least 1, as in 1,2,8")
     if text is not None and not text.is_file():
         raise UsageError(f"--text {text}: there is no such file")
-    found = find_model(find_project(), model, accept_terms=accept_terms)
+    project, console = find_project(), make_console(stderr=json_path == "-")
+    found = find_model(project, model, accept_terms=accept_terms)
+    text = (text or text_path()).resolve()
     window = window_of(found)
     setting = Setting(
         n_ctx=context,
@@ -96,116 +97,41 @@ def command(
         n_swa=window,
         swa_full=mixed and window > 0,
     )
-    result = compare(
-        model=found,
-        text=(text or text_path()).resolve(),
-        setting=setting,
-        segments=numbers,
-        mixed=mixed,
-        console=make_console(stderr=json_path == "-"),
-        verbose=verbose,
-    )
-    write_json(document(result), json_path)
-    if not result.passed:
-        sys.exit(1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EndToEnd:
-    """What came of all runs.
-
-    Attributes:
-        judgements: Of the runs with segments.
-        results: Of these and the standard run, by name.
-        caches: Uniform caches and mixed ones; empty where they were not asked for.
-        commands: Of each run, by name.
-    """
-
-    model: str
-    setting: Setting
-    judgements: tuple[Judgement, ...]
-    results: Mapping[str, Perplexity]
-    caches: tuple[tuple[CacheRun, Perplexity], ...]
-    commands: Mapping[str, str]
-
-    @property
-    def passed(self) -> bool:
-        """Whether each run is as near to the standard one as it must be."""
-        return all(each.ok for each in self.judgements)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Programs:
-    """What runs a model, and how."""
-
-    program: Path
-    model: Path
-    text: Path
-    options: tuple[str, ...]
-    logs: Path
-
-    def run(self, run: ProgramRun) -> Perplexity:
-        """Run it once; of a text and a setting it gives the same each time."""
-        log = self.logs / f"{PERPLEXITY}-{run.name.replace('/', '-')}.txt"
-        return measure(self._command(run), run.environment, log)[0]
-
-    def shown(self, run: ProgramRun) -> str:
-        """Return its command, to be pasted into a shell."""
-        settings = [f"{name}={shlex.quote(value)}" for name, value in run.environment.items()]
-        return " ".join([*settings, proc.paste(self._command(run))])
-
-    def _command(self, run: ProgramRun) -> list[str | Path]:
-        return [self.program, "-m", self.model, "-f", self.text, *run.arguments, *self.options]
-
-
-def compare(
-    *,
-    model: Path,
-    text: Path,
-    setting: Setting,
-    segments: Sequence[int],
-    mixed: bool,
-    console: Console,
-    verbose: bool,
-) -> EndToEnd:
-    """Take perplexities of a model with its attention in segments, and print each comparison.
-
-    With `mixed`, also compare caches of two types with uniform ones of the same size.
-
-    Raises:
-        UsageError: The setting cannot be.
-        SetupError: llama.cpp does not build, or does not run the model.
-    """
-    project = find_project()
-    targets = [BENCH, PERPLEXITY]
-    built = build_llama(project, targets, experimental=True, verbose=verbose)
+    built = build_llama(project, [BENCH, PERPLEXITY], experimental=True, verbose=verbose)
     logs = built.cmake.parent / "log"
     with writing(logs):
         logs.mkdir(exist_ok=True)
-    extra = no_repack(PERPLEXITY) if is_trapped(built, model, setting.threads, logs) else []
-    programs = _Programs(
-        program=built.program(PERPLEXITY), model=model, text=text, options=tuple(extra), logs=logs
-    )
-    runs = plan_segments(setting, segments)
-    results = dict(_run_all(programs, runs))
+    more = no_repack(PERPLEXITY) if is_trapped(built, found, setting.threads, logs) else []
+    program: list[str | Path] = [built.program(PERPLEXITY), "-m", found, "-f", text]
+    commands: dict[str, str] = {}
+
+    def run_all(runs: Sequence[ProgramRun]) -> dict[str, Perplexity]:
+        results = {}
+        with terminal.bar(f"running {PERPLEXITY}") as advance:
+            for n, run in enumerate(runs):
+                advance(n, len(runs))
+                words = [*program, *run.arguments, *more]
+                settings = [f"{name}={shlex.quote(v)}" for name, v in run.environment.items()]
+                commands[run.name] = " ".join([*settings, proc.paste(words)])
+                log = logs / f"{PERPLEXITY}-{run.name.replace('/', '-')}.txt"
+                try:
+                    results[run.name] = measure(words, run.environment, log)[0]
+                except proc.ProgramError as error:
+                    raise SetupError(f"{PERPLEXITY}, {run.name}: failed\n{error}") from error
+        return results
+
+    runs = plan_segments(setting, numbers)
+    results = run_all(runs)
     judgements = judge(setting, runs, results)
-    commands = {run.name: programs.shown(run) for run in runs}
     print_segments(console, setting, judgements, results, commands)
-    caches: dict[str, tuple[CacheRun, Perplexity]] = {}
+    caches: list[tuple[CacheRun, Perplexity]] = []
     if mixed:
         planned = _with_unrotated(plan_mixed(setting))
-        of_caches = dict(_run_all(programs, [each.run for each in planned]))
-        caches = {each.run.name: (each, of_caches[each.run.name]) for each in planned}
-        commands |= {each.run.name: programs.shown(each.run) for each in planned}
-        print_caches(console, setting, caches.values())
-    return EndToEnd(
-        model=model.name,
-        setting=setting,
-        judgements=judgements,
-        results=results,
-        caches=tuple(caches.values()),
-        commands=commands,
-    )
+        of_caches = run_all([each.run for each in planned])
+        caches = [(each, of_caches[each.run.name]) for each in planned]
+        print_caches(console, setting, caches)
+    write_json(document(found.name, setting, judgements, results, caches, commands), json_path)
+    return all(each.ok for each in judgements)
 
 
 def _with_unrotated(planned: Sequence[CacheRun]) -> list[CacheRun]:
@@ -213,24 +139,11 @@ def _with_unrotated(planned: Sequence[CacheRun]) -> list[CacheRun]:
     rows = []
     for each in planned:
         rows.append(each)
-        if each.hot is None and each.run.name != "f16":
-            run = ProgramRun(
-                name=f"{each.run.name}, not rotated",
-                environment=NOT_ROTATED,
-                arguments=each.run.arguments,
-            )
-            rows.append(CacheRun(run=run, bytes_per_element=each.bytes_per_element))
+        name = each.run.name
+        if each.hot is None and name != "f16":
+            run = replace(each.run, name=f"{name}, not rotated", environment=NOT_ROTATED)
+            rows.append(replace(each, run=run))
     return rows
-
-
-def _run_all(programs: _Programs, runs: Sequence[ProgramRun]) -> Iterator[tuple[str, Perplexity]]:
-    with terminal.bar(f"running {PERPLEXITY}") as advance:
-        for n, run in enumerate(runs):
-            advance(n, len(runs))
-            try:
-                yield run.name, programs.run(run)
-            except proc.ProgramError as error:
-                raise SetupError(f"{PERPLEXITY}, {run.name}: failed\n{error}") from error
 
 
 def window_of(model: Path) -> int:
@@ -254,10 +167,17 @@ def print_segments(
     commands: Mapping[str, str],
 ) -> None:
     """Print a line for each run with segments, and how to repeat those that are off."""
-    say(console, _title(setting), "bold")
-    names = [name for name in results if name not in {each.name for each in judgements}]
-    for name in names:
-        say(console, f"  {name:12}  {_value(results[name])}")
+    window = f", window {setting.n_swa}" if setting.n_swa else ""
+    say(
+        console,
+        f"perplexity, context {setting.n_ctx}, {setting.n_ubatch} rows a graph, "
+        f"{setting.chunks} chunks, {setting.threads} threads{window}",
+        "bold",
+    )
+    judged = {each.name for each in judgements}
+    for name, found in results.items():
+        if name not in judged:
+            say(console, f"  {name:12}  {_value(found)}")
     for each in judgements:
         line = Text(f"  {each.name:12}  {_value(results[each.name])}  ")
         line.append(each.message, style="green" if each.ok else "bold red")
@@ -267,7 +187,7 @@ def print_segments(
 
 
 def print_caches(
-    console: Console, setting: Setting, caches: Collection[tuple[CacheRun, Perplexity]]
+    console: Console, setting: Setting, caches: Sequence[tuple[CacheRun, Perplexity]]
 ) -> None:
     """Print a line for each cache, those of one size together."""
     say(console, f"KV caches at {setting.n_ctx} tokens", "bold")
@@ -277,15 +197,22 @@ def print_caches(
         say(console, f"  {size}  {cache.run.name:24}  {_value(found)}")
 
 
-def document(result: EndToEnd) -> dict[str, Any]:
-    """Return the JSON document."""
+def document(
+    model: str,
+    setting: Setting,
+    judgements: Sequence[Judgement],
+    results: Mapping[str, Perplexity],
+    caches: Sequence[tuple[CacheRun, Perplexity]],
+    commands: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return the JSON document; it passed if each run is as near to the standard one as it must."""
     return {
         "schema": SCHEMA,
-        "passed": result.passed,
-        "model": result.model,
-        "setting": asdict(result.setting),
-        "runs": {name: asdict(found) for name, found in result.results.items()},
-        "judgements": [asdict(each) for each in result.judgements],
+        "passed": all(each.ok for each in judgements),
+        "model": model,
+        "setting": asdict(setting),
+        "runs": {name: asdict(found) for name, found in results.items()},
+        "judgements": [asdict(each) for each in judgements],
         "caches": [
             {
                 "name": cache.run.name,
@@ -293,17 +220,10 @@ def document(result: EndToEnd) -> dict[str, Any]:
                 "hot_window": cache.hot,
                 **asdict(found),
             }
-            for cache, found in result.caches
+            for cache, found in caches
         ],
-        "commands": dict(result.commands),
+        "commands": dict(commands),
     }
-
-
-def _title(setting: Setting) -> str:
-    words = [f"perplexity, context {setting.n_ctx}, {setting.n_ubatch} rows a graph"]
-    words.append(f"{setting.chunks} chunks, {setting.threads} threads")
-    words += [f"window {setting.n_swa}"] if setting.n_swa else []
-    return ", ".join(words)
 
 
 def _value(found: Perplexity) -> str:

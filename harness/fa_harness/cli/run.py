@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import click
@@ -18,7 +17,7 @@ from fa_harness.cli import options
 from fa_harness.cli.options import How, Reports
 from fa_harness.engine.runner import Runner
 from fa_harness.engine.session import Clock, Results, offered_modes
-from fa_harness.errors import FaHarnessError, SetupError, UsageError
+from fa_harness.errors import FaHarnessError, UsageError
 from fa_harness.judge.verdict import Verdict
 from fa_harness.project import find_project
 from fa_harness.report.console import Table, print_summary
@@ -88,7 +87,7 @@ _how = options.as_record(
 @_how
 @options.list_only
 @options.reports
-def command(*, what: Selection, how: How, list_only: bool, reports: Reports) -> None:
+def command(*, what: Selection, how: How, list_only: bool, reports: Reports) -> bool:
     """Compare attention, computed in one call and in segments, with the oracle.
 
     \b
@@ -107,18 +106,14 @@ def command(*, what: Selection, how: How, list_only: bool, reports: Reports) -> 
     cases = select(_with_usual_suites(what))
     modes = check_modes(what.modes, cases)
     if list_only:
-        options.print_cases(cases)
-        return
+        click.echo("\n".join(map(str, cases)))
+        return True
     reports.check()
-    console = make_console(stderr=reports.to_stdout)
-    try:
-        results = run_cases(cases, how, modes=modes, console=console)
-    except EndedError as end:
-        reports.write(end.results)
-        raise end.cause from None
+    results = run_cases(
+        cases, how, modes, make_console(stderr=reports.to_stdout), write=reports.write
+    )
     reports.write(results)
-    if not results.passed:
-        sys.exit(1)
+    return results.passed
 
 
 def _with_usual_suites(what: Selection) -> Selection:
@@ -133,36 +128,17 @@ def _with_usual_suites(what: Selection) -> Selection:
     return replace(what, suite=",".join(config.suites))
 
 
-class EndedError(FaHarnessError):
-    """Something ended a run before its last case.
-
-    Attributes:
-        cause: what.
-        results: what ran until then.
-    """
-
-    exit_status = SetupError.exit_status
-
-    def __init__(self, cause: Exception | SystemExit, results: Results) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-        self.results = results
-
-
 def run_cases(
-    cases: Sequence[Case], how: How, *, modes: tuple[str, ...] | None, console: Console
+    cases: Sequence[Case],
+    how: How,
+    modes: tuple[str, ...] | None,
+    console: Console,
+    *,
+    write: Callable[[Results], None],
 ) -> Results:
-    """Run cases on a built library and print a line for each.
-
-    Ctrl-C ends the run, not the report: what ran until then is returned.
-
-    Raises:
-        UsageError: There is no library of that name.
-        SetupError: It does not build or does not load.
-        EndedError: A disk is full, say, or nobody reads the table.
-    """
+    """Run cases on a built library; the rest is as in `run_with`."""
     with held_library(how.library, how.options) as found, Runner(found.module_path) as runner:
-        return run_with(runner, found, cases, how, modes=modes, console=console)
+        return run_with(runner, found, cases, how, modes, console, write=write)
 
 
 def run_with(
@@ -170,16 +146,15 @@ def run_with(
     library: Library,
     cases: Sequence[Case],
     how: How,
-    *,
     modes: tuple[str, ...] | None,
     console: Console,
+    *,
+    write: Callable[[Results], None],
 ) -> Results:
     """Run cases on a library that a runner has, print a line for each, then the summary.
 
-    Ctrl-C ends the run, not the report: what ran until then is returned.
-
-    Raises:
-        EndedError: A disk is full, say, or nobody reads the table.
+    Ctrl-C ends the run, not the report: what ran until then is returned. If an error ends it (a
+    disk is full, say, or nobody reads the table), `write` gets what ran until then.
     """
     modes = modes or offered_modes(runner, library)
     clock = Clock(library, how.options, modes)
@@ -206,5 +181,6 @@ def run_with(
     if ended is None or isinstance(ended, (FaHarnessError, KeyboardInterrupt)):
         print_summary(console, final)
     if isinstance(ended, (Exception, SystemExit)):
-        raise EndedError(ended, final)
+        write(final)
+        raise ended
     return final

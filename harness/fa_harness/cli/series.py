@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ _LAZY = {
     "lint": "Check the patches against upstream's coding rules",
     "check": "Apply, build and test the series on other upstreams",
 }
-_Change = Callable[[Project, Source], Changes]
 
 
 def _resumable(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,12 +84,8 @@ def edit(*, patch: str | None, go_on: bool, abort: bool) -> None:
 @_resumable
 def refresh(*, line_numbers: bool, go_on: bool, abort: bool) -> None:
     """Write commits back to patches/: from an edit, or from branch `series` of the tree."""
-    _change(
-        ("--line-numbers",) if line_numbers else None,
-        go_on,
-        abort,
-        lambda project, source: rework.refresh(project, source, line_numbers=line_numbers),
-    )
+    named = ("--line-numbers",) if line_numbers else None
+    _change(named, go_on, abort, partial(rework.refresh, line_numbers=line_numbers))
 
 
 @command.command()
@@ -98,7 +94,7 @@ def refresh(*, line_numbers: bool, go_on: bool, abort: bool) -> None:
 @_resumable
 def add(*, mails: tuple[Path, ...], after: str | None, go_on: bool, abort: bool) -> None:
     """Add patches made by git format-patch."""
-    _change(mails, go_on, abort, lambda project, source: rework.add(project, source, mails, after))
+    _change(mails, go_on, abort, rework.add, mails, after)
 
 
 @command.command()
@@ -106,7 +102,7 @@ def add(*, mails: tuple[Path, ...], after: str | None, go_on: bool, abort: bool)
 @_resumable
 def drop(*, patches: tuple[str, ...], go_on: bool, abort: bool) -> None:
     """Remove patches from the series."""
-    _change(patches, go_on, abort, lambda project, source: rework.drop(project, source, patches))
+    _change(patches, go_on, abort, rework.drop, patches)
 
 
 @command.command()
@@ -114,7 +110,7 @@ def drop(*, patches: tuple[str, ...], go_on: bool, abort: bool) -> None:
 @_resumable
 def reorder(*, patches: tuple[str, ...], go_on: bool, abort: bool) -> None:
     """Move patches to the front, in this order; the others keep theirs."""
-    _change(patches, go_on, abort, lambda project, source: rework.reorder(project, source, patches))
+    _change(patches, go_on, abort, rework.reorder, patches)
 
 
 @command.command()
@@ -124,7 +120,7 @@ def reorder(*, patches: tuple[str, ...], go_on: bool, abort: bool) -> None:
 @_resumable
 def rebase(
     *, onto: str | None, suites: tuple[str, ...], no_suites: bool, go_on: bool, abort: bool
-) -> None:
+) -> bool:
     """Rebase the series onto another upstream, three-way, and run suites.
 
     Changes that upstream already has are dropped, and the other changes are shown. A pin becomes
@@ -141,17 +137,21 @@ def rebase(
         return rework.rebase(project, source, target)
 
     changes = _change((onto,) if onto else None, go_on, abort, change)
-    if changes and changes.onto and not no_suites:
-        from fa_harness.cli.series_check import print_checks  # NumPy takes its time to load
+    if no_suites or not (changes and changes.onto):
+        return True
+    from fa_harness.cli.series_check import check  # NumPy takes its time to load
 
-        console = make_console(stderr=False)
-        [checked] = print_checks(console, find_project(), (changes.onto,), suites)
-        if not checked.passed:
-            raise click.exceptions.Exit(1)
+    console = make_console(stderr=False)
+    [checked] = check(find_project(), (changes.onto,), suites, console)
+    return checked.passed
 
 
 def _change(
-    arguments: tuple[object, ...] | None, go_on: bool, abort: bool, change: _Change
+    arguments: tuple[object, ...] | None,
+    go_on: bool,
+    abort: bool,
+    change: Callable[..., Changes],
+    *more: Any,
 ) -> Changes | None:
     """Make a change, or end the one that has begun; None if that was given up."""
     if go_on or abort:
@@ -159,7 +159,7 @@ def _change(
     if arguments == ():
         raise UsageError("name one patch at least; fa-harness series status shows them")
     project, source = _here()
-    changes = change(project, source)
+    changes = change(project, source, *more)
     print_changes(make_console(stderr=False), changes)
     return changes
 

@@ -6,8 +6,8 @@ Its JSON has the schema `fa-harness.series-check/1`.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import click
@@ -49,7 +49,7 @@ SCHEMA = "fa-harness.series-check/1"
 @options.json_path
 def command(
     *, names: tuple[str, ...], suites: tuple[str, ...], markdown: str | None, json_path: str | None
-) -> None:
+) -> bool:
     """Apply, build and test the series on other upstreams.
 
     A case that pristine upstream gets wrong in the same way counts as upstream's own failure. Exit
@@ -59,23 +59,11 @@ def command(
     pins = load_pins(project.pins_file)
     wanted = tuple(pins.upstreams) if "all" in names else tuple(dict.fromkeys(names))
     console = make_console(stderr="-" in (markdown, json_path))
-    checked = print_checks(console, project, wanted, suites)
+    checked = check(project, wanted, suites, console)
     if markdown is not None:
         write_text(markdown_check(checked, suites), markdown)
     write_json(document(checked), json_path)
-    if not all(each.passed for each in checked):
-        raise click.exceptions.Exit(1)
-
-
-def print_checks(
-    console: Console, project: Project, upstreams: Sequence[str], suites: Sequence[str]
-) -> list[CheckedUpstream]:
-    """Check the series on upstreams and print each when it is done."""
-    checked = []
-    for each in check(project, upstreams, suites):
-        print_check(console, each)
-        checked.append(each)
-    return checked
+    return all(each.passed for each in checked)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +94,7 @@ class SuiteOutcome:
         return ", ".join(words)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class CheckedUpstream:
     """What became of the series on one upstream."""
 
@@ -130,15 +118,12 @@ class CheckedUpstream:
         return not self.problem and all(case.is_upstreams for case in wrong)
 
 
-_MATRIX = ("upstream", "ggml", "patches", "variants", "drift")
-
-
 def print_check(console: Console, checked: CheckedUpstream) -> None:
     """Print a line for an upstream, and what is wrong there below it."""
     style = "green" if checked.passed else "bold red"
-    cells = _cells(checked)
-    words = "  ".join(f"{name} {cell}" for name, cell in zip(_MATRIX[1:], cells[1:5], strict=True))
-    line = Text(f"{cells[0]:18}  {words}")
+    _, *cells = _cells(checked).items()
+    words = "  ".join(f"{name} {cell}" for name, cell in cells)
+    line = Text(f"{checked.upstream:18}  {words}")
     for suite, outcome in checked.suites.items():
         line.append(f"  {suite}: {outcome}", style=style)
     if checked.problem:
@@ -157,10 +142,11 @@ def print_check(console: Console, checked: CheckedUpstream) -> None:
 
 def markdown_check(checked: Sequence[CheckedUpstream], suites: Sequence[str]) -> str:
     """Return the matrix as a Markdown table."""
-    head = [*_MATRIX, *suites]
-    lines = [head, ["---"] * len(head)]
-    for each in checked:
-        lines.append([*_cells(each), *(str(each.suites.get(suite, "-")) for suite in suites)])
+    rows = [
+        _cells(each) | {suite: str(each.suites.get(suite, "-")) for suite in suites}
+        for each in checked
+    ]
+    lines = [rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
@@ -173,55 +159,56 @@ def document(checked: Sequence[CheckedUpstream]) -> dict[str, Any]:
     }
 
 
-def _cells(checked: CheckedUpstream) -> list[str]:
-    return [
-        checked.upstream,
-        checked.ggml_version or "-",
-        f"{checked.applied} of {checked.patches}" if not checked.problem else "-",
-        str(checked.variants),
-        str(checked.drift),
-    ]
+def _cells(checked: CheckedUpstream) -> dict[str, str]:
+    return {
+        "upstream": checked.upstream,
+        "ggml": checked.ggml_version or "-",
+        "patches": f"{checked.applied} of {checked.patches}" if not checked.problem else "-",
+        "variants": str(checked.variants),
+        "drift": str(checked.drift),
+    }
 
 
 def check(
-    project: Project, upstreams: Sequence[str], suites: Sequence[str]
-) -> Iterator[CheckedUpstream]:
-    """Yield what becomes of the series on each upstream, a pin's name or a checkout's folder.
+    project: Project, upstreams: Sequence[str], suites: Sequence[str], console: Console
+) -> list[CheckedUpstream]:
+    """Check the series on upstreams, a pin's name or a checkout's folder, and print each at once.
 
     A case that pristine upstream gets wrong without a state, too, is upstream's own.
     """
     cases = {suite: cases_of_suite(suite) for suite in suites}
     for name in upstreams:
         find_source(project, name)
+    checked = []
     for name in upstreams:
-        yield _check(project, name, cases)
+        checked.append(CheckedUpstream(upstream=name))
+        try:
+            _check(project, cases, checked[-1])
+        except SetupError as error:
+            checked[-1].problem = str(error)
+        print_check(console, checked[-1])
+    return checked
 
 
-def _check(project: Project, name: str, suites: Mapping[str, Sequence[Case]]) -> CheckedUpstream:
-    checked = CheckedUpstream(upstream=name)
-    try:
-        source = find_source(project, name)
-        series = series_for(project, source)
-        tree = prepare_tree(project, source, series)
-        whole = load_series(project)
-        checked = replace(checked, ggml_version=tree.ggml_version, patches=len(whole.patches))
-        if tree.applied.conflict:
-            return replace(checked, problem=note(source, series, tree.applied))
-        checked = replace(
-            checked,
-            applied=len(series.patches),
-            drift=max(drift(tree, series), default=0) if tree.applied.is_exact else 0,
-            variants=sum(a != b for a, b in zip(series.digests, whole.digests, strict=False)),
-        )
-        with (
-            built_libraries(project, ["patched", "pristine"], upstream=name) as libraries,
-            Runner(libraries[0].module_path) as patched,
-            Runner(libraries[1].module_path) as pristine,
-        ):
-            results = {suite: _outcome(patched, pristine, cases) for suite, cases in suites.items()}
-    except SetupError as error:
-        return replace(checked, problem=str(error))
-    return replace(checked, suites=results)
+def _check(project: Project, suites: Mapping[str, Sequence[Case]], found: CheckedUpstream) -> None:
+    """Fill in what becomes of the series on an upstream."""
+    source = find_source(project, found.upstream)
+    series = series_for(project, source)
+    tree = prepare_tree(project, source, series)
+    whole = load_series(project)
+    found.ggml_version, found.patches = tree.ggml_version, len(whole.patches)
+    if tree.applied.conflict:
+        found.problem = note(source, series, tree.applied)
+        return
+    found.applied = len(series.patches)
+    found.drift = max(drift(tree, series), default=0) if tree.applied.is_exact else 0
+    found.variants = sum(a != b for a, b in zip(series.digests, whole.digests, strict=False))
+    with (
+        built_libraries(project, ["patched", "pristine"], upstream=found.upstream) as libraries,
+        Runner(libraries[0].module_path) as patched,
+        Runner(libraries[1].module_path) as pristine,
+    ):
+        found.suites = {name: _outcome(patched, pristine, cases) for name, cases in suites.items()}
 
 
 def _outcome(patched: Runner, pristine: Runner, cases: Sequence[Case]) -> SuiteOutcome:

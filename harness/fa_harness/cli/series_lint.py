@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import click
@@ -31,7 +33,7 @@ _KERNEL = "+++ b/ggml/src/ggml-cpu/"
     "--suite", metavar="NAME", help="Also require that each patch turns a case of this suite green."
 )
 @options.json_path
-def command(*, suite: str | None, json_path: str | None) -> None:
+def command(*, suite: str | None, json_path: str | None) -> bool:
     """Check the patches against upstream's coding rules.
 
     Checked are ASCII, white space, indentation, the form of the subject, upstream's .clang-format
@@ -46,30 +48,19 @@ def command(*, suite: str | None, json_path: str | None) -> None:
         findings += without_effect(project, colours(project, suite), suite)
     print_lint(make_console(stderr=json_path == "-"), findings, missing)
     write_json(document(findings, missing, upstream=source.label), json_path)
-    if any(finding.level == "must" for finding in findings):
-        raise click.exceptions.Exit(1)
+    return not any(finding.level == "must" for finding in findings)
 
 
 def without_effect(project: Project, of_prefixes: list[Colours], suite: str) -> list[Violation]:
     """Return the patches of the kernel that turn no case of a suite green."""
     patches = series_for(project, find_source(project)).patches
-    found = []
-    for i, patch in enumerate(patches):
-        before, after = of_prefixes[i], of_prefixes[i + 1]
-        if _KERNEL in patch.read_text("utf-8", errors="replace") and not before.red - after.red:
-            text = f"no case of suite {suite} fails before it and passes after it"
-            found.append(
-                Violation(
-                    level="should",
-                    rule="test",
-                    patch=patch.name,
-                    line=1,
-                    file="",
-                    file_line=0,
-                    text=text,
-                )
-            )
-    return found
+    text = f"no case of suite {suite} fails before it and passes after it"
+    untested = partial(Violation, level="should", rule="test", line=1, file="", file_line=0)
+    return [
+        untested(patch=patch.name, text=text)
+        for patch, (before, after) in zip(patches, pairwise(of_prefixes), strict=True)
+        if _KERNEL in patch.read_text("utf-8", errors="replace") and not before.red - after.red
+    ]
 
 
 def print_lint(console: Console, findings: Sequence[Violation], missing: Sequence[str]) -> None:

@@ -118,10 +118,7 @@ def document(
             {
                 "name": patch.name,
                 "title": patch.title,
-                "files": [
-                    {"path": file.path, "added": file.added, "removed": file.removed}
-                    for file in patch.files
-                ],
+                "files": [dict(vars(file)) for file in patch.files],
                 "is_upstream": patch.is_upstream,
                 "before": colours[i].counts if colours else None,
                 "after": colours[i + 1].counts if colours else None,

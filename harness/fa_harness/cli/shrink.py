@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +47,7 @@ _SIMPLER_SECONDS = 5.0
 )
 def command(
     *, case_string: str, modes: tuple[str, ...], how: How, seconds: float, c_file: Path | None
-) -> None:
+) -> bool:
     """Find and print the smallest case that fails in the same way.
 
     Exit code 1: a failing case was found and shrunk; 2: the case does not fail.
@@ -63,8 +62,10 @@ def command(
     click.echo(str(case))
     click.echo(smallest.session.repro(case))
     if c_file is not None:
-        write_report(c_file, c_program(smallest))
-    sys.exit(1)
+        library = smallest.session.what_ran
+        program = emit_c.program(smallest.verdict, library=library, features=smallest.features)
+        write_report(c_file, program)
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,13 +129,6 @@ def shrink_case(
             session=Clock(found, how.options, modes).session(),
             features=runner.features,
         )
-
-
-def c_program(smallest: Smallest) -> str:
-    """Return a C program of the smallest case that needs ggml alone."""
-    return emit_c.program(
-        smallest.verdict, library=smallest.session.what_ran, features=smallest.features
-    )
 
 
 def _print_step(console: Console, step: Simplification) -> None:
