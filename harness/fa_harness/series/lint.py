@@ -63,11 +63,7 @@ class _Added:
 
 
 def lint(project: Project, source: Source) -> tuple[list[Violation], list[str]]:
-    """Check the series.
-
-    Returns:
-        The violations in the order of the patches, and what could not be checked and why.
-    """
+    """Return the violations in the order of the patches, and what could not be checked and why."""
     series = series_for(project, source)
     tree = prepare_whole_tree(project, source, series)
     findings: list[Violation] = []
