@@ -110,16 +110,20 @@ def held(library: Library) -> Iterator[Library]:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             yield library
             return
-        raise SetupError(
-            f"library {library.name!r}: cannot be held in {parent} ({error.strerror}); make room "
-            "there, or build it again"
-        ) from error
+        raise _cannot_hold(library, parent, error.strerror) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield _linked(library, folder / library.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+def _cannot_hold(library: Library, folder: Path, reason: object) -> SetupError:
+    return SetupError(
+        f"library {library.name!r}: cannot be held in {folder} ({reason}); make room there, or "
+        "build it again"
+    )
 
 
 def _linked(library: Library, target: Path) -> Library:
@@ -134,10 +138,7 @@ def _linked(library: Library, target: Path) -> Library:
             time.sleep(_BETWEEN_ATTEMPTS)
     if library.path.exists() and isinstance(failure, shutil.Error):
         *_, (_, _, reason) = failure.args[0]
-        raise SetupError(
-            f"library {library.name!r}: cannot be held in {target.parent} ({reason}); make room "
-            "there, or build it again"
-        ) from failure
+        raise _cannot_hold(library, target.parent, reason) from failure
     raise SetupError(f"library {library.name!r} went away from {library.path}; build it again")
 
 

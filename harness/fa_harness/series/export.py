@@ -59,17 +59,14 @@ def export(project: Project, repository: Path, tip: str, *, line_numbers: bool =
     written, renamed = [], []
     for name, text in mails.items():
         known = same.pop(_content(text), None)
-        if known is None:
-            new[name] = text
-            written.append(name)
-            continue
-        kept = f"{name[:4]}-{known.partition('-')[2]}"
-        if line_numbers and _HUNK.findall(text) != _HUNK.findall(old[known]):
+        kept = f"{name[:4]}-{known.partition('-')[2]}" if known else name
+        has_moved = known and _HUNK.findall(text) != _HUNK.findall(old[known])
+        if known and not (line_numbers and has_moved):
+            new[kept] = old[known]
+        else:
             new[kept] = text
             written.append(kept)
-        else:
-            new[kept] = old[known]
-        if kept != known:
+        if known and kept != known:
             renamed.append((known, kept))
     with writing(project.patches):
         for name, text in new.items():

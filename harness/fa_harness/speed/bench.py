@@ -55,7 +55,7 @@ _SPACER = 256 << 20  # bytes, more than the arrays of a row
 _FAR_OUT = 3.0  # interquartile ranges beyond a quartile, Tukey's outer fence
 
 
-def _shape(
+def shape(
     n_batch: int, n_kv: int, head: int | tuple[int, int], heads: tuple[int, int], type_: str
 ) -> Case:
     """Return a case with K and V as in llama.cpp's cache: the heads of one token side by side."""
@@ -81,33 +81,33 @@ def _shape(
 _MLA = (576, 512)
 SHAPES: tuple[Case, ...] = (
     # decode
-    _shape(1, 512, 128, (32, 8), "f16"),
-    _shape(1, 2048, 128, (32, 8), "f16"),
-    _shape(1, 8192, 128, (32, 8), "f16"),
-    _shape(1, 32768, 128, (16, 4), "f16"),
-    _shape(1, 8192, 64, (32, 4), "f16"),
-    _shape(1, 4096, 256, (8, 8), "f16"),
-    _shape(1, 8192, _MLA, (8, 1), "f16"),
-    _shape(1, 8192, 128, (8, 8), "f32"),
-    _shape(1, 8192, 128, (16, 4), "bf16"),
-    _shape(1, 8192, 128, (16, 4), "q8_0"),
-    _shape(1, 32768, 64, (8, 1), "q4_0"),
+    shape(1, 512, 128, (32, 8), "f16"),
+    shape(1, 2048, 128, (32, 8), "f16"),
+    shape(1, 8192, 128, (32, 8), "f16"),
+    shape(1, 32768, 128, (16, 4), "f16"),
+    shape(1, 8192, 64, (32, 4), "f16"),
+    shape(1, 4096, 256, (8, 8), "f16"),
+    shape(1, 8192, _MLA, (8, 1), "f16"),
+    shape(1, 8192, 128, (8, 8), "f32"),
+    shape(1, 8192, 128, (16, 4), "bf16"),
+    shape(1, 8192, 128, (16, 4), "q8_0"),
+    shape(1, 32768, 64, (8, 1), "q4_0"),
     # a few rows, as in speculative decoding and for several users
-    _shape(8, 2048, 128, (16, 4), "f16"),
-    _shape(8, 8192, 64, (8, 1), "q8_0"),
-    _shape(8, 1024, 256, (8, 8), "bf16"),
-    _shape(32, 2048, 128, (8, 2), "f16"),
-    _shape(32, 512, 128, (8, 1), "q4_0"),
-    _shape(32, 1024, _MLA, (8, 1), "q8_0"),
-    _shape(32, 4096, 64, (4, 4), "f32"),
+    shape(8, 2048, 128, (16, 4), "f16"),
+    shape(8, 8192, 64, (8, 1), "q8_0"),
+    shape(8, 1024, 256, (8, 8), "bf16"),
+    shape(32, 2048, 128, (8, 2), "f16"),
+    shape(32, 512, 128, (8, 1), "q4_0"),
+    shape(32, 1024, _MLA, (8, 1), "q8_0"),
+    shape(32, 4096, 64, (4, 4), "f32"),
     # prefill
-    _shape(512, 512, 128, (8, 2), "f16"),
-    _shape(512, 2048, 128, (4, 1), "f16"),
-    _shape(512, 32768, 64, (1, 1), "f16"),
-    _shape(512, 2048, 64, (8, 8), "f32"),
-    _shape(512, 2048, 256, (2, 2), "f16"),
-    _shape(512, 1024, _MLA, (2, 1), "f16"),
-    _shape(512, 1024, 128, (2, 2), "q8_0"),
+    shape(512, 512, 128, (8, 2), "f16"),
+    shape(512, 2048, 128, (4, 1), "f16"),
+    shape(512, 32768, 64, (1, 1), "f16"),
+    shape(512, 2048, 64, (8, 8), "f32"),
+    shape(512, 2048, 256, (2, 2), "f16"),
+    shape(512, 1024, _MLA, (2, 1), "f16"),
+    shape(512, 1024, 128, (2, 2), "q8_0"),
 )
 """Decode and prefill: every value of every axis, each of the kernel's paths with types and sizes
 that it serves."""

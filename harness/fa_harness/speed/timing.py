@@ -133,11 +133,9 @@ def measure(
 def measure_state(library: Ggml, case: Case, *, rounds: int, seed: int = 0) -> dict[str, Seconds]:
     """Time a case on one library: without a state, with one, and as a chain of its segments.
 
-    The segments are equal, the seed draws the order in each round.
-
-    Returns:
-        Seconds of one computation, `[rounds]`, by the way to compute it: `standard`, `again`,
-        `full_state` as in `Timings`, and `segmented`.
+    The segments are equal, the seed draws the order in each round. Return the seconds of one
+    computation, `[rounds]`, by the way to compute it: `standard`, `again` and `full_state` as in
+    `Timings`, and `segmented`.
     """
     _allocate_work_at_pages()
     with library.context() as ctx:

@@ -41,10 +41,7 @@ def git(
     """Run git in a repository and return what it printed.
 
     `index` replaces the repository's index. `dated` gives commits `DATE` instead of today's date.
-
-    Raises:
-        ProgramError: Git failed.
-        SetupError: Git is not installed.
+    If git fails, it is a `ProgramError`.
     """
     settings = [word for key, value in CONFIG.items() for word in ("-c", f"{key}={value}")]
     # If a hook starts us, its GIT_DIR and GIT_INDEX_FILE name the user's repository.
