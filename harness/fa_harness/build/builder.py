@@ -237,11 +237,8 @@ def _build_missing(plans: Sequence[_Plan], *, verbose: bool) -> dict[str, Librar
     if not plans:
         return {}
     preload = {  # what must be loaded before each of them
-        plan.name: tuple(
-            str(toolchain.find_runtime(name)) for name in SANITIZERS[plan.name].preload
-        )
-        for plan in plans
-        if plan.name in SANITIZERS
+        name: tuple(str(toolchain.find_runtime(runtime)) for runtime in SANITIZERS[name].preload)
+        for name in (plan.name for plan in plans if plan.name in SANITIZERS)
     }
     bench = _Workbench(plans[0], verbose=verbose)
     libraries: dict[str, Library] = {}

@@ -88,10 +88,10 @@ class Copy:
                 if match[2] is None:
                     return f"{path}:"
                 number, is_own = _before(hunks_of(match[1]), int(match[2]))
-                if not is_own:
-                    added.append(f" [a patch has added this line at {path}:{number}]")
-                    return match[0]
-                return f"{path}:{number}"
+                if is_own:
+                    return f"{path}:{number}"
+                added.append(f" [a patch has added this line at {path}:{number}]")
+                return match[0]
 
             places = [match for match in place.finditer(line) if match[1] in self.own]
             if places:

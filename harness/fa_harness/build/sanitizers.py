@@ -116,10 +116,7 @@ def finding(lines: Sequence[str]) -> list[str]:
         elif _ACCESS.match(line) or _PLACE.match(line):
             found.append(line.strip())
             wants_frame = True
-    return [_lasting(line) for line in found[:_MOST_LINES]]
-
-
-def _lasting(line: str) -> str:
+    text = "\n".join(found[:_MOST_LINES])
     for changing, instead in _CHANGING:
-        line = re.sub(changing, instead, line)
-    return line.rstrip(" :")
+        text = re.sub(changing, instead, text)
+    return [line.rstrip(" :") for line in text.splitlines()]

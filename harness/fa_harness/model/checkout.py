@@ -111,7 +111,10 @@ def make_commits(
                 if "could not build fake ancestor" not in error.output:
                     raise
                 git(repository, "am", "--abort", verbose=verbose)
-                _fetch_blobs(project, repository, verbose=verbose)
+                # the files that the patches were made for, which git needs to merge three-way
+                pin = find_source(project, load_pins(project.pins_file).default)
+                made_for, ref = load_series(project), "refs/fa-harness/pin"
+                fetch_tree(project, pin, made_for, repository, ref, verbose=verbose)
                 git(repository, *apply, dated=False, verbose=verbose)
         except ProgramError as error:
             files = unmerged(repository)
@@ -122,13 +125,6 @@ def make_commits(
                 f"fa-harness series rebase --onto {checkout.path}{_REFUSED}"
             ) from error
     return git(repository, "rev-parse", "HEAD")
-
-
-def _fetch_blobs(project: Project, repository: Path, *, verbose: bool) -> None:
-    """Get the files that the patches were made for, which git needs to merge three-way."""
-    source = find_source(project, load_pins(project.pins_file).default)
-    series = load_series(project)
-    fetch_tree(project, source, series, repository, "refs/fa-harness/pin", verbose=verbose)
 
 
 def make_branch(checkout: Checkout, repository: Path, branch: str) -> None:

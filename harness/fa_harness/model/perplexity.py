@@ -197,31 +197,28 @@ def plan_mixed(setting: Setting, *, hots: Sequence[str] = HOT_TYPES) -> tuple[Ca
     """
     if setting.n_swa and not setting.swa_full:
         raise UsageError("a mixed cache needs its cells in order: set swa_full")
+
+    def of_type(name: str) -> tuple[str, ...]:
+        return (*setting.arguments, "-ctk", name, "-ctv", name)
+
+    sizes = {name: bytes_per_element(name) for name in (*UNIFORM_TYPES, *hots)}
     rows = [
-        CacheRun(
-            run=ProgramRun(name=name, arguments=(*setting.arguments, "-ctk", name, "-ctv", name)),
-            bytes_per_element=bytes_per_element(name),
-        )
+        CacheRun(run=ProgramRun(name=name, arguments=of_type(name)), bytes_per_element=sizes[name])
         for name in UNIFORM_TYPES
     ]
     small = bytes_per_element(COLD_TYPE)
     for hot, name in itertools.product(hots, UNIFORM_TYPES):
-        budget, large = bytes_per_element(name), bytes_per_element(hot)
-        if not small < budget < large:
+        if not small < sizes[name] < sizes[hot]:
             continue
-        window = hot_window(setting.n_ctx, hot=hot, cold=COLD_TYPE, budget=budget)
-        rows.append(
-            CacheRun(
-                run=ProgramRun(
-                    name=f"{COLD_TYPE}+{hot}:{window}",
-                    environment={"LLAMA_FA_COLD_TYPE": COLD_TYPE, "LLAMA_FA_HOT": str(window)},
-                    arguments=(*setting.arguments, "-ctk", hot, "-ctv", hot),
-                    n_segments=2,
-                ),
-                bytes_per_element=small + (large - small) * window / setting.n_ctx,
-                hot=window,
-            )
+        window = hot_window(setting.n_ctx, hot=hot, cold=COLD_TYPE, budget=sizes[name])
+        run = ProgramRun(
+            name=f"{COLD_TYPE}+{hot}:{window}",
+            environment={"LLAMA_FA_COLD_TYPE": COLD_TYPE, "LLAMA_FA_HOT": str(window)},
+            arguments=of_type(hot),
+            n_segments=2,
         )
+        size = small + (sizes[hot] - small) * window / setting.n_ctx
+        rows.append(CacheRun(run=run, bytes_per_element=size, hot=window))
     return tuple(rows)
 
 
@@ -318,9 +315,7 @@ def judge(
         raise UsageError("the control and the standard run have different numbers of chunks")
     tolerance = max(RELATIVE_TOLERANCE, CONTROL_FACTOR * spread)
     judgements = []
-    for run in runs[1:]:
-        if run.control:
-            continue
+    for run in (run for run in runs[1:] if not run.control):
         expected, result = expectation(setting, run.n_segments), results[run.name]
         largest = _difference(result, standard)
         # the digits of the error count where all do; it has no bound of its own

@@ -84,16 +84,13 @@ class Table:
                 say(self._console, f"    {words}", style)
         if verdict.status != "pass" or self._verbose:
             say(self._console, f"    {repro}", "dim")
-        if self._shows_steps and verdict.steps:
-            self._print_steps(verdict.steps)
-
-    def _print_steps(self, steps: Sequence[CacheStep]) -> None:
-        """Print some steps of a rolling cache."""
-        rows = [_STEP_COLUMNS, *(_step_cells(step) for step in _some(steps))]
+        if not self._shows_steps or not verdict.steps:
+            return
+        rows = [_STEP_COLUMNS, *map(_step_cells, _some(verdict.steps))]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
-            cells = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)]
-            say(self._console, f"    {'  '.join(cells)}")
+            padded = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)]
+            say(self._console, f"    {'  '.join(padded)}")
 
     def _line(self, case: str, cells: Mapping[str, str], style: str) -> Text:
         padded = [

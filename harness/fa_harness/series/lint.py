@@ -96,9 +96,8 @@ def _of_message(patch: Path, lines: Sequence[str]) -> Iterator[Violation]:
     at = next((i for i, line in enumerate(lines, 1) if line.startswith("Subject:")), 1)
     found = functools.partial(Violation, patch=patch.name)
     if not re.fullmatch(r"[a-z][\w./-]* : \S.*[^.\s]", subject):
-        text = (
-            f"the subject is '{subject}'; upstream's form is 'module : what it does', no full stop"
-        )
+        form = "upstream's form is 'module : what it does', no full stop"
+        text = f"the subject is '{subject}'; {form}"
         yield found(level="must", rule="subject", line=at, text=text)
     if len(subject) > SUBJECT:
         text = f"the subject has {len(subject)} characters; {SUBJECT} are read everywhere"
