@@ -59,10 +59,8 @@ class _Plan:
     source: Source
     series: Series
     name: str
-    patches: Series
-    """The patches that the library has."""
-    options: dict[str, str]
-    """All of its CMake options."""
+    patches: Series  # the patches that the library has
+    options: dict[str, str]  # all of its CMake options
 
     @property
     def folder(self) -> Path:

@@ -34,11 +34,9 @@ class Checkout:
     path: Path
     branch: str
     head: str
-    author: tuple[str, str]
-    """Name and e-mail address, from the developer's own git."""
+    author: tuple[str, str]  # name and e-mail address, from the developer's own git
     series: Series
-    folder: str
-    """Name of the folder for what is made from it."""
+    folder: str  # name of the folder for what is made from it
 
 
 def open_checkout(project: Project, path: Path, new_branch: str) -> Checkout:

@@ -46,17 +46,14 @@ _MEASURED = re.compile(r"(n_prompt|n_gen|n_depth|test_time|(avg|stddev|samples)_
 class Section:
     """A part of the evidence: a table, notes, and the commands that reproduce the numbers."""
 
-    part: str
-    """Its name in `PARTS`."""
+    part: str  # its name in `PARTS`
     title: str
     commands: tuple[str, ...] = ()
     head: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     notes: tuple[str, ...] = ()
-    passed: bool | None = True
-    """Whether it speaks for the patch; None if it was not measured."""
-    data: Any = field(default=None, compare=False)
-    """The numbers, for the JSON document."""
+    passed: bool | None = True  # whether it speaks for the patch; None if it was not measured
+    data: Any = field(default=None, compare=False)  # the numbers, for the JSON document
 
 
 PARTS: Mapping[str, str] = {
@@ -81,10 +78,8 @@ class Evidence:
     tip: str
     subjects: tuple[str, ...]
     machine: Mapping[str, str]
-    variables: Mapping[str, str]
-    """Values of the variables in commands, such as `$DIR`."""
-    build: tuple[str, ...]
-    """Commands that build the programs."""
+    variables: Mapping[str, str]  # values of the variables in commands, such as `$DIR`
+    build: tuple[str, ...]  # commands that build the programs
     sections: tuple[Section, ...]
 
     @property
@@ -240,8 +235,7 @@ class Pass:
     """One run of `llama-perplexity`."""
 
     perplexity: Perplexity
-    seconds: float
-    """Seconds of the whole process."""
+    seconds: float  # seconds of the whole process
 
 
 def judge_perplexity(before: float, after: float) -> str:

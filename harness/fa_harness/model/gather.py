@@ -57,20 +57,15 @@ class EvidenceRequest:
     onto: Path
     branch: str
     folder: Path
-    parts: tuple[str, ...]
-    """Some of `PARTS`."""
-    model: Path | None
-    """A GGUF; without one, the parts that run a model are not measured."""
+    parts: tuple[str, ...]  # some of `PARTS`
+    model: Path | None  # a GGUF; without one, the parts that run a model are not measured
     text: Path
     threads: int
     rounds: int
-    tests: tuple[str, ...]
-    """Arguments of `llama-bench` that say what it measures."""
-    ops_filter: str | None
-    """Regular expression on the cases of `test-backend-ops`."""
+    tests: tuple[str, ...]  # arguments of `llama-bench` that say what it measures
+    ops_filter: str | None  # regular expression on the cases of `test-backend-ops`
     suite: str
-    options: Mapping[str, str]
-    """CMake options of llama.cpp."""
+    options: Mapping[str, str]  # CMake options of llama.cpp
 
 
 def gather(request: EvidenceRequest, *, verbose: bool = False) -> Iterator[Evidence]:

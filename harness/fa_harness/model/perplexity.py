@@ -80,16 +80,12 @@ def parse(output: str) -> Perplexity:
 class Setting:
     """How the text goes through the model; this decides the path of each attention call."""
 
-    n_ctx: int
-    """Tokens of a chunk: a multiple of 256, so that llama.cpp does not change it."""
-    n_ubatch: int
-    """Tokens of one graph, which are the rows of a call; 1 is decoding."""
+    n_ctx: int  # tokens of a chunk: a multiple of 256, so that llama.cpp does not change it
+    n_ubatch: int  # tokens of one graph, which are the rows of a call; 1 is decoding
     threads: int = 2
     chunks: int = 1
-    n_swa: int = 0
-    """Window of the model's local layers, 0 if it has none."""
-    swa_full: bool = False
-    """Whether local layers keep all cells, in the order of position."""
+    n_swa: int = 0  # window of the model's local layers, 0 if it has none
+    swa_full: bool = False  # whether local layers keep all cells, in the order of position
 
     def __post_init__(self) -> None:
         if self.n_ctx < _PADDING or self.n_ctx % _PADDING:
@@ -226,8 +222,7 @@ def plan_mixed(setting: Setting, *, hots: Sequence[str] = HOT_TYPES) -> tuple[Ca
 class Expectation:
     """How close a run must be to the standard run, and why."""
 
-    exact: bool
-    """Whether all digits must be equal; otherwise the values, within a tolerance."""
+    exact: bool  # whether all digits must be equal; otherwise the values, within a tolerance
     reason: str
 
 
@@ -289,8 +284,7 @@ class Judgement:
     name: str
     expected: Expectation
     ok: bool
-    largest: float
-    """The largest relative difference, of the estimate and of all chunks."""
+    largest: float  # the largest relative difference, of the estimate and of all chunks
     message: str
 
 

@@ -19,16 +19,11 @@ _WORST_FIRST = ("crash", "timeout", "fail", "mistrusted", "oversized")
 class Trouble:
     """One thing that is wrong."""
 
-    kind: str
-    """A case's status, or what else stops a gate, in words."""
-    case: str
-    """Case string."""
-    lines: tuple[str, ...]
-    """The first line says what is wrong, the others where."""
-    repro: str
-    """The command that shows it again."""
-    verdict: Verdict | None
-    """The case's, where it ran."""
+    kind: str  # a case's status, or what else stops a gate, in words
+    case: str  # case string
+    lines: tuple[str, ...]  # the first line says what is wrong, the others where
+    repro: str  # the command that shows it again
+    verdict: Verdict | None  # the case's, where it ran
 
     @property
     def title(self) -> str:

@@ -28,17 +28,12 @@ _HUNK = re.compile(r"^@@ .* @@.*$", re.MULTILINE)
 class Changes:
     """What a finished change did to `patches/`; patches are file names."""
 
-    written: tuple[str, ...]
-    """New patches, and patches with new contents."""
-    renamed: tuple[tuple[str, str], ...]
-    """The old and new name of patches with the same contents."""
+    written: tuple[str, ...]  # new patches, and patches with new contents
+    renamed: tuple[tuple[str, str], ...]  # the old and new name of patches with the same contents
     removed: tuple[str, ...]
-    dropped: tuple[str, ...] = ()
-    """Titles of patches that changed nothing where they were picked."""
-    onto: str = ""
-    """After a rebase, the new upstream, as `find_source` takes it."""
-    range_diff: str = ""
-    """After a rebase, git's comparison of the old patches and the new."""
+    dropped: tuple[str, ...] = ()  # titles of patches that changed nothing where they were picked
+    onto: str = ""  # after a rebase, the new upstream, as `find_source` takes it
+    range_diff: str = ""  # after a rebase, git's comparison of the old patches and the new
 
 
 def export(project: Project, repository: Path, tip: str, *, line_numbers: bool = False) -> Changes:

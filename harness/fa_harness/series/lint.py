@@ -37,17 +37,12 @@ _HUNK = re.compile(r"@@ -\d+(?:,\d+)? \+(\d+)(?:,\d+)? @@")
 class Violation:
     """A place where a patch breaks a rule."""
 
-    level: str
-    """`must` or `should`."""
+    level: str  # `must` or `should`
     rule: str
-    patch: str
-    """The patch's file name."""
-    line: int
-    """The line of the patch file, from 1."""
-    file: str = ""
-    """The upstream file; empty if the rule is about the patch as a whole."""
-    file_line: int = 0
-    """The line of that file after the patch, from 1; 0 without a file."""
+    patch: str  # the patch's file name
+    line: int  # the line of the patch file, from 1
+    file: str = ""  # the upstream file; empty if the rule is about the patch as a whole
+    file_line: int = 0  # the line of that file after the patch, from 1; 0 without a file
     text: str
 
 
@@ -55,8 +50,7 @@ class Violation:
 class _Added:
     """A line that a patch adds."""
 
-    line: int
-    """The line of the patch file, from 1."""
+    line: int  # the line of the patch file, from 1
     file: str
     file_line: int
     text: str

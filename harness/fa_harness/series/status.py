@@ -22,8 +22,7 @@ class Touched:
     """A file that a patch touches."""
 
     path: str
-    added: int
-    """Lines."""
+    added: int  # lines
     removed: int
 
 
@@ -34,8 +33,7 @@ class Status:
     name: str
     title: str
     files: tuple[Touched, ...]
-    is_upstream: bool
-    """Whether upstream already has the whole patch."""
+    is_upstream: bool  # whether upstream already has the whole patch
 
     @property
     def size(self) -> int:

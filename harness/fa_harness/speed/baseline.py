@@ -74,10 +74,8 @@ class Baseline:
 class NoBaseline:
     """Why a run is compared with no baseline."""
 
-    reason: str
-    """In a few words, for each skipped check."""
-    text: str
-    """In full, with the next step; a gate prints it before anything else."""
+    reason: str  # in a few words, for each skipped check
+    text: str  # in full, with the next step; a gate prints it before anything else
 
 
 def machine_class(machine: str, features: Sequence[str]) -> str:

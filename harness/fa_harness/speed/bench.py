@@ -274,11 +274,9 @@ class BenchRow:
     """A case's times, ratios and what was planned for it."""
 
     case: Case
-    seconds: Mapping[str, float]
-    """Medians of one computation."""
+    seconds: Mapping[str, float]  # medians of one computation
     comparisons: Mapping[str, LimitedRatio]
-    unavailable: Mapping[str, str]
-    """Comparisons that cannot be made, and why."""
+    unavailable: Mapping[str, str]  # comparisons that cannot be made, and why
     outliers: int
     rounds: int
     repetitions: int

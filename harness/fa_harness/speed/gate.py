@@ -64,14 +64,10 @@ KINDS = {
 class Regression:
     """One thing that stops a patch."""
 
-    kind: str
-    """One of `KINDS`."""
-    case: str
-    """Case string."""
-    text: str
-    """What is wrong."""
-    repro: str
-    """The command that shows it again."""
+    kind: str  # one of `KINDS`
+    case: str  # case string
+    text: str  # what is wrong
+    repro: str  # the command that shows it again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +88,12 @@ class Ratio:
 
     case: str
     way: str
-    status: str
-    """`ok`, `regressed` or `skipped`."""
+    status: str  # `ok`, `regressed` or `skipped`
     reason: str
     now: Interval | None = None
     before: Interval | None = None
-    allowed: float | None = None
-    """`now` may be at most so many times `before`."""
-    p: float | None = None
-    """Of the rank test."""
+    allowed: float | None = None  # `now` may be at most so many times `before`
+    p: float | None = None  # of the rank test
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,18 +41,13 @@ _ENDINGS: dict[Kind, str] = {"sdist": ".tar.gz", "wheel": ".whl"}
 class PackageFile:
     """A file of a package on the index."""
 
-    owner: str
-    """How messages begin: `upstream 'NAME'`."""
-    package: str
-    """The project on the package index."""
+    owner: str  # how messages begin: `upstream 'NAME'`
+    package: str  # the project on the package index
     version: str
     kind: Kind
-    sha256: str
-    """Empty if it is not known yet: any file is accepted then."""
-    remedy: str
-    """What to do about another sha256, besides fetching again."""
-    otherwise: str
-    """What to do if no index has the file."""
+    sha256: str  # empty if it is not known yet: any file is accepted then
+    remedy: str  # what to do about another sha256, besides fetching again
+    otherwise: str  # what to do if no index has the file
 
 
 class _SourceError(Exception):

@@ -25,8 +25,7 @@ class Newest:
     """The newest version of a pinned package on the index."""
 
     package: str
-    pinned: str
-    """The newest version that is pinned."""
+    pinned: str  # the newest version that is pinned
     version: str
 
     @property
