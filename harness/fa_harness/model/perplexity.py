@@ -41,12 +41,9 @@ _FINAL = re.compile(r"Final estimate: PPL = (\d+\.\d+) \+/- (\d+\.\d+)")
 class Perplexity:
     """The output of llama-perplexity, to all of its digits."""
 
-    estimate: float
-    """Over all chunks."""
-    error: float
-    """The standard error of the estimate, printed after +/-."""
-    chunks: tuple[float, ...]
-    """Over the first chunk, the first two, and so on; the last is the estimate."""
+    estimate: float  # over all chunks
+    error: float  # the standard error of the estimate, printed after +/-
+    chunks: tuple[float, ...]  # over the first, the first two, ...; the last is the estimate
 
 
 def parse(output: str) -> Perplexity:
@@ -113,14 +110,10 @@ class ProgramRun:
     """One run of llama-perplexity."""
 
     name: str
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables on top of the caller's environment."""
-    arguments: tuple[str, ...]
-    """All but model and text."""
-    n_segments: int = 0
-    """Attention calls with a state; 0 stands for one call without a state."""
-    control: bool = False
-    """Whether it is a standard run that sums in another order."""
+    environment: Mapping[str, str] = field(default_factory=dict)  # on top of the caller's
+    arguments: tuple[str, ...]  # all but model and text
+    n_segments: int = 0  # attention calls with a state; 0 stands for one call without a state
+    control: bool = False  # whether it is a standard run that sums in another order
 
 
 def plan_segments(setting: Setting, segments: Sequence[int] = (1, 2, 8)) -> tuple[ProgramRun, ...]:
@@ -157,10 +150,8 @@ class CacheRun:
     """One row of the table of mixed and uniform caches."""
 
     run: ProgramRun
-    bytes_per_element: float
-    """Mean over K and V at the end of a chunk."""
-    hot: int | None = None
-    """Number of the newest cells, which have another type; None for a uniform cache."""
+    bytes_per_element: float  # mean over K and V at the end of a chunk
+    hot: int | None = None  # number of the newest cells, of another type; None if uniform
 
 
 def bytes_per_element(name: str) -> float:

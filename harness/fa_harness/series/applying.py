@@ -35,18 +35,12 @@ class DoesNotApplyError(SetupError):
 class Applied:
     """The outcome of applying a series. State `n` has the first `n` patches."""
 
-    commits: tuple[str, ...]
-    """Of each state, from the files without a patch to the whole series."""
-    contents: tuple[str, ...]
-    """Git's ids of the files of each state; equal files have equal ids."""
-    left_out: tuple[str, ...] = ()
-    """File names of patches that do not apply; their states equal the ones before them."""
-    held: int = 0
-    """The number of patches that the files already had; their states are the files as given."""
-    is_merged: bool = False
-    """Whether the other patches were merged, because they do not apply as they are."""
-    conflict: str = ""
-    """Why the merge failed; every state is the files as given then."""
+    commits: tuple[str, ...]  # of each state, from the files without a patch to the whole series
+    contents: tuple[str, ...]  # git's ids of the files of each state; equal files have equal ids
+    left_out: tuple[str, ...] = ()  # names of patches that do not apply; they change no state
+    held: int = 0  # the number of patches that the files had; their states are as given
+    is_merged: bool = False  # whether the others were merged: they do not apply as they are
+    conflict: str = ""  # why the merge failed; every state is the files as given then
 
     @classmethod
     def of(cls, states: Sequence[tuple[str, str]], **more: Any) -> Applied:

@@ -57,16 +57,11 @@ def changing(project: Project, *sources: Source) -> Iterator[None]:
 class Rework:
     """A change of the series that has begun."""
 
-    command: str
-    """As the user called it: `series edit`."""
-    series: tuple[str, ...]
-    """The digests of the patches before the change."""
-    todo: tuple[str, ...]
-    """The commits that are still to be picked, in order."""
-    conflict_at: str = ""
-    """The commit on which the first of them conflicts; empty if no pick has stopped."""
-    dropped: tuple[str, ...] = ()
-    """Titles of patches that changed nothing where they were picked."""
+    command: str  # as the user called it: `series edit`
+    series: tuple[str, ...]  # the digests of the patches before the change
+    todo: tuple[str, ...]  # the commits that are still to be picked, in order
+    conflict_at: str = ""  # the commit on which the first conflicts; else empty
+    dropped: tuple[str, ...] = ()  # titles of patches that changed nothing where they were picked
 
 
 def worktree(project: Project, source: Source) -> Path:

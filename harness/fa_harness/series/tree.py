@@ -32,14 +32,10 @@ REWORK = ".git/fa-harness-rework.json"
 class Tree:
     """A prepared tree. State `n` of it is upstream with the first `n` patches."""
 
-    path: Path
-    """The git repository; branch `series` is checked out."""
-    source: str
-    """The digest of the source that it was made from."""
-    series: tuple[str, ...]
-    """The digests of the patches that were applied; without a tree's further ones."""
-    ggml_version: str
-    """As its files give it; empty if they do not."""
+    path: Path  # the git repository; branch `series` is checked out
+    source: str  # the digest of the source that it was made from
+    series: tuple[str, ...]  # the digests of its patches, without further ones
+    ggml_version: str  # as its files give it; empty if they do not
     applied: Applied
 
     @property

@@ -30,15 +30,12 @@ _NEWER = re.compile(r"fa-harness\.baseline/([2-9]|[1-9][0-9]+)")
 
 @dataclass(frozen=True, kw_only=True)
 class CaseRecord:
-    """How a case came out."""
+    """How a case came out; `of_bound` has the largest share of its bound that a comparison took."""
 
     status: str
-    bits: tuple[str, ...] = ()
-    """The comparisons of two runs that had the same bits."""
-    bound: tuple[str, ...] = ()
-    """The others; they were within their bounds."""
-    of_bound: Mapping[str, float] = field(default_factory=dict)
-    """The largest share of its bound that each comparison with the oracle took."""
+    bits: tuple[str, ...] = ()  # the comparisons of two runs that had the same bits
+    bound: tuple[str, ...] = ()  # the others; they were within their bounds
+    of_bound: Mapping[str, float] = field(default_factory=dict)  # by comparison with the oracle
 
     @property
     def comparisons(self) -> tuple[str, ...]:

@@ -75,11 +75,9 @@ class GateCheck:
     """One of the checks of a gate."""
 
     name: str
-    status: str
-    """`ok`, `regressed` or `skipped`."""
+    status: str  # `ok`, `regressed` or `skipped`
     reason: str
-    not_checked: str
-    """The part that was not checked, such as `2 of 10 ratios`; `all` where it is skipped."""
+    not_checked: str  # the part that was not, such as `2 of 10 ratios`; `all` if skipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,18 +98,13 @@ class Ratio:
 class Gate:
     """All that a gate found."""
 
-    baseline: str
-    """The baseline's file, which need not exist."""
-    without_baseline: str
-    """Why there was no baseline to compare with, and what to do; empty where there was one."""
+    baseline: str  # the baseline's file, which need not exist
+    without_baseline: str  # why there was none, and what to do; else empty
     checks: tuple[GateCheck, ...]
-    findings: tuple[Regression, ...]
-    """Worst first."""
+    findings: tuple[Regression, ...]  # worst first
     ratios: tuple[Ratio, ...]
-    notes: tuple[str, ...]
-    """How the run's setting differs from the baseline's."""
-    strict: bool
-    """Whether a check that was not made fails the gate."""
+    notes: tuple[str, ...]  # how the run's setting differs from the baseline's
+    strict: bool  # whether a check that was not made fails the gate
     passed: bool
 
     @property

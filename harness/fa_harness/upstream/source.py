@@ -20,26 +20,16 @@ from fa_harness.upstream.pins import Pin, load_pins
 class Source:
     """The files of one upstream, not yet in a tree."""
 
-    label: str
-    """The name in messages: the pin's, or `dir:FOLDER`."""
-    folder: str
-    """The name of its folder in `vendor/src` and `build`."""
-    digest: str
-    """Changes when the files do."""
-    commit: str
-    """Upstream's commit; empty if it is not known."""
-    ggml_version: str
-    """As the pin or the checkout gives it; empty if neither does."""
-    variants_as: str
-    """The version that selects variants of patches."""
-    origin: Pin | dict[str, Path]
-    """The pin, or the checkout's files: place in the tree -> path."""
-    root: Path | None = None
-    """The checkout's folder; None for a pin."""
-    is_whole: bool = False
-    """Whether it has all files of llama.cpp, not only those that a library is built from."""
-    takes_series: bool = True
-    """Whether the patches are applied; without them every library is pristine upstream."""
+    label: str  # the name in messages: the pin's, or `dir:FOLDER`
+    folder: str  # the name of its folder in `vendor/src` and `build`
+    digest: str  # changes when the files do
+    commit: str  # upstream's commit; empty if it is not known
+    ggml_version: str  # as the pin or the checkout gives it; empty if neither does
+    variants_as: str  # the version that selects variants of patches
+    origin: Pin | dict[str, Path]  # the pin, or the checkout's files: place in the tree -> path
+    root: Path | None = None  # the checkout's folder; None for a pin
+    is_whole: bool = False  # whether it has all files of llama.cpp, not only a library's
+    takes_series: bool = True  # whether the patches are applied; else each library is pristine
 
     @property
     def name(self) -> str:
