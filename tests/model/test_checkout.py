@@ -60,8 +60,8 @@ def content(folder: Path) -> dict[str, str]:
 
 def put(project: Project, mine: Path, tmp_path: Path, branch: str = "state") -> Checkout:
     checkout = open_checkout(project, mine, branch)
-    commits = make_commits(project, checkout, tmp_path / "work")
-    make_branch(checkout, commits, branch)
+    make_commits(project, checkout, tmp_path / "work")
+    make_branch(checkout, tmp_path / "work", branch)
     return checkout
 
 

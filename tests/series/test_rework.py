@@ -12,11 +12,10 @@ from fa_harness.cli.main import cli
 from fa_harness.errors import FaHarnessError, SetupError, UsageError
 from fa_harness.project import Project
 from fa_harness.series import export, rework
-from fa_harness.series.drift import drift
 from fa_harness.series.export import Changes
 from fa_harness.series.rework import ConflictError
 from fa_harness.series.series import load_series
-from fa_harness.series.status import status
+from fa_harness.series.status import drift, status
 from fa_harness.series.tree import current_tree, prepare_tree
 from fa_harness.upstream.git import git
 from fa_harness.upstream.source import Source, find_source, source_of

@@ -9,8 +9,8 @@ import pytest
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.project import Project
 from fa_harness.series import rework
-from fa_harness.series.drift import drift
 from fa_harness.series.series import load_series, series_for
+from fa_harness.series.status import drift
 from fa_harness.series.tree import prepare_tree
 from fa_harness.series.variants import load_variants, parse_version
 from fa_harness.upstream.source import find_source

@@ -59,10 +59,8 @@ class _Plan:
     source: Source
     series: Series
     name: str
-    patches: Series
-    """The patches that the library has."""
-    options: dict[str, str]
-    """All of its CMake options."""
+    patches: Series  # the patches that the library has
+    options: dict[str, str]  # all of its CMake options
 
     @property
     def folder(self) -> Path:
@@ -236,7 +234,10 @@ def _build_missing(plans: Sequence[_Plan], *, verbose: bool) -> dict[str, Librar
     """Build libraries that share a build folder; the caller holds its lock."""
     if not plans:
         return {}
-    preload = {plan.name: _preload(plan.name) for plan in plans}
+    preload = {  # what must be loaded before each of them
+        name: tuple(str(toolchain.find_runtime(runtime)) for runtime in SANITIZERS[name].preload)
+        for name in (plan.name for plan in plans if plan.name in SANITIZERS)
+    }
     bench = _Workbench(plans[0], verbose=verbose)
     libraries: dict[str, Library] = {}
     for plan in sorted(plans, key=lambda plan: len(plan.patches.patches)):
@@ -253,7 +254,7 @@ def _build_missing(plans: Sequence[_Plan], *, verbose: bool) -> dict[str, Librar
             build=bench.setup,
             inputs=plan.inputs(),
             compiled=compiled,
-            preload=preload[plan.name],
+            preload=preload.get(plan.name, ()),
             series_note=note(plan.source, plan.series, bench.tree.applied),
         )
         _install(library, copy)
@@ -285,7 +286,7 @@ class _Workbench:
             copy, series = self._check_out(plan)
         toolchain.prepare_cmake_dir(copy.cmake, self.setup)
         with writing(copy.cmake):
-            bindings.emit_c(_headers(copy), copy.cmake / "_ggml.c")
+            bindings.emit_c(copy.src / "ggml" / "include", copy.cmake / "_ggml.c")
         if copy.src not in self._configured:
             self._configure(copy)
             self._configured.add(copy.src)
@@ -337,15 +338,11 @@ class _Workbench:
         )
 
 
-def _headers(copy: Copy) -> Path:
-    return copy.src / "ggml" / "include"
-
-
 def _last_header_patch(tree: Tree, count: int) -> int:
     """Return the last of the first `count` patches that changes a header or a CMake file, or 0.
 
-    States that differ in neither share a build folder, where going from one to the other
-    recompiles a few files. Others would recompile nearly all of them, again and again.
+    States that differ in neither share a build folder: going from one to the other recompiles a few
+    files there, instead of nearly all.
     """
     for number in range(count, 0, -1):
         before, after = tree.contents[number - 1 : number + 1]
@@ -363,18 +360,12 @@ def _install(library: Library, copy: Copy) -> None:
         shutil.rmtree(left_over, ignore_errors=True)
     with writing(library.path):
         shutil.copytree(copy.cmake / "lib", new, symlinks=True)
-        shutil.copytree(_headers(copy), new / "include")
+        shutil.copytree(copy.src / "ggml" / "include", new / "include")
         save(dataclasses.replace(library, path=new))
         if library.path.exists():
             library.path.rename(old)
         new.rename(library.path)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _preload(name: str) -> tuple[str, ...]:
-    """Return the paths of what must be loaded before the library `name`."""
-    needed = SANITIZERS[name].preload if name in SANITIZERS else ()
-    return tuple(str(toolchain.find_runtime(runtime)) for runtime in needed)
 
 
 def _compilers() -> str:

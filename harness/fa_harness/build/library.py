@@ -26,36 +26,20 @@ _BETWEEN_ATTEMPTS = 0.05  # seconds; a library is replaced by two renames
 
 @dataclass(frozen=True, kw_only=True)
 class Library:
-    """One build: an upstream, a prefix of the series, build options, and its bindings.
+    """One build: an upstream, a prefix of the series, build options, and its bindings."""
 
-    Attributes:
-        name: One of `library_names`.
-        path: The folder with the shared libraries, the bindings and `include/`.
-        module: File name of the cffi extension module `_ggml` in that folder.
-        upstream: Name of the pin, or `dir:<folder>` for a developer's own checkout.
-        upstream_commit: Upstream's own commit; empty where it is not known.
-        ggml_version: The version in ggml/CMakeLists.txt.
-        series: File names of the patches in it, in order.
-        series_note: What became of the series, unless it was simply applied.
-        build: What made it: options, compilers, flags, launcher, CMake, Python.
-        inputs: Digests or versions of all that the build depends on; a library is stale when
-            one of them has changed.
-        compiled: The source files that its last build compiled.
-        preload: Paths of the compiler's libraries that must be loaded before all else.
-    """
-
-    name: str
-    path: Path
-    module: str
-    upstream: str
-    upstream_commit: str
-    ggml_version: str
-    series: tuple[str, ...]
-    build: dict[str, Any]
-    inputs: dict[str, str]
-    compiled: tuple[str, ...]
-    preload: tuple[str, ...] = ()
-    series_note: str = ""
+    name: str  # one of `library_names`
+    path: Path  # the folder with the shared libraries, the bindings and `include/`
+    module: str  # file name of the cffi extension module `_ggml` in that folder
+    upstream: str  # name of the pin, or `dir:<folder>` for a developer's own checkout
+    upstream_commit: str  # empty if it is not known
+    ggml_version: str  # in ggml/CMakeLists.txt
+    series: tuple[str, ...]  # file names of the patches in it, in order
+    build: dict[str, Any]  # what made it: options, compilers, flags, launcher, CMake, Python
+    inputs: dict[str, str]  # by what they are of, digests or versions; a change makes it stale
+    compiled: tuple[str, ...]  # the source files that its last build compiled
+    preload: tuple[str, ...] = ()  # the compiler's libraries that must be loaded before all else
+    series_note: str = ""  # what became of the series, unless it was simply applied
 
     @property
     def module_path(self) -> Path:
@@ -69,11 +53,9 @@ class Library:
 
     def to_json(self) -> dict[str, Any]:
         """Return what a run's report says of the library."""
+        names = ("name", "upstream", "upstream_commit", "ggml_version")
         return {
-            "name": self.name,
-            "upstream": self.upstream,
-            "upstream_commit": self.upstream_commit,
-            "ggml_version": self.ggml_version,
+            **{name: getattr(self, name) for name in names},
             "series": list(self.series),
             "series_note": self.series_note,
             "build": self.build,
@@ -89,11 +71,9 @@ def save(library: Library) -> None:
 
 
 def load(path: Path) -> Library:
-    """Read the record in the folder `path`.
+    """Read the record in the folder `path`; `FileNotFoundError` if there is no library.
 
-    Raises:
-        FileNotFoundError: There is no record, so no library.
-        SetupError: The record is damaged or of another version of the harness.
+    A record that is damaged, or of another version of the harness, is a `SetupError`.
     """
     try:
         text = (path / RECORD).read_text(encoding="utf-8")
@@ -130,16 +110,20 @@ def held(library: Library) -> Iterator[Library]:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             yield library
             return
-        raise SetupError(
-            f"library {library.name!r}: cannot be held in {parent} ({error.strerror}); make room "
-            "there, or build it again"
-        ) from error
+        raise _cannot_hold(library, parent, error.strerror) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield _linked(library, folder / library.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+def _cannot_hold(library: Library, folder: Path, reason: object) -> SetupError:
+    return SetupError(
+        f"library {library.name!r}: cannot be held in {folder} ({reason}); make room there, or "
+        "build it again"
+    )
 
 
 def _linked(library: Library, target: Path) -> Library:
@@ -154,10 +138,7 @@ def _linked(library: Library, target: Path) -> Library:
             time.sleep(_BETWEEN_ATTEMPTS)
     if library.path.exists() and isinstance(failure, shutil.Error):
         *_, (_, _, reason) = failure.args[0]
-        raise SetupError(
-            f"library {library.name!r}: cannot be held in {target.parent} ({reason}); make room "
-            "there, or build it again"
-        ) from failure
+        raise _cannot_hold(library, target.parent, reason) from failure
     raise SetupError(f"library {library.name!r} went away from {library.path}; build it again")
 
 

@@ -39,23 +39,14 @@ def first_errors(lines: list[str]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Copy:
-    """The sources of a build folder: a copy of somebody's files, on which patches may lie.
+    """The sources of a build folder: a copy of somebody's files, on which patches may lie."""
 
-    Attributes:
-        src: The copy.
-        cmake: Where the compiler runs, which may name files relative to this folder.
-        own: The files that were copied, by their place in the copy; none for a pin.
-        repository: Has both states of the files.
-        before: The commit with the files as they were copied.
-        after: The commit or tree with the files as they are in the copy.
-    """
-
-    src: Path
-    cmake: Path
-    own: Mapping[str, Path]
-    repository: Path
-    before: str
-    after: str
+    src: Path  # the copy
+    cmake: Path  # where the compiler runs, which may name files relative to this folder
+    own: Mapping[str, Path]  # the files that were copied, by place in the copy; none for a pin
+    repository: Path  # has both states of the files
+    before: str  # the commit with the files as they were copied
+    after: str  # the commit or tree with the files as they are in the copy
 
     @classmethod
     def of(cls, source: Source, tree: Tree, state: str, folder: Path) -> Copy:
@@ -97,10 +88,10 @@ class Copy:
                 if match[2] is None:
                     return f"{path}:"
                 number, is_own = _before(hunks_of(match[1]), int(match[2]))
-                if not is_own:
-                    added.append(f" [a patch has added this line at {path}:{number}]")
-                    return match[0]
-                return f"{path}:{number}"
+                if is_own:
+                    return f"{path}:{number}"
+                added.append(f" [a patch has added this line at {path}:{number}]")
+                return match[0]
 
             places = [match for match in place.finditer(line) if match[1] in self.own]
             if places:

@@ -17,20 +17,12 @@ _MOST_LINES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Sanitizer:
-    """The compiler's sanitizers that one library has.
+    """The compiler's sanitizers that one library has."""
 
-    Attributes:
-        check: Their names for `-fsanitize=`.
-        preload: The compiler's libraries that must be loaded before all else, since the
-            interpreter is not linked with them.
-        settings: Environment variables of a process that loads the library.
-        fixed_addresses: Whether addresses that the kernel draws at random break it.
-    """
-
-    check: str
-    preload: tuple[str, ...] = ()
-    settings: Mapping[str, str]
-    fixed_addresses: bool = False
+    check: str  # their names for `-fsanitize=`
+    preload: tuple[str, ...] = ()  # to be loaded before all else: the interpreter has not got them
+    settings: Mapping[str, str]  # environment variables of a process that loads the library
+    fixed_addresses: bool = False  # whether addresses that the kernel draws at random break it
 
     @property
     def options(self) -> dict[str, str]:
@@ -124,10 +116,7 @@ def finding(lines: Sequence[str]) -> list[str]:
         elif _ACCESS.match(line) or _PLACE.match(line):
             found.append(line.strip())
             wants_frame = True
-    return [_lasting(line) for line in found[:_MOST_LINES]]
-
-
-def _lasting(line: str) -> str:
+    text = "\n".join(found[:_MOST_LINES])
     for changing, instead in _CHANGING:
-        line = re.sub(changing, instead, line)
-    return line.rstrip(" :")
+        text = re.sub(changing, instead, text)
+    return [line.rstrip(" :") for line in text.splitlines()]

@@ -57,9 +57,8 @@ def find_cmake() -> Tool:
 
 def find_ninja() -> Tool:
     """Return Ninja, from PATH or else from this Python environment."""
-    for name in ("ninja", "ninja-build"):
-        for path in _candidates(name):
-            return _tool((path,))
+    for path in (*_candidates("ninja"), *_candidates("ninja-build")):
+        return _tool((path,))
     raise SetupError(
         "Ninja was not found; install it, or run "
         f"{shlex.quote(sys.executable)} -m pip install ninja"
@@ -137,11 +136,9 @@ def run_ninja(
     with terminal.bar(f"building {what}") as advance:
 
         def follow(line: str) -> None:
-            step = re.match(r"\[(\d+)/(\d+)\] (.*)", line)
-            if step:
+            if step := re.match(r"\[(\d+)/(\d+)\] (.*)", line):
                 advance(int(step[1]), int(step[2]))
-                built = re.match(r"Building \w+ object .*?\.dir/(.+)\.o$", step[3])
-                if built:
+                if built := re.match(r"Building \w+ object .*?\.dir/(.+)\.o$", step[3]):
                     compiled.append(built[1])
 
         try:
@@ -189,8 +186,7 @@ def find_python_headers() -> Path:
 
 
 def _compiler(variable: str, names: tuple[str, ...], language: str) -> Tool:
-    wanted = shlex.split(os.environ.get(variable, ""))
-    if wanted:
+    if wanted := shlex.split(os.environ.get(variable, "")):
         if shutil.which(wanted[0]) is None:
             raise SetupError(
                 f"{language} compiler: {variable} is '{' '.join(wanted)}', but there is no "

@@ -21,8 +21,8 @@ from fa_harness.cli import options
 from fa_harness.engine.runner import Runner
 from fa_harness.errors import SetupError
 from fa_harness.project import Project, find_project
-from fa_harness.series.drift import drift
 from fa_harness.series.series import load_series, series_for
+from fa_harness.series.status import drift
 from fa_harness.series.tree import note, prepare_tree
 from fa_harness.terminal import make_console, say, write_json, write_text
 from fa_harness.upstream.pins import load_pins

@@ -17,10 +17,10 @@ from pathlib import Path
 from fa_harness import proc, terminal
 from fa_harness.errors import FaHarnessError, SetupError, UsageError
 from fa_harness.proc import ProgramError
-from fa_harness.project import Project, locked, writing
+from fa_harness.project import Project, writing
 from fa_harness.series.series import Series, load_series, series_for
-from fa_harness.series.tree import prepare_tree
-from fa_harness.upstream.git import git
+from fa_harness.series.tree import fetch_tree
+from fa_harness.upstream.git import git, make_repository, unmerged
 from fa_harness.upstream.pins import load_pins
 from fa_harness.upstream.source import find_source, source_of
 
@@ -34,20 +34,9 @@ class Checkout:
     path: Path
     branch: str
     head: str
-    author: tuple[str, str]
-    """Name and e-mail address, from the developer's own git."""
+    author: tuple[str, str]  # name and e-mail address, from the developer's own git
     series: Series
-    folder: str
-    """Name of the folder for what is made from it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Commits:
-    """The series in a repository of our own: commits from `base`, the HEAD, to `tip`."""
-
-    repository: Path
-    base: str
-    tip: str
+    folder: str  # name of the folder for what is made from it
 
 
 def open_checkout(project: Project, path: Path, new_branch: str) -> Checkout:
@@ -90,22 +79,21 @@ def open_checkout(project: Project, path: Path, new_branch: str) -> Checkout:
 
 def make_commits(
     project: Project, checkout: Checkout, repository: Path, *, verbose: bool = False
-) -> Commits:
-    """Apply the series on the checkout's HEAD, in a repository of our own that is made anew."""
+) -> str:
+    """Apply the series on the checkout's HEAD, in a repository of our own that is made anew.
+
+    Return the last commit.
+    """
     terminal.stage(f"applying the patch series on {checkout.path} ({checkout.head[:9]})")
     shutil.rmtree(repository, ignore_errors=True)
     with writing(repository):
         repository.mkdir(parents=True)
-    git(repository, "init", "--quiet", verbose=verbose)
-    (repository / ".git" / "info").mkdir(exist_ok=True)
-    # Upstream's own attributes must not change a byte of its files.
-    (repository / ".git" / "info" / "attributes").write_text("* -text -ident -filter\n")
+    make_repository(repository, verbose=verbose)
     # without the history: a clone of all of it takes a minute
     fetch = ("fetch", "--quiet", "--no-tags", "--depth=1")
     git(repository, *fetch, checkout.path.as_uri(), "HEAD", verbose=verbose)
     git(repository, "checkout", "--quiet", "-B", "series", "FETCH_HEAD", verbose=verbose)
-    base = git(repository, "rev-parse", "HEAD")
-    if base != checkout.head:
+    if git(repository, "rev-parse", "HEAD") != checkout.head:
         raise SetupError(f"{checkout.path} was changed meanwhile; run again")
     name, address = checkout.author
     settings = ("-c", f"user.name={name}", "-c", f"user.email={address}")
@@ -121,35 +109,28 @@ def make_commits(
                 if "could not build fake ancestor" not in error.output:
                     raise
                 git(repository, "am", "--abort", verbose=verbose)
-                _fetch_blobs(project, repository, verbose=verbose)
+                # the files that the patches were made for, which git needs to merge three-way
+                pin = find_source(project, load_pins(project.pins_file).default)
+                made_for, ref = load_series(project), "refs/fa-harness/pin"
+                fetch_tree(project, pin, made_for, repository, ref, verbose=verbose)
                 git(repository, *apply, dated=False, verbose=verbose)
         except ProgramError as error:
-            files = git(repository, "diff", "--name-only", "--diff-filter=U").split()
+            files = unmerged(repository)
             where = f"it conflicts in {', '.join(files)}" if files else error.output
             raise SetupError(
                 f"patch '{patch.name}' does not apply on {checkout.path} after {number} patches: "
                 f"{where}; bring the series up to date with "
                 f"fa-harness series rebase --onto {checkout.path}{_REFUSED}"
             ) from error
-    return Commits(repository=repository, base=base, tip=git(repository, "rev-parse", "HEAD"))
+    return git(repository, "rev-parse", "HEAD")
 
 
-def _fetch_blobs(project: Project, repository: Path, *, verbose: bool) -> None:
-    """Get the files that the patches were made for, which git needs to merge three-way."""
-    source = find_source(project, load_pins(project.pins_file).get().name)
-    with locked(project, source.folder):
-        tree = prepare_tree(project, source, load_series(project), verbose=verbose)
-        fetch = ("fetch", "--quiet", "--no-tags")
-        spec = f"+{tree.commits[-1]}:refs/fa-harness/pin"
-        git(repository, *fetch, tree.path, spec, verbose=verbose)
-
-
-def make_branch(checkout: Checkout, commits: Commits, branch: str) -> None:
-    """Give the commits to the checkout as a new branch."""
+def make_branch(checkout: Checkout, repository: Path, branch: str) -> None:
+    """Give the commits of `make_commits` to the checkout as a new branch."""
     fetch = ("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance")
     spec = f"series:refs/heads/{branch}"
     try:
-        _ask(checkout.path, *fetch, commits.repository.as_uri(), spec, writes=True)
+        _ask(checkout.path, *fetch, repository.as_uri(), spec, writes=True)
     except ProgramError as error:
         raise SetupError(f"{checkout.path} does not take the branch '{branch}'\n{error}") from error
 

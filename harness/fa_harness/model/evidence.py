@@ -46,17 +46,14 @@ _MEASURED = re.compile(r"(n_prompt|n_gen|n_depth|test_time|(avg|stddev|samples)_
 class Section:
     """A part of the evidence: a table, notes, and the commands that reproduce the numbers."""
 
-    part: str
-    """Its name in `PARTS`."""
+    part: str  # its name in `PARTS`
     title: str
     commands: tuple[str, ...] = ()
     head: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     notes: tuple[str, ...] = ()
-    passed: bool | None = True
-    """Whether it speaks for the patch; None if it was not measured."""
-    data: Any = field(default=None, compare=False)
-    """The numbers, for the JSON document."""
+    passed: bool | None = True  # whether it speaks for the patch; None if it was not measured
+    data: Any = field(default=None, compare=False)  # the numbers, for the JSON document
 
 
 PARTS: Mapping[str, str] = {
@@ -81,10 +78,8 @@ class Evidence:
     tip: str
     subjects: tuple[str, ...]
     machine: Mapping[str, str]
-    variables: Mapping[str, str]
-    """Values of the variables in commands, such as `$DIR`."""
-    build: tuple[str, ...]
-    """Commands that build the programs."""
+    variables: Mapping[str, str]  # values of the variables in commands, such as `$DIR`
+    build: tuple[str, ...]  # commands that build the programs
     sections: tuple[Section, ...]
 
     @property
@@ -170,16 +165,16 @@ def parse_bench(output: str) -> dict[str, float]:
     try:
         rows = json.loads(text)
         names = [_test(row) for row in rows]
-        fields = [
-            {key: value for key, value in row.items() if not _MEASURED.fullmatch(key)}
-            for row in rows
-        ]
-        found = {
-            name if names.count(name) == 1 else ", ".join([name, *_differing(each, fields)]): float(
-                row["avg_ts"]
-            )
-            for name, each, row in zip(names, fields, rows, strict=True)
-        }
+        found = {}
+        for name, row in zip(names, rows, strict=True):
+            differing = [
+                f"{key}={value}"
+                for key, value in row.items()
+                if not _MEASURED.fullmatch(key) and any(each.get(key) != value for each in rows)
+            ]
+            is_known_by_name = names.count(name) == 1
+            full_name = name if is_known_by_name else ", ".join([name, *differing])
+            found[full_name] = float(row["avg_ts"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SetupError(f"llama-bench printed no result that can be read: {error}") from error
     if not found:
@@ -192,13 +187,6 @@ def parse_bench(output: str) -> dict[str, float]:
 def _test(row: Mapping[str, Any]) -> str:
     parts = [f"{what}{row[key]}" for what, key in (("pp", "n_prompt"), ("tg", "n_gen")) if row[key]]
     return "+".join(parts) + (f" @ d{row['n_depth']}" if row.get("n_depth") else "")
-
-
-def _differing(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the fields in which rows differ, as `key=value`."""
-    return [
-        f"{key}={value}" for key, value in row.items() if any(r.get(key) != value for r in rows)
-    ]
 
 
 def judge_ratio(ratios: Sequence[float]) -> tuple[Interval, str]:
@@ -226,8 +214,7 @@ def bench_section(
     for test in before[0]:
         pairs = [(b[test], a[test]) for b, a in zip(before, after, strict=True)]
         interval, verdict = judge_ratio([a / b for b, a in pairs])
-        speeds = [float(np.median(column)) for column in zip(*pairs, strict=True)]
-        cells = [f"{speed:.2f}" for speed in speeds]
+        cells = [f"{np.median(column):.2f}" for column in zip(*pairs, strict=True)]
         ratio = f"{interval.median:.3f} ({interval.low:.3f} to {interval.high:.3f})"
         rows.append((test, *cells, ratio, verdict))
         data[test] = {"samples": pairs, "ratio": vars(interval), "verdict": verdict}
@@ -248,8 +235,7 @@ class Pass:
     """One run of `llama-perplexity`."""
 
     perplexity: Perplexity
-    seconds: float
-    """Seconds of the whole process."""
+    seconds: float  # seconds of the whole process
 
 
 def judge_perplexity(before: float, after: float) -> str:
@@ -264,7 +250,7 @@ def perplexity_section(before: Sequence[Pass], after: Sequence[Pass]) -> Section
     rows = []
     for label, passes in (("before", before), ("after", after)):
         values = " or ".join(f"{v:.4f}" for v in sorted({p.perplexity.estimate for p in passes}))
-        seconds = float(np.median([p.seconds for p in passes]))
+        seconds = np.median([p.seconds for p in passes])
         rows.append((label, values, f"+/- {passes[0].perplexity.error:.5f}", f"{seconds:.1f} s"))
     verdict = judge_perplexity(before[0].perplexity.estimate, after[0].perplexity.estimate)
     same = {p.perplexity for p in (*before, *after)}
@@ -299,14 +285,13 @@ def proof_section(documents: Mapping[str, Mapping[str, Any]], onto: str) -> Sect
             green, red = patch["turned_green"], patch["turned_red"]
             worse = worse or bool(red)
             rows.append((patch["title"], suite, str(len(green)), str(len(red))))
-            if green:
-                case = min(green, key=len)
-                libraries = ["pristine" if number == 1 else f"{number - 1:04}", f"{number:04}"]
-                for word, library in zip(("red", "green"), libraries, strict=True):
-                    notes.append(
-                        f"patch {number}, {word}: UPSTREAM_DIR={onto} fa-harness run --library "
-                        f"{library} --case '{case}'"
-                    )
+            before = "pristine" if number == 1 else f"{number - 1:04}"
+            notes += [
+                f"patch {number}, {word}: UPSTREAM_DIR={onto} fa-harness run --library {library} "
+                f"--case '{min(green, key=len)}'"
+                for word, library in (("red", before), ("green", f"{number:04}"))
+                if green
+            ]
     return _section(
         "proof",
         head=("patch", "suite", "red to green", "green to red"),

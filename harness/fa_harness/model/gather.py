@@ -9,7 +9,7 @@ import random
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fa_harness import __version__, proc, terminal
@@ -17,7 +17,7 @@ from fa_harness.build.places import Copy
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.machine import available_memory, cpu_model, usable_cores
 from fa_harness.model import evidence
-from fa_harness.model.checkout import Checkout, Commits, make_branch, make_commits, open_checkout
+from fa_harness.model.checkout import Checkout, make_branch, make_commits, open_checkout
 from fa_harness.model.evidence import PARTS, Evidence, Pass, Section
 from fa_harness.model.llama import (
     BENCH,
@@ -57,20 +57,15 @@ class EvidenceRequest:
     onto: Path
     branch: str
     folder: Path
-    parts: tuple[str, ...]
-    """Some of `PARTS`."""
-    model: Path | None
-    """A GGUF; without one, the parts that run a model are not measured."""
+    parts: tuple[str, ...]  # some of `PARTS`
+    model: Path | None  # a GGUF; without one, the parts that run a model are not measured
     text: Path
     threads: int
     rounds: int
-    tests: tuple[str, ...]
-    """Arguments of `llama-bench` that say what it measures."""
-    ops_filter: str | None
-    """Regular expression on the cases of `test-backend-ops`."""
+    tests: tuple[str, ...]  # arguments of `llama-bench` that say what it measures
+    ops_filter: str | None  # regular expression on the cases of `test-backend-ops`
     suite: str
-    options: Mapping[str, str]
-    """CMake options of llama.cpp."""
+    options: Mapping[str, str]  # CMake options of llama.cpp
 
 
 def gather(request: EvidenceRequest, *, verbose: bool = False) -> Iterator[Evidence]:
@@ -83,20 +78,23 @@ def gather(request: EvidenceRequest, *, verbose: bool = False) -> Iterator[Evide
     checkout = open_checkout(project, request.onto, request.branch)
     work = project.build / "evidence" / checkout.folder
     with locked(project, f"evidence/{checkout.folder}"):
-        commits = make_commits(project, checkout, work / "repository", verbose=verbose)
+        repository = work / "repository"
+        tip = make_commits(project, checkout, repository, verbose=verbose)
         if _OF_LIBRARIES & set(request.parts):
             before = work / "before" / "src"
-            check_out(commits.repository, commits.base, before, verbose=verbose)
+            check_out(repository, checkout.head, before, verbose=verbose)
             _try_series(project, before, request.onto, verbose=verbose)
-        builds = _build(request, checkout.path, work, commits, verbose=verbose)
-    gatherer = _Gatherer(request, checkout, builds)
+        builds = _build(request, checkout, work, tip, verbose=verbose)
+    with writing(request.folder):
+        (request.folder / "raw").mkdir(parents=True, exist_ok=True)
+    gatherer = _Gatherer(request=request, checkout=checkout, tip=tip, builds=builds)
     gatherer.try_model()
-    make_branch(checkout, commits, request.branch)
+    make_branch(checkout, repository, request.branch)
     terminal.stage(f"{checkout.path} has the branch '{request.branch}'")
     sections: list[Section] = []
     for part in request.parts:
         sections.append(gatherer.measure(part))
-        yield _evidence(gatherer, commits, sections)
+        yield gatherer.evidence(sections)
 
 
 def _check(request: EvidenceRequest) -> None:
@@ -120,19 +118,20 @@ def _check(request: EvidenceRequest) -> None:
 
 
 def _build(
-    request: EvidenceRequest, checkout: Path, work: Path, commits: Commits, *, verbose: bool
+    request: EvidenceRequest, checkout: Checkout, work: Path, tip: str, *, verbose: bool
 ) -> dict[str, Programs]:
     targets = [TEST_BACKEND_OPS, *([BENCH, PERPLEXITY] if request.model is not None else [])]
-    files = git(commits.repository, "ls-tree", "-r", "-z", "--name-only", commits.base)
-    own = {name: checkout / name for name in files.split("\0") if name}
+    repository = work / "repository"
+    files = git(repository, "ls-tree", "-r", "-z", "--name-only", checkout.head)
+    own = {name: checkout.path / name for name in files.split("\0") if name}
     return {
         name: build_programs(
             Copy(
                 src=work / name / "src",
                 cmake=work / name / "cmake",
                 own=own,
-                repository=commits.repository,
-                before=commits.base,
+                repository=repository,
+                before=checkout.head,
                 after=commit,
             ),
             targets,
@@ -141,8 +140,8 @@ def _build(
             verbose=verbose,
         )
         for name, commit, what in (
-            ("before", commits.base, "as it is"),
-            ("after", commits.tip, "with the patches"),
+            ("before", checkout.head, "as it is"),
+            ("after", tip, "with the patches"),
         )
     }
 
@@ -161,37 +160,6 @@ def _try_series(project: Project, src: Path, onto: Path, *, verbose: bool) -> No
         ) from error
 
 
-def _evidence(gatherer: _Gatherer, commits: Commits, sections: Sequence[Section]) -> Evidence:
-    request, setup = gatherer.request, gatherer.builds["before"].setup
-    options = " ".join(f"-D{name}={value}" for name, value in setup["options"].items())  # type: ignore[attr-defined]
-    build = [
-        f"git -C $DIR worktree add --detach $DIR-{name} {commit}\n"
-        f"cmake -S $DIR-{name} -B $DIR-{name}/build {options}\n"
-        f"cmake --build $DIR-{name}/build --target {TEST_BACKEND_OPS} {BENCH} {PERPLEXITY}"
-        for name, commit in (("before", commits.base), ("after", request.branch))
-    ]
-    return Evidence(
-        tool_version=__version__,
-        branch=request.branch,
-        base=commits.base,
-        tip=commits.tip,
-        subjects=tuple(title(patch) for patch in gatherer.checkout.series.patches),
-        machine={
-            "CPU": cpu_model(),
-            "threads": f"{request.threads} of {usable_cores()} usable cores",
-            "memory": _memory(),
-            "system": f"{platform.system()} {platform.release()}",
-            "compiler": str(setup["cxx_compiler"]),
-            "CMake options": options,
-            **({"model": request.model.name} if request.model else {}),
-            **gatherer.traps,
-        },
-        variables=gatherer.variables,
-        build=tuple(build),
-        sections=tuple(sections),
-    )
-
-
 def _memory() -> str:
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -200,27 +168,21 @@ def _memory() -> str:
     return f"{total / 2**30:.1f} GiB"
 
 
+@dataclass(kw_only=True)
 class _Gatherer:
     """Runs the programs, keeps their output, and makes the sections."""
 
-    def __init__(
-        self, request: EvidenceRequest, checkout: Checkout, builds: Mapping[str, Programs]
-    ) -> None:
-        self.request = request
-        self.checkout = checkout
-        self.builds = builds
-        self.traps: dict[str, str] = {}
-        """What this machine advertises and does not do."""
-        paths: dict[str, Path | None] = {
-            "DIR": checkout.path,
-            **{name.upper(): built.bin for name, built in builds.items()},
-            "MODEL": request.model,
-            "TEXT": request.text,
-        }
-        self.variables = {name: shlex.quote(str(path)) for name, path in paths.items() if path}
-        self._raw = request.folder / "raw"
-        with writing(request.folder):
-            self._raw.mkdir(parents=True, exist_ok=True)
+    request: EvidenceRequest
+    checkout: Checkout
+    tip: str
+    """The last commit of the branch."""
+    builds: Mapping[str, Programs]
+    traps: dict[str, str] = field(default_factory=dict)
+    """What this machine advertises and does not do."""
+
+    @property
+    def _raw(self) -> Path:
+        return self.request.folder / "raw"
 
     def try_model(self) -> None:
         """Run the model, if a part needs it, and find out whether the machine has a trap."""
@@ -238,6 +200,43 @@ class _Gatherer:
         found: Callable[[], _Found] = getattr(self, f"_{part}")
         section, commands = found()
         return replace(section, commands=tuple(commands))
+
+    def evidence(self, sections: Sequence[Section]) -> Evidence:
+        """Return all that was gathered."""
+        request, setup = self.request, self.builds["before"].setup
+        options = " ".join(f"-D{name}={value}" for name, value in setup["options"].items())  # type: ignore[attr-defined]
+        build = [
+            f"git -C $DIR worktree add --detach $DIR-{name} {commit}\n"
+            f"cmake -S $DIR-{name} -B $DIR-{name}/build {options}\n"
+            f"cmake --build $DIR-{name}/build --target {TEST_BACKEND_OPS} {BENCH} {PERPLEXITY}"
+            for name, commit in (("before", self.checkout.head), ("after", request.branch))
+        ]
+        paths: dict[str, Path | None] = {
+            "DIR": self.checkout.path,
+            **{name.upper(): built.bin for name, built in self.builds.items()},
+            "MODEL": request.model,
+            "TEXT": request.text,
+        }
+        return Evidence(
+            tool_version=__version__,
+            branch=request.branch,
+            base=self.checkout.head,
+            tip=self.tip,
+            subjects=tuple(title(patch) for patch in self.checkout.series.patches),
+            machine={
+                "CPU": cpu_model(),
+                "threads": f"{request.threads} of {usable_cores()} usable cores",
+                "memory": _memory(),
+                "system": f"{platform.system()} {platform.release()}",
+                "compiler": str(setup["cxx_compiler"]),
+                "CMake options": options,
+                **({"model": request.model.name} if request.model else {}),
+                **self.traps,
+            },
+            variables={name: shlex.quote(str(path)) for name, path in paths.items() if path},
+            build=tuple(build),
+            sections=tuple(sections),
+        )
 
     # parts
 
@@ -341,7 +340,7 @@ class _Gatherer:
     ) -> tuple[dict[str, object], str]:
         """Run the harness on the checkout's commit and return its JSON report and the command.
 
-        If it `may_fail`, exit status 1, which says that something is wrong, is a result.
+        If it `may_fail`, exit status 1 is a result: something is wrong.
         """
         shown = f"UPSTREAM_DIR={_BEFORE} fa-harness {shlex.join(arguments)}"
         path = self._raw / report if report else None
@@ -372,14 +371,10 @@ def _runs_in_parallel(program: Path) -> bool:
 
 
 def _output(command: Sequence[str | Path], log: Path) -> tuple[str, int]:
-    """Run a program whose exit status is a result; return its output and the status.
-
-    Raises:
-        ProgramError: A signal ended it.
-    """
+    """Run a program whose exit status is a result; return its output and the status."""
     try:
         return proc.run(command, log=log), 0
     except ProgramError as error:
-        if error.status < 0:
+        if error.status < 0:  # a signal
             raise
         return error.output, error.status

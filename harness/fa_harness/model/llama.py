@@ -197,10 +197,6 @@ def measure(
 
     A thread writes the program's log, and its last lines may be lost at exit. If the program ends
     with status 0 and without an estimate, it is run once more.
-
-    Raises:
-        ProgramError: It failed.
-        FaHarnessError: It printed no estimate.
     """
     # the user's own settings would change what is compared
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_")}

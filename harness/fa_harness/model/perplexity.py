@@ -41,12 +41,9 @@ _FINAL = re.compile(r"Final estimate: PPL = (\d+\.\d+) \+/- (\d+\.\d+)")
 class Perplexity:
     """The output of llama-perplexity, to all of its digits."""
 
-    estimate: float
-    """Over all chunks."""
-    error: float
-    """The standard error of the estimate, printed after +/-."""
-    chunks: tuple[float, ...]
-    """Over the first chunk, the first two, and so on; the last is the estimate."""
+    estimate: float  # over all chunks
+    error: float  # the standard error of the estimate, printed after +/-
+    chunks: tuple[float, ...]  # over the first, the first two, ...; the last is the estimate
 
 
 def parse(output: str) -> Perplexity:
@@ -80,16 +77,12 @@ def parse(output: str) -> Perplexity:
 class Setting:
     """How the text goes through the model; this decides the path of each attention call."""
 
-    n_ctx: int
-    """Tokens of a chunk: a multiple of 256, so that llama.cpp does not change it."""
-    n_ubatch: int
-    """Tokens of one graph, which are the rows of a call; 1 is decoding."""
+    n_ctx: int  # tokens of a chunk: a multiple of 256, so that llama.cpp does not change it
+    n_ubatch: int  # tokens of one graph, which are the rows of a call; 1 is decoding
     threads: int = 2
     chunks: int = 1
-    n_swa: int = 0
-    """Window of the model's local layers, 0 if it has none."""
-    swa_full: bool = False
-    """Whether local layers keep all cells, in the order of position."""
+    n_swa: int = 0  # window of the model's local layers, 0 if it has none
+    swa_full: bool = False  # whether local layers keep all cells, in the order of position
 
     def __post_init__(self) -> None:
         if self.n_ctx < _PADDING or self.n_ctx % _PADDING:
@@ -117,14 +110,10 @@ class ProgramRun:
     """One run of llama-perplexity."""
 
     name: str
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables on top of the caller's environment."""
-    arguments: tuple[str, ...]
-    """All but model and text."""
-    n_segments: int = 0
-    """Attention calls with a state; 0 stands for one call without a state."""
-    control: bool = False
-    """Whether it is a standard run that sums in another order."""
+    environment: Mapping[str, str] = field(default_factory=dict)  # on top of the caller's
+    arguments: tuple[str, ...]  # all but model and text
+    n_segments: int = 0  # attention calls with a state; 0 stands for one call without a state
+    control: bool = False  # whether it is a standard run that sums in another order
 
 
 def plan_segments(setting: Setting, segments: Sequence[int] = (1, 2, 8)) -> tuple[ProgramRun, ...]:
@@ -161,10 +150,8 @@ class CacheRun:
     """One row of the table of mixed and uniform caches."""
 
     run: ProgramRun
-    bytes_per_element: float
-    """Mean over K and V at the end of a chunk."""
-    hot: int | None = None
-    """Number of the newest cells, which have another type; None for a uniform cache."""
+    bytes_per_element: float  # mean over K and V at the end of a chunk
+    hot: int | None = None  # number of the newest cells, of another type; None if uniform
 
 
 def bytes_per_element(name: str) -> float:
@@ -197,31 +184,28 @@ def plan_mixed(setting: Setting, *, hots: Sequence[str] = HOT_TYPES) -> tuple[Ca
     """
     if setting.n_swa and not setting.swa_full:
         raise UsageError("a mixed cache needs its cells in order: set swa_full")
+
+    def of_type(name: str) -> tuple[str, ...]:
+        return (*setting.arguments, "-ctk", name, "-ctv", name)
+
+    sizes = {name: bytes_per_element(name) for name in (*UNIFORM_TYPES, *hots)}
     rows = [
-        CacheRun(
-            run=ProgramRun(name=name, arguments=(*setting.arguments, "-ctk", name, "-ctv", name)),
-            bytes_per_element=bytes_per_element(name),
-        )
+        CacheRun(run=ProgramRun(name=name, arguments=of_type(name)), bytes_per_element=sizes[name])
         for name in UNIFORM_TYPES
     ]
     small = bytes_per_element(COLD_TYPE)
     for hot, name in itertools.product(hots, UNIFORM_TYPES):
-        budget, large = bytes_per_element(name), bytes_per_element(hot)
-        if not small < budget < large:
+        if not small < sizes[name] < sizes[hot]:
             continue
-        window = hot_window(setting.n_ctx, hot=hot, cold=COLD_TYPE, budget=budget)
-        rows.append(
-            CacheRun(
-                run=ProgramRun(
-                    name=f"{COLD_TYPE}+{hot}:{window}",
-                    environment={"LLAMA_FA_COLD_TYPE": COLD_TYPE, "LLAMA_FA_HOT": str(window)},
-                    arguments=(*setting.arguments, "-ctk", hot, "-ctv", hot),
-                    n_segments=2,
-                ),
-                bytes_per_element=small + (large - small) * window / setting.n_ctx,
-                hot=window,
-            )
+        window = hot_window(setting.n_ctx, hot=hot, cold=COLD_TYPE, budget=sizes[name])
+        run = ProgramRun(
+            name=f"{COLD_TYPE}+{hot}:{window}",
+            environment={"LLAMA_FA_COLD_TYPE": COLD_TYPE, "LLAMA_FA_HOT": str(window)},
+            arguments=of_type(hot),
+            n_segments=2,
         )
+        size = small + (sizes[hot] - small) * window / setting.n_ctx
+        rows.append(CacheRun(run=run, bytes_per_element=size, hot=window))
     return tuple(rows)
 
 
@@ -229,8 +213,7 @@ def plan_mixed(setting: Setting, *, hots: Sequence[str] = HOT_TYPES) -> tuple[Ca
 class Expectation:
     """How close a run must be to the standard run, and why."""
 
-    exact: bool
-    """Whether all digits must be equal; otherwise the values, within a tolerance."""
+    exact: bool  # whether all digits must be equal; otherwise the values, within a tolerance
     reason: str
 
 
@@ -292,8 +275,7 @@ class Judgement:
     name: str
     expected: Expectation
     ok: bool
-    largest: float
-    """The largest relative difference, of the estimate and of all chunks."""
+    largest: float  # the largest relative difference, of the estimate and of all chunks
     message: str
 
 
@@ -318,9 +300,7 @@ def judge(
         raise UsageError("the control and the standard run have different numbers of chunks")
     tolerance = max(RELATIVE_TOLERANCE, CONTROL_FACTOR * spread)
     judgements = []
-    for run in runs[1:]:
-        if run.control:
-            continue
+    for run in (run for run in runs[1:] if not run.control):
         expected, result = expectation(setting, run.n_segments), results[run.name]
         largest = _difference(result, standard)
         # the digits of the error count where all do; it has no bound of its own

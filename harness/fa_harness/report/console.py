@@ -19,11 +19,8 @@ from fa_harness.terminal import number_of, say, say_summary
 
 STATUS_STYLE = {
     "pass": "green",
-    "fail": "bold red",
-    "crash": "bold red",
-    "timeout": "bold red",
+    **dict.fromkeys(("fail", "crash", "timeout", "oversized"), "bold red"),
     "unsupported": "yellow",
-    "oversized": "bold red",
     "mistrusted": "bold magenta",
 }
 
@@ -38,12 +35,10 @@ _COLUMNS = {  # of the others: heading, width, to the right
     "of_bound": ("of bound", 8, True),
     "status": ("status", 11, False),
 }
-_NARROW = {  # where the line has less than `_WIDE` columns
-    "path": ("path", 8, False),
-    "segments": ("segm", 4, True),
-    "oracle": ("error", 8, True),
-    "of_bound": ("of bound", 8, True),
-    "status": ("status", 11, False),
+_NARROW = {  # if the line has less than `_WIDE` columns
+    name: {"segments": ("segm", 4, True), "oracle": ("error", 8, True)}.get(name, column)
+    for name, column in _COLUMNS.items()
+    if name not in ("full_state", "segmented")
 }
 _WIDE = 120
 
@@ -89,16 +84,13 @@ class Table:
                 say(self._console, f"    {words}", style)
         if verdict.status != "pass" or self._verbose:
             say(self._console, f"    {repro}", "dim")
-        if self._shows_steps and verdict.steps:
-            self._print_steps(verdict.steps)
-
-    def _print_steps(self, steps: Sequence[CacheStep]) -> None:
-        """Print some steps of a rolling cache."""
-        rows = [_STEP_COLUMNS, *(_step_cells(step) for step in _some(steps))]
+        if not self._shows_steps or not verdict.steps:
+            return
+        rows = [_STEP_COLUMNS, *map(_step_cells, _some(verdict.steps))]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
-            cells = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)]
-            say(self._console, f"    {'  '.join(cells)}")
+            padded = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)]
+            say(self._console, f"    {'  '.join(padded)}")
 
     def _line(self, case: str, cells: Mapping[str, str], style: str) -> Text:
         padded = [
@@ -144,16 +136,10 @@ def _some(steps: Sequence[CacheStep]) -> list[CacheStep]:
 
 
 def _step_cells(step: CacheStep) -> tuple[str, ...]:
-    return (
-        f"{step.step}",
-        f"{step.tokens_hot}",
-        f"{step.tokens_cold}",
-        f"{step.cache_bytes}",
-        f"{step.cache_bytes / step.f16_bytes:.0%}",
-        f"{step.error:.2e}",
-        in_words(step.of_bound),
-        f"{step.quantisation_error:.2e}",
-    )
+    counts = (step.step, step.tokens_hot, step.tokens_cold, step.cache_bytes)
+    share = f"{step.cache_bytes / step.f16_bytes:.0%}"
+    error, of_bound = f"{step.error:.2e}", in_words(step.of_bound)
+    return (*map(str, counts), share, error, of_bound, f"{step.quantisation_error:.2e}")
 
 
 def _difference(verdict: Verdict, name: str) -> str:

@@ -22,6 +22,7 @@ from fa_harness.judge.words import worst
 from fa_harness.report.troubles import headline, in_short, origin, state, troubles, unchecked
 from fa_harness.speed.bench import Interval
 from fa_harness.speed.gate import Gate, Ratio
+from fa_harness.terminal import number_of
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -95,8 +96,7 @@ def _heat_map(by_row: F32, case: Case) -> dict[str, Any]:
             paths.setdefault(level, []).append(f"M{x} {y}h{n}v1h-{n}z")
             x += n
     n_head_all = case.ne3 * case.n_head
-    described = f"{n_head_all} head{'s' * (n_head_all != 1)}, "
-    described += f"{case.n_batch} row{'s' * (case.n_batch != 1)}"
+    described = f"{number_of(n_head_all, 'head')}, {number_of(case.n_batch, 'row')}"
     if by_row.shape != (n_head_all, case.n_batch):
         described += ", largest of neighbours"
     summary = f"beyond the bound: {int((by_row > 1).sum())} of {by_row.size}"
@@ -117,15 +117,14 @@ def _bars(by_segment: Sequence[float]) -> list[tuple[int, float, str]]:
 
     Lengths are logarithmic, from a thousandth of the bound to the largest share.
     """
-    top = max([1.0, *(share for share in by_segment if math.isfinite(share))])
-    return [(_level(share), _length(share, top), in_words(share)) for share in (*by_segment, 1.0)]
-
-
-def _length(share: float, top: float) -> float:
     least = 1e-3
-    if not math.isfinite(share):
-        return 1.0
-    return max(0.0, math.log(max(share, least) / least) / math.log(top / least))
+    top = max([1.0, *(share for share in by_segment if math.isfinite(share))])
+
+    def length(share: float) -> float:
+        reached = share if math.isfinite(share) else top
+        return max(0.0, math.log(max(reached, least) / least) / math.log(top / least))
+
+    return [(_level(share), length(share), in_words(share)) for share in (*by_segment, 1.0)]
 
 
 def _scale_of(ratios: Sequence[Ratio]) -> Callable[[Interval], tuple[float, float]]:

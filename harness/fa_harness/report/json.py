@@ -14,7 +14,6 @@ import numpy as np
 
 from fa_harness.engine.session import Results
 from fa_harness.judge.compare import Comparison
-from fa_harness.judge.explain import Localisation
 from fa_harness.judge.verdict import STATUSES, Verdict
 from fa_harness.speed.gate import Gate
 
@@ -58,13 +57,16 @@ def _gate(gate: Gate) -> dict[str, Any]:
 
 
 def _result(verdict: Verdict, repro: str) -> dict[str, Any]:
+    found = verdict.localisation
     return {
         "case": str(verdict.case),
         "status": verdict.status,
         "path": verdict.path,
         "modes": list(verdict.modes),
         "reason": verdict.reason,
-        "localisation": _localisation(verdict.localisation),
+        # where it went wrong first, and the same in words
+        "localisation": found
+        and _plain({**vars(found), "of_f16_range": found.of_f16_range, "lines": found.lines()}),
         "comparisons": {name: _comparison(c) for name, c in verdict.comparisons.items()},
         "outputs": _plain(verdict.outputs),
         "steps": [_plain(vars(step)) for step in verdict.steps],
@@ -73,19 +75,11 @@ def _result(verdict: Verdict, repro: str) -> dict[str, Any]:
     }
 
 
-def _localisation(found: Localisation | None) -> Any:
-    """Return where a case went wrong first, and the same in words; None where it did not."""
-    if found is None:
-        return None
-    record = {**vars(found), "of_f16_range": found.of_f16_range, "lines": found.lines()}
-    return _plain(record)
-
-
 def _comparison(comparison: Comparison) -> Any:
-    record = comparison._asdict()
-    del record["by_row"]
     worst = comparison.worst and comparison.worst._asdict()
-    return _plain({**record, "worst": worst})
+    record = {**comparison._asdict(), "worst": worst}
+    del record["by_row"]
+    return _plain(record)
 
 
 def _plain(value: Any) -> Any:

@@ -7,9 +7,8 @@ from xml.etree import ElementTree as ET
 
 from fa_harness.case.label import label
 from fa_harness.engine.session import Results
-from fa_harness.judge.verdict import Verdict
 from fa_harness.report.troubles import Trouble, troubles
-from fa_harness.speed.gate import ALL, Gate, Ratio
+from fa_harness.speed.gate import ALL, Gate
 
 _NO_CHARACTER = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 cannot hold, escaped or not."""
@@ -27,11 +26,22 @@ def render(results: Results, gate: Gate | None = None) -> str:
     cases = ET.SubElement(root, "testsuite", name="cases")
     _properties(cases, results, gate)
     for verdict in results.verdicts:
-        _case(cases, verdict, wrong.pop(str(verdict.case), []), results)
+        element = _testcase(cases, verdict.path, str(verdict.case), verdict.seconds)
+        bad = wrong.pop(str(verdict.case), [])
+        for trouble in bad:
+            _bad(element, "error" if trouble.kind in ("crash", "timeout") else "failure", trouble)
+        if bad:
+            ET.SubElement(element, "system-out").text = _clean(label(verdict.case))
+        elif verdict.status == "unsupported":
+            _add(element, "skipped", verdict.reason)
     if gate is not None:
         ratios = ET.SubElement(root, "testsuite", name="speed")
         for ratio in gate.ratios:
-            _ratio(ratios, ratio)
+            element = _testcase(ratios, ratio.way, ratio.case)
+            if ratio.status == "skipped":
+                _add(element, "skipped", ratio.reason)
+            elif ratio.status == "regressed":
+                _add(element, "error" if ratio.way == ALL else "failure", ratio.reason, "slower")
             wrong.pop(ratio.case, None)
         checks = ET.SubElement(root, "testsuite", name="gate")
         for case, missing in wrong.items():  # of the baseline; it did not run
@@ -55,24 +65,6 @@ def render(results: Results, gate: Gate | None = None) -> str:
     ET.indent(root)
     text = ET.tostring(root, encoding="unicode")
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n'
-
-
-def _case(suite: ET.Element, verdict: Verdict, bad: list[Trouble], results: Results) -> None:
-    element = _testcase(suite, verdict.path, str(verdict.case), verdict.seconds)
-    for trouble in bad:
-        _bad(element, "error" if trouble.kind in ("crash", "timeout") else "failure", trouble)
-    if verdict.status == "unsupported" and not bad:
-        _add(element, "skipped", verdict.reason)
-    if bad:
-        ET.SubElement(element, "system-out").text = _clean(label(verdict.case))
-
-
-def _ratio(suite: ET.Element, ratio: Ratio) -> None:
-    element = _testcase(suite, ratio.way, ratio.case)
-    if ratio.status == "skipped":
-        _add(element, "skipped", ratio.reason)
-    elif ratio.status == "regressed":
-        _add(element, "error" if ratio.way == ALL else "failure", ratio.reason, "slower")
 
 
 def _testcase(suite: ET.Element, group: str, name: str, seconds: float = 0.0) -> ET.Element:
@@ -104,12 +96,9 @@ def _properties(suite: ET.Element, results: Results, gate: Gate | None) -> None:
         "features": " ".join(results.features),
         "cpu": results.machine["cpu"],
         "fa-harness": results.tool_version,
-        **(
-            {"baseline": gate.without_baseline or gate.baseline, "gate": gate.verdict}
-            if gate
-            else {}
-        ),
     }
+    if gate:
+        values |= {"baseline": gate.without_baseline or gate.baseline, "gate": gate.verdict}
     properties = ET.SubElement(suite, "properties")
     for name, value in values.items():
         ET.SubElement(properties, "property", name=name, value=_clean(str(value)))

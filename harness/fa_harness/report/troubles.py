@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fa_harness.case.case import Case
@@ -19,16 +19,11 @@ _WORST_FIRST = ("crash", "timeout", "fail", "mistrusted", "oversized")
 class Trouble:
     """One thing that is wrong."""
 
-    kind: str
-    """A case's status, or what else stops a gate, in words."""
-    case: str
-    """Case string."""
-    lines: tuple[str, ...]
-    """The first line says what is wrong, the others where."""
-    repro: str
-    """The command that shows it again."""
-    verdict: Verdict | None
-    """The case's, where it ran."""
+    kind: str  # a case's status, or what else stops a gate, in words
+    case: str  # case string
+    lines: tuple[str, ...]  # the first line says what is wrong, the others where
+    repro: str  # the command that shows it again
+    verdict: Verdict | None  # the case's, where it ran
 
     @property
     def title(self) -> str:
@@ -38,9 +33,7 @@ class Trouble:
 
 def troubles(results: Results, gate: Gate | None = None) -> list[Trouble]:
     """Return what is wrong with a run, and what a gate found in it beyond that."""
-    bad = [verdict for verdict in results.verdicts if verdict.status in _WORST_FIRST]
-    bad.sort(key=lambda verdict: _WORST_FIRST.index(verdict.status))
-    of_cases = [
+    found = [
         Trouble(
             kind=verdict.status,
             case=str(verdict.case),
@@ -48,25 +41,25 @@ def troubles(results: Results, gate: Gate | None = None) -> list[Trouble]:
             repro=results.repro(verdict.case),
             verdict=verdict,
         )
-        for verdict in bad
+        for status in _WORST_FIRST
+        for verdict in results.verdicts
+        if verdict.status == status
     ]
-    return [*of_cases, *_of_gate(results, gate)]
-
-
-def _of_gate(results: Results, gate: Gate | None) -> Iterator[Trouble]:
-    """Yield what a gate found beyond the cases that do not pass."""
     verdicts = {str(verdict.case): verdict for verdict in results.verdicts}
     for finding in gate.findings if gate else ():
-        verdict = verdicts.get(finding.case)
-        if finding.kind == "failed" and verdict is not None:
-            continue
-        yield Trouble(
-            kind=KINDS[finding.kind],
-            case=finding.case,
-            lines=tuple(finding.text.splitlines()),
-            repro=finding.repro,
-            verdict=verdict,
+        of_case = verdicts.get(finding.case)
+        if finding.kind == "failed" and of_case is not None:
+            continue  # is there already
+        found.append(
+            Trouble(
+                kind=KINDS[finding.kind],
+                case=finding.case,
+                lines=tuple(finding.text.splitlines()),
+                repro=finding.repro,
+                verdict=of_case,
+            )
         )
+    return found
 
 
 def in_short(found: Sequence[Trouble]) -> list[str]:
@@ -133,9 +126,5 @@ def _counts(results: Results) -> str:
 
 def origin(results: Results) -> str:
     """Return in a line what ran, on what, how long."""
-    library = results.library
-    return (
-        f"library {library.get('name')} of {library.get('upstream')}, "
-        f"ggml {library.get('ggml_version')}, on {results.machine['cpu']}, "
-        f"{results.seconds:.0f} s, fa-harness {results.tool_version}"
-    )
+    of_run = f"{results.seconds:.0f} s, fa-harness {results.tool_version}"
+    return f"{results.what_ran}, on {results.machine['cpu']}, {of_run}"

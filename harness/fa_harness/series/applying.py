@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from fa_harness import terminal
 from fa_harness.errors import SetupError
 from fa_harness.proc import ProgramError
 from fa_harness.series.series import Series
-from fa_harness.upstream.git import git
+from fa_harness.upstream.git import git, unmerged
 
 _AM = (
     "am", "--quiet", "--no-3way", "--committer-date-is-author-date", "--no-gpg-sign",
@@ -34,18 +35,18 @@ class DoesNotApplyError(SetupError):
 class Applied:
     """The outcome of applying a series. State `n` has the first `n` patches."""
 
-    commits: tuple[str, ...]
-    """Of each state, from the files without a patch to the whole series."""
-    contents: tuple[str, ...]
-    """Git's ids of the files of each state; equal files have equal ids."""
-    left_out: tuple[str, ...] = ()
-    """File names of patches that do not apply; their states equal the ones before them."""
-    held: int = 0
-    """The number of patches that the files already had; their states are the files as given."""
-    is_merged: bool = False
-    """Whether the other patches were merged, because they do not apply as they are."""
-    conflict: str = ""
-    """Why the merge failed; every state is the files as given then."""
+    commits: tuple[str, ...]  # of each state, from the files without a patch to the whole series
+    contents: tuple[str, ...]  # git's ids of the files of each state; equal files have equal ids
+    left_out: tuple[str, ...] = ()  # names of patches that do not apply; they change no state
+    held: int = 0  # the number of patches that the files had; their states are as given
+    is_merged: bool = False  # whether the others were merged: they do not apply as they are
+    conflict: str = ""  # why the merge failed; every state is the files as given then
+
+    @classmethod
+    def of(cls, states: Sequence[tuple[str, str]], **more: Any) -> Applied:
+        """Return the outcome with these states: the commit and its content of each."""
+        commits, contents = zip(*states, strict=True)
+        return cls(commits=commits, contents=contents, **more)
 
     @property
     def is_exact(self) -> bool:
@@ -62,24 +63,15 @@ def apply(
     leave_out: bool = False,
     verbose: bool = False,
 ) -> Applied:
-    """Apply a series to a commit as it is; context and white space must match exactly.
+    """Apply a series to the commit `start` as it is; context and white space must match exactly.
 
-    The repository's checkout does not change, whether the patches apply or not.
-
-    Args:
-        repository: The repository of the commit.
-        start: The commit.
-        series: The patches.
-        onto: The name of the commit in messages.
-        leave_out: Leave out patches that do not apply; the first is always needed.
-        verbose: Print every command.
-
-    Raises:
-        DoesNotApplyError: A needed patch does not apply.
+    The repository's checkout does not change, whether the patches apply or not. `onto` is the name
+    of the commit in messages. With `leave_out`, patches that do not apply are left out, except the
+    first. Any other patch that does not apply is a `DoesNotApplyError`.
     """
     left_out = []
     with _worktree(repository, start, verbose=verbose) as worktree:
-        states = [_state(worktree)]
+        states = [state(worktree)]
         for number, patch in enumerate(series.patches):
             try:
                 _am(worktree, patch, onto=onto, number=number, verbose=verbose)
@@ -91,8 +83,8 @@ def apply(
                 git(worktree, "am", "--quit", verbose=verbose)
                 git(worktree, "reset", "--quiet", "--hard", verbose=verbose)
                 git(worktree, "clean", "--quiet", "--force", "-d", "-x", verbose=verbose)
-            states.append(_state(worktree))
-    return _applied(states, left_out=tuple(left_out))
+            states.append(state(worktree))
+    return Applied.of(states, left_out=tuple(left_out))
 
 
 def merge(
@@ -104,40 +96,31 @@ def merge(
     onto: str,
     verbose: bool = False,
 ) -> Applied:
-    """Merge a series three-way into a commit that may already have its first patches.
+    """Merge a series three-way into the commit `start`, which may already have its first patches.
 
-    Args:
-        repository: The repository of all commits.
-        start: The commit.
-        series: The patches.
-        made_for: The states of the upstream that the first patches were made for. Any further
-            patches of the series are applied as they are.
-        onto: The name of the commit in messages.
-        verbose: Print every command.
-
-    Raises:
-        DoesNotApplyError: One of the further patches does not apply.
+    `made_for` are the states of the upstream that the first patches were made for. Any further
+    patches of the series are applied as they are, or else are a `DoesNotApplyError`.
     """
     held = _held(repository, start, made_for)
     n_merged = len(made_for) - 1
     with _worktree(repository, start, verbose=verbose) as worktree:
-        states = [_state(worktree)] * (held + 1)
+        states = [state(worktree)] * (held + 1)
         for patch, commit in zip(series.patches[held:n_merged], made_for[held + 1 :], strict=True):
             try:
                 pick = ("cherry-pick", "--allow-empty", "--keep-redundant-commits", commit)
                 git(worktree, *pick, verbose=verbose)
             except ProgramError:
-                files = git(worktree, "diff", "--name-only", "--diff-filter=U").split()
+                files = unmerged(worktree)
                 if not files:
                     raise
                 conflict = f"patch {patch.name[:4]} conflicts in {', '.join(files)}"
                 as_given = [states[0]] * (len(series.patches) + 1)
-                return _applied(as_given, held=held, conflict=conflict)
-            states.append(_state(worktree))
+                return Applied.of(as_given, held=held, conflict=conflict)
+            states.append(state(worktree))
         for number, patch in enumerate(series.patches[n_merged:], n_merged):
             _am(worktree, patch, onto=onto, number=number, verbose=verbose)
-            states.append(_state(worktree))
-    return _applied(states, held=held, is_merged=held < n_merged)
+            states.append(state(worktree))
+    return Applied.of(states, held=held, is_merged=held < n_merged)
 
 
 def _held(repository: Path, start: str, made_for: Sequence[str]) -> int:
@@ -157,11 +140,6 @@ def _held(repository: Path, start: str, made_for: Sequence[str]) -> int:
     return distances.index(min(distances))
 
 
-def _applied(states: Sequence[tuple[str, str]], **more: Any) -> Applied:
-    commits, contents = zip(*states, strict=True)
-    return Applied(commits=commits, contents=contents, **more)
-
-
 @contextlib.contextmanager
 def _worktree(repository: Path, start: str, *, verbose: bool) -> Iterator[Path]:
     """Give a worktree of a commit beside the repository, and delete it afterwards."""
@@ -177,18 +155,14 @@ def _worktree(repository: Path, start: str, *, verbose: bool) -> Iterator[Path]:
         git(repository, "worktree", "prune", verbose=verbose)
 
 
-def _state(worktree: Path) -> tuple[str, str]:
+def state(worktree: Path) -> tuple[str, str]:
     """Return the commit that is checked out, and git's id of its files."""
     commit, content = git(worktree, "rev-parse", "HEAD", "HEAD^{tree}").splitlines()
     return commit, content
 
 
 def _am(worktree: Path, patch: Path, *, onto: str, number: int, verbose: bool) -> None:
-    """Apply a patch that follows `number` others.
-
-    Raises:
-        DoesNotApplyError: It does not apply; the worktree is left in disorder.
-    """
+    """Apply a patch that follows `number` others; one that does not apply leaves disorder."""
     try:
         git(worktree, *_AM, patch, verbose=verbose)
     except ProgramError as error:
@@ -208,19 +182,19 @@ def _rejects(worktree: Path, patch: Path, am_output: str) -> list[str]:
     except ProgramError as error:
         output = error.output
     lines: dict[str, list[str]] = {}
-    hunks: dict[str, list[tuple[str, bool]]] = {}
+    rejected: dict[str, list[str]] = {}  # numbers of hunks
+    n_hunk: Counter[str] = Counter()
     for line in output.splitlines():
         if match := re.fullmatch(r"error: patch failed: (.+):(\d+)", line):
             lines.setdefault(match[1], []).append(match[2])
         elif match := re.fullmatch(r"Applying patch (.+) with \d+ rejects?\.\.\.", line):
-            hunks[file := match[1]] = []
-        elif hunks and (match := re.match(r"(Hunk|Rejected hunk) #(\d+)", line)):
-            hunks[file].append((match[2], match[1] == "Rejected hunk"))
+            rejected[file := match[1]] = []
+        elif rejected and (match := re.match(r"(Hunk|Rejected hunk) #(\d+)", line)):
+            n_hunk[file] += 1
+            rejected[file] += [match[2]] if match[1] == "Rejected hunk" else []
     found = [
-        f"{file}: hunk {number} of {len(of_file)}, line {line}"
-        for file, of_file in hunks.items()
-        for number, line in zip(
-            [number for number, rejected in of_file if rejected], lines[file], strict=True
-        )
+        f"{file}: hunk {number} of {n_hunk[file]}, line {line}"
+        for file, numbers in rejected.items()
+        for number, line in zip(numbers, lines[file], strict=True)
     ]
     return found or [line for line in (output + "\n" + am_output).splitlines() if "error" in line]

@@ -28,17 +28,12 @@ _HUNK = re.compile(r"^@@ .* @@.*$", re.MULTILINE)
 class Changes:
     """What a finished change did to `patches/`; patches are file names."""
 
-    written: tuple[str, ...]
-    """New patches, and patches with new contents."""
-    renamed: tuple[tuple[str, str], ...]
-    """The old and new name of patches with the same contents."""
+    written: tuple[str, ...]  # new patches, and patches with new contents
+    renamed: tuple[tuple[str, str], ...]  # the old and new name of patches with the same contents
     removed: tuple[str, ...]
-    dropped: tuple[str, ...] = ()
-    """Titles of patches that changed nothing where they were picked."""
-    onto: str = ""
-    """After a rebase, the new upstream, as `find_source` takes it."""
-    range_diff: str = ""
-    """After a rebase, git's comparison of the old patches and the new."""
+    dropped: tuple[str, ...] = ()  # titles of patches that changed nothing where they were picked
+    onto: str = ""  # after a rebase, the new upstream, as `find_source` takes it
+    range_diff: str = ""  # after a rebase, git's comparison of the old patches and the new
 
 
 def export(project: Project, repository: Path, tip: str, *, line_numbers: bool = False) -> Changes:
@@ -59,17 +54,14 @@ def export(project: Project, repository: Path, tip: str, *, line_numbers: bool =
     written, renamed = [], []
     for name, text in mails.items():
         known = same.pop(_content(text), None)
-        if known is None:
-            new[name] = text
-            written.append(name)
-            continue
-        kept = f"{name[:4]}-{known.partition('-')[2]}"
-        if line_numbers and _HUNK.findall(text) != _HUNK.findall(old[known]):
+        kept = f"{name[:4]}-{known.partition('-')[2]}" if known else name
+        has_moved = known and _HUNK.findall(text) != _HUNK.findall(old[known])
+        if known and not (line_numbers and has_moved):
+            new[kept] = old[known]
+        else:
             new[kept] = text
             written.append(kept)
-        else:
-            new[kept] = old[known]
-        if kept != known:
+        if known and kept != known:
             renamed.append((known, kept))
     with writing(project.patches):
         for name, text in new.items():

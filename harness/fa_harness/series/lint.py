@@ -37,17 +37,12 @@ _HUNK = re.compile(r"@@ -\d+(?:,\d+)? \+(\d+)(?:,\d+)? @@")
 class Violation:
     """A place where a patch breaks a rule."""
 
-    level: str
-    """`must` or `should`."""
+    level: str  # `must` or `should`
     rule: str
-    patch: str
-    """The patch's file name."""
-    line: int
-    """The line of the patch file, from 1."""
-    file: str = ""
-    """The upstream file; empty if the rule is about the patch as a whole."""
-    file_line: int = 0
-    """The line of that file after the patch, from 1; 0 without a file."""
+    patch: str  # the patch's file name
+    line: int  # the line of the patch file, from 1
+    file: str = ""  # the upstream file; empty if the rule is about the patch as a whole
+    file_line: int = 0  # the line of that file after the patch, from 1; 0 without a file
     text: str
 
 
@@ -55,19 +50,14 @@ class Violation:
 class _Added:
     """A line that a patch adds."""
 
-    line: int
-    """The line of the patch file, from 1."""
+    line: int  # the line of the patch file, from 1
     file: str
     file_line: int
     text: str
 
 
 def lint(project: Project, source: Source) -> tuple[list[Violation], list[str]]:
-    """Check the series.
-
-    Returns:
-        The violations in the order of the patches, and what could not be checked and why.
-    """
+    """Return the violations in the order of the patches, and what could not be checked and why."""
     series = series_for(project, source)
     tree = prepare_whole_tree(project, source, series)
     findings: list[Violation] = []
@@ -100,9 +90,8 @@ def _of_message(patch: Path, lines: Sequence[str]) -> Iterator[Violation]:
     at = next((i for i, line in enumerate(lines, 1) if line.startswith("Subject:")), 1)
     found = functools.partial(Violation, patch=patch.name)
     if not re.fullmatch(r"[a-z][\w./-]* : \S.*[^.\s]", subject):
-        text = (
-            f"the subject is '{subject}'; upstream's form is 'module : what it does', no full stop"
-        )
+        form = "upstream's form is 'module : what it does', no full stop"
+        text = f"the subject is '{subject}'; {form}"
         yield found(level="must", rule="subject", line=at, text=text)
     if len(subject) > SUBJECT:
         text = f"the subject has {len(subject)} characters; {SUBJECT} are read everywhere"

@@ -30,7 +30,7 @@ from fa_harness.series.tree import (
     made_of,
     prepare_tree,
 )
-from fa_harness.upstream.git import git
+from fa_harness.upstream.git import fetch, git, unmerged
 from fa_harness.upstream.pins import Pin, set_default
 from fa_harness.upstream.source import Source
 
@@ -57,16 +57,11 @@ def changing(project: Project, *sources: Source) -> Iterator[None]:
 class Rework:
     """A change of the series that has begun."""
 
-    command: str
-    """As the user called it: `series edit`."""
-    series: tuple[str, ...]
-    """The digests of the patches before the change."""
-    todo: tuple[str, ...]
-    """The commits that are still to be picked, in order."""
-    conflict_at: str = ""
-    """The commit on which the first of them conflicts; empty if no pick has stopped."""
-    dropped: tuple[str, ...] = ()
-    """Titles of patches that changed nothing where they were picked."""
+    command: str  # as the user called it: `series edit`
+    series: tuple[str, ...]  # the digests of the patches before the change
+    todo: tuple[str, ...]  # the commits that are still to be picked, in order
+    conflict_at: str = ""  # the commit on which the first conflicts; else empty
+    dropped: tuple[str, ...] = ()  # titles of patches that changed nothing where they were picked
 
 
 def worktree(project: Project, source: Source) -> Path:
@@ -88,8 +83,7 @@ def find(series: Series, patch: str) -> int:
 def edit(project: Project, source: Source, patch: str) -> Path:
     """Stop at a patch, so that the user can change its commit or add others after it.
 
-    Returns:
-        The worktree.
+    Return the worktree.
     """
     find(load_series(project), patch)  # fails before it waits for a lock
     with changing(project, source):
@@ -102,12 +96,6 @@ def refresh(project: Project, source: Source, *, line_numbers: bool = False) -> 
     """Write the commits of the worktree, or else those of the tree's branch, to `patches/`.
 
     `line_numbers` also writes patches of which only line numbers changed.
-
-    Raises:
-        UsageError: There is no tree, the upstream has variants of patches, or line numbers are
-            asked for while a change is under way.
-        ConflictError: A later patch does not apply after the edit.
-        SetupError: Something is not committed, or the patches changed in the meantime.
     """
     project.refuse_to_change_shipped(project.patches, "series refresh")
     path = project.sources / source.folder
@@ -201,7 +189,7 @@ def rebase(project: Project, source: Source, onto: Source) -> Changes:
         # The new tree has no patches yet, because they may not apply.
         new = prepare_tree(project, onto, series.first(0))
         for name, commit in ((_OLD_UPSTREAM, old.commits[0]), (_OLD_SERIES, old.commits[-1])):
-            git(new.path, "fetch", "--quiet", "--no-tags", old.path, f"+{commit}:{name}")
+            fetch(new.path, old.path, f"+{commit}:{name}")
         _begin(project, onto, new, "series rebase", 0, old.commits[1:])
         return _finish(project, onto)
 
@@ -223,9 +211,8 @@ def go_on(project: Project, source: Source) -> Changes:
             if rework.conflict_at not in ("", git(place, "rev-parse", "HEAD")):
                 _save(project, source, picked)  # the user has committed
         else:
-            unmerged = _unmerged(place)
-            if unmerged:
-                raise ConflictError(_steps(project, source, rework, unmerged))
+            if files := unmerged(place):
+                raise ConflictError(_steps(project, source, rework, files))
             if git(place, "status", "--porcelain", "--untracked-files=no"):
                 git(place, "-c", "core.editor=true", "cherry-pick", "--continue")
             else:  # the rest of the patch was there already
@@ -292,8 +279,7 @@ def _refuse_variants(project: Project, source: Source, series: Series) -> None:
 
 
 def _refuse_begun(project: Project, source: Source) -> None:
-    rework = begun(project, source)
-    if rework is not None:
+    if rework := begun(project, source):
         raise SetupError(
             f"'{rework.command}' has begun in {project.relative(worktree(project, source))}; "
             "end it with --continue or --abort"
@@ -382,11 +368,11 @@ def _pick_all(project: Project, source: Source) -> Rework:
         try:
             git(place, "cherry-pick", "--allow-empty", commit)
         except ProgramError as error:
-            unmerged = _unmerged(place)
-            if unmerged or "is now empty" not in error.output:
+            files = unmerged(place)
+            if files or "is now empty" not in error.output:
                 stopped = replace(rework, conflict_at=git(place, "rev-parse", "HEAD"))
                 _save(project, source, stopped)
-                raise ConflictError(_steps(project, source, rework, unmerged)) from error
+                raise ConflictError(_steps(project, source, rework, files)) from error
             git(place, "cherry-pick", "--skip")
             picked = replace(picked, dropped=(*rework.dropped, _subject(place, commit)))
         _save(project, source, picked)
@@ -400,15 +386,11 @@ def _end(project: Project, source: Source) -> None:
     _file(project, source).unlink(missing_ok=True)
 
 
-def _unmerged(place: Path) -> list[str]:
-    return git(place, "diff", "--name-only", "--diff-filter=U").split()
-
-
 def _subject(repository: Path, commit: str) -> str:
     return git(repository, "log", "-1", "--format=%s", commit)
 
 
-def _steps(project: Project, source: Source, rework: Rework, unmerged: Sequence[str]) -> str:
+def _steps(project: Project, source: Source, rework: Rework, files: Sequence[str]) -> str:
     place = worktree(project, source)
     subject = _subject(place, rework.todo[0])
     again = f"fa-harness {rework.command}"
@@ -416,10 +398,10 @@ def _steps(project: Project, source: Source, rework: Rework, unmerged: Sequence[
         again = f"UPSTREAM_DIR=/path/to/{source.label.removeprefix('dir:')} {again}"
     return "\n".join(
         [
-            f"'{rework.command}': the patch '{subject}' conflicts in {', '.join(unmerged)}",
+            f"'{rework.command}': the patch '{subject}' conflicts in {', '.join(files)}",
             f"  1. cd {project.relative(place)}",
             "  2. edit the files, take the marks <<<<<<< ======= >>>>>>> out",
-            f"  3. git add {' '.join(unmerged)}",
+            f"  3. git add {' '.join(files)}",
             f"  4. {again} --continue",
             f"or {again} --abort: the patches are as they were",
         ]

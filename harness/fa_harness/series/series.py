@@ -21,11 +21,9 @@ from fa_harness.upstream.source import Source
 class Series:
     """Patches in the order of a file `series` beside them."""
 
-    file: Path
-    """The file with the order."""
+    file: Path  # the file with the order
     patches: tuple[Path, ...]
-    digests: tuple[str, ...]
-    """The sha256 of each patch."""
+    digests: tuple[str, ...]  # the sha256 of each patch
 
     @property
     def names(self) -> tuple[str, ...]:

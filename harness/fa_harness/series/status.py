@@ -1,17 +1,20 @@
-"""Describe each patch of the series: what it touches, and whether upstream has it."""
+"""Describe each patch: what it touches, whether upstream has it, how far its hunks are off."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fa_harness.proc import ProgramError
 from fa_harness.project import Project
-from fa_harness.series.series import series_for, title
-from fa_harness.series.tree import UPSTREAM_REF, prepare_whole_tree
+from fa_harness.series.series import Series, series_for, title
+from fa_harness.series.tree import UPSTREAM_REF, Tree, prepare_whole_tree
 from fa_harness.upstream.git import git
 from fa_harness.upstream.source import Source
+
+_OFFSET = re.compile(r"Hunk #\d+ succeeded at \d+ \(offset (-?\d+) lines?\)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +22,7 @@ class Touched:
     """A file that a patch touches."""
 
     path: str
-    added: int
-    """Lines."""
+    added: int  # lines
     removed: int
 
 
@@ -31,8 +33,7 @@ class Status:
     name: str
     title: str
     files: tuple[Touched, ...]
-    is_upstream: bool
-    """Whether upstream already has the whole patch."""
+    is_upstream: bool  # whether upstream already has the whole patch
 
     @property
     def size(self) -> int:
@@ -75,3 +76,15 @@ def _is_in(repository: Path, patch: Path, index: Path) -> bool:
     except ProgramError:
         return False
     return True
+
+
+def drift(tree: Tree, series: Series) -> list[int]:
+    """Return the largest offset of each patch's hunks in lines; the tree has the series."""
+    found = []
+    with TemporaryDirectory() as folder:
+        index = Path(folder) / "index"
+        for i, patch in enumerate(series.patches):
+            git(tree.path, "read-tree", tree.commits[i], index=index)
+            said = git(tree.path, "apply", "--cached", "--check", "--verbose", patch, index=index)
+            found.append(max((abs(int(n)) for n in _OFFSET.findall(said)), default=0))
+    return found

@@ -13,10 +13,10 @@ from fa_harness import terminal
 from fa_harness.errors import SetupError
 from fa_harness.files import replace_file, sha256
 from fa_harness.project import Project, locked, writing
-from fa_harness.series.applying import Applied, DoesNotApplyError, apply, merge
+from fa_harness.series.applying import Applied, DoesNotApplyError, apply, merge, state
 from fa_harness.series.series import Series, series_for
 from fa_harness.upstream import layout
-from fa_harness.upstream.git import git
+from fa_harness.upstream.git import fetch, git, make_repository
 from fa_harness.upstream.pins import Pin, load_pins
 from fa_harness.upstream.source import Source, find_source, unpack
 
@@ -32,10 +32,10 @@ REWORK = ".git/fa-harness-rework.json"
 class Tree:
     """A prepared tree. State `n` of it is upstream with the first `n` patches."""
 
-    path: Path
-    """The git repository; branch `series` is checked out."""
-    ggml_version: str
-    """As its files give it; empty if they do not."""
+    path: Path  # the git repository; branch `series` is checked out
+    source: str  # the digest of the source that it was made from
+    series: tuple[str, ...]  # the digests of its patches, without further ones
+    ggml_version: str  # as its files give it; empty if they do not
     applied: Applied
 
     @property
@@ -76,23 +76,12 @@ def note(source: Source, series: Series, applied: Applied) -> str:
     return ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _State:
-    """What a tree was made from; a file in the tree, which tells whether the tree is current."""
-
-    source: str
-    series: tuple[str, ...]
-    ggml_version: str
-    applied: Applied
-
-
 def current_tree(project: Project, source: Source, series: Series) -> Tree | None:
     """Return the tree if it was prepared for this source and series; runs no program."""
-    path = project.sources / source.folder
-    state = _load_state(path)
-    if state is None or (state.source, state.series) != (source.digest, series.digests):
+    tree = _load(project.sources / source.folder)
+    if tree is None or (tree.source, tree.series) != (source.digest, series.digests):
         return None
-    return Tree(path=path, ggml_version=state.ggml_version, applied=state.applied)
+    return tree
 
 
 def prepare_tree(
@@ -108,16 +97,11 @@ def prepare_tree(
 
     An interrupted run leaves no tree, or the one from before.
 
-    On a pin, patches apply as they are. On a checkout, patches that do not are merged, and those
-    that it already has are found. If they conflict, every state is the checkout as it is.
+    On a pin, patches apply as they are. On a checkout, patches that do not are merged unless they
+    have to apply `exactly`, and those that it already has are found. If they conflict, every state
+    is the checkout as it is.
 
-    Args:
-        project: The project.
-        source: The upstream.
-        series: The patches to apply.
-        exactly: Refuse to merge on a checkout, too.
-        is_exported: Whether the commits of the tree's branch were just written to the series.
-        verbose: Print every command.
+    `is_exported` says that the commits of the tree's branch were just written to the series.
 
     Raises:
         SetupError: A patch does not apply (the message says which, and where), the user would
@@ -128,37 +112,38 @@ def prepare_tree(
         tree = current_tree(project, source, series)
         if tree is not None and (tree.applied.is_exact or not exactly):
             return tree
-        state = _load_state(path)
-        if state is None or state.source != source.digest:
+        old = _load(path)
+        if old is None or old.source != source.digest:
             if (path / REWORK).exists():
                 raise SetupError(
                     f"{source.label} has changed, and a change of the series has begun on it as it "
                     f"was, which is kept in {project.relative(path)}; end that first, with "
                     "--continue or --abort of its command"
                 )
-            if state is not None:
-                tips = state.applied.commits[-1:]
-                _refuse_to_lose_work(project, path, tips, is_exported=is_exported)
-            state = _make_repository(project, source, path, verbose=verbose)
+            if old is not None:
+                _refuse_to_lose_work(project, path, old.commits[-1:], is_exported=is_exported)
+            old = _make_tree(project, source, path, verbose=verbose)
         if series.patches:
             terminal.stage(f"applying the patch series on {source.label}")
-        applied = _apply(project, source, path, series, exactly=exactly, verbose=verbose)
+        try:
+            applied = apply(path, UPSTREAM_REF, series, onto=source.label, verbose=verbose)
+        except DoesNotApplyError as error:
+            if exactly or isinstance(source.origin, Pin):
+                raise _with_remedy(project, series, error) from error
+            applied = _merge(project, source, path, series, error, verbose=verbose)
         _refuse_changed(project, series)
-        tips = (state.applied.commits[-1], applied.commits[-1])
+        tips = (old.commits[-1], applied.commits[-1])
         _refuse_to_lose_work(project, path, tips, is_exported=is_exported)
         git(path, "checkout", "--quiet", "-B", BRANCH, applied.commits[-1], verbose=verbose)
-        _save_state(path, replace(state, series=series.digests, applied=applied))
+        tree = replace(old, series=series.digests, applied=applied)
+        _save(path, tree)
         if said := note(source, series, applied):
             terminal.stage_once(said)
-        return Tree(path=path, ggml_version=state.ggml_version, applied=applied)
+        return tree
 
 
 def prepare_whole_tree(project: Project, source: Source, series: Series) -> Tree:
-    """Make the tree current, and say what was merged.
-
-    Raises:
-        SetupError: A patch does not apply or conflicts, or as for `prepare_tree`.
-    """
+    """Make the tree current as `prepare_tree` does, say what was merged, and refuse a conflict."""
     tree = prepare_tree(project, source, series)
     if tree.applied.conflict:
         raise SetupError(
@@ -182,25 +167,7 @@ def _refuse_changed(project: Project, series: Series) -> None:
         )
 
 
-def _apply(
-    project: Project,
-    source: Source,
-    repository: Path,
-    series: Series,
-    *,
-    exactly: bool,
-    verbose: bool,
-) -> Applied:
-    try:
-        return apply(repository, UPSTREAM_REF, series, onto=source.label, verbose=verbose)
-    except DoesNotApplyError as error:
-        if exactly or isinstance(source.origin, Pin):
-            raise _with_remedy(project, series, error) from error
-        made_for = _states_made_for(project, source, repository, series, error, verbose=verbose)
-        return merge(repository, UPSTREAM_REF, series, made_for, onto=source.label, verbose=verbose)
-
-
-def _states_made_for(
+def _merge(
     project: Project,
     source: Source,
     repository: Path,
@@ -208,8 +175,8 @@ def _states_made_for(
     refusal: DoesNotApplyError,
     *,
     verbose: bool,
-) -> tuple[str, ...]:
-    """Fetch the tree of the pin that the patches were made for, and return its states.
+) -> Applied:
+    """Merge the series, with the sources of the pin that the patches were made for.
 
     It is the default pin, or another pin with the same variants of the patches.
     """
@@ -223,18 +190,25 @@ def _states_made_for(
         raise refusal
     terminal.stage(f"merging the patch series, which was made for {pin.label}")
     try:
-        with locked(project, pin.folder):
-            tree = prepare_tree(project, pin, of_pin, verbose=verbose)
-            fetch = ("fetch", "--quiet", "--no-tags")
-            spec = f"+{tree.commits[-1]}:{MADE_FOR_REF}"
-            git(repository, *fetch, tree.path, spec, verbose=verbose)
+        tree = fetch_tree(project, pin, of_pin, repository, MADE_FOR_REF, verbose=verbose)
     except SetupError as error:
         raise SetupError(
             f"patch '{refusal.patch}' does not apply on {source.label} as it is, and to merge it "
             f"takes the sources that it was made for:\n{error}\n"
             f"--no-series takes {source.label} as it is"
         ) from error
-    return tree.commits
+    onto = source.label
+    return merge(repository, UPSTREAM_REF, series, tree.commits, onto=onto, verbose=verbose)
+
+
+def fetch_tree(
+    project: Project, source: Source, series: Series, into: Path, ref: str, *, verbose: bool
+) -> Tree:
+    """Make a tree current, and fetch all of its states into another repository."""
+    with locked(project, source.folder):
+        tree = prepare_tree(project, source, series, verbose=verbose)
+        fetch(into, tree.path, f"+{tree.commits[-1]}:{ref}", verbose=verbose)
+    return tree
 
 
 def _with_remedy(project: Project, series: Series, error: DoesNotApplyError) -> DoesNotApplyError:
@@ -271,8 +245,8 @@ def extend_tree(
 
 def made_of(project: Project, source: Source) -> tuple[str, ...]:
     """Return the digests of the patches in the tree; empty if there is no tree."""
-    state = _load_state(project.sources / source.folder)
-    return state.series if state is not None else ()
+    tree = _load(project.sources / source.folder)
+    return tree.series if tree is not None else ()
 
 
 def are_same_patches(repository: Path, tip: str, other: str) -> bool:
@@ -285,7 +259,8 @@ def are_same_patches(repository: Path, tip: str, other: str) -> bool:
     return tip == other or patches(tip) == patches(other)
 
 
-def _load_state(path: Path) -> _State | None:
+def _load(path: Path) -> Tree | None:
+    """Read the record of a tree; None if there is no tree, or a damaged record."""
     try:
         record = json.loads((path / STATE).read_text(encoding="utf-8"))
         if "applied" not in record:  # written by 0.1.0 or older
@@ -294,18 +269,20 @@ def _load_state(path: Path) -> _State | None:
         for field in ("commits", "contents", "left_out"):
             applied[field] = tuple(applied[field])
         record |= {"series": tuple(record["series"]), "applied": Applied(**applied)}
-        return _State(**record)
+        return Tree(path=path, **record)
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def _save_state(path: Path, state: _State) -> None:
+def _save(path: Path, tree: Tree) -> None:
+    record = asdict(tree)
+    del record["path"]
     with writing(path / STATE):
-        replace_file(path / STATE, json.dumps(asdict(state), indent=2) + "\n")
+        replace_file(path / STATE, json.dumps(record, indent=2) + "\n")
 
 
-def _make_repository(project: Project, source: Source, path: Path, *, verbose: bool) -> _State:
-    """Make a repository with one commit, pristine upstream, in the place of an older one."""
+def _make_tree(project: Project, source: Source, path: Path, *, verbose: bool) -> Tree:
+    """Make a tree with one commit, pristine upstream, in the place of an older one."""
     terminal.stage(f"unpacking {source.label}")
     partial = path.with_name(f".{path.name}.new")
     shutil.rmtree(partial, ignore_errors=True)
@@ -320,33 +297,28 @@ def _make_repository(project: Project, source: Source, path: Path, *, verbose: b
             f"upstream '{source.label}': its ggml is version {version or 'unknown'}, "
             f"vendor/upstreams.toml says {source.ggml_version}; correct it there"
         )
-    git(partial, "init", "--quiet", verbose=verbose)
-    (partial / ".git" / "info").mkdir(exist_ok=True)
-    # Upstream's attributes must not change a byte of its files.
-    (partial / ".git" / "info" / "attributes").write_text("* -text -ident -filter\n")
+    make_repository(partial, verbose=verbose)
     git(partial, "symbolic-ref", "HEAD", "refs/heads/upstream", verbose=verbose)
     git(partial, "add", "--all", "--force", verbose=verbose)
     message = f"upstream : {source.label} {source.commit}".strip()
     git(partial, "commit", "--quiet", "--message", message, verbose=verbose)
     git(partial, "update-ref", UPSTREAM_REF, "HEAD", verbose=verbose)
     git(partial, "checkout", "--quiet", "-B", BRANCH, verbose=verbose)
-    state = _State(
+    tree = Tree(
+        path=path,
         source=source.digest,
         series=(),
         ggml_version=version,
-        applied=Applied(
-            commits=(git(partial, "rev-parse", "HEAD"),),
-            contents=(git(partial, "rev-parse", "HEAD^{tree}"),),
-        ),
+        applied=Applied.of([state(partial)]),
     )
-    _save_state(partial, state)
+    _save(partial, tree)
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
         path.rename(old)
     partial.rename(path)
     shutil.rmtree(old, ignore_errors=True)
-    return state
+    return tree
 
 
 def _refuse_to_lose_work(

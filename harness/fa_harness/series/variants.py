@@ -30,18 +30,12 @@ SERIES = "series"
 class Variant:
     """A difference of one patch on older upstreams, or a limit of the series."""
 
-    patch: str
-    """The file name; `SERIES` for the series as a whole."""
-    below: Version
-    """The first ggml version that does not need it."""
-    files: Path | None = None
-    """Diffs that replace the patch's diffs of the same files."""
-    hunks: Path | None = None
-    """Hunks, each of which replaces the patch's hunk that shares the most lines with it."""
-    without: tuple[str, ...] = ()
-    """Files that the upstream lacks."""
-    first: int | None = None
-    """The number of patches in the series."""
+    patch: str  # the file name; `SERIES` for the series as a whole
+    below: Version  # the first ggml version that does not need it
+    files: Path | None = None  # diffs that replace the patch's diffs of the same files
+    hunks: Path | None = None  # hunks that replace those that share the most lines with them
+    without: tuple[str, ...] = ()  # files that the upstream lacks
+    first: int | None = None  # the number of patches in the series
 
 
 def parse_version(text: str) -> Version:

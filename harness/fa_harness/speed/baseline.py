@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,12 @@ _NEWER = re.compile(r"fa-harness\.baseline/([2-9]|[1-9][0-9]+)")
 
 @dataclass(frozen=True, kw_only=True)
 class CaseRecord:
-    """How a case came out."""
+    """How a case came out; `of_bound` has the largest share of its bound that a comparison took."""
 
     status: str
-    bits: tuple[str, ...] = ()
-    """The comparisons of two runs that had the same bits."""
-    bound: tuple[str, ...] = ()
-    """The others; they were within their bounds."""
-    of_bound: Mapping[str, float] = field(default_factory=dict)
-    """The largest share of its bound that each comparison with the oracle took."""
+    bits: tuple[str, ...] = ()  # the comparisons of two runs that had the same bits
+    bound: tuple[str, ...] = ()  # the others; they were within their bounds
+    of_bound: Mapping[str, float] = field(default_factory=dict)  # by comparison with the oracle
 
     @property
     def comparisons(self) -> tuple[str, ...]:
@@ -74,17 +71,12 @@ class Baseline:
 class NoBaseline:
     """Why a run is compared with no baseline."""
 
-    reason: str
-    """In a few words, for each skipped check."""
-    text: str
-    """In full, with the next step; a gate prints it before anything else."""
+    reason: str  # in a few words, for each skipped check
+    text: str  # in full, with the next step; a gate prints it before anything else
 
 
 def machine_class(machine: str, features: Sequence[str]) -> str:
-    """Return what decides which bits a library computes: `x86_64-avx512-bf16-fp16`.
-
-    The machine is `platform.machine()`, the features are those of `Ggml.features`.
-    """
+    """Return what decides which bits a library computes: `x86_64-avx512-bf16-fp16`."""
     vectors = [name.lower() for name in _VECTORS if name in features][:1]
     words = _ARITHMETIC.items()
     arithmetic = [word for start, word in words if any(f.startswith(start) for f in features)]
@@ -97,7 +89,7 @@ def file_name(upstream: str, class_: str) -> str:
 
 
 def missing(file: str, *, upstream: str, class_: str) -> NoBaseline:
-    """Return why nothing can be compared, where a baseline's file does not exist."""
+    """Return why nothing can be compared if a baseline's file does not exist."""
     return NoBaseline(
         reason="there is no baseline",
         text=(
@@ -127,19 +119,18 @@ def share(comparison: Comparison) -> float:
 
 def render(baseline: Baseline) -> str:
     """Return the file: sorted, four lines a case, a line a measurement."""
-    cases = {case: _fields(vars(of_case), 3) for case, of_case in sorted(baseline.cases.items())}
     document = {
         "schema": json.dumps(SCHEMA),
         "made_with": "{\n" + _fields(dict(sorted(baseline.made_with.items())), 2) + "\n }",
         "seed": json.dumps(baseline.seed),
         "threads": json.dumps(baseline.threads),
-        "cases": _of_cases(cases),
+        "cases": _of_cases({case: vars(kept) for case, kept in baseline.cases.items()}),
         "speed": "null",
     }
     if baseline.speed is not None:
         rows = {
-            case: _fields({way: [round(r, 4) for r in of] for way, of in sorted(ways.items())}, 3)
-            for case, ways in sorted(baseline.speed.rows.items())
+            case: {way: [round(r, 4) for r in of] for way, of in sorted(ways.items())}
+            for case, ways in baseline.speed.rows.items()
         }
         cpu = json.dumps(baseline.speed.cpu)
         document["speed"] = f'{{"cpu": {cpu}, "rows": {_of_cases(rows)}}}'
@@ -154,9 +145,12 @@ def _fields(values: Mapping[str, Any], indent: int) -> str:
     return ",\n".join(lines)
 
 
-def _of_cases(fields: Mapping[str, str]) -> str:
-    """Return an object in JSON that holds for each case an object with these fields."""
-    objects = [f"  {json.dumps(case)}: {{\n{text}}}" for case, text in fields.items()]
+def _of_cases(cases: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a JSON object with an object for each case, sorted."""
+    objects = [
+        f"  {json.dumps(case)}: {{\n{_fields(values, 3)}}}"
+        for case, values in sorted(cases.items())
+    ]
     return "{\n" + ",\n".join(objects) + "\n }"
 
 
@@ -183,17 +177,12 @@ def load(path: Path) -> Baseline:
         raise SetupError(
             f"baseline {path}: cannot be read ({error.strerror}); name another file with --baseline"
         ) from error
-    except KeyError as error:
-        raise _broken(path, f"{error.args[0]!r} is missing") from error
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise _broken(path, str(error)) from error
-
-
-def _broken(path: Path, reason: str) -> SetupError:
-    return SetupError(
-        f"baseline {path}: is broken ({reason}); restore it (git checkout -- {path}), or delete it "
-        "and make a new one with fa-harness gate --update-baseline"
-    )
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
+        raise SetupError(
+            f"baseline {path}: is broken ({reason}); restore it (git checkout -- {path}), or "
+            "delete it and make a new one with fa-harness gate --update-baseline"
+        ) from error
 
 
 def _read(document: Mapping[str, Any]) -> Baseline:
@@ -220,20 +209,20 @@ def _read_case(fields: Any) -> CaseRecord:
 
 
 def _read_speed(fields: Any) -> Speed:
-    rows = _of_type(dict, fields["rows"]).items()
-    cpu = _of_type(str, fields["cpu"])
-    return Speed(cpu=cpu, rows={case: _read_row(ways) for case, ways in rows})
-
-
-def _read_row(ways: Any) -> dict[str, tuple[float, ...]]:
-    row = {way: tuple(map(_number, _of_type(list, of))) for way, of in _of_type(dict, ways).items()}
-    if any(0 in ratios for ratios in row.values()):
+    rows = {
+        case: {
+            way: tuple(map(_number, _of_type(list, ratios)))
+            for way, ratios in _of_type(dict, ways).items()
+        }
+        for case, ways in _of_type(dict, fields["rows"]).items()
+    }
+    if any(0 in ratios for ways in rows.values() for ratios in ways.values()):
         raise ValueError("a ratio of times that is 0")
-    return row
+    return Speed(cpu=_of_type(str, fields["cpu"]), rows=rows)
 
 
-def _of_type(type_: Callable[..., Any], value: Any) -> Any:
-    if not isinstance(value, type_):  # type: ignore[arg-type]
+def _of_type(type_: type, value: Any) -> Any:
+    if not isinstance(value, type_):
         raise ValueError(f"{value!r} where a {type_.__name__} should be")
     return value
 

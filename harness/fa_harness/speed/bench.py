@@ -55,7 +55,7 @@ _SPACER = 256 << 20  # bytes, more than the arrays of a row
 _FAR_OUT = 3.0  # interquartile ranges beyond a quartile, Tukey's outer fence
 
 
-def _shape(
+def shape(
     n_batch: int, n_kv: int, head: int | tuple[int, int], heads: tuple[int, int], type_: str
 ) -> Case:
     """Return a case with K and V as in llama.cpp's cache: the heads of one token side by side."""
@@ -81,47 +81,42 @@ def _shape(
 _MLA = (576, 512)
 SHAPES: tuple[Case, ...] = (
     # decode
-    _shape(1, 512, 128, (32, 8), "f16"),
-    _shape(1, 2048, 128, (32, 8), "f16"),
-    _shape(1, 8192, 128, (32, 8), "f16"),
-    _shape(1, 32768, 128, (16, 4), "f16"),
-    _shape(1, 8192, 64, (32, 4), "f16"),
-    _shape(1, 4096, 256, (8, 8), "f16"),
-    _shape(1, 8192, _MLA, (8, 1), "f16"),
-    _shape(1, 8192, 128, (8, 8), "f32"),
-    _shape(1, 8192, 128, (16, 4), "bf16"),
-    _shape(1, 8192, 128, (16, 4), "q8_0"),
-    _shape(1, 32768, 64, (8, 1), "q4_0"),
+    shape(1, 512, 128, (32, 8), "f16"),
+    shape(1, 2048, 128, (32, 8), "f16"),
+    shape(1, 8192, 128, (32, 8), "f16"),
+    shape(1, 32768, 128, (16, 4), "f16"),
+    shape(1, 8192, 64, (32, 4), "f16"),
+    shape(1, 4096, 256, (8, 8), "f16"),
+    shape(1, 8192, _MLA, (8, 1), "f16"),
+    shape(1, 8192, 128, (8, 8), "f32"),
+    shape(1, 8192, 128, (16, 4), "bf16"),
+    shape(1, 8192, 128, (16, 4), "q8_0"),
+    shape(1, 32768, 64, (8, 1), "q4_0"),
     # a few rows, as in speculative decoding and for several users
-    _shape(8, 2048, 128, (16, 4), "f16"),
-    _shape(8, 8192, 64, (8, 1), "q8_0"),
-    _shape(8, 1024, 256, (8, 8), "bf16"),
-    _shape(32, 2048, 128, (8, 2), "f16"),
-    _shape(32, 512, 128, (8, 1), "q4_0"),
-    _shape(32, 1024, _MLA, (8, 1), "q8_0"),
-    _shape(32, 4096, 64, (4, 4), "f32"),
+    shape(8, 2048, 128, (16, 4), "f16"),
+    shape(8, 8192, 64, (8, 1), "q8_0"),
+    shape(8, 1024, 256, (8, 8), "bf16"),
+    shape(32, 2048, 128, (8, 2), "f16"),
+    shape(32, 512, 128, (8, 1), "q4_0"),
+    shape(32, 1024, _MLA, (8, 1), "q8_0"),
+    shape(32, 4096, 64, (4, 4), "f32"),
     # prefill
-    _shape(512, 512, 128, (8, 2), "f16"),
-    _shape(512, 2048, 128, (4, 1), "f16"),
-    _shape(512, 32768, 64, (1, 1), "f16"),
-    _shape(512, 2048, 64, (8, 8), "f32"),
-    _shape(512, 2048, 256, (2, 2), "f16"),
-    _shape(512, 1024, _MLA, (2, 1), "f16"),
-    _shape(512, 1024, 128, (2, 2), "q8_0"),
+    shape(512, 512, 128, (8, 2), "f16"),
+    shape(512, 2048, 128, (4, 1), "f16"),
+    shape(512, 32768, 64, (1, 1), "f16"),
+    shape(512, 2048, 64, (8, 8), "f32"),
+    shape(512, 2048, 256, (2, 2), "f16"),
+    shape(512, 1024, _MLA, (2, 1), "f16"),
+    shape(512, 1024, 128, (2, 2), "q8_0"),
 )
 """Decode and prefill: every value of every axis, each of the kernel's paths with types and sizes
 that it serves."""
 
 
 def suite(threads: Sequence[int] = (1, 2), pattern: str | None = None) -> list[Case]:
-    """Return every shape once with each number of threads.
-
-    Raises:
-        UsageError: The pattern is no regular expression, or nothing matches.
-    """
-    is_wanted = wanted(pattern)
+    """Return every shape that matches once with each number of threads."""
     cases = [case.with_(threads=n) for case in SHAPES for n in threads]
-    selected = [case for case in cases if is_wanted(case)]
+    selected = list(filter(wanted(pattern), cases))
     if not selected:
         raise UsageError(
             f"no case is left of {len(cases)}: none matches -k {pattern!r}; --list shows them"
@@ -155,10 +150,7 @@ def order_rank(n: int, level: float = LEVEL) -> int:
     """Return the largest rank k such that `[x_(k), x_(n+1-k)]` holds the median.
 
     The number of samples below the median is binomial, whatever their distribution: the interval
-    fails where fewer than k lie on one side of it.
-
-    Raises:
-        UsageError: There is no such interval of n samples.
+    fails where fewer than k lie on one side of it. Of too few samples there is no such interval.
     """
     rank, below = 0, 0  # of all 2^n outcomes, those with fewer than `rank` samples below the median
     while 1 - 2 * (below + math.comb(n, rank)) / 2**n >= level:
@@ -219,12 +211,8 @@ def model(
 ) -> Model:
     """Return the model of a chain of equal segments.
 
-    Args:
-        case: Its shape.
-        n_segments: Calls in the chain.
-        one_call: Seconds of one call without a state, on the path of the chain's calls.
-        empty_call: Seconds of a call without a state that sees no key, on that path.
-        byte_cost: Seconds to read or to write a byte, with as many threads.
+    All times are in seconds: of one call without a state on the path of the chain's calls, of one
+    that sees no key, and of reading or writing a byte with as many threads.
     """
     padding = 0.0
     if chain_path(case, n_segments) == "tiled":
@@ -286,11 +274,9 @@ class BenchRow:
     """A case's times, ratios and what was planned for it."""
 
     case: Case
-    seconds: Mapping[str, float]
-    """Medians of one computation."""
+    seconds: Mapping[str, float]  # medians of one computation
     comparisons: Mapping[str, LimitedRatio]
-    unavailable: Mapping[str, str]
-    """Comparisons that cannot be made, and why."""
+    unavailable: Mapping[str, str]  # comparisons that cannot be made, and why
     outliers: int
     rounds: int
     repetitions: int
@@ -302,9 +288,15 @@ class BenchRow:
     @property
     def faults(self) -> tuple[str, ...]:
         """What is wrong beyond ratios: a graph may take as much memory as upstream's, no more."""
-        return (
-            *_differences(self.work_size, "{} bytes of work memory are planned, not {}"),
-            *_differences(self.allocations, "{} allocations in a graph, not {}"),
+        return tuple(
+            f"{name}: {text.format(n, found['baseline'])}"
+            for found, text in (
+                (self.work_size, "{} bytes of work memory are planned, not {}"),
+                (self.allocations, "{} allocations in a graph, not {}"),
+            )
+            if "baseline" in found  # else the library does not tell
+            for name, n in found.items()
+            if n != found["baseline"]
         )
 
     @property
@@ -327,13 +319,13 @@ class BenchRow:
     @property
     def status(self) -> str:
         """The worst of the comparisons' statuses; `over` where something else is wrong."""
-        statuses = {comparison.status for comparison in self.comparisons.values()}
         if self.faults:
             return "over"
         if self.is_unsteady:
             noise = reach(self.comparisons["again"].ratio)
             beyond = any(each.is_over_by(noise) for each in self.comparisons.values())
             return "over" if beyond else "noisy"
+        statuses = {each.status for each in self.comparisons.values()}
         return next((status for status in ("over", "noisy") if status in statuses), "pass")
 
 
@@ -404,14 +396,6 @@ def judge(case: Case, timings: Timings, *, attempts: int = 1) -> BenchRow:
     )
 
 
-def _differences(found: Mapping[str, int], text: str) -> list[str]:
-    """Return a text for each way whose number is not the baseline's, if that is known."""
-    usual = found.get("baseline")
-    if usual is None:
-        return []
-    return [f"{name}: {text.format(n, usual)}" for name, n in found.items() if n != usual]
-
-
 def kv_bytes(case: Case) -> int:
     """Return the bytes of K and V that a call reads; a V that is a view of K adds none."""
     per_key = row_bytes(case.type_K, case.hsk)
@@ -450,16 +434,7 @@ def run(library: Ggml, baseline: Ggml, cases: Sequence[Case], *, rounds: int) ->
     """Measure cases one after another; one that does not pass once more, with twice the rounds.
 
     One that is still noisy is measured with as many rounds as will probably tell, unless that takes
-    too long. Earlier measurements are dropped.
-
-    Args:
-        library: The library under test.
-        baseline: The library without the patches, in the same process.
-        cases: What to measure.
-        rounds: Timings of each way to compute a case, at first.
-
-    Raises:
-        UsageError: The library under test has no state.
+    too long. Earlier measurements are dropped. `rounds` are those of the first measurement.
     """
     if not library.has_state:
         raise UsageError(
@@ -475,8 +450,7 @@ def run(library: Ggml, baseline: Ggml, cases: Sequence[Case], *, rounds: int) ->
             row = judge(case, timings, attempts=2)
             del spacer
             most = min(_MOST_ROUNDS, 2 * _PATIENCE / (time.perf_counter() - start))
-            enough = _rounds_that_tell(row, int(most * rounds))
-            if enough:
+            if enough := _rounds_that_tell(row, int(most * rounds)):
                 timings = measure(library, baseline, case, rounds=enough, seed=2, parts=SEGMENTS)
                 row = judge(case, timings, attempts=3)
         yield row

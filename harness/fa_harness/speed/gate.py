@@ -24,18 +24,20 @@ wider than `EFFECT` could hide such a loss, so its check is skipped.
 
 from __future__ import annotations
 
+import functools
+import math
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from fa_harness.engine.session import Results
+from fa_harness.judge.compare import Comparison
 from fa_harness.judge.verdict import Verdict
 from fa_harness.judge.words import explain
 from fa_harness.speed.baseline import Baseline, CaseRecord, NoBaseline, Speed, record, share
 from fa_harness.speed.bench import Interval, median_interval, reach
-from fa_harness.speed.ranks import p_greater
 from fa_harness.speed.rows import WAYS, SpeedRow
 
 GROWTH = 1.5
@@ -62,14 +64,10 @@ KINDS = {
 class Regression:
     """One thing that stops a patch."""
 
-    kind: str
-    """One of `KINDS`."""
-    case: str
-    """Case string."""
-    text: str
-    """What is wrong."""
-    repro: str
-    """The command that shows it again."""
+    kind: str  # one of `KINDS`
+    case: str  # case string
+    text: str  # what is wrong
+    repro: str  # the command that shows it again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +75,9 @@ class GateCheck:
     """One of the checks of a gate."""
 
     name: str
-    status: str
-    """`ok`, `regressed` or `skipped`."""
+    status: str  # `ok`, `regressed` or `skipped`
     reason: str
-    not_checked: str
-    """The part that was not checked, such as `2 of 10 ratios`; `all` where it is skipped."""
+    not_checked: str  # the part that was not, such as `2 of 10 ratios`; `all` if skipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,33 +86,25 @@ class Ratio:
 
     case: str
     way: str
-    status: str
-    """`ok`, `regressed` or `skipped`."""
+    status: str  # `ok`, `regressed` or `skipped`
     reason: str
     now: Interval | None = None
     before: Interval | None = None
-    allowed: float | None = None
-    """`now` may be at most so many times `before`."""
-    p: float | None = None
-    """Of the rank test."""
+    allowed: float | None = None  # `now` may be at most so many times `before`
+    p: float | None = None  # of the rank test
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
     """All that a gate found."""
 
-    baseline: str
-    """The baseline's file, which need not exist."""
-    without_baseline: str
-    """Why there was no baseline to compare with, and what to do; empty where there was one."""
+    baseline: str  # the baseline's file, which need not exist
+    without_baseline: str  # why there was none, and what to do; else empty
     checks: tuple[GateCheck, ...]
-    findings: tuple[Regression, ...]
-    """Worst first."""
+    findings: tuple[Regression, ...]  # worst first
     ratios: tuple[Ratio, ...]
-    notes: tuple[str, ...]
-    """How the run's setting differs from the baseline's."""
-    strict: bool
-    """Whether a check that was not made fails the gate."""
+    notes: tuple[str, ...]  # how the run's setting differs from the baseline's
+    strict: bool  # whether a check that was not made fails the gate
     passed: bool
 
     @property
@@ -166,35 +154,29 @@ def judge(
     ratios: Sequence[Ratio] | str,
     strict: bool = False,
 ) -> Gate:
-    """Compare a run with a baseline.
+    """Compare a run with a baseline, or say why there is nothing to compare with.
 
-    Args:
-        results: The run.
-        made_with: What it was made with, as a baseline holds it.
-        seed: The seed of all cases; None where each had its own.
-        threads: The threads of all cases; None where each had its own.
-        baseline: What to compare with, or why there is nothing.
-        file: The baseline's file, as messages show it.
-        ratios: The speed rows, compared with the baseline, or why there are none.
-        strict: Fail where something was not checked.
+    `seed` and `threads` are those of all cases; None where each had its own. `file` is the
+    baseline's, as messages show it. `ratios` are the speed rows, compared with the baseline, or why
+    there are none. If `strict`, what was not checked fails the gate.
     """
+    checked = [_check_cases(results)]
+    notes: tuple[str, ...] = ()
     nothing = _incomparable(baseline, made_with, seed=seed, threads=threads)
     if nothing is None:
         assert isinstance(baseline, Baseline)
+        checked.append(_check_gone(results, baseline))
+        checked.append(_check_bits(results, baseline, made_with))
+        checked.append(_check_each("errors", "error_grew", _grown_error, results, baseline))
         notes = tuple(_notes(baseline.made_with, made_with))
-        of_baseline = [
-            _check_gone(results, baseline),
-            _check_bits(results, baseline, made_with),
-            _check_errors(results, baseline),
-        ]
     else:
-        notes = ()
         names = ("nothing is gone", "bit-exactness", "errors")
-        of_baseline = [_skipped(name, nothing.reason) for name in names]
-    checked = [_check_cases(results), *of_baseline, _check_speed(results, ratios)]
+        checked += [_skipped(name, nothing.reason) for name in names]
+    checked.append(_check_speed(results, ratios))
     checks = tuple(check for check, _ in checked)
     findings = tuple(finding for _, found in checked for finding in found)
     is_complete = not any(check.not_checked for check in checks)
+    is_good = results.passed and not results.interrupted and not findings
     return Gate(
         baseline=file,
         without_baseline="" if nothing is None else nothing.text,
@@ -203,12 +185,7 @@ def judge(
         ratios=() if isinstance(ratios, str) else tuple(ratios),
         notes=notes,
         strict=strict,
-        passed=(
-            results.passed
-            and not results.interrupted
-            and not findings
-            and (is_complete or not strict)
-        ),
+        passed=is_good and (is_complete or not strict),
     )
 
 
@@ -227,17 +204,14 @@ def _incomparable(
         if theirs != ours:
             reason = f"the baseline is of {what} {theirs}, this run of {ours}"
             return NoBaseline(reason=reason, text=f"{reason}; name another file with --baseline")
-    for name, theirs, ours in (
-        ("seed", baseline.seed, seed),
-        ("threads", baseline.threads, threads),
-    ):
-        if theirs != ours:
-            was, now = ("of each case's own" if n is None else n for n in (theirs, ours))
+    for name, was, now in (("seed", baseline.seed, seed), ("threads", baseline.threads, threads)):
+        if was != now:
+            theirs, ours = ("of each case's own" if n is None else n for n in (was, now))
             reason = (
-                f"the baseline is of {name} {was}, this run of {name} {now}: other numbers, so "
+                f"the baseline is of {name} {theirs}, this run of {name} {ours}: other numbers, so "
                 "other errors"
             )
-            advice = f"leave --{name} out" if theirs is None else f"give --{name} {theirs}"
+            advice = f"leave --{name} out" if was is None else f"give --{name} {was}"
             return NoBaseline(reason=reason, text=f"{reason}; {advice}")
     return None
 
@@ -250,20 +224,19 @@ def _check_gone(results: Results, baseline: Baseline) -> _Checked:
     verdicts = {str(verdict.case): verdict for verdict in results.verdicts}
     found, n_known = [], 0
     for case, before in baseline.cases.items():
-        verdict = verdicts.get(case)
+        verdict, text, repro = verdicts.get(case), "", results.command("gate")
         n_known += verdict is None or verdict.status in ("pass", before.status)
         if verdict is None:
             text = "the case of the baseline is not among those that ran"
-            found.append(
-                Regression(kind="gone", case=case, text=text, repro=results.command("gate"))
-            )
-        elif verdict.status == "unsupported" and before.status == "pass":
-            found.append(_regression("gone", results, verdict, f"unsupported: {verdict.reason}"))
-        elif verdict.status == "pass":
+        else:
+            repro = results.repro(verdict.case)
             missing = [name for name in before.comparisons if name not in verdict.comparisons]
-            if missing:
-                words = ", ".join(name.replace("_", " ") for name in missing)
-                found.append(_regression("gone", results, verdict, f"no longer compared: {words}"))
+            if verdict.status == "unsupported" and before.status == "pass":
+                text = f"unsupported: {verdict.reason}"
+            elif verdict.status == "pass" and missing:
+                text = f"no longer compared: {_in_words(missing)}"
+        if text:
+            found.append(Regression(kind="gone", case=case, text=text, repro=repro))
     return _check(name, found, n_known, len(baseline.cases))
 
 
@@ -279,47 +252,57 @@ def _check_bits(results: Results, baseline: Baseline, made_with: Mapping[str, An
     if changed:
         words = ", ".join(f"{key} {theirs.get(key)} (here {ours.get(key)})" for key in changed)
         return _skipped(name, f"the baseline is of another build: {words}")
+    return _check_each(name, "bits_lost", _lost_bits, results, baseline)
+
+
+def _check_each(
+    name: str,
+    kind: str,
+    look: Callable[[Mapping[str, Comparison], CaseRecord], str | None],
+    results: Results,
+    baseline: Baseline,
+) -> _Checked:
+    """Compare each case that passes with the baseline: what fails is a finding already.
+
+    `look` returns what is wrong, nothing if all is well, and None if there is nothing to compare.
+    """
     found, n_compared = [], 0
-    for verdict, before in _passing(results, baseline):
-        known = [each for each in before.bits if each in verdict.comparisons]
-        n_compared += bool(known)
-        lost = [each for each in known if not verdict.comparisons[each].bitwise]
-        if lost:
-            worst = max(verdict.comparisons[each].max_abs for each in lost)
-            words = ", ".join(each.replace("_", " ") for each in lost)
-            text = f"{words}: had the same bits, now differ by up to {worst:.2e}"
-            found.append(_regression("bits_lost", results, verdict, text))
+    for verdict in results.verdicts:
+        before = baseline.cases.get(str(verdict.case))
+        if verdict.status != "pass" or before is None:
+            continue
+        text = look(verdict.comparisons, before)
+        n_compared += text is not None
+        if text:
+            found.append(_regression(kind, results, verdict, text))
     return _check(name, found, n_compared, results.selected)
 
 
-def _check_errors(results: Results, baseline: Baseline) -> _Checked:
-    found, n_compared = [], 0
-    for verdict, before in _passing(results, baseline):
-        shares = {
-            name: share(verdict.comparisons[name])
-            for name in before.of_bound
-            if name in verdict.comparisons
-        }
-        n_compared += bool(shares)
-        allowed = {name: GROWTH * before.of_bound[name] + FLOOR for name in shares}
-        grown = [name for name in shares if shares[name] > allowed[name]]
-        if grown:
-            name = max(grown, key=lambda name: shares[name] / allowed[name])
-            more = f"; so did {len(grown) - 1} other errors" if len(grown) > 1 else ""
-            text = (
-                f"{name.replace('_', ' ')}: takes {shares[name]:.1%} of its bound, was "
-                f"{before.of_bound[name]:.1%}, may be {allowed[name]:.1%}{more}"
-            )
-            found.append(_regression("error_grew", results, verdict, text))
-    return _check("errors", found, n_compared, results.selected)
+def _lost_bits(now: Mapping[str, Comparison], before: CaseRecord) -> str | None:
+    known = [name for name in before.bits if name in now]
+    lost = [name for name in known if not now[name].bitwise]
+    if not lost:
+        return "" if known else None
+    worst = max(now[name].max_abs for name in lost)
+    return f"{_in_words(lost)}: had the same bits, now differ by up to {worst:.2e}"
 
 
-def _passing(results: Results, baseline: Baseline) -> Iterator[tuple[Verdict, CaseRecord]]:
-    """Yield the cases that pass and are in the baseline: what fails is a finding already."""
-    for verdict in results.verdicts:
-        before = baseline.cases.get(str(verdict.case))
-        if verdict.status == "pass" and before is not None:
-            yield verdict, before
+def _grown_error(now: Mapping[str, Comparison], before: CaseRecord) -> str | None:
+    shares = {name: share(now[name]) for name in before.of_bound if name in now}
+    allowed = {name: GROWTH * before.of_bound[name] + FLOOR for name in shares}
+    grown = [name for name in shares if shares[name] > allowed[name]]
+    if not grown:
+        return "" if shares else None
+    name = max(grown, key=lambda name: shares[name] / allowed[name])
+    more = f"; so did {len(grown) - 1} other errors" if len(grown) > 1 else ""
+    return (
+        f"{_in_words([name])}: takes {shares[name]:.1%} of its bound, was "
+        f"{before.of_bound[name]:.1%}, may be {allowed[name]:.1%}{more}"
+    )
+
+
+def _in_words(names: Sequence[str]) -> str:
+    return ", ".join(names).replace("_", " ")
 
 
 def _regression(kind: str, results: Results, verdict: Verdict, text: str) -> Regression:
@@ -369,8 +352,7 @@ def _check(name: str, found: Sequence[Regression], n_compared: int, n_case: int)
         status, reason = "ok", f"as in the baseline, {n_compared} of {n_case} cases"
     else:
         return _skipped(name, "no case that passed has such a comparison in the baseline")
-    left = n_case - n_compared
-    not_checked = f"{left} of {n_case} cases" if left > 0 else ""
+    not_checked = f"{n_case - n_compared} of {n_case} cases" if n_compared < n_case else ""
     return GateCheck(name=name, status=status, reason=reason, not_checked=not_checked), found
 
 
@@ -385,7 +367,7 @@ def _check_speed(results: Results, ratios: Sequence[Ratio] | str) -> _Checked:
         Regression(
             kind="failed" if ratio.way == ALL else "slower",
             case=ratio.case,
-            text=f"speed, {ratio.way.replace('_', ' ')}: {ratio.reason}",
+            text=f"speed, {_in_words([ratio.way])}: {ratio.reason}",
             repro=results.command("gate"),
         )
         for ratio in ratios
@@ -395,13 +377,9 @@ def _check_speed(results: Results, ratios: Sequence[Ratio] | str) -> _Checked:
     if not found and not n["ok"]:
         return _skipped("speed", "; ".join(dict.fromkeys(ratio.reason for ratio in ratios)))
     words = ", ".join(f"{n[each]} {each}" for each in ("ok", "regressed", "skipped") if n[each])
-    check = GateCheck(
-        name="speed",
-        status="regressed" if found else "ok",
-        reason=f"{words} of {len(ratios)} ratios",
-        not_checked=f"{n['skipped']} of {len(ratios)} ratios" if n["skipped"] else "",
-    )
-    return check, found
+    reason, status = f"{words} of {len(ratios)} ratios", "regressed" if found else "ok"
+    not_checked = f"{n['skipped']} of {len(ratios)} ratios" if n["skipped"] else ""
+    return GateCheck(name="speed", status=status, reason=reason, not_checked=not_checked), found
 
 
 # speed
@@ -436,7 +414,7 @@ def _compare_way(
     case: str, way: str, now: Mapping[str, Sequence[float]], before: Mapping[str, Sequence[float]]
 ) -> Ratio:
     interval = median_interval(now[way])
-    found = partial(Ratio, case=case, way=way, now=interval)
+    found = functools.partial(Ratio, case=case, way=way, now=interval)
     n = min(len(before[way]), len(before["again"]))
     if n < MIN_HISTORY:
         reason = f"too little history: {n} processes in the baseline, {MIN_HISTORY} are needed"
@@ -468,6 +446,36 @@ def _compare_way(
     else:
         status, reason = "ok", change
     return found(status=status, reason=reason, before=then, allowed=allowed, p=p)
+
+
+def p_greater(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the p of Mann and Whitney's U test, one-sided and exact, that `a` is larger than `b`.
+
+    It is the probability of so many pairs with a > b if both samples were of one distribution. The
+    numbers of each are independent, and there is at least one. A pair of equal numbers counts as
+    not greater, so that with ties the result is too large rather than too small.
+    """
+    ordered = sorted(b)
+    u = sum(bisect_left(ordered, x) for x in a)
+    orders = _orders(len(a), len(b))
+    return sum(orders[u:]) / math.comb(len(a) + len(b), len(a))
+
+
+@functools.cache
+def _orders(n: int, m: int) -> tuple[int, ...]:
+    """Return, for each u, in how many orders of n and m numbers u pairs have the first larger.
+
+    They are the coefficients of the Gaussian binomial: the product over i = 1..n of
+    (1 - q^(m + i)) / (1 - q^i).
+    """
+    size = n * m + 1
+    count = [1] + [0] * (size - 1)
+    for i in range(1, n + 1):
+        for u in range(size - 1, m + i - 1, -1):
+            count[u] -= count[u - m - i]
+        for u in range(i, size):
+            count[u] += count[u - i]
+    return tuple(count)
 
 
 def confirmed(first: Sequence[Ratio], again: Sequence[Ratio]) -> list[Ratio]:
@@ -513,10 +521,8 @@ def changes(old: Baseline | None, new: Baseline) -> list[str]:
     lines += [f"gone: {case}" for case in old.cases if case not in new.cases]
     for case, now in new.cases.items():
         was = old.cases.get(case)
-        if was is None:
-            lines.append(f"added: {case}")
-        elif was != now:
-            lines += [f"{change}: {case}" for change in _case_changes(was, now)]
+        changed = ["added"] if was is None else _case_changes(was, now)
+        lines += [f"{change}: {case}" for change in changed]
     return lines + _speed_changes(old.speed, new.speed)
 
 

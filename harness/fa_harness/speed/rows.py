@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from fa_harness.case.case import Case
+from fa_harness.speed.bench import shape
 from fa_harness.terminal import Advance
 
 WAYS = ("full_state", "segmented")
@@ -32,21 +33,8 @@ ROUNDS = 10
 
 _TIMEOUT = 120.0  # seconds; a process takes half of one
 
-# K and V as llama.cpp's cache has them; so small that they stay in the core's own cache, which a
-# neighbour on the machine does not share
-_VEC = Case(
-    mask_kind="causal",
-    regime="normal",
-    permute=(0, 2, 1, 3),
-    kv_view=False,
-    segments=4,
-    hsk=128,
-    hsv=128,
-    n_head_kv=2,
-    n_group=4,
-    n_kv=256,
-    n_batch=1,
-)
+# so small that K and V stay in the core's own cache, which no neighbour on the machine shares
+_VEC = shape(1, 256, 128, (8, 2), "f16").with_(segments=4)
 _SPLIT_KV = _VEC.with_(segments=2, hsk=64, hsv=64, n_kv=1024)
 
 ROWS: tuple[Case, ...] = (
@@ -80,12 +68,8 @@ def measure(
 ) -> list[SpeedRow]:
     """Measure rows in turn, so that what drifts on the machine moves all of them alike.
 
-    Args:
-        module_path: The library's cffi module.
-        cases: What to compute; a case's segments are the chain's.
-        processes: How often each row is measured.
-        seed: Draws the order in each round.
-        advance: Called with the number of processes that have ended, and of all.
+    A case's segments are the chain's. `seed` draws the order in each round. `advance` gets the
+    number of processes that have ended, and of all.
     """
     rows = [SpeedRow(case=case) for case in cases]
     for n in range(processes):

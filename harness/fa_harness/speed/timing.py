@@ -83,15 +83,10 @@ def measure(
     seed: int = 0,
     parts: Collection[int] = (),
 ) -> Timings:
-    """Time a case on two libraries; its segments do not matter.
+    """Time a case on two libraries in this process, of which the first has the state.
 
-    Args:
-        library: The library under test; it has the state.
-        baseline: The library to compare with, in the same process.
-        case: What to compute.
-        rounds: How often each way is timed.
-        seed: Draws the order in each round.
-        parts: Those of `SEGMENTS` whose calls without a state are timed, too.
+    The case's segments do not matter. `seed` draws the order in each round. `parts` are those of
+    `SEGMENTS` whose calls without a state are timed, too.
     """
     parts = {*parts, 8} if is_long_decode(case) else {*parts}
     _allocate_work_at_pages()
@@ -138,11 +133,9 @@ def measure(
 def measure_state(library: Ggml, case: Case, *, rounds: int, seed: int = 0) -> dict[str, Seconds]:
     """Time a case on one library: without a state, with one, and as a chain of its segments.
 
-    The segments are equal, the seed draws the order in each round.
-
-    Returns:
-        Seconds of one computation, `[rounds]`, by the way to compute it: `standard`, `again`,
-        `full_state` as in `Timings`, and `segmented`.
+    The segments are equal, the seed draws the order in each round. Return the seconds of one
+    computation, `[rounds]`, by the way to compute it: `standard`, `again` and `full_state` as in
+    `Timings`, and `segmented`.
     """
     _allocate_work_at_pages()
     with library.context() as ctx:
@@ -247,17 +240,15 @@ def _store_rows(n_threads: int, size: int) -> _Parts:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Way:
     """A graph, what computes it, and the state that has to be fresh when it starts."""
 
-    def __init__(
-        self, ggml: Ggml, graph: Graph, n_threads: int, *, state: F32 | None, reference: bool
-    ) -> None:
-        self.graph = graph
-        self._ggml = ggml
-        self._n_threads = n_threads
-        self._state = state
-        self._reference = reference
+    ggml: Ggml
+    graph: Graph
+    n_threads: int
+    state: F32 | None
+    reference: bool
 
     def time(self, repetitions: int, *, warm_up: bool = True) -> float:
         """Return the median seconds of computing the graph.
@@ -265,7 +256,7 @@ class _Way:
         Each timing has a backend of its own: no thread of another one spins beside it, and the
         work memory lies elsewhere each time, so that its place is part of what the rounds sample.
         """
-        with self._ggml.backend(self._n_threads, reference=self._reference, poll=_POLL) as backend:
+        with self.ggml.backend(self.n_threads, reference=self.reference, poll=_POLL) as backend:
             end = time.perf_counter() + _WARM_UP
             while warm_up:
                 self._compute(backend)
@@ -278,7 +269,7 @@ class _Way:
 
     def count_allocations(self) -> int | None:
         """Return how often computing the graph asks for memory, once there is work memory."""
-        with self._ggml.backend(self._n_threads, reference=self._reference) as backend:
+        with self.ggml.backend(self.n_threads, reference=self.reference) as backend:
             self._compute(backend)
             return backend.count_allocations(self.graph)
 
@@ -288,8 +279,8 @@ class _Way:
         Making the state fresh is not timed: each row's owner writes one number, whatever the op
         does.
         """
-        if self._state is not None:
-            self._state[..., 0] = -np.inf
+        if self.state is not None:
+            self.state[..., 0] = -np.inf
         start = time.perf_counter_ns()
         backend.compute(self.graph)
         return time.perf_counter_ns() - start
@@ -336,18 +327,19 @@ class _Graphs:
 
     def _calls(self, n_segments: int, state: Tensor | None = None) -> list[Tensor]:
         limits = list(itertools.pairwise(self._case.with_(segments=n_segments).segment_bounds()))
+        segment_of = partial(self._tensors.segment_of, self._cache)
         return [
-            self._tensors.call(
-                self._tensors.segment_of(self._cache, segment),
-                segment,
-                sinks=segment == limits[-1],
-                state=state,
-            )
-            for segment in limits
+            self._tensors.call(segment_of(each), each, sinks=each == limits[-1], state=state)
+            for each in limits
         ]
 
     def _way(
         self, calls: list[Tensor], *, state: F32 | None = None, reference: bool = False
     ) -> _Way:
-        graph = self._tensors.ctx.graph(calls)
-        return _Way(self._ggml, graph, self._case.threads, state=state, reference=reference)
+        return _Way(
+            ggml=self._ggml,
+            graph=self._tensors.ctx.graph(calls),
+            n_threads=self._case.threads,
+            state=state,
+            reference=reference,
+        )

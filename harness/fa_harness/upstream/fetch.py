@@ -25,7 +25,7 @@ from fa_harness.errors import SetupError
 from fa_harness.files import sha256
 from fa_harness.project import Project, locked, writing
 from fa_harness.upstream.index import IndexConfig, load_index_config
-from fa_harness.upstream.layout import detect_layout, place
+from fa_harness.upstream.layout import place, prefix_of
 from fa_harness.upstream.pins import Pin
 from fa_harness.upstream.repository import contents_sha256, fetch_commit, opened
 
@@ -41,18 +41,13 @@ _ENDINGS: dict[Kind, str] = {"sdist": ".tar.gz", "wheel": ".whl"}
 class PackageFile:
     """A file of a package on the index."""
 
-    owner: str
-    """How messages begin: `upstream 'NAME'`."""
-    package: str
-    """The project on the package index."""
+    owner: str  # how messages begin: `upstream 'NAME'`
+    package: str  # the project on the package index
     version: str
     kind: Kind
-    sha256: str
-    """Empty if it is not known yet: any file is accepted then."""
-    remedy: str
-    """What to do about another sha256, besides fetching again."""
-    otherwise: str
-    """What to do if no index has the file."""
+    sha256: str  # empty if it is not known yet: any file is accepted then
+    remedy: str  # what to do about another sha256, besides fetching again
+    otherwise: str  # what to do if no index has the file
 
 
 class _SourceError(Exception):
@@ -80,11 +75,8 @@ def cached(project: Project, pin: Pin) -> Path | None:
 def fetch(project: Project, pin: Pin) -> Path:
     """Return the pin's verified archive in `vendor/cache/`; fetch it if it is missing.
 
-    A pin without a sha256 is still being made, and accepts any archive.
-
-    Raises:
-        SetupError: The archive has another sha256, nothing could be fetched, or the disk is full.
-            No archive is left that a later run would take.
+    A pin without a sha256 is still being made, and accepts any archive. After an error no archive
+    is left that a later run would take.
     """
     found = cached(project, pin)
     if found is not None:
@@ -122,9 +114,6 @@ def download(wanted: PackageFile, target: Path, config: IndexConfig | None = Non
     """Download a file of a package to `target`, which appears only if its sha256 is right.
 
     Without a `config`, pip is asked for its settings, which takes a second.
-
-    Raises:
-        SetupError: Nothing could be downloaded, the sha256 is another, or the disk is full.
     """
 
     def from_source(client: Fetcher, source: str, url: str) -> Path:
@@ -157,11 +146,8 @@ def _from_first_source(
 ) -> _T:
     """Return the first answer that any source gives.
 
-    Args:
-        ask: Gets the HTTP client, the kind of source (`index` or `find-links`) and its address.
-        problem: How the message begins if all fail.
-        otherwise: What else the user could do then.
-        config: The settings; None asks pip.
+    `ask` gets the HTTP client, the kind of source (`index` or `find-links`) and its address. If all
+    fail, `problem` begins the message, and `otherwise` says what else the user could do.
     """
     config = config or load_index_config()
     sources = [("find-links", url) for url in config.find_links]  # pip asks these first, too
@@ -198,15 +184,8 @@ def _newest(
 ) -> tuple[str, Link]:
     """Return the version and the link of the newest file that one source has.
 
-    Each source is asked alone, so that a broken one does not hide the others.
-
-    Args:
-        client: The HTTP client.
-        source: `index` or `find-links`.
-        url: The source's address.
-        requirement: A package, or a version of it.
-        kind: The kind of file.
-        any_version: Include yanked versions and pre-releases.
+    Each source is asked alone, so that a broken one does not hide the others. `any_version`
+    includes yanked versions and pre-releases.
     """
     finder = PackageFinder(
         session=client,
@@ -278,16 +257,10 @@ def _chunks(client: Fetcher, link: Link) -> Iterator[tuple[bytes, int | None]]:
 
 
 def extract(archive: Path, root: str, target: Path, *, whole: bool = False) -> None:
-    """Extract the files that a tree takes into the new folder `target`.
+    """Extract the files that a tree takes into `target`, which appears only with all of them.
 
-    Args:
-        archive: A verified .tar.gz.
-        root: The folder of llama.cpp or ggml below the archive's top folder.
-        target: A folder that does not exist; it appears only if all files are in it.
-        whole: Extract all files of llama.cpp.
-
-    Raises:
-        SetupError: The archive is damaged or unsafe, or has no ggml (no llama.cpp) at `root`.
+    `root` is the folder of llama.cpp or ggml below the top folder of the archive, a verified
+    .tar.gz. `whole` extracts all files of llama.cpp.
     """
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -313,8 +286,8 @@ def _extract_members(
         inside = PurePosixPath(*name.parts[1:])
         if not member.isdir() and inside.is_relative_to(root):
             members[str(inside.relative_to(root))] = member
-    layout = detect_layout(members)
-    if layout is None:
+    prefix = prefix_of(members)
+    if prefix is None:
         raise SetupError(
             f"archive {archive_name}: no ggml at '{root}' (neither ggml/src/ggml.c nor "
             "src/ggml.c); correct 'root' in vendor/upstreams.toml"
@@ -324,7 +297,7 @@ def _extract_members(
     if whole:  # except .git, which in the archive of a submodule leads nowhere
         placed = {path: m for path, m in members.items() if path.partition("/")[0] != ".git"}
     else:
-        placed = {spot: m for path, m in members.items() if (spot := place(path, layout))}
+        placed = {spot: m for path, m in members.items() if (spot := place(path, prefix))}
     for member in placed.values():
         if not (member.isfile() or member.issym() or member.islnk()):
             raise SetupError(f"archive {archive_name}: refused, '{member.name}' is a device")
@@ -335,26 +308,20 @@ def _extract_members(
             path.parent.mkdir(parents=True, exist_ok=True)
             if member.issym():
                 os.symlink(member.linkname, path)
-            else:
-                _write_file(tar, archive_name, member, path)
+                continue
+            try:
+                content = tar.extractfile(member)  # a hard link gives the member that it names
+            except KeyError:
+                content = None
+            if content is None:
+                raise SetupError(
+                    f"archive {archive_name}: refused, link '{member.name}' leads to no file in it"
+                )
+            with content, path.open("wb") as out:
+                shutil.copyfileobj(content, out)
+            path.chmod(0o755 if member.mode & 0o100 else 0o644)
     for spot, member in placed.items():
         if member.issym() and not (target / spot).resolve().is_relative_to(target.resolve()):
             raise SetupError(
                 f"archive {archive_name}: refused, link '{member.name}' leaves the tree"
             )
-
-
-def _write_file(
-    tar: tarfile.TarFile, archive_name: str, member: tarfile.TarInfo, path: Path
-) -> None:
-    try:
-        content = tar.extractfile(member)  # a hard link gives the member that it names
-    except KeyError:
-        content = None
-    if content is None:
-        raise SetupError(
-            f"archive {archive_name}: refused, link '{member.name}' leads to no file in it"
-        )
-    with content, path.open("wb") as out:
-        shutil.copyfileobj(content, out)
-    path.chmod(0o755 if member.mode & 0o100 else 0o644)

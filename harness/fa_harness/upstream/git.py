@@ -41,10 +41,7 @@ def git(
     """Run git in a repository and return what it printed.
 
     `index` replaces the repository's index. `dated` gives commits `DATE` instead of today's date.
-
-    Raises:
-        ProgramError: Git failed.
-        SetupError: Git is not installed.
+    If git fails, it is a `ProgramError`.
     """
     settings = [word for key, value in CONFIG.items() for word in ("-c", f"{key}={value}")]
     # If a hook starts us, its GIT_DIR and GIT_INDEX_FILE name the user's repository.
@@ -67,6 +64,26 @@ def git(
         env["GIT_INDEX_FILE"] = str(index)
     command = ["git", "-C", str(repository), *settings, *map(str, arguments)]
     return proc.run(command, env=env, verbose=verbose)
+
+
+def make_repository(path: Path, *, is_bare: bool = False, verbose: bool = False) -> None:
+    """Make a repository in a folder, in which upstream's own attributes change no file."""
+    git(path, "init", "--quiet", *(["--bare"] if is_bare else []), verbose=verbose)
+    info = (path if is_bare else path / ".git") / "info"
+    with writing(info):
+        info.mkdir(exist_ok=True)
+        attributes = "* -text -ident -filter -export-subst -export-ignore\n"
+        (info / "attributes").write_text(attributes, encoding="utf-8")
+
+
+def fetch(repository: Path, url: str | Path, spec: str, *, verbose: bool = False) -> None:
+    """Fetch a commit from another repository on this machine: `COMMIT`, or `+COMMIT:REF`."""
+    git(repository, "fetch", "--quiet", "--no-tags", url, spec, verbose=verbose)
+
+
+def unmerged(repository: Path) -> list[str]:
+    """Return the files in which a merge or a pick conflicts."""
+    return git(repository, "diff", "--name-only", "--diff-filter=U").split()
 
 
 def describe(checkout: Path) -> str:

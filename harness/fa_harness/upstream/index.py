@@ -18,18 +18,12 @@ from fa_harness.errors import SetupError
 class IndexConfig:
     """Where pip looks for packages, and how it connects."""
 
-    indexes: tuple[str, ...] = ()
-    """Simple-API indexes, in order."""
-    find_links: tuple[str, ...] = ()
-    """Folders or pages with files, in order; pip looks there first."""
-    trusted_hosts: tuple[str, ...] = ()
-    """Hosts whose certificate is not checked."""
-    cert: str | None = None
-    """A file of certificates to trust instead of the system's."""
-    proxy: str | None = None
-    """The proxy of every connection; without it, the usual environment variables apply."""
-    timeout: float = 15.0
-    """Seconds without an answer until a connection is given up."""
+    indexes: tuple[str, ...] = ()  # simple-API indexes, in order
+    find_links: tuple[str, ...] = ()  # folders or pages with files, in order; pip looks there first
+    trusted_hosts: tuple[str, ...] = ()  # hosts whose certificate is not checked
+    cert: str | None = None  # a file of certificates to trust instead of the system's
+    proxy: str | None = None  # of every connection; without it, the usual variables apply
+    timeout: float = 15.0  # seconds without an answer until a connection is given up
 
     def ssl_context(self) -> ssl.SSLContext | bool:
         """Return what checks servers' certificates; True leaves the choice to the HTTP client."""

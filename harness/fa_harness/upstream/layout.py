@@ -9,9 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Container
 from pathlib import Path
-from typing import Literal
-
-Layout = Literal["llama.cpp", "ggml"]
 
 GGML_PARTS = ("CMakeLists.txt", "cmake", "include", "src", "ggml.pc.in")
 """What a build of ggml reads in ggml's own folder."""
@@ -26,34 +23,29 @@ OTHER_FILES = (
 """The rules for a patch's author, and the test that patches extend."""
 
 
-def detect_layout(files: Container[str]) -> Layout | None:
-    """Return the layout of a folder with these relative paths; None if it is neither."""
-    if "ggml/src/ggml.c" in files:
-        return "llama.cpp"
-    return "ggml" if "src/ggml.c" in files else None
+def prefix_of(files: Container[str]) -> str | None:
+    """Return how ggml's paths begin: `ggml/` in llama.cpp, nothing in ggml; None in neither."""
+    return next((prefix for prefix in ("ggml/", "") if f"{prefix}src/ggml.c" in files), None)
+
+
+def prefix_in(folder: Path) -> str | None:
+    """Return how ggml's paths begin in a folder on this machine, as `prefix_of` does."""
+    names = ("ggml/src/ggml.c", "src/ggml.c")
+    return prefix_of([name for name in names if (folder / name).is_file()])
 
 
 def is_checkout(folder: Path) -> bool:
     """Return whether a folder holds llama.cpp or ggml."""
-    return layout_of(folder) is not None
+    return prefix_in(folder) is not None
 
 
-def layout_of(folder: Path) -> Layout | None:
-    """Return the layout of a folder on this machine; None if it is neither."""
-    return detect_layout(
-        [name for name in ("ggml/src/ggml.c", "src/ggml.c") if (folder / name).is_file()]
-    )
-
-
-def place(path: str, layout: Layout) -> str | None:
+def place(path: str, prefix: str) -> str | None:
     """Return the place of an upstream file in a tree; None if a tree does not take it."""
     if path in OTHER_FILES:
         return path
-    prefix = "ggml/" if layout == "llama.cpp" else ""
-    if not path.startswith(prefix):
-        return None
-    inside = path[len(prefix) :]
-    return f"ggml/{inside}" if inside.partition("/")[0] in GGML_PARTS else None
+    inside = path.removeprefix(prefix)
+    is_taken = path.startswith(prefix) and inside.partition("/")[0] in GGML_PARTS
+    return f"ggml/{inside}" if is_taken else None
 
 
 def version_in(text: str) -> str:

@@ -25,8 +25,7 @@ class Newest:
     """The newest version of a pinned package on the index."""
 
     package: str
-    pinned: str
-    """The newest version that is pinned."""
+    pinned: str  # the newest version that is pinned
     version: str
 
     @property
@@ -38,12 +37,9 @@ class Newest:
 def add(project: Project, spec: str, name: str | None = None) -> Pin:
     """Pin another version of a package, or a commit.
 
-    Args:
-        project: The project with `vendor/upstreams.toml`.
-        spec: `PACKAGE==VERSION`; the folder of a git checkout, whose HEAD is pinned; or
-            `GIT-URL@REF` with a branch, a tag or a whole commit id.
-        name: The pin's name; None for `llama.cpp-VERSION` or `ggml-GGML_VERSION`. A commit's
-            first digits stand for its version: `llama.cpp-COMMIT`, `ggml-COMMIT`.
+    `spec` is `PACKAGE==VERSION`; the folder of a git checkout, whose HEAD is pinned; or
+    `GIT-URL@REF` with a branch, a tag or a whole commit id. Without a `name`, the pin is called
+    `llama.cpp-VERSION` or `ggml-GGML_VERSION`. A commit's first digits stand for its version.
     """
     project.refuse_to_change_shipped(project.pins_file, "upstream add")
     if name is not None and not NAME.fullmatch(name):

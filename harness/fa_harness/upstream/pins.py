@@ -29,22 +29,14 @@ class Pin:
     """One upstream: an sdist or a git commit, known by its sha256."""
 
     name: str
-    package: str = ""
-    """The sdist's project on the package index; empty for a commit."""
-    version: str = ""
-    """The sdist's version there."""
-    sha256: str
-    """Of the sdist, or of a commit's files (`repository.contents_sha256`)."""
-    root: str
-    """The folder of llama.cpp or ggml below the archive's top folder."""
-    git: str = ""
-    """The URL of the commit's repository; empty for an sdist."""
-    commit: str = ""
-    """Upstream's commit: all 40 digits with `git`; empty if an sdist's is not known."""
-    ggml_version: str = ""
-    """Empty if ggml has none."""
-    variants_as: str = ""
-    """The version that selects variants of patches if `ggml_version` is empty."""
+    package: str = ""  # the sdist's project on the package index; empty for a commit
+    version: str = ""  # the sdist's version there
+    sha256: str  # of the sdist, or of a commit's files (`repository.contents_sha256`)
+    root: str  # the folder of llama.cpp or ggml below the archive's top folder
+    git: str = ""  # the URL of the commit's repository; empty for an sdist
+    commit: str = ""  # upstream's: all 40 digits with `git`; empty if not known
+    ggml_version: str = ""  # empty if ggml has none
+    variants_as: str = ""  # the version that selects variants of patches if `ggml_version` is empty
 
     @property
     def archive_name(self) -> str:

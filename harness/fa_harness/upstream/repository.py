@@ -15,7 +15,7 @@ from fa_harness import terminal
 from fa_harness.errors import SetupError
 from fa_harness.proc import ProgramError
 from fa_harness.project import Project, locked, writing
-from fa_harness.upstream.git import git
+from fa_harness.upstream.git import git, make_repository
 
 
 def archive_name(commit: str) -> str:
@@ -27,16 +27,8 @@ def fetch_commit(project: Project, owner: str, url: str, ref: str) -> tuple[str,
     """Fetch one commit without its history, and write its archive into `vendor/cache/`.
 
     The archive has the files as they are committed: the repository's attributes neither change a
-    byte nor leave a file out.
-
-    Args:
-        project: The project with the cache.
-        owner: How messages begin: `upstream 'NAME'`.
-        url: The repository, in any form that git takes.
-        ref: A branch, a tag, or a whole commit id.
-
-    Returns:
-        The commit's id, 40 hexadecimal digits, and the archive.
+    byte nor leave a file out. `owner` is how messages begin: `upstream 'NAME'`. `ref` is a branch,
+    a tag, or a whole commit id. Return the commit's id, 40 hexadecimal digits, and the archive.
     """
     repository = project.cache / ".git-fetch"
     partial = project.cache / ".git-fetch.tar.gz"
@@ -48,11 +40,7 @@ def fetch_commit(project: Project, owner: str, url: str, ref: str) -> tuple[str,
         with writing(repository):
             repository.mkdir(parents=True)
         try:
-            git(repository, "init", "--quiet", "--bare")
-            with writing(repository):
-                (repository / "info").mkdir(exist_ok=True)
-                attributes = "* -text -ident -filter -export-subst -export-ignore\n"
-                (repository / "info" / "attributes").write_text(attributes)
+            make_repository(repository, is_bare=True)
             terminal.stage(f"fetching {ref} from {url}")
             try:
                 git(repository, "fetch", "--quiet", *options, "--", url, ref)
@@ -90,9 +78,6 @@ def contents_sha256(archive: Path) -> str:
     """Return a digest of the paths, modes and contents of an archive's files.
 
     The archive's own digest would depend on the versions of git and zlib.
-
-    Raises:
-        SetupError: The archive is damaged.
     """
     lines = []
     with opened(archive) as tar:

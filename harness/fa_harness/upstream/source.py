@@ -12,14 +12,7 @@ from pathlib import Path
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.project import Project, writing
 from fa_harness.upstream import git
-from fa_harness.upstream.layout import (
-    GGML_PARTS,
-    OTHER_FILES,
-    Layout,
-    layout_of,
-    place,
-    version_in,
-)
+from fa_harness.upstream.layout import GGML_PARTS, OTHER_FILES, place, prefix_in, version_in
 from fa_harness.upstream.pins import Pin, load_pins
 
 
@@ -27,26 +20,16 @@ from fa_harness.upstream.pins import Pin, load_pins
 class Source:
     """The files of one upstream, not yet in a tree."""
 
-    label: str
-    """The name in messages: the pin's, or `dir:FOLDER`."""
-    folder: str
-    """The name of its folder in `vendor/src` and `build`."""
-    digest: str
-    """Changes when the files do."""
-    commit: str
-    """Upstream's commit; empty if it is not known."""
-    ggml_version: str
-    """As the pin or the checkout gives it; empty if neither does."""
-    variants_as: str
-    """The version that selects variants of patches."""
-    origin: Pin | dict[str, Path]
-    """The pin, or the checkout's files: place in the tree -> path."""
-    root: Path | None = None
-    """The checkout's folder; None for a pin."""
-    is_whole: bool = False
-    """Whether it has all files of llama.cpp, not only those that a library is built from."""
-    takes_series: bool = True
-    """Whether the patches are applied; without them every library is pristine upstream."""
+    label: str  # the name in messages: the pin's, or `dir:FOLDER`
+    folder: str  # the name of its folder in `vendor/src` and `build`
+    digest: str  # changes when the files do
+    commit: str  # upstream's commit; empty if it is not known
+    ggml_version: str  # as the pin or the checkout gives it; empty if neither does
+    variants_as: str  # the version that selects variants of patches
+    origin: Pin | dict[str, Path]  # the pin, or the checkout's files: place in the tree -> path
+    root: Path | None = None  # the checkout's folder; None for a pin
+    is_whole: bool = False  # whether it has all files of llama.cpp, not only a library's
+    takes_series: bool = True  # whether the patches are applied; else each library is pristine
 
     @property
     def name(self) -> str:
@@ -78,10 +61,6 @@ def find_source(project: Project, upstream: str | None = None) -> Source:
 
     For None, UPSTREAM or UPSTREAM_DIR decides, then `fa-harness.toml`, then the default pin.
     NO_SERIES and the file may also turn the patches off then; NO_SERIES=0 overrides the file.
-
-    Raises:
-        UsageError: There is neither a pin nor a folder of this name.
-        SetupError: The pins are wrong, or the folder is no checkout of llama.cpp or ggml.
     """
     environment = chosen() if upstream is None else {}
     found = _find(project, upstream or environment.get("UPSTREAM"), environment)
@@ -91,11 +70,14 @@ def find_source(project: Project, upstream: str | None = None) -> Source:
 
 
 def _find(project: Project, upstream: str | None, environment: Mapping[str, str]) -> Source:
-    if checkout := environment.get("UPSTREAM_DIR"):
-        return _checkout("UPSTREAM_DIR", Path(checkout))
-    config = project.config
-    if upstream is None and config.sources:
-        return _checkout(config.where("sources"), config.sources)
+    config, named_by, checkout = project.config, "UPSTREAM_DIR", environment.get("UPSTREAM_DIR")
+    if upstream is None and config.sources and not checkout:
+        named_by, checkout = config.where("sources"), str(config.sources)
+    if checkout:
+        try:
+            return source_of(Path(checkout))
+        except SetupError as error:
+            raise SetupError(f"{named_by}: {error}") from None
     pins = load_pins(project.pins_file)
     if upstream is None and config.upstream:
         upstream = config.upstream
@@ -118,13 +100,6 @@ def _find(project: Project, upstream: str | None, environment: Mapping[str, str]
     )
 
 
-def _checkout(named_by: str, folder: Path) -> Source:
-    try:
-        return source_of(folder)
-    except SetupError as error:
-        raise SetupError(f"{named_by}: {error}") from None
-
-
 def unpack(project: Project, source: Source, target: Path) -> None:
     """Put a source's files into the new folder `target`, in the layout of a tree."""
     if isinstance(source.origin, Pin):
@@ -141,21 +116,17 @@ def unpack(project: Project, source: Source, target: Path) -> None:
 
 
 def source_of(root: Path) -> Source:
-    """Return a checkout of llama.cpp or ggml as a source, uncommitted changes included.
-
-    Raises:
-        SetupError: `root` is no such checkout.
-    """
+    """Return a checkout of llama.cpp or ggml as a source, uncommitted changes included."""
     root = root.expanduser().resolve()
     if not root.is_dir():
         raise SetupError(f"{root} is not a folder")
-    layout = layout_of(root)
-    if layout is None:
+    prefix = prefix_in(root)
+    if prefix is None:
         raise SetupError(
             f"{root} is no checkout of llama.cpp or ggml (neither "
             "ggml/src/ggml.c nor src/ggml.c is there)"
         )
-    files = _files(root, layout)
+    files = _files(root, prefix)
     listing = files.get("ggml/CMakeLists.txt")
     version = version_in(listing.read_text("utf-8", errors="replace")) if listing else ""
     return Source(
@@ -194,17 +165,16 @@ def _digest(files: Mapping[str, Path]) -> str:
     return digest.hexdigest()
 
 
-def _files(root: Path, layout: Layout) -> dict[str, Path]:
+def _files(root: Path, prefix: str) -> dict[str, Path]:
     """Return the files of a checkout that a tree takes: place in the tree -> path.
 
     Only these folders are searched, because a checkout may also hold builds and models.
     """
-    ggml = root / "ggml" if layout == "llama.cpp" else root
-    tops = [root / name for name in OTHER_FILES] + [ggml / name for name in GGML_PARTS]
     files: dict[str, Path] = {}
-    for top in tops:
+    for name in (*OTHER_FILES, *(f"{prefix}{part}" for part in GGML_PARTS)):
+        top = root / name
         for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
-            spot = place(path.relative_to(root).as_posix(), layout)
+            spot = place(path.relative_to(root).as_posix(), prefix)
             if spot and path.is_file():
                 files[spot] = path
     return files
