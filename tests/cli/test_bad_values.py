@@ -102,6 +102,30 @@ def test_a_bad_value_is_refused_in_a_line(
     assert stderr.strip()
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["fuzz"],
+        ["bench"],
+        ["mutants"],
+        ["bisect", "--case", CASE],
+        ["perplexity", "--model", "gemma-3-270m"],
+        ["series", "status"],
+        ["series", "lint"],
+        ["series", "check", "--upstream", "all"],
+    ],
+    ids=" ".join,
+)
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_done(
+    call: Callable[[list[str]], tuple[object, str]], tmp_path: Path, command: list[str]
+) -> None:
+    status, stderr = call([*command, "--json", str(tmp_path / "no" / "x.json")])
+    assert (status, stderr.splitlines()[-1]) == (
+        2,
+        f"fa-harness: report {tmp_path}/no/x.json: there is no folder {tmp_path}/no; make it first",
+    )
+
+
 def test_an_endless_time_is_no_number_of_seconds(
     call: Callable[[list[str]], tuple[object, str]],
 ) -> None:

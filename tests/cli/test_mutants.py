@@ -66,7 +66,7 @@ def test_a_killed_mutant_is_a_line_with_the_comparison_and_the_case() -> None:
     assert heading.split() == ["mutant", "status", "by", "case"]
     assert line.split()[:4] == ["norm-never-vec", "killed", "standard_vs_oracle", "hs4"]
     assert summary == (
-        "1 mutants: 1 killed | suite smoke alone kills 1 of 1 faults (100%) | ggml 0.25.3 | 1.5 s"
+        "1 mutant: 1 killed | suite smoke alone kills 1 of 1 faults (100%) | ggml 0.25.3 | 1.5 s"
     )
 
 

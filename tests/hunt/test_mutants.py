@@ -153,7 +153,7 @@ def test_a_mutant_that_no_case_notices_survives_with_status_1(mutated: Library) 
     assert re.search(r"gqa-map-k-vec +survived", done.stdout)
     assert "none of 1 cases fails with it" in done.stdout
     assert "0002-vec.patch: K of head h % n_head_kv" in done.stdout
-    assert "1 mutants: 1 survived" in done.stdout
+    assert "1 mutant: 1 survived" in done.stdout
 
 
 def test_a_mutant_that_no_case_reaches_is_invalid_with_status_1(mutated: Library) -> None:

@@ -17,7 +17,7 @@ from fa_harness.build.named import held_library
 from fa_harness.case.case import Case
 from fa_harness.case.label import speed_label
 from fa_harness.cli import options
-from fa_harness.cli.options import How, Reports
+from fa_harness.cli.options import How
 from fa_harness.engine import ggml
 from fa_harness.engine.session import Clock
 from fa_harness.kernel import path
@@ -78,7 +78,6 @@ def command(
     if list_only:
         click.echo("\n".join(map(str, cases)))
         return True
-    Reports(json=json_path).check()
     console = make_console(stderr=json_path == "-")
     rows: list[BenchRow] = []
     interrupted = False

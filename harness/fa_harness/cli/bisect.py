@@ -14,7 +14,6 @@ from fa_harness.build.names import library_names
 from fa_harness.case import captures
 from fa_harness.case.case import Case
 from fa_harness.cli import options
-from fa_harness.cli.options import Reports
 from fa_harness.engine.runner import Runner
 from fa_harness.engine.session import Clock
 from fa_harness.hunt.bisect import Bisected, Prefix, PrefixVerdict, run_on
@@ -46,7 +45,6 @@ def command(*, case_string: str, options: Mapping[str, str], json_path: str | No
     in the modes that each library offers. Exit code 1: it fails on the last one.
     """
     case = captures.checked(Case.parse(case_string))
-    Reports(json=json_path).check()
     console = make_console(stderr=json_path == "-")
     bisected = bisect_case(case, options=options, console=console)
     write_json(document(bisected), json_path)

@@ -22,7 +22,7 @@ from fa_harness.build.named import held_library
 from fa_harness.case.case_file import add_case, read_cases
 from fa_harness.case.label import label
 from fa_harness.cli import options
-from fa_harness.cli.options import How, Reports
+from fa_harness.cli.options import How
 from fa_harness.engine.runner import Runner
 from fa_harness.engine.session import Clock, offered_modes
 from fa_harness.files import check_writable
@@ -63,7 +63,6 @@ def command(
     """
     if failures is not None:
         check_writable(failures)
-    Reports(json=json_path).check()
     result = find_failures(
         how,
         seconds=seconds,

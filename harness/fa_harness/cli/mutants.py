@@ -19,7 +19,6 @@ from fa_harness.build.names import MUTANTS
 from fa_harness.case.label import label, regex
 from fa_harness.case.suites import suite as cases_of_suite
 from fa_harness.cli import options
-from fa_harness.cli.options import Reports
 from fa_harness.engine.session import Clock, Session
 from fa_harness.errors import UsageError
 from fa_harness.hunt import mutants
@@ -33,7 +32,7 @@ from fa_harness.hunt.mutants import (
     save_killers,
 )
 from fa_harness.project import find_project
-from fa_harness.terminal import counted, make_console, say, say_summary, write_json
+from fa_harness.terminal import counted, make_console, number_of, say, say_summary, write_json
 
 SCHEMA = "fa-harness.mutants/1"
 
@@ -81,7 +80,6 @@ def command(
         for mutant in selected:
             click.echo(f"{mutant.id:30}  {mutant.kind:8}  {mutant.does}")
         return True
-    Reports(json=json_path).check()
     console = make_console(stderr=json_path == "-")
     suites = () if killers else (suite,) if suite else SUITES
     cases = {name: cases_of_suite(name) for name in suites}
@@ -173,7 +171,9 @@ def print_summary(console: Console, score: Score) -> None:
     """Print the last line: how many mutants, what became of them, on what, how long."""
     parts = [f"{score.count(status)} {status}" for status in STATUSES if score.count(status)]
     n, total = len(score.outcomes), len(score.selected)
-    mutants = f"{n} of {total} mutants (interrupted)" if score.interrupted else f"{n} mutants"
+    mutants = f"{n} of {total} mutants (interrupted)"
+    if not score.interrupted:
+        mutants = number_of(n, "mutant")
     alone, faults = score.by_first_suite
     by = "each against its recorded killer"
     if score.suites:

@@ -128,8 +128,25 @@ pattern = click.option(
     help="Select cases: words of the table in any order ('tiled q8_0'), or a regular expression "
     "on the case string.",
 )
+
+
+def _writable(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
+    Reports(json=path).check()
+    return path
+
+
 json_path = click.option(
-    "--json", "json_path", metavar="FILE", help="Write a JSON report; - is standard output."
+    "--json",
+    "json_path",
+    metavar="FILE",
+    callback=_writable,
+    help="Write a JSON report; - is standard output.",
+)
+markdown = click.option(
+    "--markdown",
+    metavar="FILE",
+    callback=_writable,
+    help="Write the results as a Markdown table; - is standard output.",
 )
 verbose = click.option("-v", "--verbose", is_flag=True, help="Print each command before it runs.")
 list_only = click.option(

@@ -41,11 +41,7 @@ SCHEMA = "fa-harness.series-check/1"
     help="A pin, your checkout, or all pins; repeatable.",
 )
 @options.suites("Suite to run; repeatable.")
-@click.option(
-    "--markdown",
-    metavar="FILE",
-    help="Write the results as a Markdown table; - is standard output.",
-)
+@options.markdown
 @options.json_path
 def command(
     *, names: tuple[str, ...], suites: tuple[str, ...], markdown: str | None, json_path: str | None

@@ -11,7 +11,6 @@ seconds.
 from __future__ import annotations
 
 import functools
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,11 +25,7 @@ from fa_harness.files import replace_file
 from fa_harness.judge.verdict import Verdict
 from fa_harness.machine import usable_cores
 from fa_harness.project import writing
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
+from fa_harness.upstream.pins import read_toml
 
 SUITES = ("smoke", "gate")
 """The suites whose cases are tried, one after the other."""
@@ -92,7 +87,7 @@ def load(path: Path) -> tuple[Mutant, ...]:
     Raises:
         SetupError: The file is missing, or says something that cannot be.
     """
-    tables = _read(path)
+    tables = read_toml(path)
     return tuple(_mutant(f"{path}: mutant '{id_}'", id_, table) for id_, table in tables.items())
 
 
@@ -104,23 +99,13 @@ def load_killers(path: Path, mutants: Sequence[Mutant]) -> dict[str, Case]:
     """
     if not path.exists():
         return {}
-    texts = _read(path)
+    texts = read_toml(path)
     unknown = sorted(texts.keys() - {mutant.id for mutant in mutants})
     if unknown:
         raise SetupError(
             f"{path}: mutants.toml has no mutant '{unknown[0]}'; delete its line, or correct the id"
         )
     return {id_: _case(f"{path}: {id_}", text) for id_, text in texts.items()}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SetupError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SetupError(f"{path} is not valid TOML: {error}") from error
-    return tables
 
 
 def renewed(killers: Mapping[str, Case], outcomes: Iterable[Outcome]) -> dict[str, Case]:
