@@ -11,7 +11,7 @@ import hypothesis
 from hypothesis import strategies as st
 
 from fa_harness.case.case import MASK_KINDS, REGIMES, Case
-from fa_harness.case.quants import TYPES
+from fa_harness.case.quants import TYPES, types_in_blocks
 from fa_harness.kernel import KV_TILE, Q_TILE, SPLIT_KV
 
 Fields = dict[str, Any]
@@ -107,7 +107,7 @@ def _mixed(draw: Draw) -> Case:
     )
     shape: Fields = draw(st.one_of(few_rows, many_rows, long))
     cut = draw(_cut(shape["n_kv"]))
-    one = st.sampled_from(_types_of(shape))
+    one = st.sampled_from(types_in_blocks(shape["hsk"], shape["hsv"]))
     types = st.one_of(one, st.tuples(one, one).map("/".join))
     chosen = draw(st.lists(types, min_size=1, max_size=min(cut["segments"], 6)))
     fields = {"segment_types": tuple(chosen), "type_K": "f32", "type_V": "f32"}
@@ -126,7 +126,7 @@ def _rolling(draw: Draw) -> Case:
         "mask_kind": "causal",
         "hot_window": hot_window,
         "group": draw(st.integers(1, hot_window)),
-        "cold_type": draw(st.sampled_from(_types_of(sizes))),
+        "cold_type": draw(st.sampled_from(types_in_blocks(*sizes.values()))),
         "threads": draw(st.sampled_from((1, 1, 2))),
         "segments": 1,
     }
@@ -228,15 +228,6 @@ def _sizes_in_blocks(draw: Draw) -> Fields:
     sizes = st.sampled_from((32, 64, 96, 128, 192, 256))
     hsk = draw(sizes)
     return {"hsk": hsk, "hsv": draw(st.one_of(st.just(hsk), sizes))}
-
-
-def _types_of(sizes: Fields) -> list[str]:
-    """Types whose blocks both head sizes are made of."""
-    return [
-        name
-        for name, traits in TYPES.items()
-        if sizes["hsk"] % traits.block_size == sizes["hsv"] % traits.block_size == 0
-    ]
 
 
 def _often_off(option: st.SearchStrategy[float]) -> st.SearchStrategy[float]:
