@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import queue
@@ -329,7 +330,7 @@ class _Computing:
                 )
         except MemoryError as error:
             return self._without_comparisons(Lost.of_memory("the comparison", error))
-        return verdict.took(self._seconds)
+        return dataclasses.replace(verdict, seconds=self._seconds)
 
     def _without_comparisons(self, lost: Lost) -> Verdict:
         return Verdict(

@@ -140,14 +140,11 @@ class Expected:
         whole: Partial | None = None,
         in_f16: Bools | None = None,
     ) -> Expected:
-        """Return what is expected after one call more.
+        """Return what is expected after one call more, which computes in `how`.
 
-        Args:
-            own: The oracle's state of the call's keys alone, for Q rounded to `how.q_type`.
-            how: What the call computes in.
-            whole: The oracle's state of all keys, where it is known already.
-            in_f16: The rows that accumulate in F16 if `how` says so; all where it is None. A row
-                that continues numerators which are no F16 numbers goes on in F32.
+        `own` is the oracle's state of the call's keys alone, for Q rounded to `how.q_type`; `whole`
+        is that of all keys, where it is known already. The rows `in_f16`, or all, accumulate in F16
+        if `how` says so: one that continues numerators which are no F16 numbers goes on in F32.
         """
         before = self.truth
         if self.is_nothing:  # merged with a fresh state, a state is what it was
@@ -180,9 +177,9 @@ class Expected:
         if how.f16_factors:
             of_f16 = of_f16 + U16 * own.abs_vkq * vb + _F16_SPACING * by_factors
         other_vkq = other_vkq + rows[..., None] * of_f16
-        return Expected(
-            shared=self.shared,
-            v_max=self.v_max,
+        return replace(
+            self,
+            is_nothing=False,
             truth=truth,
             dot_m=np.maximum(self.dot_m, alpha * own.k_max),
             dot_s=self.dot_s * wa + alpha * own.k_s * wb,
@@ -211,14 +208,12 @@ class Expected:
         s = self.truth.s[..., None]
         seen = s != 0
         dout = np.divide(dvkq + out * ds[..., None], s, out=np.zeros(dvkq.shape), where=seen)
-        bound: F64 = dout + 4 * U32 * out + _F32_SPACING * seen
-        return bound
+        return np.asarray(dout + 4 * U32 * out + _F32_SPACING * seen)
 
     def state_bound(self) -> F64:
         """Return how far a state row may be from `truth`: `[ne3, n_head, n_batch, 2 + hsv]`."""
         dm, ds, dvkq = self._sums_bound
-        bound: F64 = np.concatenate([dm[..., None], ds[..., None], dvkq], axis=-1)
-        return bound
+        return np.concatenate([dm[..., None], ds[..., None], dvkq], axis=-1)
 
     @functools.cached_property
     def _sums_bound(self) -> tuple[F64, F64, F64]:

@@ -137,6 +137,5 @@ def _attend(case: Case, inputs: Inputs, how: Arithmetic, limits: Limits) -> Part
         few = replace(inputs, q=q[:, :, steps], mask=mask)
         of_few = case.with_(hot_window=0, group=1, n_batch=len(steps))
         keys = int(start.min()), int(stop.max())
-        part = oracle.attend(of_few, few, *keys, rescale_roundings=how.rescale_roundings)
-        parts.append(vars(part))
-    return Partial(**oracle.joined(parts, axis=2))
+        parts.append(oracle.attend(of_few, few, *keys, rescale_roundings=how.rescale_roundings))
+    return oracle.joined(parts, axis=2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -50,10 +50,6 @@ class Verdict:
     seconds: float = 0.0
     """From the case's start to its verdict."""
 
-    def took(self, seconds: float) -> Verdict:
-        """Return the verdict with its time."""
-        return replace(self, seconds=seconds)
-
 
 def judge(
     case: Case,
@@ -67,14 +63,9 @@ def judge(
 ) -> Verdict:
     """Compare a run of a case with the oracle and its modes with each other.
 
-    Args:
-        case: The case.
-        inputs: Its inputs.
-        run: What the library computed.
-        features: The library's CPU features, as `Ggml.features` names them.
-        modes: What was asked for; None for what the run says that it computed.
-        expected: What they have to give, where it is known already.
-        with_outputs: Keep the outputs' numbers, whatever their size.
+    `features` are the library's CPU features, as `Ggml.features` names them, `modes` those that
+    were asked for, else what the run says that it computed, and `expected` is what they have to
+    give, where it is known already. `with_outputs` keeps the outputs' numbers, whatever their size.
     """
     expect = Expectations(case, inputs, features) if expected is None else expected
     judged = compare(contract.checks(expect, run.results))
@@ -144,11 +135,9 @@ def _misplaced(case: Case, results: ByMode) -> str | None:
     """Return the first token of a rolling cache that is not where it belongs, or None."""
     if "fifo" not in results:
         return None
-    for rolled in (results["fifo"].first, results["fifo"].again):
-        misplaced = rolling.misplaced(case, rolled.held) if rolled.can_be_told_apart else None
-        if misplaced is not None:
-            return misplaced
-    return None
+    runs = (results["fifo"].first, results["fifo"].again)
+    found = (rolling.misplaced(case, rolled.held) for rolled in runs if rolled.can_be_told_apart)
+    return next(filter(None, found), None)
 
 
 def _by_segment(judged: Sequence[Judged]) -> tuple[float, ...]:
@@ -190,10 +179,7 @@ def _overflows(case: Case, results: ByMode, expect: Expectations) -> bool:
     """Tell whether upstream's F16 accumulator overflows, so that no bound can hold."""
     if not expect.prefixes[-1].peak.max() > F16_MAX:
         return False
-    in_f16 = {
-        own_types: any(how.f16_numerators for how in expect.how_of_calls(own_types=own_types))
-        for own_types in (False, True)
-    }
+    in_f16 = [any(how.f16_numerators for how in expect.hows[own]) for own in (False, True)]
     is_in_f16 = {
         "standard": expect.how.f16_numerators,
         "segmented": in_f16[False],
