@@ -337,10 +337,7 @@ class _Computing:
             case=self._case,
             status=lost.status,
             path=path(self._case),
-            modes=(),
             reason=lost.reason,
-            comparisons={},
-            outputs={},
             seconds=self._seconds,
         )
 

@@ -208,7 +208,8 @@ class Expected:
         s = self.truth.s[..., None]
         seen = s != 0
         dout = np.divide(dvkq + out * ds[..., None], s, out=np.zeros(dvkq.shape), where=seen)
-        return np.asarray(dout + 4 * U32 * out + _F32_SPACING * seen)
+        bound: F64 = dout + 4 * U32 * out + _F32_SPACING * seen
+        return bound
 
     def state_bound(self) -> F64:
         """Return how far a state row may be from `truth`: `[ne3, n_head, n_batch, 2 + hsv]`."""
@@ -337,8 +338,7 @@ def _merge_cost(m: F64, m_new: F64, n_parts: int) -> F64:
     if n_parts == 1:
         return np.zeros_like(m)
     distance = np.where(np.isinf(m), 0.0, m_new - np.where(np.isinf(m), 0.0, m))
-    cost: F64 = 2 * U32 * (distance + 4 * (n_parts - 1)) * oracle.weight(m, m_new)
-    return cost
+    return 2 * U32 * (distance + 4 * (n_parts - 1)) * oracle.weight(m, m_new)
 
 
 def _merge_floor(sizes: F64, n_parts: int) -> F64:
@@ -347,8 +347,7 @@ def _merge_floor(sizes: F64, n_parts: int) -> F64:
     In each merge two products and a sum are rounded, and the factors may be off by the spacing.
     `sizes` is the sum of the parts' |sums|, each relative to its own maximum.
     """
-    floor: F64 = _F32_SPACING * (n_parts - 1) * (2 + sizes)
-    return floor
+    return _F32_SPACING * (n_parts - 1) * (2 + sizes)
 
 
 def _q_doubt(q: F32, q_type: str) -> F64:

@@ -162,8 +162,7 @@ def slopes(case: Case) -> F64:
     h = np.arange(case.n_head)
     below = 2.0 ** (-case.max_bias / n_head_log2 * (h + 1))
     above = 2.0 ** (-case.max_bias / 2 / n_head_log2 * (2 * (h - n_head_log2) + 1))
-    slope: F64 = np.where(h < n_head_log2, below, above)
-    return slope
+    return np.where(h < n_head_log2, below, above)
 
 
 class _Keys:

@@ -114,8 +114,7 @@ def _hot(case: Case, inputs: Inputs, how: Arithmetic) -> Partial:
     n_cold, window = rolling.n_cold(case), case.hot_window
 
     def first_of_lap(step: Ints) -> Ints:
-        first: Ints = np.maximum(n_cold[step], step // window * window)
-        return first
+        return np.maximum(n_cold[step], step // window * window)
 
     last_lap = _attend(case, inputs, how, lambda step: (first_of_lap(step), step + 1))
     lap_before = _attend(case, inputs, how, lambda step: (n_cold[step], first_of_lap(step)))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -33,15 +33,15 @@ class Verdict:
     """One of `STATUSES`."""
     path: str
     """The path that upstream takes for one call over the whole case."""
-    modes: tuple[str, ...]
+    modes: tuple[str, ...] = ()
     """The modes that were computed; none where the library did not finish."""
     reason: str = ""
     """Why the status is not `pass`."""
     localisation: Localisation | None = None
     """Where a case that fails went wrong first; None also where no number is wrong: a token in
     another's place, an input that was written, another work size."""
-    comparisons: dict[str, Comparison]
-    outputs: dict[str, F32 | list[F32]]
+    comparisons: dict[str, Comparison] = field(default_factory=dict)
+    outputs: dict[str, F32 | list[F32]] = field(default_factory=dict)
     """Outputs of the modes, and `after_segment`, a list of them; empty where they are not kept."""
     steps: tuple[CacheStep, ...] = ()
     """The steps of a rolling cache."""
@@ -196,19 +196,15 @@ def _overflows(case: Case, results: ByMode, expect: Expectations) -> bool:
 
 def _outputs(results: ByMode) -> dict[str, F32 | list[F32]]:
     """Return the last output of each mode, and all of the chain."""
-    outputs: dict[str, F32 | list[F32]] = {"standard": results["standard"].output}
-    if "full_state" in results:
-        outputs["full_state"] = results["full_state"].first.output
-    if "segmented" in results:
-        calls = results["segmented"].calls
-        outputs["segmented"] = calls[-1].output
-        outputs["after_segment"] = [left.output for left in calls]
-    if "merged" in results:
-        outputs["merged"] = results["merged"].in_turn.output
-    if "resumed" in results:
-        outputs["resumed"] = results["resumed"][-1].output
-    if "mixed" in results:
-        outputs["mixed"] = results["mixed"].first.calls[-1].output
-    if "fifo" in results:
-        outputs["fifo"] = results["fifo"].first.output
-    return outputs
+    of_modes: dict[str, Callable[[], F32 | list[F32]]] = {
+        "standard": lambda: results["standard"].output,
+        "full_state": lambda: results["full_state"].first.output,
+        "segmented": lambda: results["segmented"].calls[-1].output,
+        "after_segment": lambda: [left.output for left in results["segmented"].calls],
+        "merged": lambda: results["merged"].in_turn.output,
+        "resumed": lambda: results["resumed"][-1].output,
+        "mixed": lambda: results["mixed"].first.calls[-1].output,
+        "fifo": lambda: results["fifo"].first.output,
+    }
+    is_there = {*results, "after_segment"} if "segmented" in results else {*results}
+    return {name: output() for name, output in of_modes.items() if name in is_there}
