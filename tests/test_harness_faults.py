@@ -167,9 +167,7 @@ def contiguous(ctx: Context, a: Tensor, ne: Sequence[int], offset: int) -> Tenso
     """Return a view with the strides of a contiguous tensor."""
     nb1 = row_bytes(a.type, ne[0])
     strides = (nb1, nb1 * ne[1], nb1 * ne[1] * ne[2])
-    return Tensor(
-        ctx._ggml, ctx._ggml._lib.ggml_view_4d(ctx._p, a._p, *ne, *strides, offset), a.type
-    )
+    return Tensor(ctx.ggml, ctx.ggml._lib.ggml_view_4d(ctx._p, a._p, *ne, *strides, offset), a.type)
 
 
 def strides_of_a_contiguous_segment(original: Method) -> Method:

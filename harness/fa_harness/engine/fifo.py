@@ -11,7 +11,7 @@ of the whole. Room is made before a token is written, so the ring needs no spare
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from fa_harness.case.modes import Rolled
 from fa_harness.case.quants import decode, encode
 from fa_harness.case.rolling import Held
 from fa_harness.engine.ggml import Backend, Context, Ggml, Tensor
-from fa_harness.engine.layout import clear, make_fresh, rows_of
+from fa_harness.engine.layout import Keys, attention, clear, make_fresh, rows_of
 
 _UNUSED = 0xFF  # bytes of unused slots: NaN as F32, F16 or the scale of a block
 
@@ -88,12 +88,10 @@ def roll(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Call:
+class _Call(NamedTuple):
     """A call over the slots of a store, and its arguments."""
 
-    k: Tensor
-    v: Tensor
+    keys: Keys
     mask: Tensor
     out: Tensor
 
@@ -108,21 +106,10 @@ def _call(
     sinks: Tensor | None = None,
 ) -> _Call:
     """Return the call over the first `n_slots` slots of a store, perhaps none."""
-    k, v = store.views(ctx, n_slots)
+    # the used slots, with the strides of all
+    keys = Keys(*(ctx.view(x, (x.ne[0], n_slots, *x.ne[2:])) for x in (store.k, store.v)))
     mask = ctx.tensor("f16", (n_slots, 1, case.mask_heads, case.ne3))
-    out = ctx.flash_attn_ext(
-        q,
-        k,
-        v,
-        mask,
-        scale=case.scale,
-        max_bias=case.max_bias,
-        logit_softcap=case.logit_softcap,
-        state=state,
-        sinks=sinks,
-        prec=case.prec,
-    )
-    return _Call(k=k, v=v, mask=mask, out=out)
+    return _Call(keys, mask, attention(ctx, case, q, keys, mask, state, sinks))
 
 
 def _held(tokens: rolling.Tokens, step: int, cache: _Cache, cold: _Call, hot: _Call) -> Held:
@@ -131,8 +118,8 @@ def _held(tokens: rolling.Tokens, step: int, cache: _Cache, cold: _Call, hot: _C
         tokens.identify(
             store,
             step,
-            call.k.read_rows(),
-            call.v.read_rows(),
+            call.keys.k.read_rows(),
+            call.keys.v.read_rows(),
             call.mask.read_rows()[:, :, 0].view(np.float16),
         )
         for store, call in (("cold", cold), ("hot", hot))
@@ -172,11 +159,6 @@ class _Store:
     def write(self, slot: int, k: U8, v: U8) -> None:
         self.k.write_rows(slot, k)
         self.v.write_rows(slot, v)
-
-    def views(self, ctx: Context, n_used: int) -> tuple[Tensor, Tensor]:
-        """Return the first `n_used` slots of K and V, with the strides of all."""
-        k, v = (ctx.view(x, (x.ne[0], n_used, *x.ne[2:])) for x in (self.k, self.v))
-        return k, v
 
     def _place(self, ctx: Context, case: Case, type_: str, ne0: int) -> Tensor:
         """Return K or V as the case lays it out in memory (`permute`, `kv_view`)."""

@@ -82,12 +82,10 @@ class CaseTensors:
     def own_segment(self, i: int) -> Keys:
         """Return segment `i` as a cache of its own, in its own types."""
         start, stop = self._case.segment_bounds()[i : i + 2]
+        rows = np.s_[:, :, start:stop]
+        k_raw, v_raw = self._source.k_raw[rows], self._source.v_raw[rows]
         if self._source.segments:
             k_raw, v_raw = self._source.segments[i]
-        else:
-            k_raw, v_raw = (
-                raw[:, :, start:stop] for raw in (self._source.k_raw, self._source.v_raw)
-            )
         return self._keys(f"[{start}:{stop}]", self._case.of_segment(i), k_raw, v_raw)
 
     def state(self) -> Tensor:
@@ -97,10 +95,10 @@ class CaseTensors:
         but the stride of the dimension with one element is not that of a row.
         """
         case = self._case
-        ne = (2 + case.hsv_padded, case.n_batch, case.n_head, case.ne3)
-        if case.n_batch > 1:
-            return self.ctx.tensor("f32", ne)
-        return self.ctx.permute(self.ctx.tensor("f32", (ne[0], ne[2], 1, ne[3])), (0, 2, 1, 3))
+        row, n_batch, n_head, ne3 = 2 + case.hsv_padded, case.n_batch, case.n_head, case.ne3
+        if n_batch > 1:
+            return self.ctx.tensor("f32", (row, n_batch, n_head, ne3))
+        return self.ctx.permute(self.ctx.tensor("f32", (row, n_head, 1, ne3)), (0, 2, 1, 3))
 
     def call(
         self,
@@ -115,20 +113,9 @@ class CaseTensors:
 
         If `hidden`, a mask of the same shape hides every key, instead of the case's own.
         """
-        case = self._case
-        return self.ctx.flash_attn_ext(
-            self._q,
-            keys.k,
-            keys.v,
-            self._hidden_columns(segment) if hidden else self._mask_columns(segment),
-            scale=case.scale,
-            max_bias=case.max_bias,
-            logit_softcap=case.logit_softcap,
-            state=state,
-            sinks=self._sinks if sinks else None,
-            prec=case.prec,
-            n_kv_max=case.n_kv_max,
-        )
+        mask = self._hidden_columns(segment) if hidden else self._mask_columns(segment)
+        at_end = self._sinks if sinks else None
+        return attention(self.ctx, self._case, self._q, keys, mask, state, at_end)
 
     def allocate(self, backend: Backend) -> None:
         """Give memory to the tensors and fill the inputs."""
@@ -239,6 +226,30 @@ class CaseTensors:
             self.ctx.place(tensor, data)
         self._inputs[name] = (tensor, np.ascontiguousarray(data))
         return tensor
+
+
+def attention(
+    ctx: Context,
+    case: Case,
+    q: Tensor,
+    keys: Keys,
+    mask: Tensor | None,
+    state: Tensor | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Return the attention of `q` over keys, with the options of a case."""
+    return ctx.flash_attn_ext(
+        q,
+        *keys,
+        mask,
+        scale=case.scale,
+        max_bias=case.max_bias,
+        logit_softcap=case.logit_softcap,
+        state=state,
+        sinks=sinks,
+        prec=case.prec,
+        n_kv_max=case.n_kv_max,
+    )
 
 
 def aligned(array: Array) -> Array:

@@ -59,7 +59,7 @@ class Lost:
     """The mode, how it ended, and the last lines that the library printed."""
 
     @classmethod
-    def of_memory(cls, where: str, error: MemoryError | OverflowError | str) -> Lost:
+    def of_memory(cls, where: str, error: MemoryError | OverflowError) -> Lost:
         """Return a case that needs more memory than there is, or numbers of more than 64 bits."""
         why = f" ({error})" if str(error) else ""
         return cls(
@@ -151,26 +151,18 @@ class Worker:
         if self._lost_at_start is not None:
             return self._lost_at_start
         assert self._mode is not None
+        found: Run | Lost | SetupError
         try:
-            kind, value = self._receive(self._deadline)
+            found, self.mutant_reached = self._receive(self._deadline)
         except (EOFError, TimeoutError) as error:
             return self._lost(_mode_in(self._mode), error)
         except MemoryError as error:  # the rest of the reply is lost
             self.stop()
             return Lost.of_memory("its result", error)
         self.is_busy = False
-        if kind == "setup":
-            raise SetupError(f"mode {_mode_in(self._mode)}: {value}")
-        if kind == "memory":
-            return Lost.of_memory(_mode_in(self._mode), value)
-        if kind == "wrong":
-            reason, self.mutant_reached = value
-            return Lost(status="fail", reason=f"{_mode_in(self._mode)}: {reason}")
-        if kind == "error":
-            return Lost(status="crash", reason=f"{_mode_in(self._mode)}: {value}")
-        run, self.mutant_reached = value
-        assert isinstance(run, Run)
-        return run
+        if isinstance(found, SetupError):
+            raise found
+        return found
 
     def interrupt(self) -> None:
         """Kill the child, from any thread, even if it is just being started.
@@ -248,15 +240,15 @@ class Worker:
         if self._is_interrupted:
             self._process.kill()
         self._timeout = _START_SECONDS
-        kind, value = self._receive(time.monotonic() + _START_SECONDS)
-        if kind == "ready":
-            digest, self.features, self.types, self.lacks, self.mutants = value
+        known = self._receive(time.monotonic() + _START_SECONDS)
+        if not isinstance(known, SetupError):
+            digest, self.features, self.types, self.lacks, self.mutants = known
             self.digest = self.digest or digest
-            if digest != self.digest:
-                kind, value = "error", f"{self._module_path}: was replaced while it ran; run again"
-        if kind == "error":
-            self.stop()
-            raise SetupError(str(value))
+            if digest == self.digest:
+                return
+            known = SetupError(f"{self._module_path}: was replaced while it ran; run again")
+        self.stop()
+        raise known
 
     def _end(self) -> str:
         assert self._process is not None
@@ -273,7 +265,7 @@ class Worker:
         shown = sanitizers.finding(lines) or lines[-_STDERR_LINES:]
         return "".join(f"\n  {line}" for line in shown)
 
-    def _receive(self, deadline: float) -> tuple[str, Any]:
+    def _receive(self, deadline: float) -> Any:
         """Return the child's next reply.
 
         Raises:
@@ -285,12 +277,11 @@ class Worker:
         if not self._connection.poll(max(deadline - time.monotonic(), 0)):
             raise TimeoutError
         try:
-            kind, value = self._connection.recv()
+            return self._connection.recv()
         except BlockingIOError:
             raise TimeoutError from None
         except OSError as error:
             raise EOFError from error
-        return kind, value
 
 
 def _shared(path: Path) -> mmap.mmap:
@@ -330,10 +321,10 @@ def _serve(module_path: Path, mode_path: Path, descriptor: int) -> None:
         if _digest(module_path) != digest:
             raise SetupError(f"{module_path}: was replaced while it was loaded; run again")
     except SetupError as error:
-        connection.send(("error", str(error)))
+        connection.send(error)
         return
     known = (digest, library.features(), library.types(), lacking(library), library.mutants)
-    connection.send(("ready", known))
+    connection.send(known)
     shared = _shared(mode_path)
     while True:
         try:
@@ -344,28 +335,29 @@ def _serve(module_path: Path, mode_path: Path, descriptor: int) -> None:
             # nothing keeps a case, which may be large, while the child waits for the next
             connection.send(_reply(library, shared, *request))
         except MemoryError as error:
-            connection.send(("memory", str(error)))
+            connection.send((Lost.of_memory(_mode_in(shared), error), False))
 
 
 def _reply(
     library: Ggml, shared: mmap.mmap, case: Case, modes: tuple[str, ...], mutant: str | None
-) -> tuple[str, Any]:
-    """Return a case's results, or why there are none."""
+) -> tuple[Run | Lost | SetupError, bool]:
+    """Return a case's results, or why there are none; and whether the mutant was reached."""
     try:
         inputs = make_inputs(case)
         library.set_mutant(mutant)
         run = run_case(library, case, inputs, modes, on_mode=lambda mode: _set_mode(shared, mode))
-    except SetupError as error:
-        return "setup", str(error)
-    except OSError as error:
-        return "setup", f"temporary files cannot be used ({error}); make room for them"
+        return run, library.mutant_reached
+    except (SetupError, OSError) as error:
+        why = f"temporary files cannot be used ({error}); make room for them"
+        why = str(error) if isinstance(error, SetupError) else why
+        return SetupError(f"mode {_mode_in(shared)}: {why}"), False
     except OverflowError as error:
-        return "memory", str(error)
+        return Lost.of_memory(_mode_in(shared), error), False
     except WrongTensorError as error:
-        return "wrong", (str(error), library.mutant_reached)
+        return Lost(status="fail", reason=f"{_mode_in(shared)}: {error}"), library.mutant_reached
     except RuntimeError as error:
-        return "error", f"{type(error).__name__}: {error}"
-    return "run", (run, library.mutant_reached)
+        reason = f"{_mode_in(shared)}: {type(error).__name__}: {error}"
+        return Lost(status="crash", reason=reason), False
 
 
 def _end_with_the_parent() -> None:
@@ -391,4 +383,6 @@ def _digest(module_path: Path) -> str:
 
 
 if __name__ == "__main__":
+    from fa_harness.engine.worker import _serve  # pickles name this module, not `__main__`
+
     _serve(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
