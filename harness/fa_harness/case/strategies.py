@@ -23,7 +23,7 @@ _MOST_PRODUCTS = 3_000_000
 """Of a case: heads x sequences x rows x keys x (hsk + hsv). Few keys count as a tile of them, since
 such a case costs what its outputs do."""
 
-_FLOATS = ("f16", "f32")
+_FLOATS = st.sampled_from(("f16", "f32")).map(lambda type_: {"type_K": type_, "type_V": type_})
 _REGIMES = tuple(regime for regime in REGIMES if regime != "seed")
 _PERMUTATIONS = tuple((0, *rest) for rest in itertools.permutations((1, 2, 3)))
 _THREADS = (*(1,) * 30, *(2,) * 16, 3, 3, 5, 8)
@@ -81,18 +81,17 @@ def _vec(draw: Draw, rows: st.SearchStrategy[int], *, most_keys: int) -> Case:
 
 @st.composite
 def _tiled(draw: Draw) -> Case:
-    type_ = draw(st.sampled_from(_FLOATS))
+    types = draw(_FLOATS)
     rows = st.one_of(st.sampled_from(_around(Q_TILE, 2 * Q_TILE)[1:]), st.integers(Q_TILE, 140))
     shape = draw(_shape(rows, most_keys=200))
-    return draw(_case({"type_K": type_, "type_V": type_, **shape}))
+    return draw(_case({**types, **shape}))
 
 
 @st.composite
 def _split_kv(draw: Draw) -> Case:
-    type_ = draw(st.sampled_from(_FLOATS))
+    types = draw(_FLOATS)
     some = st.sampled_from((SPLIT_KV, SPLIT_KV + 1, 2 * SPLIT_KV))
     n_kv = draw(st.one_of(some, st.integers(SPLIT_KV, 1300)))
-    types = {"type_K": type_, "type_V": type_}
     return draw(_case({**types, **draw(_head_sizes()), "n_batch": 1, "n_kv": n_kv}, sequences=1))
 
 

@@ -49,7 +49,8 @@ def roll(
         state = ctx.tensor("f32", (2 + case.hsv_padded, 1, case.n_head, case.ne3))
         sinks = None if inputs.sinks is None else ctx.tensor("f32", (case.n_head, 1, 1, 1))
         backend.allocate(ctx)
-        cache.clear()
+        for store in (cache.hot, cache.cold):
+            store.clear()
         if sinks is not None and inputs.sinks is not None:
             sinks.write(inputs.sinks)
         for t in range(case.n_kv):
@@ -182,10 +183,6 @@ class _Cache:
         self.hot = _Store(ctx, case, (case.type_K, case.type_V), case.hot_window)
         self.cold = _Store(ctx, case, (case.cold_type, case.cold_type), case.n_kv)
         self.n_token = self.oldest_hot = self.n_cold = 0
-
-    def clear(self) -> None:
-        self.hot.clear()
-        self.cold.clear()
 
     def push(self, k: U8, v: U8) -> None:
         """Take in the next token's rows, `[ne3, n_head_kv, 1, row_bytes]`."""

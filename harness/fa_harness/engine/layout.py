@@ -113,7 +113,11 @@ class CaseTensors:
 
         If `hidden`, a mask of the same shape hides every key, instead of the case's own.
         """
-        mask = self._hidden_columns(segment) if hidden else self._mask_columns(segment)
+        if hidden:
+            columns = np.full((1, 1, self._case.n_batch, segment[1] - segment[0]), -np.inf)
+            mask: Tensor | None = self._mask(f"hidden{segment}", columns.astype(np.float16))
+        else:
+            mask = self._mask_columns(segment)
         at_end = self._sinks if sinks else None
         return attention(self.ctx, self._case, self._q, keys, mask, state, at_end)
 
@@ -151,12 +155,6 @@ class CaseTensors:
             return None
         start, stop = segment
         return self._mask(f"mask[{start}:{stop}]", self._source.mask[..., start:stop])
-
-    def _hidden_columns(self, segment: tuple[int, int]) -> Tensor:
-        """Return a mask that hides the keys of a segment from every row."""
-        start, stop = segment
-        columns = np.full((1, 1, self._case.n_batch, stop - start), -np.inf, np.float16)
-        return self._mask(f"hidden[{start}:{stop}]", columns)
 
     def _mask(self, name: str, columns: F16) -> Tensor:
         """Return a copy of columns of a mask, since the op wants it contiguous.

@@ -100,13 +100,10 @@ class Runner:
         waits for a core. Other cases are computed one at a time; the next one is computed while the
         last is judged if a core is free for it.
 
-        Args:
-            cases: What to run.
-            modes: Some of `modes.MODES` that apply to the cases; `standard` is always computed.
-                None for each case's own modes, without those for which a library that has the state
-                lacks another function.
-            timeout: Seconds for a case; None for a generous estimate.
-            with_outputs: Also keep the numbers of large outputs.
+        `modes` are some of `modes.MODES` that apply to the cases; `standard` is always computed.
+        Without them it is each case's own modes, less those for which a library that has the state
+        lacks another function. `timeout` is in seconds for a case, by default a generous estimate.
+        `with_outputs` also keeps the numbers of large outputs.
         """
         submit = functools.partial(
             _Computing, self._worker, modes=modes, timeout=timeout, with_outputs=with_outputs
@@ -197,13 +194,12 @@ class Runner:
                 waiting.popleft()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            if waiting:  # no more is wanted, or it failed
-                for worker in workers:
-                    worker.interrupt()
+            busy = workers if waiting else []  # no more is wanted, or it failed
+            for worker in busy:
+                worker.interrupt()
             pool.shutdown()
-            if waiting:
-                for worker in workers:
-                    worker.__exit__()  # it starts anew with the next case
+            for worker in busy:
+                worker.__exit__()  # it starts anew with the next case
 
 
 class _Computing:

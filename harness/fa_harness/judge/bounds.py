@@ -270,45 +270,34 @@ def merged(parts: Sequence[Expected], wholes: Sequence[Partial] | None = None) -
     )
 
 
-def merged_rows(states: Sequence[F32]) -> tuple[F64, F64]:
-    """Return state rows merged in float64, and how far F32 may be off that merges in any order.
+def merged_rows(states: Sequence[F32]) -> tuple[F64, F64, F64]:
+    """Return state rows merged in float64, and two bounds; all are `[ne3, n_head, n_batch, 2+hsv]`.
 
-    All are `[ne3, n_head, n_batch, 2 + hsv]`. M is exact.
+    The first is how far F32 may be off that merges in any order. The second is how far merges in
+    turn may be apart that differ in which state comes first in each: both multiply by the same
+    factors; they may round one product more or the other (FMA), and the sum. M is exact.
     """
-    m, of_parts = _maxima(states)
-    sums, bound, sizes = np.zeros((3, *m.shape, states[0].shape[-1] - 1))
-    for part_m, state in zip(of_parts, states, strict=True):
-        part = state[..., 1:].astype(np.float64)
-        sums += oracle.weight(part_m, m)[..., None] * part
-        bound += _merge_cost(part_m, m, len(states))[..., None] * np.abs(part)
-        sizes += np.abs(part)
-    bound += _merge_floor(sizes, len(states))
-    right_m = functools.reduce(np.maximum, [state[..., :1] for state in states])
-    rows = np.concatenate([right_m, sums], axis=-1)
-    return rows, np.concatenate([np.zeros(right_m.shape), bound], axis=-1)
-
-
-def swap_bound(states: Sequence[F32]) -> F64:
-    """Return how far merges in turn may be apart that differ in which state comes first in each.
-
-    Both multiply by the same factors; they may round one product more or the other (FMA), and the
-    sum. M is the same. All are `[ne3, n_head, n_batch, 2 + hsv]`, in the order of the merges.
-    """
-    m, of_parts = _maxima(states)
-    bound = np.zeros(states[0].shape)
-    for part_m, state in zip(of_parts, states, strict=True):
-        weight = oracle.weight(part_m, m)[..., None]
-        bound[..., 1:] += 4 * U32 * (len(states) - 1) * weight * np.abs(state[..., 1:])
-    bound[..., 1:] += 3 * _F32_SPACING * (len(states) - 1)  # products and the sum; equal factors
-    return bound
-
-
-def _maxima(states: Sequence[F32]) -> tuple[F64, list[F64]]:
-    """Return the largest M of states, and that of each; inf, a fault, is taken for no key seen."""
+    n, right_m = len(states), functools.reduce(np.maximum, [state[..., :1] for state in states])
     each = [state[..., 0].astype(np.float64) for state in states]
     for m in each:
-        m[np.isinf(m)] = -np.inf
-    return functools.reduce(np.maximum, each), each
+        m[np.isinf(m)] = -np.inf  # inf, a fault, is taken for no key seen
+    largest = functools.reduce(np.maximum, each)
+    sums, in_any_order, swapped, sizes = np.zeros((4, *largest.shape, states[0].shape[-1] - 1))
+    for m, state in zip(each, states, strict=True):
+        part, weight = state[..., 1:].astype(np.float64), oracle.weight(m, largest)[..., None]
+        size = np.abs(part)
+        sums += weight * part
+        in_any_order += _merge_cost(m, largest, n)[..., None] * size
+        swapped += 4 * U32 * (n - 1) * weight * size
+        sizes += size
+    in_any_order += _merge_floor(sizes, n)
+    swapped += 3 * _F32_SPACING * (n - 1)  # products and the sum; equal factors
+    zero = np.zeros(right_m.shape)
+    rows, in_any_order, swapped = (
+        np.concatenate(pair, axis=-1)
+        for pair in ((right_m, sums), (zero, in_any_order), (zero, swapped))
+    )
+    return rows, in_any_order, swapped
 
 
 def _beside(a: Expected, b: Expected, truth: Partial) -> Expected:

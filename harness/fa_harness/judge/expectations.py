@@ -164,12 +164,6 @@ class Expectations:
             )
         return self._of_fifo[key]
 
-    def near_one_call(self, of_one: F32, expected: Expected) -> Region:
-        """Return where the last output of a chain lies, seen from that of one call."""
-        one, chain = self.of_one.region, expected.region
-        bound = one.bound + chain.bound + np.abs(chain.centre - one.centre)
-        return Region(of_one.astype(np.float64), bound)
-
     def not_far_worse(self, region: Region, runs: Sequence[F32]) -> Region:
         """Return the part of a region of last outputs whose error is not far worse than of runs.
 

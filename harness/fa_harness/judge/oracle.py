@@ -79,8 +79,7 @@ class Partial:
 def fresh(case: Case) -> Partial:
     """Return the state of rows that have seen no key."""
     rows = (case.ne3, case.n_head, case.n_batch)
-    zero, zeros = np.zeros(rows), np.zeros((*rows, case.hsv_padded))
-    return _without_v(np.full(rows, -np.inf), zero, zeros)
+    return _filled(0.0, m=np.full(rows, -np.inf), vkq=np.zeros((*rows, case.hsv_padded)))
 
 
 def attend(
@@ -144,8 +143,8 @@ def merge(a: Partial, b: Partial) -> Partial:
 def add_sinks(partial: Partial, sinks: F32) -> Partial:
     """Return the state with one more score for each head, whose V is 0; sinks are `[n_head]`."""
     sink = np.broadcast_to(sinks.astype(np.float64)[:, None], partial.m.shape)
-    one = np.ones_like(partial.s)
-    return merge(partial, _without_v(sink, one, np.zeros_like(partial.vkq)))
+    one, zeros = np.ones_like(partial.s), np.zeros_like(partial.vkq)
+    return merge(partial, _filled(0.0, m=sink, vkq=zeros, s=one, n_roundings=one, s_walk=one))
 
 
 def finalise(partial: Partial) -> F64:
@@ -196,12 +195,7 @@ def _slices(n: int, step: int) -> list[slice]:
 
 
 def _attend_rows(
-    case: Case,
-    inputs: Inputs,
-    keys: _Keys,
-    rows: slice,
-    for_bounds: bool,
-    rescale_roundings: int,
+    case: Case, inputs: Inputs, keys: _Keys, rows: slice, for_bounds: bool, rescale_roundings: int
 ) -> Partial:
     """Return a state of some of the query rows of each KV head.
 
@@ -320,11 +314,6 @@ def _walk(weights: F64, v: F64, roundings: F64, starts: range) -> tuple[F64, F64
         walk_2 += squares
         before, size = size, before
     return sums[..., :hsv], sums[..., hsv:], walk / 2, np.sqrt(walk_2) / 2
-
-
-def _without_v(m: F64, n: F64, zeros: F64) -> Partial:
-    """Return the state of `n` scores, none or one, of keys and a V that are 0."""
-    return _filled(0.0, m=m, vkq=zeros, s=n, n_roundings=n, s_walk=n)
 
 
 def _filled(value: float, *, m: F64, vkq: F64, **known: F64) -> Partial:
