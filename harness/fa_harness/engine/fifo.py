@@ -23,7 +23,7 @@ from fa_harness.case.modes import Rolled
 from fa_harness.case.quants import decode, encode
 from fa_harness.case.rolling import Held
 from fa_harness.engine.ggml import Backend, Context, Ggml, Tensor
-from fa_harness.engine.layout import Keys, attention, clear, make_fresh, rows_of
+from fa_harness.engine.layout import Keys, attention, clear, in_memory, make_fresh, rows_of
 
 _UNUSED = 0xFF  # bytes of unused slots: NaN as F32, F16 or the scale of a block
 
@@ -134,13 +134,14 @@ class _Store:
     """K and V of some tokens in slots."""
 
     def __init__(self, ctx: Context, case: Case, types: tuple[str, str], n_slots: int) -> None:
-        self._n_slots = n_slots
-        self._whole: list[Tensor] = []
-        """K and V with all of their memory, to be cleared."""
-        self.k, self.v = (
-            self._place(ctx, case, type_, size)
-            for type_, size in zip(types, (case.hsk_padded, case.hsv_padded), strict=True)
+        (whole_k, self.k), (whole_v, self.v) = (
+            in_memory(
+                ctx, case, type_, (ne0, n_slots, case.n_head_kv, case.ne3), cache=case.kv_view
+            )
+            for type_, ne0 in zip(types, (case.hsk_padded, case.hsv_padded), strict=True)
         )
+        self._whole = (whole_k, whole_v)
+        """K and V with all of their memory, to be cleared."""
 
     @property
     def bytes_of_slot(self) -> int:
@@ -160,15 +161,6 @@ class _Store:
     def write(self, slot: int, k: U8, v: U8) -> None:
         self.k.write_rows(slot, k)
         self.v.write_rows(slot, v)
-
-    def _place(self, ctx: Context, case: Case, type_: str, ne0: int) -> Tensor:
-        """Return K or V as the case lays it out in memory (`permute`, `kv_view`)."""
-        ne = (ne0, self._n_slots, case.n_head_kv, case.ne3)
-        dim_of = [case.permute.index(i) for i in range(4)]  # which of ne is dimension i in memory
-        base_ne = [ne[dim] for dim in dim_of]
-        whole = ctx.tensor(type_, [base_ne[0], base_ne[1] * (1 + case.kv_view), *base_ne[2:]])
-        self._whole.append(whole)
-        return ctx.permute(ctx.view(whole, base_ne), dim_of)
 
 
 class _Cache:

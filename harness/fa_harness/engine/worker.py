@@ -82,11 +82,12 @@ class Worker:
         """The mutant that the next cases are computed with."""
         self._lost_at_start: Lost | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
-        self._stderr: IO[bytes] | None = None
-        self._mode: mmap.mmap | None = None
+        # of a process
+        self._resources = contextlib.ExitStack()
+        self._connection: Connection
+        self._stderr: IO[bytes]
+        self._mode: mmap.mmap
         """The child writes here which mode it computes; a message for each would cost more."""
-        self._files: tempfile.TemporaryDirectory[str] | None = None
         self._is_interrupted = False
         self.is_busy = False
         """Whether a case was submitted whose result nobody took."""
@@ -138,10 +139,8 @@ class Worker:
         self._deadline = time.monotonic() + timeout
         self._timeout = timeout
         self.mutant_reached = False
-        assert self._mode is not None
         _set_mode(self._mode, "start")
         self.is_busy = True
-        assert self._connection is not None
         # had it died after its last reply, `result` finds the end of its output and says how
         with contextlib.suppress(ConnectionError):
             self._connection.send((case, modes, self.mutant))
@@ -150,7 +149,6 @@ class Worker:
         """Return the result of the submitted case."""
         if self._lost_at_start is not None:
             return self._lost_at_start
-        assert self._mode is not None
         found: Run | Lost | SetupError
         try:
             found, self.mutant_reached = self._receive(self._deadline)
@@ -176,17 +174,8 @@ class Worker:
 
     def stop(self) -> None:
         """End the child, and with it a submitted case; the next case starts another child."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-        for resource in (self._connection, self._mode, self._stderr):
-            if resource is not None:
-                resource.close()
-        if self._files is not None:
-            self._files.cleanup()
-        self._process = self._connection = self._mode = self._stderr = self._files = None
+        self._resources.close()
+        self._process = None
         self.is_busy = False
 
     def _lost(self, mode: str, error: EOFError | TimeoutError) -> Lost:
@@ -208,21 +197,21 @@ class Worker:
         """
         prefix, settings = sanitizers.started_with(self._module_path)
         try:
-            self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `stop`)
+            self._stderr = self._resources.enter_context(tempfile.TemporaryFile())
             # if the child is killed, its files are deleted here
-            self._files = tempfile.TemporaryDirectory(
-                prefix="fa-harness-", ignore_cleanup_errors=True
+            files = self._resources.enter_context(
+                tempfile.TemporaryDirectory(prefix="fa-harness-", ignore_cleanup_errors=True)
             )
-            mode = Path(self._files.name, "mode")
+            mode = Path(files, "mode")
             mode.write_bytes(bytes(_MODE_BYTES))  # on a full disk, a hole would give a signal
-            self._mode = _shared(mode)
+            self._mode = self._resources.enter_context(_shared(mode))
             ours, theirs = socket.socketpair()
             pause = struct.pack("ll", _REPLY_SECONDS, 0)
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, pause)
-            self._connection = Connection(ours.detach())
+            self._connection = self._resources.enter_context(Connection(ours.detach()))
             program = [*prefix, sys.executable, "-m", "fa_harness.engine.worker"]
             # on an abort, ggml would start a debugger: seconds for lines that nobody reads
-            own = {"GGML_NO_BACKTRACE": "1", "TMPDIR": self._files.name, **settings}
+            own = {"GGML_NO_BACKTRACE": "1", "TMPDIR": files, **settings}
             with theirs:
                 self._process = subprocess.Popen(
                     [*program, self._module_path, mode, str(theirs.fileno())],
@@ -232,6 +221,8 @@ class Worker:
                     stderr=self._stderr,
                     env={**os.environ, **own},
                 )
+            self._resources.enter_context(self._process)
+            self._resources.callback(self._process.kill)  # before it is waited for
         except OSError as error:
             self.stop()
             raise SetupError(
@@ -259,7 +250,6 @@ class Worker:
         return signal.Signals(-code).name if code < 0 else f"exit status {code}"
 
     def _last_lines(self) -> str:
-        assert self._stderr is not None
         self._stderr.seek(0)
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         shown = sanitizers.finding(lines) or lines[-_STDERR_LINES:]
@@ -272,7 +262,6 @@ class Worker:
             EOFError: It ended, perhaps in the middle of a reply.
             TimeoutError: It does not answer.
         """
-        assert self._connection is not None
         # a reply that came in time counts, however late it is read
         if not self._connection.poll(max(deadline - time.monotonic(), 0)):
             raise TimeoutError
