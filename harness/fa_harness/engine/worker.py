@@ -197,7 +197,7 @@ class Worker:
         """
         prefix, settings = sanitizers.started_with(self._module_path)
         try:
-            self._stderr = self._resources.enter_context(tempfile.TemporaryFile())
+            self._stderr = self._resources.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
             # if the child is killed, its files are deleted here
             files = self._resources.enter_context(
                 tempfile.TemporaryDirectory(prefix="fa-harness-", ignore_cleanup_errors=True)
