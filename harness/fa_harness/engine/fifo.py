@@ -107,8 +107,7 @@ def _call(
     sinks: Tensor | None = None,
 ) -> _Call:
     """Return the call over the first `n_slots` slots of a store, perhaps none."""
-    # the used slots, with the strides of all
-    keys = Keys(*(ctx.view(x, (x.ne[0], n_slots, *x.ne[2:])) for x in (store.k, store.v)))
+    keys = Keys(*store.views(ctx, n_slots))
     mask = ctx.tensor("f16", (n_slots, 1, case.mask_heads, case.ne3))
     return _Call(keys, mask, attention(ctx, case, q, keys, mask, state, sinks))
 
@@ -161,6 +160,11 @@ class _Store:
     def write(self, slot: int, k: U8, v: U8) -> None:
         self.k.write_rows(slot, k)
         self.v.write_rows(slot, v)
+
+    def views(self, ctx: Context, n_used: int) -> tuple[Tensor, Tensor]:
+        """Return the first `n_used` slots of K and V, with the strides of all."""
+        k, v = (ctx.view(x, (x.ne[0], n_used, *x.ne[2:])) for x in (self.k, self.v))
+        return k, v
 
 
 class _Cache:
