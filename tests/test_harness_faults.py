@@ -167,9 +167,7 @@ def contiguous(ctx: Context, a: Tensor, ne: Sequence[int], offset: int) -> Tenso
     """Return a view with the strides of a contiguous tensor."""
     nb1 = row_bytes(a.type, ne[0])
     strides = (nb1, nb1 * ne[1], nb1 * ne[1] * ne[2])
-    return Tensor(
-        ctx._ggml, ctx._ggml._lib.ggml_view_4d(ctx._p, a._p, *ne, *strides, offset), a.type
-    )
+    return Tensor(ctx.ggml, ctx.ggml._lib.ggml_view_4d(ctx._p, a._p, *ne, *strides, offset), a.type)
 
 
 def strides_of_a_contiguous_segment(original: Method) -> Method:
@@ -546,7 +544,7 @@ def ring_short_of_a_slot(original: Method) -> Method:
 
 def v_of_the_next_slot(original: Method) -> Method:
     def read(self: Any, slot: int) -> Any:
-        return self.k.read_rows(slot, 1), self.v.read_rows((slot + 1) % self._n_slots, 1)
+        return self.k.read_rows(slot, 1), self.v.read_rows((slot + 1) % self.v.ne[1], 1)
 
     return read
 
@@ -763,10 +761,10 @@ def judged(library: Ggml, case: Case, asked: tuple[str, ...] | None) -> Verdict:
     return judge(case, made, run, features=library.features(), modes=asked)
 
 
-def without_real_edges(monkeypatch: pytest.MonkeyPatch, double: Double) -> None:
+def without_real_edges(library: Ggml, monkeypatch: pytest.MonkeyPatch, double: Double) -> None:
     """Let the order of a graph alone link the calls of a chain where the double changes that."""
     if (double.where, double.name) == (Context, "graph"):
-        monkeypatch.setattr(Ggml, "has_state_after", False)
+        monkeypatch.setattr(library, "has_state_after", False)
 
 
 def test_every_class_has_a_double() -> None:
@@ -777,7 +775,7 @@ def test_every_class_has_a_double() -> None:
 def test_a_fault_of_the_harness_does_not_pass(
     library: Ggml, monkeypatch: pytest.MonkeyPatch, double: Double
 ) -> None:
-    without_real_edges(monkeypatch, double)
+    without_real_edges(library, monkeypatch, double)
     calls = double.put_in(monkeypatch)
     verdict = judged(library, double.case, double.asked)
     assert calls, f"{double.name} is not called: the double changes nothing"
@@ -815,7 +813,7 @@ def test_without_a_fault_the_same_case_passes(
 def test_a_graph_whose_order_alone_links_the_calls_passes(
     library: Ggml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Ggml, "has_state_after", False)
+    monkeypatch.setattr(library, "has_state_after", False)
     assert judged(library, RISING, CHAIN).status == "pass"
 
 

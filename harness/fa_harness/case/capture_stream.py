@@ -14,10 +14,6 @@ from fa_harness.errors import UsageError
 
 _STREAM = 1
 """Version of what the program writes."""
-_OF_CALL = (
-    "layer", "phase", "position", "scale", "max_bias", "logit_softcap", "prec", "threads",
-    "v_is_view_of_k",
-)  # fmt: skip
 _USUAL = {
     "max_bias": 0.0, "logit_softcap": 0.0, "prec": "f32", "threads": 1, "v_is_view_of_k": False,
 }  # fmt: skip
@@ -33,8 +29,9 @@ def read_stream(stream: BinaryIO) -> list[tuple[Entry, Arrays]]:
         )
     entries = []
     while not (call := _line(stream)).get("end"):
-        tensors = {item["name"]: _tensor(stream, item) for item in call["tensors"]}
-        types = {item["name"]: item["type"] for item in call["tensors"]}
+        items = call.pop("tensors")
+        tensors = {item["name"]: _tensor(stream, item) for item in items}
+        types = {item["name"]: item["type"] for item in items}
         name = f"layer-{call['layer']}.{call['phase']}"
         for tensor, wanted in (("q", "f32"), ("mask", "f16"), ("sinks", "f32"), ("out", "f32")):
             if types.get(tensor, wanted) != wanted:
@@ -54,9 +51,8 @@ def read_stream(stream: BinaryIO) -> list[tuple[Entry, Arrays]]:
             sinks=None if sinks is None else sinks.view(np.float32).reshape(-1),
             out=np.ascontiguousarray(tensors["out"].view(np.float32).swapaxes(1, 2)),
         )
-        of_call = {name: call[name] for name in _OF_CALL}
         entry = make_entry(
-            arrays, type_k=types["k"], type_v=types["v"], n_swa=head["n_swa"], **of_call
+            arrays, type_k=types["k"], type_v=types["v"], n_swa=head["n_swa"], **call
         )
         entries.append((entry, arrays))
     return entries

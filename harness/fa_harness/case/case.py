@@ -12,20 +12,8 @@ from fa_harness.case.case_string import OP, format_field, format_value, read_fie
 from fa_harness.case.quants import OTHER_TYPES, TYPES
 from fa_harness.errors import UsageError
 
-REGIMES = (
-    "uniform",
-    "normal",
-    "spiky",
-    "rising",
-    "falling",
-    "ties",
-    "offset",
-    "outlier",
-    "huge",
-    "constructed",
-    "few",
-    "seed",
-)
+_DRAWN = ("uniform", "normal", "spiky", "rising", "falling", "ties", "offset", "outlier", "huge")
+REGIMES = (*_DRAWN, "constructed", "few", "seed")
 MASK_KINDS = ("none", "random", "causal", "leading", "zeros", "sparse", "masked_segment")
 CAPTURED = "captured"
 """Regime and kind of mask of a case whose inputs are not drawn, but those of a model."""
@@ -33,6 +21,8 @@ MAX_THREADS = 512
 """`GGML_MAX_N_THREADS`."""
 
 _DERIVED = ""
+_OPTIONAL = ("mask_heads", "boundaries", "segment_types", "hot_window", "captured", "kq_scale")
+"""Fields that a case string leaves out where they have their default."""
 _MOST_INT = 2**63 - 1
 _MOST_FLOAT = float(np.finfo(np.float32).max)
 """What ggml can be told."""
@@ -192,24 +182,12 @@ class Case:
         return cls(**read_fields(text))
 
     def __str__(self) -> str:
-        left_out: dict[str, Any] = {
-            "mask_kind": self._default_mask_kind(),
-            "mask_heads": 1,
-            "boundaries": None,
-            "segment_types": (),
-            "hot_window": 0,
-            "captured": "",
-            "kq_scale": 0.0,
-        }
-        if self.hot_window == 0:
-            left_out |= {"group": self.group, "cold_type": self.cold_type}
-        names = [field.name for field in dataclasses.fields(self) if field.name != "ne3"]
-        items = (
-            self._print(name)
-            for name in names
-            if name not in left_out or getattr(self, name) != left_out[name]
-        )
-        return f"{OP}({','.join(items)})"
+        left_out = {"ne3"} if self.hot_window else {"ne3", "group", "cold_type"}
+        left_out |= {name for name in _OPTIONAL if getattr(self, name) == getattr(Case, name)}
+        if self.mask_kind == self._default_mask_kind():
+            left_out.add("mask_kind")
+        names = (field.name for field in dataclasses.fields(self) if field.name not in left_out)
+        return f"{OP}({','.join(map(self._print, names))})"
 
     def _print(self, name: str) -> str:
         """Return a field as a case string has it."""

@@ -62,8 +62,7 @@ def _causal_mask(case: Case, stream: Stream) -> F16:
 def _behind(case: Case) -> Ints:
     """By how much a key is behind its row, `[n_batch, n_kv]`; rows are the sequence's last."""
     position = case.n_kv - case.n_batch + np.arange(case.n_batch)
-    behind: Ints = position[:, np.newaxis] - np.arange(case.n_kv)
-    return behind
+    return position[:, np.newaxis] - np.arange(case.n_kv)
 
 
 def _leading_mask(case: Case, stream: Stream) -> F16:

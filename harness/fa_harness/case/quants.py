@@ -66,12 +66,13 @@ def row_bytes(type_name: str, n: int) -> int:
     return n // block_size * block_bytes
 
 
-def encode(values: F32, type_name: str) -> U8:
-    """Round float32 `[..., n]` to a ggml type.
+def types_in_blocks(*sizes: int) -> list[str]:
+    """Return the types of whose blocks rows of all these numbers of elements are made."""
+    return [name for name, traits in TYPES.items() if not any(n % traits.block_size for n in sizes)]
 
-    Returns:
-        uint8, `[..., row_bytes(type_name, n)]`: the bytes as ggml keeps them.
-    """
+
+def encode(values: F32, type_name: str) -> U8:
+    """Round float32 `[..., n]` to bytes as ggml keeps them, `[..., row_bytes(type_name, n)]`."""
     shape = (*values.shape[:-1], row_bytes(type_name, values.shape[-1]))
     flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
     if type_name in _FLOATS:

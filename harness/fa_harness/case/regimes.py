@@ -1,12 +1,13 @@
 """The data regimes: Q, K, V and sinks, each drawn to show what another would hide."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from fa_harness.arrays import F32, F64, Ints
+from fa_harness.arrays import F32, Ints
 from fa_harness.case.case import Case
 from fa_harness.case.random_stream import Shape, Stream
 
@@ -27,13 +28,10 @@ def _to_query_heads(case: Case, per_kv_head: F32) -> F32:
     return np.repeat(per_kv_head, case.n_group, axis=1)
 
 
-def _uniform(case: Case, stream: Stream) -> QKV:
-    q, k, v = (stream.uniform(name, shape) for name, shape in _shapes(case).items())
-    return q, k, v
-
-
-def _normal(case: Case, stream: Stream) -> QKV:
-    q, k, v = (stream.normal(name, shape) for name, shape in _shapes(case).items())
+def _normal(
+    case: Case, stream: Stream, draw: Callable[[Stream, str, Shape], F32] = Stream.normal
+) -> QKV:
+    q, k, v = (draw(stream, name, shape) for name, shape in _shapes(case).items())
     return q, k, v
 
 
@@ -43,26 +41,16 @@ def _spiky(case: Case, stream: Stream) -> QKV:
     return q * np.float32(10), k, v
 
 
-def _rising(case: Case, stream: Stream) -> QKV:
+def _rising(case: Case, stream: Stream, *, falls: bool = False) -> QKV:
     """Scores that rise by 6 from the first key to the last, with noise of 1/4.
 
     Every segment raises the maximum as long as its own rise is well above the noise, which eight
-    equal segments have; the first of them still carries weight.
+    equal segments have; the first of them still carries weight. If the scores fall instead, the
+    first segment holds the maximum.
     """
-    return _ramp(case, stream, _ramp_scores(case))
-
-
-def _falling(case: Case, stream: Stream) -> QKV:
-    """Scores that fall by 6: the first segment holds the maximum."""
-    return _ramp(case, stream, 6 - _ramp_scores(case))
-
-
-def _ramp_scores(case: Case) -> F64:
-    return 6 * np.arange(case.n_kv) / max(1, case.n_kv - 1)
-
-
-def _ramp(case: Case, stream: Stream, scores: F64) -> QKV:
     q, k, v = _normal(case, stream)
+    scores = 6 * np.arange(case.n_kv) / max(1, case.n_kv - 1)
+    scores = 6 - scores if falls else scores
     direction = stream.signs("direction", (case.ne3, case.n_head_kv, 1, case.hsk_padded))
     along_k = (scores / math.sqrt(case.hsk_padded)).astype(np.float32)[:, np.newaxis]
     quarter = np.float32(0.25)
@@ -188,11 +176,11 @@ class Regime(NamedTuple):
 
 
 BY_NAME = {
-    "uniform": Regime(_uniform, 1),
+    "uniform": Regime(functools.partial(_normal, draw=Stream.uniform), 1),
     "normal": Regime(_normal, 3),
     "spiky": Regime(_spiky, 30),
     "rising": Regime(_rising, 6),
-    "falling": Regime(_falling, 6),
+    "falling": Regime(functools.partial(_rising, falls=True), 6),
     "ties": Regime(_ties, 1),
     "offset": Regime(_offset, 3),
     "outlier": Regime(_outlier, 8),

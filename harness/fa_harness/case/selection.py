@@ -14,7 +14,7 @@ from fa_harness.case.case import CAPTURED, Case
 from fa_harness.case.case_file import read_cases
 from fa_harness.case.label import wanted
 from fa_harness.case.modes import MODES, missing_option
-from fa_harness.case.quants import TYPES
+from fa_harness.case.quants import types_in_blocks
 from fa_harness.case.suites import suite as cases_of_suite
 from fa_harness.errors import UsageError
 
@@ -109,7 +109,8 @@ def _cases(what: Selection) -> list[Case]:
             raise UsageError("--regime: the inputs of --captured are a model's; leave one out")
         return [
             case
-            for case in _cases_of_capture(what.captured, what)
+            for entry in captures.load(what.captured).entries
+            for case in _cases_of_entry(f"{what.captured}#{entry.name}", entry, what)
             if not any(missing_option(case, mode) for mode in what.modes)
             and (not case.hot_window or not what.modes or "fifo" in what.modes)
         ]
@@ -131,21 +132,15 @@ def _changes(what: Selection) -> Iterator[dict[str, Any]]:
         yield {**regime, **n, **given}
 
 
-def _cases_of_capture(path: Path, what: Selection) -> Iterator[Case]:
-    """Yield the cases of all entries, whose arrays can be read."""
-    for entry in captures.load(path).entries:
-        reference = f"{path}#{entry.name}"
-        captures.arrays_of(reference)
-        # cells behind the last that a row sees are left out
-        plain = case_of(reference, entry, n_kv=max(1, entry.n_kv_seen))
-        yield from _cases_of_entry(plain, entry, what)
-
-
-def _cases_of_entry(plain: Case, entry: Entry, what: Selection) -> list[Case]:
-    """Return the cases of an entry, in segments and with a rolling cache."""
+def _cases_of_entry(reference: str, entry: Entry, what: Selection) -> list[Case]:
+    """Return the cases of an entry, whose arrays can be read: in segments, with a rolling cache."""
+    captures.arrays_of(reference)
+    # cells behind the last that a row sees are left out
+    plain = case_of(reference, entry, n_kv=max(1, entry.n_kv_seen))
     segments = what.segments or (_CAPTURED_SEGMENTS,)
     cut = [plain.with_(segments=min(n, plain.n_kv)) for n in segments]
-    usual = [name for name in _CAPTURED_TYPES if _fits(name, entry)]
+    fitting = types_in_blocks(entry.hsk, entry.hsv)
+    usual = [name for name in _CAPTURED_TYPES if name in fitting]
     mixed = [
         case.with_(
             segment_types=tuple(what.segment_types or usual[: case.segments]),
@@ -165,7 +160,7 @@ def _cases_of_entry(plain: Case, entry: Entry, what: Selection) -> list[Case]:
         v_is_view_of_k=False,
         hot_window=window,
         group=max(1, window // 4) if what.group is None else what.group,
-        cold_type=what.cold_type or ("q8_0" if _fits("q8_0", entry) else "f16"),
+        cold_type=what.cold_type or ("q8_0" if "q8_0" in fitting else "f16"),
     )
     return [*cut, *mixed, rolling]
 
@@ -185,11 +180,6 @@ def case_of(reference: str, entry: Entry, *, n_kv: int) -> Case:
         captured=reference,
         kq_scale=0.0 if is_usual else entry.scale,
     )
-
-
-def _fits(type_name: str, entry: Entry) -> bool:
-    """Tell whether heads are made of whole blocks of a type."""
-    return entry.hsk % TYPES[type_name].block_size == entry.hsv % TYPES[type_name].block_size == 0
 
 
 def check_modes(names: Sequence[str], cases: Sequence[Case]) -> tuple[str, ...] | None:

@@ -11,7 +11,7 @@ import hypothesis
 from hypothesis import strategies as st
 
 from fa_harness.case.case import MASK_KINDS, REGIMES, Case
-from fa_harness.case.quants import TYPES
+from fa_harness.case.quants import TYPES, types_in_blocks
 from fa_harness.kernel import KV_TILE, Q_TILE, SPLIT_KV
 
 Fields = dict[str, Any]
@@ -23,7 +23,7 @@ _MOST_PRODUCTS = 3_000_000
 """Of a case: heads x sequences x rows x keys x (hsk + hsv). Few keys count as a tile of them, since
 such a case costs what its outputs do."""
 
-_FLOATS = ("f16", "f32")
+_FLOATS = st.sampled_from(("f16", "f32")).map(lambda type_: {"type_K": type_, "type_V": type_})
 _REGIMES = tuple(regime for regime in REGIMES if regime != "seed")
 _PERMUTATIONS = tuple((0, *rest) for rest in itertools.permutations((1, 2, 3)))
 _THREADS = (*(1,) * 30, *(2,) * 16, 3, 3, 5, 8)
@@ -81,18 +81,17 @@ def _vec(draw: Draw, rows: st.SearchStrategy[int], *, most_keys: int) -> Case:
 
 @st.composite
 def _tiled(draw: Draw) -> Case:
-    type_ = draw(st.sampled_from(_FLOATS))
+    types = draw(_FLOATS)
     rows = st.one_of(st.sampled_from(_around(Q_TILE, 2 * Q_TILE)[1:]), st.integers(Q_TILE, 140))
     shape = draw(_shape(rows, most_keys=200))
-    return draw(_case({"type_K": type_, "type_V": type_, **shape}))
+    return draw(_case({**types, **shape}))
 
 
 @st.composite
 def _split_kv(draw: Draw) -> Case:
-    type_ = draw(st.sampled_from(_FLOATS))
+    types = draw(_FLOATS)
     some = st.sampled_from((SPLIT_KV, SPLIT_KV + 1, 2 * SPLIT_KV))
     n_kv = draw(st.one_of(some, st.integers(SPLIT_KV, 1300)))
-    types = {"type_K": type_, "type_V": type_}
     return draw(_case({**types, **draw(_head_sizes()), "n_batch": 1, "n_kv": n_kv}, sequences=1))
 
 
@@ -107,7 +106,7 @@ def _mixed(draw: Draw) -> Case:
     )
     shape: Fields = draw(st.one_of(few_rows, many_rows, long))
     cut = draw(_cut(shape["n_kv"]))
-    one = st.sampled_from(_types_of(shape))
+    one = st.sampled_from(types_in_blocks(shape["hsk"], shape["hsv"]))
     types = st.one_of(one, st.tuples(one, one).map("/".join))
     chosen = draw(st.lists(types, min_size=1, max_size=min(cut["segments"], 6)))
     fields = {"segment_types": tuple(chosen), "type_K": "f32", "type_V": "f32"}
@@ -126,7 +125,7 @@ def _rolling(draw: Draw) -> Case:
         "mask_kind": "causal",
         "hot_window": hot_window,
         "group": draw(st.integers(1, hot_window)),
-        "cold_type": draw(st.sampled_from(_types_of(sizes))),
+        "cold_type": draw(st.sampled_from(types_in_blocks(*sizes.values()))),
         "threads": draw(st.sampled_from((1, 1, 2))),
         "segments": 1,
     }
@@ -228,15 +227,6 @@ def _sizes_in_blocks(draw: Draw) -> Fields:
     sizes = st.sampled_from((32, 64, 96, 128, 192, 256))
     hsk = draw(sizes)
     return {"hsk": hsk, "hsv": draw(st.one_of(st.just(hsk), sizes))}
-
-
-def _types_of(sizes: Fields) -> list[str]:
-    """Types whose blocks both head sizes are made of."""
-    return [
-        name
-        for name, traits in TYPES.items()
-        if sizes["hsk"] % traits.block_size == sizes["hsv"] % traits.block_size == 0
-    ]
 
 
 def _often_off(option: st.SearchStrategy[float]) -> st.SearchStrategy[float]:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from fa_harness.case.case import Case
+from fa_harness.case.case import REGIMES, Case
 from fa_harness.errors import UsageError
 
 Fields = dict[str, Any]
@@ -22,10 +22,7 @@ _ROLLING: Fields = {
     **_DECODE, "mask_kind": "causal", "hot_window": 16, "group": 4, "threads": 1,
 }  # fmt: skip
 
-_REGIMES = (
-    "uniform", "normal", "spiky", "rising", "falling", "ties", "offset", "outlier", "huge",
-    "constructed",
-)  # fmt: skip
+_REGIMES = tuple(regime for regime in REGIMES if regime not in ("few", "seed"))
 """The regimes of any shape that suites run."""
 
 _TYPES = ("f16", "f32", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl")

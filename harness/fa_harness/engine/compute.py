@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
-from fa_harness.arrays import F32
+from fa_harness.arrays import F32, U8
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
 from fa_harness.case.modes import (
@@ -31,7 +31,7 @@ from fa_harness.case.modes import (
 from fa_harness.engine import state_file
 from fa_harness.engine.fifo import roll
 from fa_harness.engine.ggml import Backend, Context, Ggml, Graph, Tensor
-from fa_harness.engine.layout import CaseTensors, Keys, Layout, clear, make_fresh, rows_of
+from fa_harness.engine.layout import CaseTensors, Keys, clear, make_fresh, rows_of
 from fa_harness.kernel import chain_paths, path
 
 
@@ -85,7 +85,7 @@ class _Computation:
         self._inputs = inputs
         self._backend = backend
         self._segments = list(itertools.pairwise(case.segment_bounds()))
-        self._layouts: dict[str, Layout] = {}
+        self._layouts: dict[str, U8] = {}
         self._one_call: FullState | None = None
         self.inputs_written: dict[str, None] = {}
         self.work_size: dict[str, int] = {}

@@ -11,7 +11,7 @@ of the whole. Room is made before a token is written, so the ring needs no spare
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from fa_harness.case.modes import Rolled
 from fa_harness.case.quants import decode, encode
 from fa_harness.case.rolling import Held
 from fa_harness.engine.ggml import Backend, Context, Ggml, Tensor
-from fa_harness.engine.layout import clear, make_fresh, rows_of
+from fa_harness.engine.layout import Keys, attention, clear, in_memory, make_fresh, rows_of
 
 _UNUSED = 0xFF  # bytes of unused slots: NaN as F32, F16 or the scale of a block
 
@@ -49,7 +49,8 @@ def roll(
         state = ctx.tensor("f32", (2 + case.hsv_padded, 1, case.n_head, case.ne3))
         sinks = None if inputs.sinks is None else ctx.tensor("f32", (case.n_head, 1, 1, 1))
         backend.allocate(ctx)
-        cache.clear()
+        for store in (cache.hot, cache.cold):
+            store.clear()
         if sinks is not None and inputs.sinks is not None:
             sinks.write(inputs.sinks)
         for t in range(case.n_kv):
@@ -88,12 +89,10 @@ def roll(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Call:
+class _Call(NamedTuple):
     """A call over the slots of a store, and its arguments."""
 
-    k: Tensor
-    v: Tensor
+    keys: Keys
     mask: Tensor
     out: Tensor
 
@@ -108,21 +107,9 @@ def _call(
     sinks: Tensor | None = None,
 ) -> _Call:
     """Return the call over the first `n_slots` slots of a store, perhaps none."""
-    k, v = store.views(ctx, n_slots)
+    keys = Keys(*store.views(ctx, n_slots))
     mask = ctx.tensor("f16", (n_slots, 1, case.mask_heads, case.ne3))
-    out = ctx.flash_attn_ext(
-        q,
-        k,
-        v,
-        mask,
-        scale=case.scale,
-        max_bias=case.max_bias,
-        logit_softcap=case.logit_softcap,
-        state=state,
-        sinks=sinks,
-        prec=case.prec,
-    )
-    return _Call(k=k, v=v, mask=mask, out=out)
+    return _Call(keys, mask, attention(ctx, case, q, keys, mask, state, sinks))
 
 
 def _held(tokens: rolling.Tokens, step: int, cache: _Cache, cold: _Call, hot: _Call) -> Held:
@@ -131,8 +118,8 @@ def _held(tokens: rolling.Tokens, step: int, cache: _Cache, cold: _Call, hot: _C
         tokens.identify(
             store,
             step,
-            call.k.read_rows(),
-            call.v.read_rows(),
+            call.keys.k.read_rows(),
+            call.keys.v.read_rows(),
             call.mask.read_rows()[:, :, 0].view(np.float16),
         )
         for store, call in (("cold", cold), ("hot", hot))
@@ -146,13 +133,14 @@ class _Store:
     """K and V of some tokens in slots."""
 
     def __init__(self, ctx: Context, case: Case, types: tuple[str, str], n_slots: int) -> None:
-        self._n_slots = n_slots
-        self._whole: list[Tensor] = []
-        """K and V with all of their memory, to be cleared."""
-        self.k, self.v = (
-            self._place(ctx, case, type_, size)
-            for type_, size in zip(types, (case.hsk_padded, case.hsv_padded), strict=True)
+        (whole_k, self.k), (whole_v, self.v) = (
+            in_memory(
+                ctx, case, type_, (ne0, n_slots, case.n_head_kv, case.ne3), cache=case.kv_view
+            )
+            for type_, ne0 in zip(types, (case.hsk_padded, case.hsv_padded), strict=True)
         )
+        self._whole = (whole_k, whole_v)
+        """K and V with all of their memory, to be cleared."""
 
     @property
     def bytes_of_slot(self) -> int:
@@ -178,15 +166,6 @@ class _Store:
         k, v = (ctx.view(x, (x.ne[0], n_used, *x.ne[2:])) for x in (self.k, self.v))
         return k, v
 
-    def _place(self, ctx: Context, case: Case, type_: str, ne0: int) -> Tensor:
-        """Return K or V as the case lays it out in memory (`permute`, `kv_view`)."""
-        ne = (ne0, self._n_slots, case.n_head_kv, case.ne3)
-        dim_of = [case.permute.index(i) for i in range(4)]  # which of ne is dimension i in memory
-        base_ne = [ne[dim] for dim in dim_of]
-        whole = ctx.tensor(type_, [base_ne[0], base_ne[1] * (1 + case.kv_view), *base_ne[2:]])
-        self._whole.append(whole)
-        return ctx.permute(ctx.view(whole, base_ne), dim_of)
-
 
 class _Cache:
     """The hot window and the cold store.
@@ -200,10 +179,6 @@ class _Cache:
         self.hot = _Store(ctx, case, (case.type_K, case.type_V), case.hot_window)
         self.cold = _Store(ctx, case, (case.cold_type, case.cold_type), case.n_kv)
         self.n_token = self.oldest_hot = self.n_cold = 0
-
-    def clear(self) -> None:
-        self.hot.clear()
-        self.cold.clear()
 
     def push(self, k: U8, v: U8) -> None:
         """Take in the next token's rows, `[ne3, n_head_kv, 1, row_bytes]`."""

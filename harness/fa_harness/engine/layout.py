@@ -26,18 +26,6 @@ class Keys(NamedTuple):
     v: Tensor
 
 
-class Layout(NamedTuple):
-    """An input as it lies in memory."""
-
-    ne: tuple[int, ...]
-    """Its shape there."""
-    data: U8
-    seen: tuple[int, ...] = ()
-    """Of Q, K and V, the shape of the part that a call sees."""
-    dim_of: tuple[int, ...] = ()
-    """Of Q, K and V, the input's dimension for each of these."""
-
-
 class CaseTensors:
     """The tensors of a case in one context; `allocate` comes after the last of them.
 
@@ -49,15 +37,15 @@ class CaseTensors:
         ctx: Context,
         case: Case,
         inputs: Inputs,
-        layouts: dict[str, Layout] | None = None,
+        layouts: dict[str, U8] | None = None,
         *,
         in_place: bool = False,
     ) -> None:
         """Place Q and the sinks.
 
-        Contexts of the case share `layouts`, by the names of the inputs. With `in_place` the inputs
-        live where they were laid out, so that contexts of several libraries read the same memory.
-        Otherwise each context has a copy.
+        Contexts of the case share `layouts`, by name the inputs as they lie in memory. With
+        `in_place` the inputs live there, so that contexts of several libraries read the same
+        memory. Otherwise each context has a copy.
         """
         self.ctx = ctx
         self._in_place = in_place
@@ -68,8 +56,8 @@ class CaseTensors:
         self._q = self._place("q", "f32", case.hsk_padded, as_bytes(inputs.q), cache=False)
         self._sinks = None
         if inputs.sinks is not None:
-            ne = (case.n_head, 1, 1, 1)
-            self._sinks = self._input("sinks", "f32", ne, as_bytes(inputs.sinks))
+            self._sinks = ctx.tensor("f32", (case.n_head, 1, 1, 1))
+            self._input("sinks", self._sinks, functools.partial(as_bytes, inputs.sinks))
 
     def cache(self) -> Keys:
         """Return the whole cache."""
@@ -82,12 +70,10 @@ class CaseTensors:
     def own_segment(self, i: int) -> Keys:
         """Return segment `i` as a cache of its own, in its own types."""
         start, stop = self._case.segment_bounds()[i : i + 2]
+        rows = np.s_[:, :, start:stop]
+        k_raw, v_raw = self._source.k_raw[rows], self._source.v_raw[rows]
         if self._source.segments:
             k_raw, v_raw = self._source.segments[i]
-        else:
-            k_raw, v_raw = (
-                raw[:, :, start:stop] for raw in (self._source.k_raw, self._source.v_raw)
-            )
         return self._keys(f"[{start}:{stop}]", self._case.of_segment(i), k_raw, v_raw)
 
     def state(self) -> Tensor:
@@ -97,10 +83,10 @@ class CaseTensors:
         but the stride of the dimension with one element is not that of a row.
         """
         case = self._case
-        ne = (2 + case.hsv_padded, case.n_batch, case.n_head, case.ne3)
-        if case.n_batch > 1:
-            return self.ctx.tensor("f32", ne)
-        return self.ctx.permute(self.ctx.tensor("f32", (ne[0], ne[2], 1, ne[3])), (0, 2, 1, 3))
+        row, n_batch, n_head, ne3 = 2 + case.hsv_padded, case.n_batch, case.n_head, case.ne3
+        if n_batch > 1:
+            return self.ctx.tensor("f32", (row, n_batch, n_head, ne3))
+        return self.ctx.permute(self.ctx.tensor("f32", (row, n_head, 1, ne3)), (0, 2, 1, 3))
 
     def call(
         self,
@@ -115,20 +101,13 @@ class CaseTensors:
 
         If `hidden`, a mask of the same shape hides every key, instead of the case's own.
         """
-        case = self._case
-        return self.ctx.flash_attn_ext(
-            self._q,
-            keys.k,
-            keys.v,
-            self._hidden_columns(segment) if hidden else self._mask_columns(segment),
-            scale=case.scale,
-            max_bias=case.max_bias,
-            logit_softcap=case.logit_softcap,
-            state=state,
-            sinks=self._sinks if sinks else None,
-            prec=case.prec,
-            n_kv_max=case.n_kv_max,
-        )
+        if hidden:
+            columns = np.full((1, 1, self._case.n_batch, segment[1] - segment[0]), -np.inf)
+            mask: Tensor | None = self._mask(f"hidden{segment}", columns.astype(np.float16))
+        else:
+            mask = self._mask_columns(segment)
+        at_end = self._sinks if sinks else None
+        return attention(self.ctx, self._case, self._q, keys, mask, state, at_end)
 
     def allocate(self, backend: Backend) -> None:
         """Give memory to the tensors and fill the inputs."""
@@ -165,12 +144,6 @@ class CaseTensors:
         start, stop = segment
         return self._mask(f"mask[{start}:{stop}]", self._source.mask[..., start:stop])
 
-    def _hidden_columns(self, segment: tuple[int, int]) -> Tensor:
-        """Return a mask that hides the keys of a segment from every row."""
-        start, stop = segment
-        columns = np.full((1, 1, self._case.n_batch, stop - start), -np.inf, np.float16)
-        return self._mask(f"hidden[{start}:{stop}]", columns)
-
     def _mask(self, name: str, columns: F16) -> Tensor:
         """Return a copy of columns of a mask, since the op wants it contiguous.
 
@@ -179,66 +152,83 @@ class CaseTensors:
         if name in self._inputs:
             return self._inputs[name][0]
 
-        def lay_out() -> Layout:
-            n_unused = _UNUSED_COLUMNS if self._case.kv_view else 0
-            unused_rows = -columns.shape[-2] % self.ctx.ggml.mask_pad
-            *planes, rows, width = columns.shape
-            whole = np.full((*planes, rows + unused_rows, width + n_unused), np.nan, np.float16)
-            whole[..., :rows, :width] = columns
-            return Layout(whole.shape[::-1], as_bytes(whole))
+        *planes, rows, width = columns.shape
+        n_unused = _UNUSED_COLUMNS if self._case.kv_view else 0
+        shape = (*planes, rows + -rows % self.ctx.ggml.mask_pad, width + n_unused)
 
-        layout = self._laid_out(name, lay_out)
-        return self._input(name, "f16", layout.ne, layout.data)
+        def lay_out() -> U8:
+            whole = np.full(shape, np.nan, np.float16)
+            whole[..., :rows, :width] = columns
+            return as_bytes(whole)
+
+        return self._input(name, self.ctx.tensor("f16", shape[::-1]), lay_out)
 
     def _place(self, name: str, type_: str, ne0: int, rows: U8, *, cache: bool) -> Tensor:
-        """Return Q, K or V, rows `[ne3, ne2, ne1, row_bytes]`, as the case lays it out in memory.
+        """Return Q, K or V, rows `[ne3, ne2, ne1, row_bytes]`, as the case lays it out."""
+        ne = (ne0, *rows.shape[2::-1])
+        whole, seen = in_memory(self.ctx, self._case, type_, ne, cache=cache)
 
-        A `cache` is a view of the first half of a tensor that is twice as large in dimension 1,
-        like the KV caches of upstream's tests.
-        """
-        permute = self._case.permute
-
-        def lay_out() -> Layout:
-            dim_of = tuple(permute.index(i) for i in range(4))  # the input's, for i in memory
-            ne = (ne0, *rows.shape[2::-1])
-            seen = tuple(ne[dim] for dim in dim_of)
-            data = rows.transpose([3 - dim for dim in reversed(dim_of)])
+        def lay_out() -> U8:
+            data = rows.transpose([3 - self._case.permute.index(i) for i in (3, 2, 1, 0)])
             if not cache:
-                return Layout(seen, np.ascontiguousarray(data), seen, dim_of)
-            shape = list(data.shape)
-            shape[2] *= 2
-            whole = np.full(shape, _UNUSED, np.uint8)
-            whole[:, :, : data.shape[2]] = data
-            return Layout((seen[0], 2 * seen[1], *seen[2:]), whole, seen, dim_of)
+                return np.ascontiguousarray(data)
+            twice = np.full((*data.shape[:2], 2 * data.shape[2], data.shape[3]), _UNUSED, np.uint8)
+            twice[:, :, : data.shape[2]] = data
+            return twice
 
-        layout = self._laid_out(name, lay_out)
-        tensor = self._input(name, type_, layout.ne, layout.data)
-        if cache:
-            tensor = self.ctx.view(tensor, layout.seen)
-        if permute != (0, 1, 2, 3):
-            tensor = self.ctx.permute(tensor, layout.dim_of)
-        return tensor
+        self._input(name, whole, lay_out)
+        return seen
 
-    def _laid_out(self, name: str, lay_out: Callable[[], Layout]) -> Layout:
-        """Return an input as it lies in memory; a small one is laid out once for all contexts."""
-        if name in self._layouts:
-            return self._layouts[name]
-        layout = lay_out()
+    def _input(self, name: str, tensor: Tensor, lay_out: Callable[[], U8]) -> Tensor:
+        """Fill a tensor with an input; a small one is laid out once for all contexts."""
+        data = self._layouts.get(name)
+        if data is None:
+            data = aligned(lay_out()) if self._in_place else lay_out()
+            if self._in_place or data.nbytes <= _KEPT_BYTES:
+                self._layouts[name] = data
         if self._in_place:
-            layout = layout._replace(data=aligned(layout.data))
-        if self._in_place or layout.data.nbytes <= _KEPT_BYTES:
-            self._layouts[name] = layout
-        return layout
-
-    def _input(self, name: str, type_: str, ne: Sequence[int], data: U8) -> Tensor:
-        tensor = self.ctx.tensor(type_, ne)
-        if self._in_place:
-            if name not in self._layouts:
-                self._layouts[name] = Layout(tuple(ne), aligned(data))
-            data = self._layouts[name].data
             self.ctx.place(tensor, data)
-        self._inputs[name] = (tensor, np.ascontiguousarray(data))
+        self._inputs[name] = (tensor, data)
         return tensor
+
+
+def in_memory(
+    ctx: Context, case: Case, type_: str, ne: Sequence[int], *, cache: bool
+) -> tuple[Tensor, Tensor]:
+    """Return Q, K or V of shape `ne` as the case lays it out: the whole, and what a call sees.
+
+    Of a `cache` that is the first half of a tensor that is twice as large in dimension 1, like the
+    KV caches of upstream's tests.
+    """
+    dim_of = [case.permute.index(i) for i in range(4)]  # which of ne is dimension i in memory
+    shape = [ne[dim] for dim in dim_of]
+    whole = ctx.tensor(type_, [shape[0], shape[1] * (1 + cache), *shape[2:]])
+    seen = ctx.view(whole, shape) if cache else whole
+    return whole, seen if case.permute == (0, 1, 2, 3) else ctx.permute(seen, dim_of)
+
+
+def attention(
+    ctx: Context,
+    case: Case,
+    q: Tensor,
+    keys: Keys,
+    mask: Tensor | None,
+    state: Tensor | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Return the attention of `q` over keys, with the options of a case."""
+    return ctx.flash_attn_ext(
+        q,
+        *keys,
+        mask,
+        scale=case.scale,
+        max_bias=case.max_bias,
+        logit_softcap=case.logit_softcap,
+        state=state,
+        sinks=sinks,
+        prec=case.prec,
+        n_kv_max=case.n_kv_max,
+    )
 
 
 def aligned(array: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import queue
@@ -99,16 +100,13 @@ class Runner:
         waits for a core. Other cases are computed one at a time; the next one is computed while the
         last is judged if a core is free for it.
 
-        Args:
-            cases: What to run.
-            modes: Some of `modes.MODES` that apply to the cases; `standard` is always computed.
-                None for each case's own modes, without those for which a library that has the state
-                lacks another function.
-            timeout: Seconds for a case; None for a generous estimate.
-            with_outputs: Also keep the numbers of large outputs.
+        `modes` are some of `modes.MODES` that apply to the cases; `standard` is always computed.
+        Without them it is each case's own modes, less those for which a library that has the state
+        lacks another function. `timeout` is in seconds for a case, by default a generous estimate.
+        `with_outputs` also keeps the numbers of large outputs.
         """
         submit = functools.partial(
-            self._submit, modes=modes, timeout=timeout, with_outputs=with_outputs
+            _Computing, self._worker, modes=modes, timeout=timeout, with_outputs=with_outputs
         )
         for n_threads, group in itertools.groupby(cases, key=lambda case: case.threads):
             some = list(group)
@@ -126,11 +124,7 @@ class Runner:
                 yield from self._in_turn(some, submit, is_ahead=n_threads < usable_cores())
 
     def _in_turn(
-        self,
-        cases: Sequence[Case],
-        submit: Callable[[Worker, Case], _Computing],
-        *,
-        is_ahead: bool,
+        self, cases: Sequence[Case], submit: Callable[[Worker, Case], _Computing], *, is_ahead: bool
     ) -> Iterator[Verdict]:
         """Yield the verdicts of cases that one worker computes.
 
@@ -165,10 +159,7 @@ class Runner:
                 self._worker.__exit__()  # it starts anew with the next case
 
     def _side_by_side(
-        self,
-        cases: Sequence[Case],
-        n_worker: int,
-        submit: Callable[[Worker, Case], _Computing],
+        self, cases: Sequence[Case], n_worker: int, submit: Callable[[Worker, Case], _Computing]
     ) -> Iterator[Verdict]:
         """Yield the verdicts of cases that run in `n_worker` workers at once, in order."""
         while len(self._others) < n_worker - 1:
@@ -203,60 +194,12 @@ class Runner:
                 waiting.popleft()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            if waiting:  # no more is wanted, or it failed
-                for worker in workers:
-                    worker.interrupt()
+            busy = workers if waiting else []  # no more is wanted, or it failed
+            for worker in busy:
+                worker.interrupt()
             pool.shutdown()
-            if waiting:
-                for worker in workers:
-                    worker.__exit__()  # it starts anew with the next case
-
-    def _submit(
-        self,
-        worker: Worker,
-        case: Case,
-        *,
-        modes: tuple[str, ...] | None,
-        timeout: float | None,
-        with_outputs: bool,
-    ) -> _Computing:
-        captures.checked(case)
-        if modes is None:
-            modes, lacks = modes_of(case), self._worker.lacks
-            if "full_state" not in lacks:
-                modes = tuple(mode for mode in modes if mode not in lacks)
-        lost = None
-        if reason := self._unsupported(case, modes):
-            lost = Lost(status="unsupported", reason=reason)
-        elif reason := memory.too_large(case, modes):
-            lost = Lost(status="oversized", reason=reason)
-        return _Computing(
-            worker,
-            case,
-            modes,
-            timeout or _ample_seconds(case),
-            lost=lost,
-            features=self.features,
-            with_outputs=with_outputs,
-        )
-
-    def _unsupported(self, case: Case, modes: tuple[str, ...]) -> str | None:
-        """Return why the harness or the library cannot compute a case, or None."""
-        for field, type_name in (("type_K", case.type_K), ("type_V", case.type_V)):
-            if type_name not in TYPES:
-                known = ", ".join(TYPES)
-                return f"{field}={type_name}: the harness cannot encode it; it can {known}"
-            if type_name not in self._worker.types:
-                return f"{field}={type_name}: the library's ggml does not have it"
-        lacks = self._worker.lacks
-        if case.sinks and "sinks" in lacks:
-            return f"the library has no {lacks['sinks']}; take a case without sinks"
-        for mode in modes:
-            if mode in lacks:
-                no_state = "full_state" in lacks
-                instead = "use --mode standard" if no_state else f"leave mode {mode} out"
-                return f"the library has no {lacks[mode]}; {instead}"
-        return None
+            for worker in busy:
+                worker.__exit__()  # it starts anew with the next case
 
 
 class _Computing:
@@ -264,27 +207,38 @@ class _Computing:
 
     def __init__(
         self,
+        started: Worker,
         worker: Worker,
         case: Case,
-        modes: tuple[str, ...],
-        timeout: float,
         *,
-        lost: Lost | None,
-        features: tuple[str, ...],
+        modes: tuple[str, ...] | None,
+        timeout: float | None,
         with_outputs: bool,
     ) -> None:
-        """Let the worker start, unless the case is `lost` already, since it cannot be computed."""
+        """Let the worker start, unless the case cannot be computed.
+
+        `started` is a worker that knows the library already.
+        """
+        captures.checked(case)
+        if modes is None:
+            modes, lacks = modes_of(case), started.lacks
+            if "full_state" not in lacks:
+                modes = tuple(mode for mode in modes if mode not in lacks)
         self._worker = worker
         self._case = case
         self._modes = modes
-        self._result: Run | Lost | None = lost
-        self._features = features
+        self._features = started.features
         self._with_outputs = with_outputs
+        self._result: Run | Lost | None = None
         self._expected: Expectations | None = None
         self._seconds = 0.0
-        if lost is None:
+        if reason := _unsupported(case, modes, started):
+            self._result = Lost(status="unsupported", reason=reason)
+        elif reason := memory.too_large(case, modes):
+            self._result = Lost(status="oversized", reason=reason)
+        else:
             with self._timed():
-                worker.submit(case, modes, timeout)
+                worker.submit(case, modes, timeout or _ample_seconds(case))
 
     @property
     def is_oversized(self) -> bool:
@@ -329,17 +283,14 @@ class _Computing:
                 )
         except MemoryError as error:
             return self._without_comparisons(Lost.of_memory("the comparison", error))
-        return verdict.took(self._seconds)
+        return dataclasses.replace(verdict, seconds=self._seconds)
 
     def _without_comparisons(self, lost: Lost) -> Verdict:
         return Verdict(
             case=self._case,
             status=lost.status,
             path=path(self._case),
-            modes=(),
             reason=lost.reason,
-            comparisons={},
-            outputs={},
             seconds=self._seconds,
         )
 
@@ -348,6 +299,25 @@ class _Computing:
         start = time.perf_counter()
         yield
         self._seconds += time.perf_counter() - start
+
+
+def _unsupported(case: Case, modes: tuple[str, ...], worker: Worker) -> str | None:
+    """Return why the harness or the worker's library cannot compute a case, or None."""
+    for field, type_name in (("type_K", case.type_K), ("type_V", case.type_V)):
+        if type_name not in TYPES:
+            known = ", ".join(TYPES)
+            return f"{field}={type_name}: the harness cannot encode it; it can {known}"
+        if type_name not in worker.types:
+            return f"{field}={type_name}: the library's ggml does not have it"
+    lacks = worker.lacks
+    if case.sinks and "sinks" in lacks:
+        return f"the library has no {lacks['sinks']}; take a case without sinks"
+    for mode in modes:
+        if mode in lacks:
+            instead = f"leave mode {mode} out"
+            instead = "use --mode standard" if "full_state" in lacks else instead
+            return f"the library has no {lacks[mode]}; {instead}"
+    return None
 
 
 def _products(case: Case) -> int:

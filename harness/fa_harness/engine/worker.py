@@ -59,7 +59,7 @@ class Lost:
     """The mode, how it ended, and the last lines that the library printed."""
 
     @classmethod
-    def of_memory(cls, where: str, error: MemoryError | OverflowError | str) -> Lost:
+    def of_memory(cls, where: str, error: MemoryError | OverflowError) -> Lost:
         """Return a case that needs more memory than there is, or numbers of more than 64 bits."""
         why = f" ({error})" if str(error) else ""
         return cls(
@@ -82,11 +82,12 @@ class Worker:
         """The mutant that the next cases are computed with."""
         self._lost_at_start: Lost | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
-        self._stderr: IO[bytes] | None = None
-        self._mode: mmap.mmap | None = None
+        # of a process
+        self._resources = contextlib.ExitStack()
+        self._connection: Connection
+        self._stderr: IO[bytes]
+        self._mode: mmap.mmap
         """The child writes here which mode it computes; a message for each would cost more."""
-        self._files: tempfile.TemporaryDirectory[str] | None = None
         self._is_interrupted = False
         self.is_busy = False
         """Whether a case was submitted whose result nobody took."""
@@ -138,10 +139,8 @@ class Worker:
         self._deadline = time.monotonic() + timeout
         self._timeout = timeout
         self.mutant_reached = False
-        assert self._mode is not None
         _set_mode(self._mode, "start")
         self.is_busy = True
-        assert self._connection is not None
         # had it died after its last reply, `result` finds the end of its output and says how
         with contextlib.suppress(ConnectionError):
             self._connection.send((case, modes, self.mutant))
@@ -150,27 +149,18 @@ class Worker:
         """Return the result of the submitted case."""
         if self._lost_at_start is not None:
             return self._lost_at_start
-        assert self._mode is not None
+        found: Run | Lost | SetupError
         try:
-            kind, value = self._receive(self._deadline)
+            found, self.mutant_reached = self._receive(self._deadline)
         except (EOFError, TimeoutError) as error:
             return self._lost(_mode_in(self._mode), error)
         except MemoryError as error:  # the rest of the reply is lost
             self.stop()
             return Lost.of_memory("its result", error)
         self.is_busy = False
-        if kind == "setup":
-            raise SetupError(f"mode {_mode_in(self._mode)}: {value}")
-        if kind == "memory":
-            return Lost.of_memory(_mode_in(self._mode), value)
-        if kind == "wrong":
-            reason, self.mutant_reached = value
-            return Lost(status="fail", reason=f"{_mode_in(self._mode)}: {reason}")
-        if kind == "error":
-            return Lost(status="crash", reason=f"{_mode_in(self._mode)}: {value}")
-        run, self.mutant_reached = value
-        assert isinstance(run, Run)
-        return run
+        if isinstance(found, SetupError):
+            raise found
+        return found
 
     def interrupt(self) -> None:
         """Kill the child, from any thread, even if it is just being started.
@@ -184,17 +174,8 @@ class Worker:
 
     def stop(self) -> None:
         """End the child, and with it a submitted case; the next case starts another child."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-        for resource in (self._connection, self._mode, self._stderr):
-            if resource is not None:
-                resource.close()
-        if self._files is not None:
-            self._files.cleanup()
-        self._process = self._connection = self._mode = self._stderr = self._files = None
+        self._resources.close()
+        self._process = None
         self.is_busy = False
 
     def _lost(self, mode: str, error: EOFError | TimeoutError) -> Lost:
@@ -216,21 +197,21 @@ class Worker:
         """
         prefix, settings = sanitizers.started_with(self._module_path)
         try:
-            self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `stop`)
+            self._stderr = self._resources.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
             # if the child is killed, its files are deleted here
-            self._files = tempfile.TemporaryDirectory(
-                prefix="fa-harness-", ignore_cleanup_errors=True
+            files = self._resources.enter_context(
+                tempfile.TemporaryDirectory(prefix="fa-harness-", ignore_cleanup_errors=True)
             )
-            mode = Path(self._files.name, "mode")
+            mode = Path(files, "mode")
             mode.write_bytes(bytes(_MODE_BYTES))  # on a full disk, a hole would give a signal
-            self._mode = _shared(mode)
+            self._mode = self._resources.enter_context(_shared(mode))
             ours, theirs = socket.socketpair()
             pause = struct.pack("ll", _REPLY_SECONDS, 0)
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, pause)
-            self._connection = Connection(ours.detach())
+            self._connection = self._resources.enter_context(Connection(ours.detach()))
             program = [*prefix, sys.executable, "-m", "fa_harness.engine.worker"]
             # on an abort, ggml would start a debugger: seconds for lines that nobody reads
-            own = {"GGML_NO_BACKTRACE": "1", "TMPDIR": self._files.name, **settings}
+            own = {"GGML_NO_BACKTRACE": "1", "TMPDIR": files, **settings}
             with theirs:
                 self._process = subprocess.Popen(
                     [*program, self._module_path, mode, str(theirs.fileno())],
@@ -240,6 +221,8 @@ class Worker:
                     stderr=self._stderr,
                     env={**os.environ, **own},
                 )
+            self._resources.enter_context(self._process)
+            self._resources.callback(self._process.kill)  # before it is waited for
         except OSError as error:
             self.stop()
             raise SetupError(
@@ -248,15 +231,15 @@ class Worker:
         if self._is_interrupted:
             self._process.kill()
         self._timeout = _START_SECONDS
-        kind, value = self._receive(time.monotonic() + _START_SECONDS)
-        if kind == "ready":
-            digest, self.features, self.types, self.lacks, self.mutants = value
+        known = self._receive(time.monotonic() + _START_SECONDS)
+        if not isinstance(known, SetupError):
+            digest, self.features, self.types, self.lacks, self.mutants = known
             self.digest = self.digest or digest
-            if digest != self.digest:
-                kind, value = "error", f"{self._module_path}: was replaced while it ran; run again"
-        if kind == "error":
-            self.stop()
-            raise SetupError(str(value))
+            if digest == self.digest:
+                return
+            known = SetupError(f"{self._module_path}: was replaced while it ran; run again")
+        self.stop()
+        raise known
 
     def _end(self) -> str:
         assert self._process is not None
@@ -267,30 +250,27 @@ class Worker:
         return signal.Signals(-code).name if code < 0 else f"exit status {code}"
 
     def _last_lines(self) -> str:
-        assert self._stderr is not None
         self._stderr.seek(0)
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         shown = sanitizers.finding(lines) or lines[-_STDERR_LINES:]
         return "".join(f"\n  {line}" for line in shown)
 
-    def _receive(self, deadline: float) -> tuple[str, Any]:
+    def _receive(self, deadline: float) -> Any:
         """Return the child's next reply.
 
         Raises:
             EOFError: It ended, perhaps in the middle of a reply.
             TimeoutError: It does not answer.
         """
-        assert self._connection is not None
         # a reply that came in time counts, however late it is read
         if not self._connection.poll(max(deadline - time.monotonic(), 0)):
             raise TimeoutError
         try:
-            kind, value = self._connection.recv()
+            return self._connection.recv()
         except BlockingIOError:
             raise TimeoutError from None
         except OSError as error:
             raise EOFError from error
-        return kind, value
 
 
 def _shared(path: Path) -> mmap.mmap:
@@ -330,10 +310,10 @@ def _serve(module_path: Path, mode_path: Path, descriptor: int) -> None:
         if _digest(module_path) != digest:
             raise SetupError(f"{module_path}: was replaced while it was loaded; run again")
     except SetupError as error:
-        connection.send(("error", str(error)))
+        connection.send(error)
         return
     known = (digest, library.features(), library.types(), lacking(library), library.mutants)
-    connection.send(("ready", known))
+    connection.send(known)
     shared = _shared(mode_path)
     while True:
         try:
@@ -344,28 +324,29 @@ def _serve(module_path: Path, mode_path: Path, descriptor: int) -> None:
             # nothing keeps a case, which may be large, while the child waits for the next
             connection.send(_reply(library, shared, *request))
         except MemoryError as error:
-            connection.send(("memory", str(error)))
+            connection.send((Lost.of_memory(_mode_in(shared), error), False))
 
 
 def _reply(
     library: Ggml, shared: mmap.mmap, case: Case, modes: tuple[str, ...], mutant: str | None
-) -> tuple[str, Any]:
-    """Return a case's results, or why there are none."""
+) -> tuple[Run | Lost | SetupError, bool]:
+    """Return a case's results, or why there are none; and whether the mutant was reached."""
     try:
         inputs = make_inputs(case)
         library.set_mutant(mutant)
         run = run_case(library, case, inputs, modes, on_mode=lambda mode: _set_mode(shared, mode))
-    except SetupError as error:
-        return "setup", str(error)
-    except OSError as error:
-        return "setup", f"temporary files cannot be used ({error}); make room for them"
+        return run, library.mutant_reached
+    except (SetupError, OSError) as error:
+        why = f"temporary files cannot be used ({error}); make room for them"
+        why = str(error) if isinstance(error, SetupError) else why
+        return SetupError(f"mode {_mode_in(shared)}: {why}"), False
     except OverflowError as error:
-        return "memory", str(error)
+        return Lost.of_memory(_mode_in(shared), error), False
     except WrongTensorError as error:
-        return "wrong", (str(error), library.mutant_reached)
+        return Lost(status="fail", reason=f"{_mode_in(shared)}: {error}"), library.mutant_reached
     except RuntimeError as error:
-        return "error", f"{type(error).__name__}: {error}"
-    return "run", (run, library.mutant_reached)
+        reason = f"{_mode_in(shared)}: {type(error).__name__}: {error}"
+        return Lost(status="crash", reason=reason), False
 
 
 def _end_with_the_parent() -> None:
@@ -391,4 +372,6 @@ def _digest(module_path: Path) -> str:
 
 
 if __name__ == "__main__":
+    from fa_harness.engine.worker import _serve  # pickles name this module, not `__main__`
+
     _serve(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

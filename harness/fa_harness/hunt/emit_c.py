@@ -59,7 +59,7 @@ def program(verdict: Verdict, *, library: str, features: tuple[str, ...]) -> str
     inputs = make_inputs(case)
     own_types = mode == "mixed" or (mode == "merged" and bool(case.segment_types))
     expect = Expectations(case, inputs, features)
-    hows = expect.how_of_calls(own_types=own_types)
+    hows = expect.hows[own_types]
     if mode == "standard":
         hows, expected = [expect.how], [expect.of_one]
     elif mode == "merged":

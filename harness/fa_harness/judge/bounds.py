@@ -140,14 +140,11 @@ class Expected:
         whole: Partial | None = None,
         in_f16: Bools | None = None,
     ) -> Expected:
-        """Return what is expected after one call more.
+        """Return what is expected after one call more, which computes in `how`.
 
-        Args:
-            own: The oracle's state of the call's keys alone, for Q rounded to `how.q_type`.
-            how: What the call computes in.
-            whole: The oracle's state of all keys, where it is known already.
-            in_f16: The rows that accumulate in F16 if `how` says so; all where it is None. A row
-                that continues numerators which are no F16 numbers goes on in F32.
+        `own` is the oracle's state of the call's keys alone, for Q rounded to `how.q_type`; `whole`
+        is that of all keys, where it is known already. The rows `in_f16`, or all, accumulate in F16
+        if `how` says so: one that continues numerators which are no F16 numbers goes on in F32.
         """
         before = self.truth
         if self.is_nothing:  # merged with a fresh state, a state is what it was
@@ -180,9 +177,9 @@ class Expected:
         if how.f16_factors:
             of_f16 = of_f16 + U16 * own.abs_vkq * vb + _F16_SPACING * by_factors
         other_vkq = other_vkq + rows[..., None] * of_f16
-        return Expected(
-            shared=self.shared,
-            v_max=self.v_max,
+        return replace(
+            self,
+            is_nothing=False,
             truth=truth,
             dot_m=np.maximum(self.dot_m, alpha * own.k_max),
             dot_s=self.dot_s * wa + alpha * own.k_s * wb,
@@ -217,8 +214,7 @@ class Expected:
     def state_bound(self) -> F64:
         """Return how far a state row may be from `truth`: `[ne3, n_head, n_batch, 2 + hsv]`."""
         dm, ds, dvkq = self._sums_bound
-        bound: F64 = np.concatenate([dm[..., None], ds[..., None], dvkq], axis=-1)
-        return bound
+        return np.concatenate([dm[..., None], ds[..., None], dvkq], axis=-1)
 
     @functools.cached_property
     def _sums_bound(self) -> tuple[F64, F64, F64]:
@@ -274,45 +270,34 @@ def merged(parts: Sequence[Expected], wholes: Sequence[Partial] | None = None) -
     )
 
 
-def merged_rows(states: Sequence[F32]) -> tuple[F64, F64]:
-    """Return state rows merged in float64, and how far F32 may be off that merges in any order.
+def merged_rows(states: Sequence[F32]) -> tuple[F64, F64, F64]:
+    """Return state rows merged in float64, and two bounds; all are `[ne3, n_head, n_batch, 2+hsv]`.
 
-    All are `[ne3, n_head, n_batch, 2 + hsv]`. M is exact.
+    The first is how far F32 may be off that merges in any order. The second is how far merges in
+    turn may be apart that differ in which state comes first in each: both multiply by the same
+    factors; they may round one product more or the other (FMA), and the sum. M is exact.
     """
-    m, of_parts = _maxima(states)
-    sums, bound, sizes = np.zeros((3, *m.shape, states[0].shape[-1] - 1))
-    for part_m, state in zip(of_parts, states, strict=True):
-        part = state[..., 1:].astype(np.float64)
-        sums += oracle.weight(part_m, m)[..., None] * part
-        bound += _merge_cost(part_m, m, len(states))[..., None] * np.abs(part)
-        sizes += np.abs(part)
-    bound += _merge_floor(sizes, len(states))
-    right_m = functools.reduce(np.maximum, [state[..., :1] for state in states])
-    rows = np.concatenate([right_m, sums], axis=-1)
-    return rows, np.concatenate([np.zeros(right_m.shape), bound], axis=-1)
-
-
-def swap_bound(states: Sequence[F32]) -> F64:
-    """Return how far merges in turn may be apart that differ in which state comes first in each.
-
-    Both multiply by the same factors; they may round one product more or the other (FMA), and the
-    sum. M is the same. All are `[ne3, n_head, n_batch, 2 + hsv]`, in the order of the merges.
-    """
-    m, of_parts = _maxima(states)
-    bound = np.zeros(states[0].shape)
-    for part_m, state in zip(of_parts, states, strict=True):
-        weight = oracle.weight(part_m, m)[..., None]
-        bound[..., 1:] += 4 * U32 * (len(states) - 1) * weight * np.abs(state[..., 1:])
-    bound[..., 1:] += 3 * _F32_SPACING * (len(states) - 1)  # products and the sum; equal factors
-    return bound
-
-
-def _maxima(states: Sequence[F32]) -> tuple[F64, list[F64]]:
-    """Return the largest M of states, and that of each; inf, a fault, is taken for no key seen."""
+    n, right_m = len(states), functools.reduce(np.maximum, [state[..., :1] for state in states])
     each = [state[..., 0].astype(np.float64) for state in states]
     for m in each:
-        m[np.isinf(m)] = -np.inf
-    return functools.reduce(np.maximum, each), each
+        m[np.isinf(m)] = -np.inf  # inf, a fault, is taken for no key seen
+    largest = functools.reduce(np.maximum, each)
+    sums, in_any_order, swapped, sizes = np.zeros((4, *largest.shape, states[0].shape[-1] - 1))
+    for m, state in zip(each, states, strict=True):
+        part, weight = state[..., 1:].astype(np.float64), oracle.weight(m, largest)[..., None]
+        size = np.abs(part)
+        sums += weight * part
+        in_any_order += _merge_cost(m, largest, n)[..., None] * size
+        swapped += 4 * U32 * (n - 1) * weight * size
+        sizes += size
+    in_any_order += _merge_floor(sizes, n)
+    swapped += 3 * _F32_SPACING * (n - 1)  # products and the sum; equal factors
+    zero = np.zeros(right_m.shape)
+    rows, in_any_order, swapped = (
+        np.concatenate(pair, axis=-1)
+        for pair in ((right_m, sums), (zero, in_any_order), (zero, swapped))
+    )
+    return rows, in_any_order, swapped
 
 
 def _beside(a: Expected, b: Expected, truth: Partial) -> Expected:
@@ -342,8 +327,7 @@ def _merge_cost(m: F64, m_new: F64, n_parts: int) -> F64:
     if n_parts == 1:
         return np.zeros_like(m)
     distance = np.where(np.isinf(m), 0.0, m_new - np.where(np.isinf(m), 0.0, m))
-    cost: F64 = 2 * U32 * (distance + 4 * (n_parts - 1)) * oracle.weight(m, m_new)
-    return cost
+    return 2 * U32 * (distance + 4 * (n_parts - 1)) * oracle.weight(m, m_new)
 
 
 def _merge_floor(sizes: F64, n_parts: int) -> F64:
@@ -352,8 +336,7 @@ def _merge_floor(sizes: F64, n_parts: int) -> F64:
     In each merge two products and a sum are rounded, and the factors may be off by the spacing.
     `sizes` is the sum of the parts' |sums|, each relative to its own maximum.
     """
-    floor: F64 = _F32_SPACING * (n_parts - 1) * (2 + sizes)
-    return floor
+    return _F32_SPACING * (n_parts - 1) * (2 + sizes)
 
 
 def _q_doubt(q: F32, q_type: str) -> F64:

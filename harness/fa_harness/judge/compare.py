@@ -165,8 +165,7 @@ def wrong(check: Check) -> Bools:
         different: Bools = got.view(np.uint32) != expected.view(np.uint32)
         return different
     shares = _shares(check.got.astype(np.float64), check.region.centre, check.region.bound)
-    beyond: Bools = shares > 1
-    return beyond
+    return shares > 1
 
 
 def parts_of(array: Bools) -> dict[str, Bools]:
@@ -200,14 +199,14 @@ def _as_one(judged: Sequence[Judged]) -> Comparison:
 
 def _joined_rows(judged: Sequence[Judged]) -> F32 | None:
     """Return the shares of checks of single rows as one array, the largest of each row."""
-    known = [(each.check.first_row, each.comparison.by_row) for each in judged]
-    shares = [(row, of_row) for row, of_row in known if of_row is not None]
-    if not shares:
-        return None
-    rows = np.zeros((*shares[0][1].shape[:2], max(row for row, _ in known) + 1), np.float32)
-    for row, of_row in shares:
-        at = rows[:, :, row]
-        np.maximum(at, of_row[:, :, 0], out=at)
+    rows: F32 | None = None
+    for check, comparison in judged:
+        if comparison.by_row is not None:
+            if rows is None:
+                n_row = max(each.check.first_row for each in judged) + 1
+                rows = np.zeros((*comparison.by_row.shape[:2], n_row), np.float32)
+            at = rows[:, :, check.first_row]
+            np.maximum(at, comparison.by_row[:, :, 0], out=at)
     return rows
 
 
@@ -330,8 +329,7 @@ def _stacked(arrays: Sequence[F32 | F64]) -> F64:
     """Return arrays of one shape as one of float64, `[len(arrays), ...]`; one alone as it is."""
     if len(arrays) == 1:
         return arrays[0].astype(np.float64, copy=False)[None]
-    whole: F64 = np.concatenate(arrays, dtype=np.float64).reshape(len(arrays), *arrays[0].shape)
-    return whole
+    return np.concatenate(arrays, dtype=np.float64).reshape(len(arrays), *arrays[0].shape)
 
 
 def _largest(array: F64) -> tuple[F64, F64]:

@@ -15,7 +15,7 @@ import numpy as np
 from fa_harness.arrays import F32, F64
 from fa_harness.case import rolling
 from fa_harness.case.case import Case
-from fa_harness.case.modes import ByMode, Chain, Left, Merged, fresh_rows
+from fa_harness.case.modes import ByMode, Chain, Left, Merged, Rolled, fresh_rows
 from fa_harness.judge import bounds, oracle, rolling_oracle
 from fa_harness.judge.bounds import Expected
 from fa_harness.judge.compare import Call, Check, Region
@@ -111,7 +111,8 @@ def _full_state(expect: Expectations, results: ByMode) -> Iterator[Check]:
 def _segmented(expect: Expectations, results: ByMode) -> Iterator[Check]:
     chain, standard = results["segmented"], results["standard"]
     expected = expect.chain([left.state for left in chain.calls], own_types=False)
-    last = expect.not_far_worse(expected[-1].region, standard.runs)
+    end = expected[-1].region
+    last = expect.not_far_worse(end, standard.runs)
     calls = expect.calls(own_types=False)
     yield from _chain(expect, "segmented", calls, chain.calls, expected, last)
 
@@ -123,7 +124,11 @@ def _segmented(expect: Expectations, results: ByMode) -> Iterator[Check]:
         if expect.chain_is_exact:
             yield _same_state("state_vs_full_state", call, left.state, full.state, "full_state")
     for other, output in others.items():
-        near = None if expect.chain_is_exact else expect.near_one_call(output, expected[-1])
+        near = None
+        if not expect.chain_is_exact:
+            one = expect.of_one.region
+            of_both = one.bound + end.bound + np.abs(end.centre - one.centre)
+            near = Region(output.astype(np.float64), of_both)
         yield _same(f"segmented_vs_{other}", call, left.output, output, other, near)
     yield from _one_graph("segmented", calls, chain)
 
@@ -152,9 +157,10 @@ def _resumed(expect: Expectations, results: ByMode) -> Iterator[Check]:
 
 def _merged(expect: Expectations, results: ByMode) -> Iterator[Check]:
     case, merged, calls = expect.case, results["merged"], expect.calls("part")
-    for i, (call, part, of_part) in enumerate(zip(calls, merged.parts, expect.parts, strict=True)):
+    parts = zip(calls, merged.parts, expect.parts, expect.outputs_alone, strict=True)
+    for call, part, of_part, right in parts:
         yield _state("part_state_vs_oracle", call, part.state, of_part)
-        yield _result("part_vs_oracle", call, part.output, of_part, expect.outputs_alone[i])
+        yield _result("part_vs_oracle", call, part.output, of_part, right)
     uncut = _uncut_calls(case, results)
     if uncut is not None:
         yield from _same_left("part_vs_chain", calls[0], merged.parts[0], uncut[0], "the chain")
@@ -185,11 +191,11 @@ def _reductions(expect: Expectations, merged: Merged, region: Region) -> Iterato
     parts as they are, only the roundings of the merges remain.
     """
     states = [part.state for part in merged.parts]
-    rows, rounded = bounds.merged_rows(states)
+    rows, rounded, swap_bound = bounds.merged_rows(states)
     of_parts = Region(rows, rounded)
     centre = merged.in_turn.state.astype(np.float64)
     in_any_order = Region(centre, 2 * rounded)
-    swapped = Region(centre, bounds.swap_bound(states))
+    swapped = Region(centre, swap_bound)
     shuffled = f"merges in the order {','.join(map(str, merged.order))}"
     seen: set[tuple[bytes, bytes]] = set()
     for name, left, comparison, near_in_turn in (
@@ -220,28 +226,28 @@ def _fifo(expect: Expectations, results: ByMode) -> Iterator[Check]:
     case, rolled, again = expect.case, results["fifo"].first, results["fifo"].again
     expected = expect.fifo(goes_on_in_f16(rolled.cold_state))
     every = Call(name="every step", keys=(0, case.n_kv))
-    both, right, each = (
-        expected.after_both,
-        oracle.finalise(expected.exact),
-        "a graph for each call",
-    )
+    both, right = expected.after_both, oracle.finalise(expected.exact)
     of_all = (
         _state("fifo_state_vs_oracle", every, rolled.cold_state, expected.after_cold),
         _state("fifo_state_vs_oracle", every, rolled.state, both),
         _result("fifo_vs_oracle", every, rolled.output, both, right),
-        _same_state("fifo_again", every, again.state, rolled.state, each),
-        _same("fifo_again", every, again.output, rolled.output, each),
+        *_same_left("fifo_again", every, again, rolled, "a graph for each call"),
     )
-    of_cold, of_hot = (rolling_oracle.one_row(case, cold=cold) for cold in (True, False))
-
-    def call(name: str, step: int, row: Case, n_kv: int, keys: tuple[int, int]) -> Call:
-        in_f16, of_path = row.type_V == "f16", path(row, n_kv)
-        name = f"{name} call of step {step}"
-        return Call(name=name, keys=keys, path=of_path, index=step, f16_numerators=in_f16)
-
+    rows = {name: rolling_oracle.one_row(case, cold=name == "cold") for name in ("cold", "hot")}
     for step, n_cold in enumerate(rolling.n_cold(case).tolist()):
-        cold = call("cold", step, of_cold, n_cold, (0, n_cold))
-        hot = call("hot", step, of_hot, case.hot_window, (n_cold, step + 1))
+        cold, hot = (
+            Call(
+                name=f"{name} call of step {step}",
+                keys=keys,
+                path=path(rows[name], n_kv),
+                index=step,
+                f16_numerators=rows[name].type_V == "f16",
+            )
+            for name, n_kv, keys in (
+                ("cold", n_cold, (0, n_cold)),
+                ("hot", case.hot_window, (n_cold, step + 1)),
+            )
+        )
         in_graph = replace(hot, name=f"{hot.name} in one graph")
         for of_step, check in zip((cold, hot, hot, in_graph, in_graph), of_all, strict=True):
             yield _of_row(check, step, of_step)
@@ -306,12 +312,7 @@ def _state(name: str, call: Call, state: F32, expected: Expected) -> Check:
 
 
 def _result(
-    name: str,
-    call: Call,
-    output: F32,
-    expected: Expected,
-    right: F64,
-    region: Region | None = None,
+    name: str, call: Call, output: F32, expected: Expected, right: F64, region: Region | None = None
 ) -> Check:
     """Return the check of a result against the oracle's, `right`."""
     return Check(
@@ -320,7 +321,9 @@ def _result(
     )  # fmt: skip
 
 
-def _same_left(name: str, call: Call, got: Left, expected: Left, other: str) -> Iterator[Check]:
+def _same_left(
+    name: str, call: Call, got: Left | Rolled, expected: Left | Rolled, other: str
+) -> Iterator[Check]:
     """Yield the checks of a call that has to leave the bits that another has left."""
     yield _same_state(name, call, got.state, expected.state, other)
     yield _same(name, call, got.output, expected.output, other)
@@ -351,7 +354,7 @@ def _of_row(check: Check, row: int, call: Call) -> Check:
         call=call,
         got=check.got[at],
         expected=check.expected[at],
-        region=None if region is None else Region(region.centre[at], region.bound[at]),
+        region=region and Region(region.centre[at], region.bound[at]),
         numerators=None if numerators is None else numerators[at],
         first_row=row,
     )

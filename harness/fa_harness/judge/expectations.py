@@ -103,7 +103,6 @@ class Expectations:
         """Return the calls of a chain, or of the parts of a merge."""
         own_types = self.own_types if own_types is None else own_types
         paths = chain_paths(self.case, own_types=own_types)
-        hows = self.how_of_calls(own_types=own_types)
         return [
             Call(
                 name=f"{name} {i} (of 0 to {self.case.segments - 1})",
@@ -112,29 +111,25 @@ class Expectations:
                 index=i,
                 f16_numerators=how.f16_numerators,
             )
-            for i, (keys, path_, how) in enumerate(zip(self._limits, paths, hows, strict=True))
+            for i, (keys, path_, how) in enumerate(
+                zip(self._limits, paths, self.hows[own_types], strict=True)
+            )
         ]
-
-    def how_of_calls(self, *, own_types: bool) -> list[Arithmetic]:
-        """Return what each call of a chain computes in."""
-        return self._hows[own_types]
 
     def chain(
         self, states: Sequence[F32] | None, *, own_types: bool | None = None
     ) -> list[Expected]:
-        """Return what is expected after each call of a chain.
+        """Return what is expected after each call of a chain that left `states`.
 
-        Args:
-            states: What the calls left. Which rows go on in F16 is told by the state that a call
-                found: those that were fresh or held F16 numbers only. Partials of split-KV start
-                from nothing in any case. None allows for F16 in every row.
-            own_types: Each segment is a cache of its own types, as in mode `mixed`; where it is
-                None, if they have any.
+        Which rows go on in F16 is told by the state that a call found: those that were fresh or
+        held F16 numbers only. Without `states`, F16 is allowed for in every row. Partials of
+        split-KV start from nothing in any case. With `own_types` each segment is a cache of its own
+        types, as in mode `mixed`; where it is None, if they have any.
         """
         own_types = self.own_types if own_types is None else own_types
         if self.case.segments == 1 and not own_types:
             return [self.of_one]
-        hows = self.how_of_calls(own_types=own_types)
+        hows = self.hows[own_types]
         chain = [self._of_segment(0, hows[0])]
         for i, how in enumerate(hows[1:], start=1):
             in_f16: Bools | None = None
@@ -148,13 +143,12 @@ class Expectations:
     @functools.cached_property
     def parts(self) -> list[Expected]:
         """What is expected of each segment alone."""
-        hows = self.how_of_calls(own_types=self.own_types)
-        return [self._of_segment(i, how) for i, how in enumerate(hows)]
+        return [self._of_segment(i, how) for i, how in enumerate(self.hows[self.own_types])]
 
     @functools.cached_property
     def merged(self) -> Expected:
         """What is expected of the merged states of all segments."""
-        q_types = tuple(how.q_type for how in self.how_of_calls(own_types=self.own_types))
+        q_types = tuple(how.q_type for how in self.hows[self.own_types])
         wholes = [self._prefix(q_types[: i + 1]) for i in range(len(q_types))]
         return bounds.merged(self.parts, wholes)
 
@@ -169,12 +163,6 @@ class Expectations:
                 self.case, self._inputs, goes_on, self._features
             )
         return self._of_fifo[key]
-
-    def near_one_call(self, of_one: F32, expected: Expected) -> Region:
-        """Return where the last output of a chain lies, seen from that of one call."""
-        one, chain = self.of_one.region, expected.region
-        bound = one.bound + chain.bound + np.abs(chain.centre - one.centre)
-        return Region(of_one.astype(np.float64), bound)
 
     def not_far_worse(self, region: Region, runs: Sequence[F32]) -> Region:
         """Return the part of a region of last outputs whose error is not far worse than of runs.
@@ -198,7 +186,7 @@ class Expectations:
         return Region((low + high) / 2, np.maximum((high - low) / 2, 0.0))
 
     @functools.cached_property
-    def _hows(self) -> dict[bool, list[Arithmetic]]:
+    def hows(self) -> dict[bool, list[Arithmetic]]:
         """What each call of a chain computes in, by whether its segments have their own types."""
         case = self.case
         return {
@@ -226,7 +214,7 @@ class Expectations:
         The sinks are in the last. Bounds are made around the states for Q as the calls round it.
         """
         if (i, q_type) not in self._segments:
-            calls = [self.how, *self._hows[False], *self._hows[True]]
+            calls = [self.how, *self.hows[False], *self.hows[True]]
             partial = oracle.attend(
                 self.case,
                 self._rounded_inputs(q_type),

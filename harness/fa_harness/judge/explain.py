@@ -113,7 +113,7 @@ class Localisation:
         return [
             f"{self.mode}, {self.call}, {keys}{of_path}: {part}{right}",
             f"worst at {self.place}: {numbers}",
-            f"{'other bits' if self.is_of_bits else 'wrong'} in {self._extent()}{self._range()}",
+            f"{'other bits' if self.is_of_bits else 'wrong'} in {self._extent()}",
         ]
 
     @property
@@ -122,19 +122,16 @@ class Localisation:
         return self.error / self.bound if self.bound else math.inf
 
     def _extent(self) -> str:
+        extent = f"{self.wrong_rows} of {self.rows} rows"
         if self.wrong_rows == self.rows:
             extent = f"all {self.rows} rows" if self.rows > 1 else "the only row"
         elif self.wrong_rows == 1:
             extent = f"this one of {self.rows} rows"
-        else:
-            extent = f"{self.wrong_rows} of {self.rows} rows"
-        return f"{extent}: {self.pattern}" if self.pattern else extent
-
-    def _range(self) -> str:
-        if self.largest_numerator is None or self.of_f16_range is None:
-            return ""
-        size = f"{self.largest_numerator:.3g}"
-        return f"; the row's F16 numerators reach {size}, {self.of_f16_range:.2g} of F16's largest"
+        extent += f": {self.pattern}" if self.pattern else ""
+        if self.of_f16_range is not None:
+            reach = f"{self.largest_numerator:.3g}, {self.of_f16_range:.2g} of F16's largest"
+            extent += f"; the row's F16 numerators reach {reach}"
+        return extent
 
 
 def localise(judged: Sequence[Judged], first: Judged) -> Localisation:

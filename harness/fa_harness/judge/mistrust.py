@@ -23,11 +23,7 @@ def why_mistrusted(
 ) -> str | None:
     """Return why no fault could have shown in a case that passes, or None where one could.
 
-    Args:
-        case: The case.
-        results: What the library gave, and nothing is wrong with.
-        expect: What it is compared with.
-        ends: Where the last result of each chain has to lie.
+    `ends` are where the last result of each chain has to lie.
     """
     region = expect.of_one.region
     if not expect.outputs[-1].any() or not results["standard"].output.any():

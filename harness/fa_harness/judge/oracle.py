@@ -22,7 +22,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -80,8 +79,7 @@ class Partial:
 def fresh(case: Case) -> Partial:
     """Return the state of rows that have seen no key."""
     rows = (case.ne3, case.n_head, case.n_batch)
-    zero, zeros = np.zeros(rows), np.zeros((*rows, case.hsv_padded))
-    return _without_v(np.full(rows, -np.inf), zero, zeros)
+    return _filled(0.0, m=np.full(rows, -np.inf), vkq=np.zeros((*rows, case.hsv_padded)))
 
 
 def attend(
@@ -95,14 +93,9 @@ def attend(
 ) -> Partial:
     """Return the state of the keys `start <= j < stop`, without sinks.
 
-    Args:
-        case: The case.
-        inputs: Its inputs.
-        start: The first key.
-        stop: The key after the last.
-        for_bounds: Sum up all that `bounds.py` needs. Else only M, S, VKQ and the sums of |VKQ| are
-            numbers and the rest is NaN, which takes half of the time.
-        rescale_roundings: How often the sum before a new maximum is rounded there.
+    `for_bounds` sums up all that `bounds.py` needs; else only M, S, VKQ and the sums of |VKQ| are
+    numbers and the rest is NaN, which takes half of the time. The sum before a new maximum is
+    rounded there `rescale_roundings` times.
     """
     if start == stop:
         return fresh(case)
@@ -113,12 +106,14 @@ def attend(
     parts = []
     for i3, heads in itertools.product(range(case.ne3), _slices(case.n_head_kv, n_head)):
         keys = _Keys(inputs, i3, heads, slice(start, stop))
-        how: dict[str, Any] = {"for_bounds": for_bounds, "rescale_roundings": rescale_roundings}
-        of_rows = [_attend_rows(case, inputs, keys, some, **how) for some in rows]
+        of_rows = [
+            _attend_rows(case, inputs, keys, some, for_bounds, rescale_roundings) for some in rows
+        ]
         parts.append(joined(of_rows, axis=1))
-    shape, whole = (case.ne3, case.n_head, case.n_batch), joined(parts, axis=0)
-    fields = {name: array.reshape(*shape, *array.shape[2:]) for name, array in whole.items()}
-    return Partial(**fields)
+    shape, whole = (case.ne3, case.n_head, case.n_batch), vars(joined(parts, axis=0))
+    return Partial(
+        **{name: array.reshape(*shape, *array.shape[2:]) for name, array in whole.items()}
+    )
 
 
 def merge(a: Partial, b: Partial) -> Partial:
@@ -148,8 +143,8 @@ def merge(a: Partial, b: Partial) -> Partial:
 def add_sinks(partial: Partial, sinks: F32) -> Partial:
     """Return the state with one more score for each head, whose V is 0; sinks are `[n_head]`."""
     sink = np.broadcast_to(sinks.astype(np.float64)[:, None], partial.m.shape)
-    one = np.ones_like(partial.s)
-    return merge(partial, _without_v(sink, one, np.zeros_like(partial.vkq)))
+    one, zeros = np.ones_like(partial.s), np.zeros_like(partial.vkq)
+    return merge(partial, _filled(0.0, m=sink, vkq=zeros, s=one, n_roundings=one, s_walk=one))
 
 
 def finalise(partial: Partial) -> F64:
@@ -166,8 +161,7 @@ def slopes(case: Case) -> F64:
     h = np.arange(case.n_head)
     below = 2.0 ** (-case.max_bias / n_head_log2 * (h + 1))
     above = 2.0 ** (-case.max_bias / 2 / n_head_log2 * (2 * (h - n_head_log2) + 1))
-    slope: F64 = np.where(h < n_head_log2, below, above)
-    return slope
+    return np.where(h < n_head_log2, below, above)
 
 
 class _Keys:
@@ -186,11 +180,14 @@ class _Keys:
         """V and |V|, `[heads, keys, 2 * hsv]`."""
 
 
-def joined(parts: Sequence[dict[str, F64]], *, axis: int) -> dict[str, F64]:
-    """Return the fields of several states side by side."""
+def joined(parts: Sequence[Partial], *, axis: int) -> Partial:
+    """Return the rows of several states side by side."""
     if len(parts) == 1:
         return parts[0]
-    return {name: np.concatenate([part[name] for part in parts], axis) for name in parts[0]}
+    fields = zip(*(vars(part).items() for part in parts), strict=True)
+    return Partial(
+        **{each[0][0]: np.concatenate([array for _, array in each], axis) for each in fields}
+    )
 
 
 def _slices(n: int, step: int) -> list[slice]:
@@ -198,15 +195,9 @@ def _slices(n: int, step: int) -> list[slice]:
 
 
 def _attend_rows(
-    case: Case,
-    inputs: Inputs,
-    keys: _Keys,
-    rows: slice,
-    *,
-    for_bounds: bool,
-    rescale_roundings: int,
-) -> dict[str, F64]:
-    """Return the fields of a state of some of the query rows of each KV head.
+    case: Case, inputs: Inputs, keys: _Keys, rows: slice, for_bounds: bool, rescale_roundings: int
+) -> Partial:
+    """Return a state of some of the query rows of each KV head.
 
     Arrays are `[heads, rows, ...]`; of a KV head's rows, `rows` are counted head by head.
     """
@@ -233,11 +224,8 @@ def _attend_rows(
 
     if not for_bounds:
         vkq, abs_vkq = np.split(weights @ keys.v, 2, axis=-1)
-        fields = {"m": m, "s": s, "vkq": vkq, "abs_vkq": abs_vkq, "peak": abs_vkq.max(axis=-1)}
-        of_rows = ("n_roundings", "k_s", "s_walk", "k_max", "bias_max")
-        fields |= dict.fromkeys(of_rows, np.full(m.shape, np.nan))
-        of_elements = ("k_abs_vkq", "walk", "walk_norm")
-        return fields | dict.fromkeys(of_elements, np.full(vkq.shape, np.nan))
+        known = {"s": s, "abs_vkq": abs_vkq, "peak": abs_vkq.max(axis=-1)}
+        return _filled(np.nan, m=m, vkq=vkq, **known)
     starts = range(0, scores.shape[-1], _step_keys(case, scores.shape[-1]))
     of_maximum = np.int8(rescale_roundings) * is_maximum
     counts = is_seen + of_maximum
@@ -254,21 +242,21 @@ def _attend_rows(
     bias_max = np.zeros_like(m)
     if bias is not None:
         bias_max = np.abs(np.where(is_seen, bias, 0.0)).max(axis=-1)
-    return {
-        "m": m,
-        "s": s,
-        "vkq": vkq,
-        "n_roundings": n_roundings,
-        "abs_vkq": abs_vkq,
-        "k_s": weights.sum(axis=-1),
-        "k_abs_vkq": weights @ keys.v[..., vkq.shape[-1] :],
-        "walk": walk,
-        "walk_norm": walk_norm,
-        "s_walk": n_roundings * s,
-        "k_max": np.where(is_seen, keys.norms, 0.0).max(axis=-1),
-        "bias_max": bias_max,
-        "peak": abs_vkq.max(axis=-1),
-    }
+    return Partial(
+        m=m,
+        s=s,
+        vkq=vkq,
+        n_roundings=n_roundings,
+        abs_vkq=abs_vkq,
+        k_s=weights.sum(axis=-1),
+        k_abs_vkq=weights @ keys.v[..., vkq.shape[-1] :],
+        walk=walk,
+        walk_norm=walk_norm,
+        s_walk=n_roundings * s,
+        k_max=np.where(is_seen, keys.norms, 0.0).max(axis=-1),
+        bias_max=bias_max,
+        peak=abs_vkq.max(axis=-1),
+    )
 
 
 def _bias(case: Case, inputs: Inputs, keys: _Keys, rows: slice) -> F64 | None:
@@ -296,13 +284,8 @@ def _walk(weights: F64, v: F64, roundings: F64, starts: range) -> tuple[F64, F64
 
     Of the partial sums, those after each step of keys are known. On the way from x to y, by terms
     whose absolute values add up to a, none is larger than (|x| + |y| + a) / 2, since from any of
-    them to x and to y it is a together, at most.
-
-    Args:
-        weights: `[heads, rows, keys]`.
-        v: V and |V|, `[heads, keys, 2 * hsv]`.
-        roundings: Of each step, `[heads, rows, steps]`.
-        starts: The first key of each step.
+    them to x and to y it is a together, at most. `weights` are `[heads, rows, keys]`, `v` is V and
+    |V|, `[heads, keys, 2 * hsv]`, `roundings` are those of each step, `[heads, rows, steps]`.
     """
     hsv = v.shape[-1] // 2
     if starts.step == 1 and weights.size * v.shape[-1] <= _FEW_TERMS:
@@ -333,11 +316,13 @@ def _walk(weights: F64, v: F64, roundings: F64, starts: range) -> tuple[F64, F64
     return sums[..., :hsv], sums[..., hsv:], walk / 2, np.sqrt(walk_2) / 2
 
 
-def _without_v(m: F64, n: F64, zeros: F64) -> Partial:
-    """Return the state of `n` scores, none or one, of keys and a V that are 0."""
-    of_rows = dict.fromkeys(("k_s", "k_max", "bias_max", "peak"), np.zeros_like(n))
-    of_elements = dict.fromkeys(("vkq", "abs_vkq", "k_abs_vkq", "walk", "walk_norm"), zeros)
-    return Partial(m=m, s=n, n_roundings=n, s_walk=n, **of_rows, **of_elements)
+def _filled(value: float, *, m: F64, vkq: F64, **known: F64) -> Partial:
+    """Return a state whose fields hold `value` but for those that are known."""
+    of_rows = ("s", "n_roundings", "k_s", "s_walk", "k_max", "bias_max", "peak")
+    of_elements = ("abs_vkq", "k_abs_vkq", "walk", "walk_norm")
+    fields = dict.fromkeys(of_rows, np.full(m.shape, value))
+    fields |= dict.fromkeys(of_elements, np.full(vkq.shape, value))
+    return Partial(m=m, vkq=vkq, **{**fields, **known})
 
 
 def weight(m: F64, m_new: F64) -> F64:

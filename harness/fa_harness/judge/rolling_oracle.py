@@ -114,8 +114,7 @@ def _hot(case: Case, inputs: Inputs, how: Arithmetic) -> Partial:
     n_cold, window = rolling.n_cold(case), case.hot_window
 
     def first_of_lap(step: Ints) -> Ints:
-        first: Ints = np.maximum(n_cold[step], step // window * window)
-        return first
+        return np.maximum(n_cold[step], step // window * window)
 
     last_lap = _attend(case, inputs, how, lambda step: (first_of_lap(step), step + 1))
     lap_before = _attend(case, inputs, how, lambda step: (n_cold[step], first_of_lap(step)))
@@ -137,6 +136,5 @@ def _attend(case: Case, inputs: Inputs, how: Arithmetic, limits: Limits) -> Part
         few = replace(inputs, q=q[:, :, steps], mask=mask)
         of_few = case.with_(hot_window=0, group=1, n_batch=len(steps))
         keys = int(start.min()), int(stop.max())
-        part = oracle.attend(of_few, few, *keys, rescale_roundings=how.rescale_roundings)
-        parts.append(vars(part))
-    return Partial(**oracle.joined(parts, axis=2))
+        parts.append(oracle.attend(of_few, few, *keys, rescale_roundings=how.rescale_roundings))
+    return oracle.joined(parts, axis=2)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -33,15 +33,15 @@ class Verdict:
     """One of `STATUSES`."""
     path: str
     """The path that upstream takes for one call over the whole case."""
-    modes: tuple[str, ...]
+    modes: tuple[str, ...] = ()
     """The modes that were computed; none where the library did not finish."""
     reason: str = ""
     """Why the status is not `pass`."""
     localisation: Localisation | None = None
     """Where a case that fails went wrong first; None also where no number is wrong: a token in
     another's place, an input that was written, another work size."""
-    comparisons: dict[str, Comparison]
-    outputs: dict[str, F32 | list[F32]]
+    comparisons: dict[str, Comparison] = field(default_factory=dict)
+    outputs: dict[str, F32 | list[F32]] = field(default_factory=dict)
     """Outputs of the modes, and `after_segment`, a list of them; empty where they are not kept."""
     steps: tuple[CacheStep, ...] = ()
     """The steps of a rolling cache."""
@@ -49,10 +49,6 @@ class Verdict:
     """None where nothing was compared, or all that was has the same bits."""
     seconds: float = 0.0
     """From the case's start to its verdict."""
-
-    def took(self, seconds: float) -> Verdict:
-        """Return the verdict with its time."""
-        return replace(self, seconds=seconds)
 
 
 def judge(
@@ -67,14 +63,9 @@ def judge(
 ) -> Verdict:
     """Compare a run of a case with the oracle and its modes with each other.
 
-    Args:
-        case: The case.
-        inputs: Its inputs.
-        run: What the library computed.
-        features: The library's CPU features, as `Ggml.features` names them.
-        modes: What was asked for; None for what the run says that it computed.
-        expected: What they have to give, where it is known already.
-        with_outputs: Keep the outputs' numbers, whatever their size.
+    `features` are the library's CPU features, as `Ggml.features` names them, `modes` those that
+    were asked for, else what the run says that it computed, and `expected` is what they have to
+    give, where it is known already. `with_outputs` keeps the outputs' numbers, whatever their size.
     """
     expect = Expectations(case, inputs, features) if expected is None else expected
     judged = compare(contract.checks(expect, run.results))
@@ -144,11 +135,9 @@ def _misplaced(case: Case, results: ByMode) -> str | None:
     """Return the first token of a rolling cache that is not where it belongs, or None."""
     if "fifo" not in results:
         return None
-    for rolled in (results["fifo"].first, results["fifo"].again):
-        misplaced = rolling.misplaced(case, rolled.held) if rolled.can_be_told_apart else None
-        if misplaced is not None:
-            return misplaced
-    return None
+    runs = (results["fifo"].first, results["fifo"].again)
+    found = (rolling.misplaced(case, rolled.held) for rolled in runs if rolled.can_be_told_apart)
+    return next(filter(None, found), None)
 
 
 def _by_segment(judged: Sequence[Judged]) -> tuple[float, ...]:
@@ -190,10 +179,7 @@ def _overflows(case: Case, results: ByMode, expect: Expectations) -> bool:
     """Tell whether upstream's F16 accumulator overflows, so that no bound can hold."""
     if not expect.prefixes[-1].peak.max() > F16_MAX:
         return False
-    in_f16 = {
-        own_types: any(how.f16_numerators for how in expect.how_of_calls(own_types=own_types))
-        for own_types in (False, True)
-    }
+    in_f16 = [any(how.f16_numerators for how in expect.hows[own]) for own in (False, True)]
     is_in_f16 = {
         "standard": expect.how.f16_numerators,
         "segmented": in_f16[False],
@@ -210,19 +196,15 @@ def _overflows(case: Case, results: ByMode, expect: Expectations) -> bool:
 
 def _outputs(results: ByMode) -> dict[str, F32 | list[F32]]:
     """Return the last output of each mode, and all of the chain."""
-    outputs: dict[str, F32 | list[F32]] = {"standard": results["standard"].output}
-    if "full_state" in results:
-        outputs["full_state"] = results["full_state"].first.output
-    if "segmented" in results:
-        calls = results["segmented"].calls
-        outputs["segmented"] = calls[-1].output
-        outputs["after_segment"] = [left.output for left in calls]
-    if "merged" in results:
-        outputs["merged"] = results["merged"].in_turn.output
-    if "resumed" in results:
-        outputs["resumed"] = results["resumed"][-1].output
-    if "mixed" in results:
-        outputs["mixed"] = results["mixed"].first.calls[-1].output
-    if "fifo" in results:
-        outputs["fifo"] = results["fifo"].first.output
-    return outputs
+    of_modes: dict[str, Callable[[], F32 | list[F32]]] = {
+        "standard": lambda: results["standard"].output,
+        "full_state": lambda: results["full_state"].first.output,
+        "segmented": lambda: results["segmented"].calls[-1].output,
+        "after_segment": lambda: [left.output for left in results["segmented"].calls],
+        "merged": lambda: results["merged"].in_turn.output,
+        "resumed": lambda: results["resumed"][-1].output,
+        "mixed": lambda: results["mixed"].first.calls[-1].output,
+        "fifo": lambda: results["fifo"].first.output,
+    }
+    is_there = {*results, "after_segment"} if "segmented" in results else {*results}
+    return {name: output() for name, output in of_modes.items() if name in is_there}

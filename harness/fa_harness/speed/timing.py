@@ -22,11 +22,11 @@ from functools import partial
 
 import numpy as np
 
-from fa_harness.arrays import F32, F64
+from fa_harness.arrays import F32, F64, U8
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs, make_inputs
 from fa_harness.engine.ggml import Backend, Context, Ggml, Graph, Tensor
-from fa_harness.engine.layout import CaseTensors, Layout, aligned
+from fa_harness.engine.layout import CaseTensors, aligned
 from fa_harness.kernel import Q_TILE, SPLIT_KV, path
 
 Seconds = F64
@@ -91,7 +91,7 @@ def measure(
     parts = {*parts, 8} if is_long_decode(case) else {*parts}
     _allocate_work_at_pages()
     inputs = make_inputs(case)
-    layouts: dict[str, Layout] = {}
+    layouts: dict[str, U8] = {}
     with ExitStack() as stack:
         ours, theirs = (
             _Graphs(ggml, stack.enter_context(ggml.context()), case, inputs, layouts)
@@ -290,7 +290,7 @@ class _Graphs:
     """The ways to compute a case on one library, from inputs that all libraries read in place."""
 
     def __init__(
-        self, ggml: Ggml, ctx: Context, case: Case, inputs: Inputs, layouts: dict[str, Layout]
+        self, ggml: Ggml, ctx: Context, case: Case, inputs: Inputs, layouts: dict[str, U8]
     ) -> None:
         self._ggml, self._case = ggml, case
         self._tensors = CaseTensors(ctx, case, inputs, layouts, in_place=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fa_harness.arrays import U8
+from fa_harness.arrays import F32, U8
 from fa_harness.build.library import Library
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import make_inputs
@@ -171,6 +171,20 @@ def special_blocks(type_: str) -> U8:
     return np.concatenate([equal, scaled])
 
 
+def dequantise(library: Ggml, raw: U8, type_: str) -> F32:
+    """Return the float32 values of rows, uint8 `[..., row_bytes]`, by the library's own code.
+
+    It has none for `f32`.
+    """
+    block_size, block_bytes, enum_value = TYPES[type_]
+    raw = np.ascontiguousarray(raw)
+    out = np.empty((*raw.shape[:-1], raw.shape[-1] // block_bytes * block_size), np.float32)
+    to_float = library._lib.ggml_get_type_traits(enum_value).to_float
+    floats = library._ffi.cast("float *", library._pointer(out))
+    to_float(library._pointer(raw), floats, out.size)
+    return out
+
+
 @pytest.mark.parametrize("type_", [name for name in TYPES if name != "f32"])
 def test_the_library_decodes_as_the_reference_does_bit_for_bit(library: Ggml, type_: str) -> None:
     blocks = np.concatenate(
@@ -178,7 +192,7 @@ def test_the_library_decodes_as_the_reference_does_bit_for_bit(library: Ggml, ty
     ).reshape(-1)
     with np.errstate(over="ignore", invalid="ignore"):
         expected = decode(blocks, type_)
-    got = library.dequantise(blocks, type_)
+    got = dequantise(library, blocks, type_)
     is_nan = np.isnan(expected)
     np.testing.assert_array_equal(np.isnan(got), is_nan)
     np.testing.assert_array_equal(got.view(np.uint32)[~is_nan], expected.view(np.uint32)[~is_nan])
@@ -190,12 +204,12 @@ def test_every_number_of_a_16_bit_type_is_decoded_as_the_reference_does(
     library: Ggml, type_: str
 ) -> None:
     every = np.arange(2**16, dtype=np.uint16).view(np.uint8)
-    np.testing.assert_array_equal(library.dequantise(every, type_), decode(every, type_))
+    np.testing.assert_array_equal(dequantise(library, every, type_), decode(every, type_))
 
 
 def test_decoded_rows_keep_their_shape(library: Ggml) -> None:
     raw = random_bytes((2, 3, row_bytes("q4_1", 64)))
-    assert library.dequantise(raw, "q4_1").shape == (2, 3, 64)
+    assert dequantise(library, raw, "q4_1").shape == (2, 3, 64)
 
 
 # the library

@@ -35,15 +35,15 @@ class Context:
     """Tensors and graphs; released on leaving the `with` block, and with it their memory."""
 
     def __init__(self, ggml: Ggml) -> None:
-        self._ggml = ggml
+        self.ggml = ggml
         self._p: Any = None
         self._memory: mmap.mmap | None = None
         self._buffers: list[Any] = []
         self._arrays: list[Array] = []
 
     def __enter__(self) -> Context:
-        ffi, lib = self._ggml._ffi, self._ggml._lib
-        self._memory = self._ggml._mapping()
+        ffi, lib = self.ggml._ffi, self.ggml._lib
+        self._memory = self.ggml._mapping()
         params = {
             "mem_size": CONTEXT_BYTES,
             "mem_buffer": ffi.from_buffer(self._memory),
@@ -52,23 +52,18 @@ class Context:
         self._p = lib.ggml_init(ffi.new("struct ggml_init_params *", params)[0])
         return self
 
-    @property
-    def ggml(self) -> Ggml:
-        """The library that it is of."""
-        return self._ggml
-
     def __exit__(self, *exception: object) -> None:
         for buffer in self._buffers:
-            self._ggml._lib.ggml_backend_buffer_free(buffer)
-        self._ggml._lib.ggml_free(self._p)
+            self.ggml._lib.ggml_backend_buffer_free(buffer)
+        self.ggml._lib.ggml_free(self._p)
         if self._memory is not None:
-            self._ggml._spare.append(self._memory)
+            self.ggml._spare.append(self._memory)
         self._buffers, self._arrays, self._p, self._memory = [], [], None, None
 
     def tensor(self, type_: str, ne: Sequence[int]) -> Tensor:
         """Return a new contiguous tensor of shape `ne` (four numbers)."""
-        pointer = self._ggml._lib.ggml_new_tensor_4d(self._p, self._ggml._type(type_), *ne)
-        return Tensor(self._ggml, pointer, type_)
+        pointer = self.ggml._lib.ggml_new_tensor_4d(self._p, self.ggml._type(type_), *ne)
+        return Tensor(self.ggml, pointer, type_)
 
     def place(self, tensor: Tensor, array: Array) -> None:
         """Let a tensor that has no memory live in an array's: what one writes, both hold.
@@ -81,7 +76,7 @@ class Context:
                 f"tensor {tensor.ne} {tensor.type}: takes {tensor.nbytes} contiguous bytes at a "
                 f"multiple of 64, not {array.nbytes} at {address:#x}"
             )
-        lib, pointer = self._ggml._lib, self._ggml._pointer(array)
+        lib, pointer = self.ggml._lib, self.ggml._pointer(array)
         buffer = lib.ggml_backend_cpu_buffer_from_ptr(pointer, array.nbytes)
         lib.ggml_backend_tensor_alloc(buffer, tensor._p, pointer)
         self._buffers.append(buffer)
@@ -89,12 +84,12 @@ class Context:
 
     def permute(self, a: Tensor, axes: Sequence[int]) -> Tensor:
         """Return a view of `a` whose dimension `axes[i]` is dimension `i` of `a`."""
-        return Tensor(self._ggml, self._ggml._lib.ggml_permute(self._p, a._p, *axes), a.type)
+        return Tensor(self.ggml, self.ggml._lib.ggml_permute(self._p, a._p, *axes), a.type)
 
     def view(self, a: Tensor, ne: Sequence[int], *, offset: int = 0) -> Tensor:
         """Return a view of `a` from an offset in bytes, with its strides and a shape of its own."""
-        pointer = self._ggml._lib.ggml_view_4d(self._p, a._p, *ne, *a.nb[1:], offset)
-        return Tensor(self._ggml, pointer, a.type)
+        pointer = self.ggml._lib.ggml_view_4d(self._p, a._p, *ne, *a.nb[1:], offset)
+        return Tensor(self.ggml, pointer, a.type)
 
     def flash_attn_ext(
         self,
@@ -111,25 +106,15 @@ class Context:
         prec: str = "f32",
         n_kv_max: int = 0,
     ) -> Tensor:
-        """Return the attention of `q` over `k` and `v`; with a state, continuing from and into it.
+        """Return the attention of `q` over `k` and `v`, F32 `[hsv, n_head, n_batch, ne3]`.
 
-        Args:
-            q: F32 `[hsk, n_batch, n_head, ne3]`.
-            k: `[hsk, n_kv, n_head_kv, ne3]`.
-            v: `[hsv, n_kv, n_head_kv, ne3]`.
-            mask: F16, contiguous, `[n_kv, n_batch, 1 or more, 1 or ne3]`.
-            scale: Factor of `q . k`.
-            max_bias: ALiBi, 0 for none.
-            logit_softcap: Soft cap of the scaled scores, 0 for none.
-            state: F32 `[2 + hsv, n_batch, n_head, ne3]`, rows `[M, S, VKQ]`.
-            sinks: F32 `[n_head, 1, 1, 1]`; of a chain, for its last call only.
-            prec: Precision of the accumulator that is asked for, `f32` or `def`.
-            n_kv_max: Upper bound on the finite entries of a mask row, 0 for none.
-
-        Returns:
-            F32 `[hsv, n_head, n_batch, ne3]`.
+        With a state it continues from and into it. Q is F32 `[hsk, n_batch, n_head, ne3]`, K and V
+        are `[hsk or hsv, n_kv, n_head_kv, ne3]`, the mask is F16, contiguous,
+        `[n_kv, n_batch, 1 or more, 1 or ne3]`, the state F32 `[2 + hsv, n_batch, n_head, ne3]`, its
+        rows `[M, S, VKQ]`. Sinks, F32 `[n_head, 1, 1, 1]`, are for the last call of a chain only.
+        The other arguments are those of a `Case`.
         """
-        lib, null = self._ggml._lib, self._ggml._ffi.NULL
+        lib, null = self.ggml._lib, self.ggml._ffi.NULL
         inputs = (q._p, k._p, v._p, mask._p if mask else null)
         factors = (scale, max_bias, logit_softcap)
         if state is None:
@@ -152,30 +137,30 @@ class Context:
 
         A call of the same graph that continues `a` takes this as its state.
         """
-        pointer = self._ggml._lib.ggml_flash_attn_ext_get_state(self._p, a._p)
+        pointer = self.ggml._lib.ggml_flash_attn_ext_get_state(self._p, a._p)
         hsv, n_head, n_batch, ne3 = a.ne
         ne = (2 + hsv, n_batch, n_head, ne3)
         return self._result("ggml_flash_attn_ext_get_state", pointer, ne)
 
     def merge_states(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the state of the keys of both `a` and `b`: a new tensor of their shape."""
-        pointer = self._ggml._lib.ggml_flash_attn_ext_merge_states(self._p, a._p, b._p)
+        pointer = self.ggml._lib.ggml_flash_attn_ext_merge_states(self._p, a._p, b._p)
         return self._result("ggml_flash_attn_ext_merge_states", pointer, a.ne)
 
     def from_state(self, state: Tensor) -> Tensor:
         """Return the attention that a state stands for, F32 `[hsv, n_head, n_batch, ne3]`."""
-        pointer = self._ggml._lib.ggml_flash_attn_ext_from_state(self._p, state._p)
+        pointer = self.ggml._lib.ggml_flash_attn_ext_from_state(self._p, state._p)
         row, n_batch, n_head, ne3 = state.ne
         ne = (row - 2, n_head, n_batch, ne3)
         return self._result("ggml_flash_attn_ext_from_state", pointer, ne)
 
     def _result(self, function: str, pointer: Any, ne: Shape) -> Tensor:
         """Return what a function of the library gives, which must be F32 of a shape."""
-        tensor = Tensor(self._ggml, pointer, "f32")
-        if tensor.ne != ne or pointer.type != self._ggml._type("f32"):
+        tensor = Tensor(self.ggml, pointer, "f32")
+        if tensor.ne != ne or pointer.type != self.ggml._type("f32"):
             raise WrongTensorError(
                 f"{function} gives a tensor {list(tensor.ne)} of type {pointer.type}, it must be "
-                f"{list(ne)} of type {self._ggml._type('f32')} (F32)"
+                f"{list(ne)} of type {self.ggml._type('f32')} (F32)"
             )
         return tensor
 
@@ -184,11 +169,11 @@ class Context:
 
         It has room for `size` nodes and leaves.
         """
-        lib = self._ggml._lib
+        lib = self.ggml._lib
         pointer = lib.ggml_new_graph_custom(self._p, max(size, 8 * len(outputs)), False)
         for output in outputs:
             lib.ggml_build_forward_expand(pointer, output._p)
-        return Graph(self._ggml, pointer)
+        return Graph(self.ggml, pointer)
 
 
 class Backend:

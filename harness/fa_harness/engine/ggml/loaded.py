@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fa_harness.arrays import F32, U8, Array
+from fa_harness.arrays import Array
 from fa_harness.case import quants
 from fa_harness.engine.ggml.graphs import CONTEXT_BYTES, Backend, Context
 from fa_harness.errors import SetupError
@@ -57,48 +57,24 @@ class Ggml:
         self._folder = folder
         self._spare: list[mmap.mmap] = []
         """Mappings that contexts have left: in a new one each page is a fault anew."""
-
-    @property
-    def has_state(self) -> bool:
-        """Whether the library has `ggml_flash_attn_ext_with_state`."""
-        return hasattr(self._lib, "ggml_flash_attn_ext_with_state")
-
-    @property
-    def has_state_after(self) -> bool:
-        """Whether the library has `ggml_flash_attn_ext_get_state`."""
-        return hasattr(self._lib, "ggml_flash_attn_ext_get_state")
-
-    @property
-    def has_merge(self) -> bool:
-        """Whether the library has `ggml_flash_attn_ext_merge_states` and `..._from_state`.
-
-        It has `ggml_flash_attn_ext_get_state` then, too.
-        """
-        return hasattr(self._lib, "ggml_flash_attn_ext_merge_states")
-
-    @property
-    def has_sinks(self) -> bool:
-        """Whether the library has `ggml_flash_attn_ext_add_sinks`."""
-        return hasattr(self._lib, "ggml_flash_attn_ext_add_sinks")
-
-    @property
-    def has_reference(self) -> bool:
-        """Whether the library can be told to take the vec path for every shape (`use_ref`)."""
-        return hasattr(self._lib, "ggml_backend_cpu_set_use_ref")
+        self.has_state = hasattr(lib, "ggml_flash_attn_ext_with_state")
+        self.has_state_after = hasattr(lib, "ggml_flash_attn_ext_get_state")
+        self.has_merge = hasattr(lib, "ggml_flash_attn_ext_merge_states")
+        """It has `..._from_state` and `..._get_state` then, too."""
+        self.has_sinks = hasattr(lib, "ggml_flash_attn_ext_add_sinks")
+        self.has_reference = hasattr(lib, "ggml_backend_cpu_set_use_ref")
+        """Whether the library can be told to take the vec path for every shape."""
+        ids: list[str] = []
+        if hasattr(lib, "ggml_fa_mutant_id"):
+            while (found := lib.ggml_fa_mutant_id(len(ids))) != ffi.NULL:
+                ids.append(ffi.string(found).decode())
+        self.mutants = tuple(ids)
+        """Deliberate faults that only the library `mutants` has."""
 
     @property
     def mask_pad(self) -> int:
         """What the rows of a mask have to be a multiple of."""
         return int(getattr(self._lib, "GGML_KQ_MASK_PAD", 1))
-
-    @property
-    def mutants(self) -> tuple[str, ...]:
-        """The ids of the mutants, deliberate faults that only the library `mutants` has."""
-        ids: list[str] = []
-        if hasattr(self._lib, "ggml_fa_mutant_id"):
-            while (found := self._lib.ggml_fa_mutant_id(len(ids))) != self._ffi.NULL:
-                ids.append(self._ffi.string(found).decode())
-        return tuple(ids)
 
     @property
     def mutant_reached(self) -> bool:
@@ -179,18 +155,6 @@ class Ggml:
         n_in_step = int(is_in_step.sum())
         return n + 1 - n_in_step if n_in_step else None
 
-    def dequantise(self, raw: U8, type_: str) -> F32:
-        """Return the float32 values of rows, uint8 `[..., row_bytes]`, by the library's own code.
-
-        Rows of `f32` need no decoding, and the library has no code for them.
-        """
-        block_size, block_bytes, _ = quants.TYPES[type_]
-        raw = np.ascontiguousarray(raw)
-        out = np.empty((*raw.shape[:-1], raw.shape[-1] // block_bytes * block_size), np.float32)
-        to_float = self._lib.ggml_get_type_traits(self._type(type_)).to_float
-        to_float(self._pointer(raw), self._ffi.cast("float *", self._pointer(out)), out.size)
-        return out
-
     def context(self) -> Context:
         """Return an empty context; its tensors have no memory until `Backend.allocate`."""
         return Context(self)
@@ -198,12 +162,9 @@ class Ggml:
     def backend(self, n_threads: int, *, reference: bool = False, poll: int = 0) -> Backend:
         """Return a CPU backend with a thread pool of its own; the calling thread is one of them.
 
-        Args:
-            n_threads: Threads that compute.
-            reference: Whether every shape takes the vec path (upstream's `use_ref`).
-            poll: How long a thread spins for the next graph before it sleeps: 131,072 times this
-                many turns, some milliseconds each; 0 sleeps at once. Between graphs the cores are
-                NumPy's, so a thread should spin only where graph follows graph.
+        With `reference` every shape takes the vec path (upstream's `use_ref`). A thread spins for
+        the next graph for `poll` times 131,072 turns, some milliseconds each, before it sleeps.
+        Between graphs the cores are NumPy's, so it should spin only where graph follows graph.
         """
         return Backend(self, n_threads, reference=reference, poll=poll)
 

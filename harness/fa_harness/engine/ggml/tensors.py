@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -31,7 +32,6 @@ class Tensor:
         n0, n1, n2, n3 = pointer.ne
         self.ne: Shape = (n0, n1, n2, n3)
         """The shape, in elements."""
-        self._nbytes: int | None = None
 
     @property
     def nb(self) -> Shape:
@@ -39,12 +39,10 @@ class Tensor:
         n0, n1, n2, n3 = self._p.nb
         return n0, n1, n2, n3
 
-    @property
+    @functools.cached_property
     def nbytes(self) -> int:
         """The bytes from the first element to the end of the last."""
-        if self._nbytes is None:
-            self._nbytes = int(self._ggml._lib.ggml_nbytes(self._p))
-        return self._nbytes
+        return int(self._ggml._lib.ggml_nbytes(self._p))
 
     def write(self, array: Array) -> None:
         """Fill the whole of a contiguous tensor with the array's bytes."""
