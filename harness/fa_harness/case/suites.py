@@ -524,4 +524,4 @@ SUITES: dict[str, Callable[[], list[Case]]] = {
     "fifo": _fifo,
     "gate": _gate,
 }
-"""Name -> the suite's cases; its docstring is shown by `fa-harness run --help`."""
+"""Name -> what returns the cases of the suite."""
