@@ -1,4 +1,5 @@
 import re
+import shutil
 import sys
 import sysconfig
 from collections.abc import Callable
@@ -108,3 +109,16 @@ def test_a_compiler_without_that_runtime_is_told_what_is_needed(
     monkeypatch.setattr(toolchain, "find_cxx_compiler", lambda: compiler)
     with pytest.raises(SetupError, match=f"{re.escape(version)} has no {name}; .* need GCC"):
         toolchain.find_runtime(name)
+
+
+def test_a_build_folder_is_emptied_where_its_setup_or_its_place_is_another(tmp_path: Path) -> None:
+    there, moved = tmp_path / "there", tmp_path / "moved"
+    toolchain.prepare_cmake_dir(there, {"cxx_compiler": "one"})
+    (there / "build.ninja").write_text("compiles the sources beside it\n")
+    toolchain.prepare_cmake_dir(there, {"cxx_compiler": "one"})
+    assert (there / "build.ninja").exists()
+    shutil.copytree(there, moved)
+    toolchain.prepare_cmake_dir(moved, {"cxx_compiler": "one"})
+    assert not (moved / "build.ninja").exists()
+    toolchain.prepare_cmake_dir(there, {"cxx_compiler": "another"})
+    assert not (there / "build.ninja").exists()

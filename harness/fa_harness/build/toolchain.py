@@ -19,7 +19,7 @@ from fa_harness import proc, terminal
 from fa_harness.build.places import Copy
 from fa_harness.errors import SetupError
 from fa_harness.machine import cpu_features, usable_cores
-from fa_harness.project import writing
+from fa_harness.project import PACKAGE, writing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +103,10 @@ def find_tools() -> dict[str, Tool]:
 def prepare_cmake_dir(path: Path, setup: Mapping[str, object]) -> None:
     """Make a build folder, or empty it if it was filled with another setup or elsewhere."""
     mark = path / "fa-harness.json"
-    # a folder that was moved or copied would go on compiling the sources of the old place
-    text = json.dumps({**setup, "folder": str(path)}, sort_keys=True)
+    # A folder that was moved or copied would go on compiling the sources of the old place, and
+    # CMake refuses one that another installation of fa-harness has filled.
+    places = {"folder": str(path), "package": str(PACKAGE)}
+    text = json.dumps({**setup, **places}, sort_keys=True)
     with writing(path):
         if not mark.is_file() or mark.read_text("utf-8") != text:
             shutil.rmtree(path, ignore_errors=True)
