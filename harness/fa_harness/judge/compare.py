@@ -252,7 +252,8 @@ def _compared(checks: Sequence[Check]) -> list[Comparison]:
     off = error if centre is b else np.abs(a - centre)
     known = b
     row_error, max_abs = _largest(error)
-    if not (np.isfinite(max_abs).all() and np.isfinite(off).all()):
+    are_finite = np.isfinite(max_abs).all() and (off is error or np.isfinite(off).all())
+    if not are_finite:
         error = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, error)
         off = np.where((a == centre) | (np.isnan(a) & np.isnan(centre)), 0.0, off)
         known = np.where(np.isfinite(b), b, 0.0)
@@ -263,7 +264,7 @@ def _compared(checks: Sequence[Check]) -> list[Comparison]:
     relative = np.where(row_error == 0, 0.0, row_error / np.abs(known).max(axis=-1))
     nmse = _sums_of_squares(error) / _sums_of_squares(known)
     # of those furthest beyond their bounds the largest error
-    size = np.where(np.isnan(off), np.inf, off)
+    size = off if are_finite else np.where(np.isnan(off), np.inf, off)
     furthest = np.where(shares.reshape(each) == most[:, None], size.reshape(each), -1.0)
     at = np.arange(len(checks)), furthest.argmax(axis=-1)
     places = np.transpose(np.unravel_index(at[1], error.shape[1:])).tolist()

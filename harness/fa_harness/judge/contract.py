@@ -285,12 +285,14 @@ def _one_graph(mode: str, calls: Sequence[Call], chain: Chain) -> Iterator[Check
 
 def state_region(state: F32, expected: Expected) -> Region:
     """Return where correct state rows lie that have the maxima of these."""
-    truth, scale = expected.truth, np.ones(state.shape)
+    truth, bound = expected.truth, expected.state_bound()
     rows = np.concatenate([truth.m[..., None], truth.s[..., None], truth.vkq], axis=-1)
     with np.errstate(invalid="ignore", over="ignore"):
         rescale = np.exp(truth.m - state[..., 0])
-        scale[..., 1:] = np.where(np.isinf(truth.m), 1.0, rescale)[..., None]
-        return Region(rows * scale, expected.state_bound() * scale)
+        scale = np.where(np.isinf(truth.m), 1.0, rescale)[..., None]
+        rows[..., 1:] *= scale
+        bound[..., 1:] *= scale
+    return Region(rows, bound)
 
 
 def result_region(left: Left) -> Region:

@@ -181,9 +181,13 @@ class Expectations:
         relative = np.divide(error, size, out=np.zeros_like(error), where=size != 0)
         typical = np.sqrt((relative**2).mean()) * size
         allowed = (_RATIO * np.maximum(error, typical) + 4 * bounds.U32 * size)[..., None]
-        low = np.maximum(region.centre - region.bound, exact_output - allowed)
-        high = np.minimum(region.centre + region.bound, exact_output + allowed)
-        return Region((low + high) / 2, np.maximum((high - low) / 2, 0.0))
+        low, high = region.centre - region.bound, region.centre + region.bound
+        np.maximum(low, exact_output - allowed, out=low)
+        np.minimum(high, exact_output + allowed, out=high)
+        centre = (low + high) / 2
+        bound = np.subtract(high, low, out=high)
+        bound /= 2
+        return Region(centre, np.maximum(bound, 0.0, out=bound))
 
     @functools.cached_property
     def hows(self) -> dict[bool, list[Arithmetic]]:
