@@ -86,6 +86,11 @@ class Project:
         return self.home / "build"
 
     @property
+    def generated(self) -> Path:
+        """The folder of the generated mutants, a patch and a table."""
+        return self.build / "generated"
+
+    @property
     def existing_home(self) -> Path:
         """The home, or the folder above in which it will be made."""
         return next(each for each in (self.home, *self.home.parents) if each.is_dir())

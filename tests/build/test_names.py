@@ -16,9 +16,9 @@ def two_patches(project: Project) -> Project:
 
 def test_libraries_are_named_after_the_number_of_patches_in_them(two_patches: Project) -> None:
     series = load_series(two_patches)
-    *names, last = library_names(series)
+    *names, mutants, generated = library_names(series)
     assert names == ["pristine", "0001", "0002", *WHOLE]
-    assert last == "mutants"
+    assert (mutants, generated) == ("mutants", "generated")
     counts = [len(patches_of(two_patches, series, name).patches) for name in names]
     assert counts == [0, 1, 2, *[2 for _ in WHOLE]]
 
@@ -44,6 +44,11 @@ def test_mutants_that_cannot_be_read_are_missed_by_their_own_library_only(
     assert patches_of(two_patches, series, "patched") == series
     with pytest.raises(SetupError, match=r"cannot read the patch series .*mutants/series"):
         patches_of(two_patches, series, "mutants")
+
+
+def test_generated_mutants_that_were_never_made_name_the_command(two_patches: Project) -> None:
+    with pytest.raises(SetupError, match=r"generated yet: fa-harness mutants --generate"):
+        patches_of(two_patches, load_series(two_patches), "generated")
 
 
 def test_an_unknown_library_is_refused_with_the_known_ones(two_patches: Project) -> None:

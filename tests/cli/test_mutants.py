@@ -103,7 +103,24 @@ def test_a_mutant_that_a_later_suite_kills_is_not_killed_by_the_first_alone() ->
     impostor = dataclasses.replace(
         KILLED, mutant=dataclasses.replace(MUTANT, kind="impostor"), suite="default"
     )
-    assert score(KILLED, later, impostor).by_first_suite == (1, 2)
+    assert score(KILLED, later, impostor).by_suite == {"smoke": 1, "default": 2}
+
+
+def test_a_generated_mutant_says_where_it_is_and_how_it_is_tried_again() -> None:
+    generated = dataclasses.replace(
+        MUTANT, id="17", file="ggml/src/ggml-cpu/ops.cpp", line=9000, does="line 9000: a + b -> -"
+    )
+    shown = printed(dataclasses.replace(SURVIVED, mutant=generated))
+    assert "line 9000: a + b -> -" in shown
+    assert "fa-harness mutants --generate -v -k '^17$'" in shown
+
+
+def test_suites_that_kill_more_are_told_with_their_share() -> None:
+    later = dataclasses.replace(KILLED, suite="default")
+    assert (
+        "suite smoke alone kills 1 of 3 faults (33%), with default 2 of 3 faults (67%) |"
+        in printed(KILLED, later, SURVIVED)
+    )
 
 
 def test_an_impostor_tells_how_many_cases_it_failed_in() -> None:
@@ -124,13 +141,15 @@ def test_the_document_has_a_summary_and_a_row_a_mutant() -> None:
     assert made["schema"] == SCHEMA
     assert made["summary"] == {
         "mutants": 2, "killed": 1, "survived": 1, "invalid": 0, "equivalent": 0, "faults": 2,
-        "killed_by_first_suite": 1,
+        "killed_by_first_suite": 1, "killed_by_suites": {"smoke": 1, "default": 1},
     }  # fmt: skip
     assert made["results"][0] == {
         "mutant": "norm-never-vec",
         "class": "norm-never",
         "kind": "kernel",
         "patch": "0002-vec.patch",
+        "file": None,
+        "line": None,
         "does": "the result is not divided by S",
         "shown_by": "any case",
         "status": "killed",

@@ -64,7 +64,9 @@ def load(path: Path, text: str) -> tuple[Mutant, ...]:
 
 
 def made(id_: str, **changes: str) -> Mutant:
-    fields = {"class_": "c", "kind": "kernel", "patch": "p", "does": "d", "shown_by": "s"}
+    fields: dict[str, Any] = {
+        "class_": "c", "kind": "kernel", "patch": "p", "does": "d", "shown_by": "s",
+    }  # fmt: skip
     return Mutant(id=id_, **{**fields, **changes})
 
 

@@ -18,14 +18,14 @@ import fa_harness
 from fa_harness import proc, terminal
 from fa_harness.build import toolchain
 from fa_harness.build.library import Library, load, save
-from fa_harness.build.names import MUTANTS, build_command, patches_of
+from fa_harness.build.names import build_command, faults_of, patches_of
 from fa_harness.build.places import Copy
 from fa_harness.build.sanitizers import SANITIZERS
 from fa_harness.engine.ggml import bindings
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.machine import cpu_features
 from fa_harness.project import Project, locked, writing
-from fa_harness.series.series import Series, load_mutants, series_for
+from fa_harness.series.series import Series, series_for
 from fa_harness.series.tree import Tree, current_tree, extend_tree, note, prepare_tree
 from fa_harness.upstream.git import git
 from fa_harness.upstream.source import Source, find_source
@@ -296,10 +296,12 @@ class _Workbench:
         count = len(plan.patches.patches)
         try:
             tree, series = self.tree, plan.series
-            if plan.name == MUTANTS:
-                mutants, series = load_mutants(plan.project), plan.patches
-                tree = extend_tree(plan.project, plan.source, tree, mutants, verbose=self._verbose)
-            folder = plan.folder / "work" / f"{_last_header_patch(tree, count):04}"
+            faults = faults_of(plan.project, plan.name)
+            if faults is not None:
+                series = plan.patches
+                tree = extend_tree(plan.project, plan.source, tree, faults, verbose=self._verbose)
+            state = plan.name if faults else f"{_last_header_patch(tree, count):04}"
+            folder = plan.folder / "work" / state
             copy = Copy.of(plan.source, tree, tree.contents[count], folder)
             copy.check_out(verbose=self._verbose)
         except proc.ProgramError as error:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from fa_harness.build.sanitizers import SANITIZERS
 from fa_harness.errors import UsageError
 from fa_harness.project import Project
-from fa_harness.series.series import Series, load_mutants
+from fa_harness.series.series import Series, load_generated, load_mutants
 from fa_harness.upstream.source import NO_SERIES, chosen
 
 WHOLE = ("patched", *SANITIZERS)
@@ -16,12 +16,21 @@ WHOLE = ("patched", *SANITIZERS)
 
 MUTANTS = "mutants"
 """The library that has the whole series and a switch for deliberate faults."""
+GENERATED = "generated"
+"""Another one, with faults that were made by rule."""
 
 
 def library_names(series: Series) -> tuple[str, ...]:
     """Return all libraries: `pristine`, `0001`, ..., those of `WHOLE`, `mutants`."""
     numbers = (f"{number:04}" for number in range(1, len(series.patches) + 1))
-    return ("pristine", *numbers, *WHOLE, MUTANTS)
+    return ("pristine", *numbers, *WHOLE, MUTANTS, GENERATED)
+
+
+def faults_of(project: Project, name: str) -> Series | None:
+    """Return the patches that a library has on top of the series, which are faults."""
+    if name == MUTANTS:
+        return load_mutants(project)
+    return load_generated(project) if name == GENERATED else None
 
 
 def patches_of(project: Project, series: Series, name: str) -> Series:
@@ -29,8 +38,9 @@ def patches_of(project: Project, series: Series, name: str) -> Series:
     names = library_names(series)
     if name not in names:
         raise UsageError(f"unknown library '{name}': the libraries are {', '.join(names)}")
-    if name == MUTANTS:
-        return series.then(load_mutants(project))
+    faults = faults_of(project, name)
+    if faults is not None:
+        return series.then(faults)
     return series if name in WHOLE else series.first(names.index(name))
 
 

@@ -23,6 +23,7 @@ def command(*, names: tuple[str, ...], options: dict[str, str], verbose: bool) -
       0001, 0002, ...      with the patches up to that one
       patched              with all patches (the default)
       mutants              with all patches and the mutants
+      generated            with all patches and mutants made by rule
       asan-ubsan, tsan     patched, with sanitizers
 
     A library that is up to date is not built again. UPSTREAM_DIR=/path builds your own checkout

@@ -6,8 +6,11 @@ Its JSON has the schema `fa-harness.mutants/1`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shlex
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any
 
 import click
@@ -15,13 +18,15 @@ from rich.console import Console
 from rich.text import Text
 
 from fa_harness.build.named import held_library
-from fa_harness.build.names import MUTANTS
+from fa_harness.build.names import GENERATED, MUTANTS
 from fa_harness.case.label import label, regex
 from fa_harness.case.suites import suite as cases_of_suite
 from fa_harness.cli import options
 from fa_harness.engine.session import Clock, Session
 from fa_harness.errors import UsageError
+from fa_harness.hunt import generate as generated
 from fa_harness.hunt import mutants
+from fa_harness.hunt.equivalent import ObjectCode
 from fa_harness.hunt.mutants import (
     STATUSES,
     SUITES,
@@ -45,6 +50,16 @@ _STYLE = {"killed": "green", "survived": "bold red", "invalid": "bold red", "equ
     "--killers", is_flag=True, help="Run only the case that is recorded as the mutant's killer."
 )
 @click.option("--record", is_flag=True, help="Record the cases that kill, for --killers.")
+@click.option(
+    "--generate",
+    is_flag=True,
+    help="Use mutants that are made by rule from every line of attention.",
+)
+@options.count("--sample", "Try N of the generated mutants.", default=400)
+@options.count(
+    "--seed", "Seed of the sample and of --fuzz.  [default: today's date]", least=0, metavar="S"
+)
+@options.count("--fuzz", "Also try N random cases, after the suites.", least=0, default=0)
 @click.option("-k", "pattern", metavar="REGEX", help="Select mutants by id.")
 @click.option("--list", "list_only", is_flag=True, help="Print the selected mutants and exit.")
 @options.json_path
@@ -56,6 +71,10 @@ def command(
     suite: str | None,
     killers: bool,
     record: bool,
+    generate: bool,
+    sample: int,
+    seed: int | None,
+    fuzz: int,
     pattern: str | None,
     list_only: bool,
     json_path: str | None,
@@ -68,12 +87,27 @@ def command(
     never executed.
 
     --killers takes seconds: it runs the cases in patches/mutants/killers.toml only.
+
+    --generate changes one operator, constant, condition, index, variable, argument, type or
+    statement at a time, and tries a sample of these changes. It says how many the suites kill, and
+    with --fuzz how many random cases kill beyond that. A change that leaves the object code as it
+    is, or has a reason in patches/mutants/equivalent.toml, is equivalent.
     """
     if killers and (suite or record):
         raise UsageError("--killers tries recorded cases; leave out --suite and --record")
-    folder = find_project().mutants
-    every = mutants.load(folder / "mutants.toml")
-    selected = [mutant for mutant in every if regex(pattern).search(mutant.id)]
+    if generate and (killers or record):
+        raise UsageError("--generate has no recorded killers; leave out --killers and --record")
+    project = find_project()
+    folder = project.mutants
+    seed = int(f"{date.today():%Y%m%d}") if seed is None else seed
+    if generate:
+        every = generated.load(project)
+        drawn = generated.sample(every, sample, seed)
+    else:
+        every = drawn = mutants.load(folder / "mutants.toml")
+    selected = [
+        mutant for mutant in (every if pattern else drawn) if regex(pattern).search(mutant.id)
+    ]
     if not selected:
         raise UsageError(f"none of {len(every)} mutants matches -k {pattern!r}; --list shows them")
     if list_only:
@@ -83,10 +117,15 @@ def command(
     console = make_console(stderr=json_path == "-")
     suites = () if killers else (suite,) if suite else SUITES
     cases = {name: cases_of_suite(name) for name in suites}
+    if fuzz:
+        from fa_harness.case.strategies import draw_cases  # hypothesis takes its time to load
+
+        cases["fuzz"] = list(itertools.islice(draw_cases(seed), fuzz))
     recorded = load_killers(folder / "killers.toml", every) if killers else {}
     outcomes: dict[str, Outcome] = {}
-    with held_library(MUTANTS, {}) as found:
+    with held_library(GENERATED if generate else MUTANTS, {}) as found:
         clock = Clock(found)
+        code = ObjectCode(found)
         if killers:
             trials = mutants.run_killers(found, selected, recorded)
         else:
@@ -97,12 +136,14 @@ def command(
             counted(console, "mutants", len(selected)) as advance,
         ):
             for outcome in trials:
+                if generate and outcome.status == "survived":
+                    outcome = _unless_same_code(outcome, code)
                 outcomes[outcome.mutant.id] = outcome
                 print_outcome(console, outcome, verbose=verbose)
                 advance()
     score = Score(
         **clock.fields(interrupted=len(outcomes) < len(selected)),
-        suites=suites,
+        suites=tuple(cases),
         selected=tuple(selected),
         outcomes=tuple(outcomes[m.id] for m in selected if m.id in outcomes),
     )
@@ -114,6 +155,13 @@ def command(
             killed = mutants.on_one_thread(library, score.outcomes)
         save_killers(file, renewed(load_killers(file, every), killed), every)
     return score.passed
+
+
+def _unless_same_code(outcome: Outcome, code: ObjectCode) -> Outcome:
+    mutant = outcome.mutant
+    if code.is_same_with(int(mutant.id), mutant.file):
+        return replace(outcome, status="equivalent", reason="the object code is the same")
+    return outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,14 +179,21 @@ class Score(Session):
         return sum(outcome.status == status for outcome in self.outcomes)
 
     @property
-    def by_first_suite(self) -> tuple[int, int]:
-        """How many mutants of the kernel and the API the first suite kills, and of how many."""
-        faults = [
+    def faults(self) -> list[Outcome]:
+        """Those of mutants of the kernel and the API that can show."""
+        return [
             outcome
             for outcome in self.outcomes
             if outcome.mutant.kind != "impostor" and outcome.status != "equivalent"
         ]
-        return sum(fault.suite in self.suites[:1] for fault in faults), len(faults)
+
+    @property
+    def by_suite(self) -> dict[str, int]:
+        """How many of the faults each suite kills, with those before it."""
+        counts = Counter(fault.suite for fault in self.faults)
+        return dict(
+            zip(self.suites, itertools.accumulate(counts[s] for s in self.suites), strict=True)
+        )
 
     @property
     def passed(self) -> bool:
@@ -174,27 +229,37 @@ def print_summary(console: Console, score: Score) -> None:
     mutants = f"{n} of {total} mutants (interrupted)"
     if not score.interrupted:
         mutants = number_of(n, "mutant")
-    alone, faults = score.by_first_suite
     by = "each against its recorded killer"
     if score.suites:
-        share = f" ({alone / faults:.0%})" if faults else ""
-        by = f"suite {score.suites[0]} alone kills {alone} of {faults} faults{share}"
+        n_fault = len(score.faults)
+        first, *others = score.by_suite.items()
+        by = f"suite {first[0]} alone kills {_share(first[1], n_fault)}"
+        # those that add something
+        by += "".join(
+            f", with {suite} {_share(n, n_fault)}"
+            for (_, before), (suite, n) in itertools.pairwise([first, *others])
+            if n > before
+        )
     head = f"{mutants}: {', '.join(parts) or 'none ran'}"
     rest = f"{by} | ggml {score.library['ggml_version']} | {score.seconds:.1f} s"
     say_summary(console, head, rest, passed=score.passed)
 
 
+def _share(n: int, n_fault: int) -> str:
+    return f"{n} of {n_fault} faults" + (f" ({n / n_fault:.0%})" if n_fault else "")
+
+
 def document(score: Score) -> dict[str, Any]:
     """Return the JSON document as plain data."""
-    alone, faults = score.by_first_suite
     return {
         **score.header(SCHEMA),
         "suites": list(score.suites),
         "summary": {
             "mutants": len(score.outcomes),
             **{status: score.count(status) for status in STATUSES},
-            "faults": faults,
-            "killed_by_first_suite": alone,
+            "faults": len(score.faults),
+            "killed_by_first_suite": next(iter(score.by_suite.values()), 0),
+            "killed_by_suites": score.by_suite,
         },
         "results": [_result(outcome) for outcome in score.outcomes],
     }
@@ -202,7 +267,8 @@ def document(score: Score) -> dict[str, Any]:
 
 def _repro(mutant: Mutant) -> str:
     """Return the command that tries a mutant again."""
-    return shlex.join(["fa-harness", "mutants", "-v", "-k", f"^{mutant.id}$"])
+    generate = ["--generate"] if mutant.file else []
+    return shlex.join(["fa-harness", "mutants", *generate, "-v", "-k", f"^{mutant.id}$"])
 
 
 def _result(outcome: Outcome) -> dict[str, Any]:
@@ -212,6 +278,8 @@ def _result(outcome: Outcome) -> dict[str, Any]:
         "class": mutant.class_,
         "kind": mutant.kind,
         "patch": mutant.patch,
+        "file": mutant.file or None,
+        "line": mutant.line or None,
         "does": mutant.does,
         "shown_by": mutant.shown_by,
         "status": outcome.status,

@@ -32,6 +32,8 @@ SUITES = ("smoke", "gate")
 KINDS = ("kernel", "api", "impostor")
 STATUSES = ("killed", "survived", "invalid", "equivalent")
 
+_CASE_SECONDS = 20.0
+"""A mutant may loop for ever; a case takes milliseconds."""
 _KILLING = ("fail", "crash", "timeout")
 _KILLERS_HEAD = """\
 # By a mutant the case that kills it. `fa-harness mutants --record` renews this file,
@@ -59,6 +61,9 @@ class Mutant:
     """Which inputs show it."""
     equivalent: str = ""
     """Why it cannot show."""
+    file: str = ""
+    """Of a generated mutant, where it is."""
+    line: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +269,7 @@ def _kill(
     n_case, reached = 0, False
     for suite, cases in suites.items():
         for case in list(cases):
-            [verdict] = runner.run([case])
+            [verdict] = runner.run([case], timeout=_CASE_SECONDS)
             n_case += 1
             did_reach = _is_reached(runner, verdict)
             reached |= did_reach
@@ -273,7 +278,8 @@ def _kill(
                     cases.remove(case)
                     cases.insert(0, case)
                 return _killed(mutant, suite, verdict, n_case)
-    status = "survived" if reached else "invalid"
+    # a written mutant that nothing reaches is put in wrongly; a generated one shows a gap
+    status = "survived" if reached or mutant.file else "invalid"
     reason = f"none of {n_case} cases {'fails with' if reached else 'reaches'} it"
     return Outcome(mutant=mutant, status=status, reason=reason, n_case=n_case)
 

@@ -83,6 +83,14 @@ def load_mutants(project: Project) -> Series:
     return _load(project.mutants / "series")
 
 
+def load_generated(project: Project) -> Series:
+    """Read the patch with the generated mutants."""
+    file = project.generated / "series"
+    if not file.is_file():
+        raise SetupError("no mutants are generated yet: fa-harness mutants --generate")
+    return _load(file)
+
+
 def load_experiments(project: Project) -> Series:
     """Read `patches/experimental/series`: patches of llama.cpp that are not meant for upstream."""
     return _load(project.patches / "experimental" / "series")
