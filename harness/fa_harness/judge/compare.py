@@ -258,10 +258,14 @@ def _compared(checks: Sequence[Check]) -> list[Comparison]:
         off = np.where((a == centre) | (np.isnan(a) & np.isnan(centre)), 0.0, off)
         known = np.where(np.isfinite(b), b, 0.0)
         row_error, max_abs = _largest(error)
-    shares = _shares(a, centre, bound)
+    shares = off / bound
     by_row, most = _largest(shares)
+    if not np.isfinite(most).all():
+        shares = _shares(a, centre, bound)
+        by_row, most = _largest(shares)
     each = len(checks), -1
-    relative = np.where(row_error == 0, 0.0, row_error / np.abs(known).max(axis=-1))
+    of_largest = np.maximum(known.max(axis=-1), -known.min(axis=-1))
+    relative = np.where(row_error == 0, 0.0, row_error / of_largest)
     nmse = _sums_of_squares(error) / _sums_of_squares(known)
     # of those furthest beyond their bounds the largest error
     size = off if are_finite else np.where(np.isnan(off), np.inf, off)
