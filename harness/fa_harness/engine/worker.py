@@ -15,6 +15,7 @@ import ctypes
 import hashlib
 import mmap
 import os
+import pickle
 import select
 import signal
 import socket
@@ -39,6 +40,8 @@ from fa_harness.engine.ggml import Ggml, WrongTensorError
 from fa_harness.errors import SetupError
 
 _STDERR_LINES = 6
+_APART = 1 << 16
+"""Bytes from which an array is sent without a copy."""
 _MODE_BYTES = 16
 """Room for the longest name of a mode."""
 _START_SECONDS = 60.0
@@ -266,11 +269,46 @@ class Worker:
         if not self._connection.poll(max(deadline - time.monotonic(), 0)):
             raise TimeoutError
         try:
-            return self._connection.recv()
+            head, sizes = self._connection.recv()
+            apart = [_received(self._connection.fileno(), size) for size in sizes]
+            return pickle.loads(head, buffers=apart)
         except BlockingIOError:
             raise TimeoutError from None
         except OSError as error:
             raise EOFError from error
+
+
+def _send(connection: Connection, reply: object) -> None:
+    """Send a reply, and its large arrays as they lie in memory: a copy of them takes long."""
+    apart: list[memoryview] = []
+
+    def is_small(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes >= _APART:
+            apart.append(raw)
+        return raw.nbytes < _APART
+
+    head = pickle.dumps(reply, protocol=5, buffer_callback=is_small)
+    connection.send((head, [part.nbytes for part in apart]))
+    for part in apart:
+        while part:
+            part = part[os.write(connection.fileno(), part) :]
+
+
+def _received(descriptor: int, size: int) -> bytearray:
+    """Return the next bytes of a connection.
+
+    Raises:
+        EOFError: It ends before.
+    """
+    data = bytearray(size)
+    rest = memoryview(data)
+    while rest:
+        n_byte = os.readv(descriptor, [rest])
+        if n_byte == 0:
+            raise EOFError
+        rest = rest[n_byte:]
+    return data
 
 
 def _shared(path: Path) -> mmap.mmap:
@@ -310,10 +348,10 @@ def _serve(module_path: Path, mode_path: Path, descriptor: int) -> None:
         if _digest(module_path) != digest:
             raise SetupError(f"{module_path}: was replaced while it was loaded; run again")
     except SetupError as error:
-        connection.send(error)
+        _send(connection, error)
         return
     known = (digest, library.features(), library.types(), lacking(library), library.mutants)
-    connection.send(known)
+    _send(connection, known)
     shared = _shared(mode_path)
     while True:
         try:
@@ -322,9 +360,9 @@ def _serve(module_path: Path, mode_path: Path, descriptor: int) -> None:
             return
         try:
             # nothing keeps a case, which may be large, while the child waits for the next
-            connection.send(_reply(library, shared, *request))
+            _send(connection, _reply(library, shared, *request))
         except MemoryError as error:
-            connection.send((Lost.of_memory(_mode_in(shared), error), False))
+            _send(connection, (Lost.of_memory(_mode_in(shared), error), False))
 
 
 def _reply(
