@@ -222,15 +222,15 @@ def _has_bits(got: F32, expected: F32 | F64) -> bool:
 
 
 @np.errstate(divide="ignore", invalid="ignore")
-def _shares(got: F64, centre: F64, bound: F64) -> F64:
-    """Return how far each number is from the centre, as a share of the bound.
+def _shares(got: F64, centre: F64, bound: F64, off: F64 | None = None) -> F64:
+    """Return how far each number is from the centre (`off`), as a share of the bound.
 
     Infinite where the bound is 0 and they differ, or where one of them is no number; 0 where both
     are the same, NaN and infinities too.
     """
-    off = np.abs(got - centre)
+    off = np.abs(got - centre) if off is None else off
     shares: F64 = off / bound
-    if not np.isfinite(shares).all():
+    if not np.isfinite(shares.max(initial=0.0)):
         same = (got == centre) | (np.isnan(got) & np.isnan(centre))
         shares = np.where(same | (off == 0), 0.0, shares)
         shares[np.isnan(shares)] = np.inf
@@ -258,11 +258,8 @@ def _compared(checks: Sequence[Check]) -> list[Comparison]:
         off = np.where((a == centre) | (np.isnan(a) & np.isnan(centre)), 0.0, off)
         known = np.where(np.isfinite(b), b, 0.0)
         row_error, max_abs = _largest(error)
-    shares = off / bound
+    shares = _shares(a, centre, bound, off)
     by_row, most = _largest(shares)
-    if not np.isfinite(most).all():
-        shares = _shares(a, centre, bound)
-        by_row, most = _largest(shares)
     each = len(checks), -1
     of_largest = np.maximum(known.max(axis=-1), -known.min(axis=-1))
     relative = np.where(row_error == 0, 0.0, row_error / of_largest)
