@@ -43,6 +43,7 @@ from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
 from fa_harness.case.quants import decode, encode
 from fa_harness.judge import oracle
+from fa_harness.judge.cached import cached_property
 from fa_harness.judge.compare import Region
 from fa_harness.judge.oracle import Partial
 from fa_harness.kernel import Arithmetic
@@ -83,7 +84,7 @@ class Shared:
         self._q = q
         self._dot_errors: dict[Arithmetic, F64] = {}
 
-    @functools.cached_property
+    @cached_property
     def norm(self) -> F64:
         """The rows' norms, `[ne3, n_head, n_batch]`."""
         norm: F64 = np.sqrt((self._q.astype(np.float64) ** 2).sum(axis=-1))
@@ -191,12 +192,12 @@ class Expected:
             other_vkq=other_vkq,
         )
 
-    @functools.cached_property
+    @cached_property
     def output(self) -> F64:
         """The oracle's result, `[ne3, n_head, n_batch, hsv]`."""
         return oracle.finalise(self.truth)
 
-    @functools.cached_property
+    @cached_property
     def region(self) -> Region:
         """Where a correct output lies: around the oracle's for the rounded Q."""
         return Region(self.output, self.output_bound())
@@ -216,7 +217,7 @@ class Expected:
         dm, ds, dvkq = self._sums_bound
         return np.concatenate([dm[..., None], ds[..., None], dvkq], axis=-1)
 
-    @functools.cached_property
+    @cached_property
     def _sums_bound(self) -> tuple[F64, F64, F64]:
         """Return the bounds on M, on S and on VKQ."""
         case, truth = self.shared.case, self.truth

@@ -14,6 +14,7 @@ from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
 from fa_harness.judge import bounds, oracle, rolling_oracle
 from fa_harness.judge.bounds import Expected
+from fa_harness.judge.cached import cached_property
 from fa_harness.judge.compare import Call, Region
 from fa_harness.judge.oracle import Partial
 from fa_harness.judge.rolling_oracle import ExpectedSteps
@@ -63,33 +64,33 @@ class Expectations:
             _ = expected.region
         _ = self.outputs_alone
 
-    @functools.cached_property
+    @cached_property
     def prefixes(self) -> list[Partial]:
         """The oracle's states after each segment, for Q itself."""
         return [self._prefix(("f32",) * (i + 1)) for i in range(self.case.segments)]
 
-    @functools.cached_property
+    @cached_property
     def outputs(self) -> list[F64]:
         """Their results."""
         return [oracle.finalise(prefix) for prefix in self.prefixes]
 
-    @functools.cached_property
+    @cached_property
     def outputs_alone(self) -> list[F64]:
         """The result of each segment alone, for Q itself; the first prefix is the first segment."""
         return [self.outputs[0], *map(oracle.finalise, self.segments[1:])]
 
-    @functools.cached_property
+    @cached_property
     def segments(self) -> list[Partial]:
         """The oracle's state of each segment alone, for Q itself."""
         return [self._segment(i) for i in range(self.case.segments)]
 
-    @functools.cached_property
+    @cached_property
     def of_one(self) -> Expected:
         """What is expected of one call."""
         whole = self._prefix((self.how.q_type,) * self.case.segments)
         return self._nothing.then(whole, self.how)
 
-    @functools.cached_property
+    @cached_property
     def one_call(self) -> Call:
         """The one call over the whole case."""
         return Call(
@@ -140,12 +141,12 @@ class Expectations:
             chain.append(chain[-1].then(own, how, whole=whole, in_f16=in_f16))
         return chain
 
-    @functools.cached_property
+    @cached_property
     def parts(self) -> list[Expected]:
         """What is expected of each segment alone."""
         return [self._of_segment(i, how) for i, how in enumerate(self.hows[self.own_types])]
 
-    @functools.cached_property
+    @cached_property
     def merged(self) -> Expected:
         """What is expected of the merged states of all segments."""
         q_types = tuple(how.q_type for how in self.hows[self.own_types])
@@ -189,7 +190,7 @@ class Expectations:
         bound /= 2
         return Region(centre, np.maximum(bound, 0.0, out=bound))
 
-    @functools.cached_property
+    @cached_property
     def hows(self) -> dict[bool, list[Arithmetic]]:
         """What each call of a chain computes in, by whether its segments have their own types."""
         case = self.case
@@ -201,7 +202,7 @@ class Expectations:
             for own_types in (False, True)
         }
 
-    @functools.cached_property
+    @cached_property
     def _nothing(self) -> Expected:
         return bounds.nothing(self.case, self._inputs)
 
