@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+from fa_harness.case import design
 from fa_harness.case.case import REGIMES, Case
 from fa_harness.errors import UsageError
 
@@ -356,7 +357,8 @@ def _gate() -> list[Case]:
     pair of one score, and what overflows in F16 with some seeds (a soft cap on `huge`, `offset`
     over a long split-KV) comes in F32.
     """
-    cases = [SEED, *_gate_chains(), *_gate_typed_chains(), *_gate_rolling_caches()]
+    chosen = [SEED, *_gate_chains(), *_gate_typed_chains(), *_gate_rolling_caches()]
+    cases = dict.fromkeys([*chosen, *design.cases()])
     return sorted(cases, key=lambda case: case.threads)  # those of one thread run side by side
 
 

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import shlex
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
@@ -129,15 +129,13 @@ def command(
         if killers:
             trials = mutants.run_killers(found, selected, recorded)
         else:
-            trials = mutants.run(found, selected, cases)
+            trials = mutants.run(found, selected, cases, why_equivalent=code.why_equivalent)
         print_headings(console)
         with (
             contextlib.suppress(KeyboardInterrupt),  # the report has fewer outcomes than mutants
             counted(console, "mutants", len(selected)) as advance,
         ):
             for outcome in trials:
-                if generate and outcome.status == "survived":
-                    outcome = _unless_same_code(outcome, code)
                 outcomes[outcome.mutant.id] = outcome
                 print_outcome(console, outcome, verbose=verbose)
                 advance()
@@ -155,13 +153,6 @@ def command(
             killed = mutants.on_one_thread(library, score.outcomes)
         save_killers(file, renewed(load_killers(file, every), killed), every)
     return score.passed
-
-
-def _unless_same_code(outcome: Outcome, code: ObjectCode) -> Outcome:
-    mutant = outcome.mutant
-    if code.is_same_with(int(mutant.id), mutant.file):
-        return replace(outcome, status="equivalent", reason="the object code is the same")
-    return outcome
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from fa_harness import proc
 from fa_harness.build import toolchain
 from fa_harness.build.library import Library
+from fa_harness.hunt.mutants import Mutant
 
 
 class ObjectCode:
@@ -24,10 +25,13 @@ class ObjectCode:
         folder = next(each for each in library.path.parents if (each / "work").is_dir())
         self._folder = folder / "work" / library.name / "cmake"
 
-    def is_same_with(self, number: int, file: str) -> bool:
-        """Tell whether a mutant, the number of a change in a file, leaves the code as it is."""
-        command = self._command(Path(file).name)
-        return self._compiled(command, number) == self._plain(command)
+    def why_equivalent(self, mutant: Mutant) -> str:
+        """Return why a mutant cannot show; nothing if its code differs, or if it is a written one."""
+        if not mutant.file:
+            return ""
+        command = self._command(Path(mutant.file).name)
+        is_same = self._compiled(command, int(mutant.id)) == self._plain(command)
+        return "the object code is the same" if is_same else ""
 
     @functools.cached_property
     def _commands(self) -> dict[str, str]:

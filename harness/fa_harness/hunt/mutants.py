@@ -10,9 +10,10 @@ seconds.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ STATUSES = ("killed", "survived", "invalid", "equivalent")
 
 _CASE_SECONDS = 20.0
 """A mutant may loop for ever; a case takes milliseconds."""
+_ALONE = 12
+"""Cases that killed a mutant lately come first, and one of them mostly kills the next, too."""
 _KILLING = ("fail", "crash", "timeout")
 _KILLERS_HEAD = """\
 # By a mutant the case that kills it. `fa-harness mutants --record` renews this file,
@@ -170,7 +173,11 @@ def run_killers(
 
 
 def run(
-    library: Library, mutants: Sequence[Mutant], suites: Mapping[str, Sequence[Case]]
+    library: Library,
+    mutants: Sequence[Mutant],
+    suites: Mapping[str, Sequence[Case]],
+    *,
+    why_equivalent: Callable[[Mutant], str] = lambda mutant: "",
 ) -> Iterator[Outcome]:
     """Yield what becomes of each mutant, as soon as it is known.
 
@@ -186,6 +193,8 @@ def run(
         suites: The cases to try, by the name of their suite. Within a suite those come first that
             killed a mutant of the same patch before; a later suite is only tried if no case of an
             earlier one kills.
+        why_equivalent: Tells why a mutant cannot show, if that is so. It is asked of what the first
+            suite does not kill, since it may take as long as many cases.
     """
     with Runner(library.module_path) as control:
 
@@ -201,9 +210,11 @@ def run(
                 start = time.perf_counter()
                 outcome = _unfit(mutant, library, control.mutants)
                 if outcome is None:
-                    find = _unmask if mutant.kind == "impostor" else _kill
                     with Runner(library.module_path, mutant=mutant.id) as runner:
-                        outcome = find(mutant, in_order, runner, passes)
+                        if mutant.kind == "impostor":
+                            outcome = _unmask(mutant, in_order, runner, passes)
+                        else:
+                            outcome = _kill(mutant, in_order, runner, passes, why_equivalent)
                     outcome = replace(outcome, seconds=time.perf_counter() - start)
                 yield outcome
 
@@ -264,24 +275,52 @@ def _kill(
     suites: Mapping[str, list[Case]],
     runner: Runner,
     passes: Callable[[Case], bool],
+    why_equivalent: Callable[[Mutant], str],
 ) -> Outcome:
     """Run cases until one kills the mutant; that one comes first from then on."""
-    n_case, reached = 0, False
-    for suite, cases in suites.items():
-        for case in list(cases):
-            [verdict] = runner.run([case], timeout=_CASE_SECONDS)
-            n_case += 1
+    tried: set[Case] = set()
+    reached = False
+    for i, (suite, cases) in enumerate(suites.items()):
+        if i == 1 and (reason := why_equivalent(mutant)):
+            return Outcome(mutant=mutant, status="equivalent", reason=reason, n_case=len(tried))
+        while left := [case for case in cases if case not in tried]:
+            suspect = None
+            with contextlib.closing(_in_order(mutant, runner, left)) as verdicts:
+                for verdict in verdicts:
+                    tried.add(verdict.case)
+                    reached |= _is_reached(runner, verdict)
+                    if verdict.status in _KILLING:
+                        suspect = verdict.case
+                        break
+            if suspect is None:
+                break
+            [verdict] = runner.run([suspect], timeout=_CASE_SECONDS)
             did_reach = _is_reached(runner, verdict)
-            reached |= did_reach
-            if did_reach and verdict.status in _KILLING and passes(case):
-                if case.threads <= usable_cores():  # with more it takes long
-                    cases.remove(case)
-                    cases.insert(0, case)
-                return _killed(mutant, suite, verdict, n_case)
+            if did_reach and verdict.status in _KILLING and passes(suspect):
+                if suspect.threads <= usable_cores():  # with more it takes long
+                    cases.remove(suspect)
+                    cases.insert(0, suspect)
+                return _killed(mutant, suite, verdict, len(tried))
+    n_case = len(tried)
     # a written mutant that nothing reaches is put in wrongly; a generated one shows a gap
     status = "survived" if reached or mutant.file else "invalid"
     reason = f"none of {n_case} cases {'fails with' if reached else 'reaches'} it"
     return Outcome(mutant=mutant, status=status, reason=reason, n_case=n_case)
+
+
+def _in_order(
+    mutant: Mutant, runner: Runner, cases: Sequence[Case]
+) -> Generator[Verdict, None, None]:
+    """Yield the verdicts of cases, one at a time.
+
+    Of a generated mutant, which need not be reached, those are computed side by side that have
+    killed none lately.
+    """
+    n_alone = _ALONE if mutant.file else len(cases)
+    for case in cases[:n_alone]:
+        yield from runner.run([case], timeout=_CASE_SECONDS)
+    rest = sorted(cases[n_alone:], key=lambda case: case.threads)
+    yield from runner.run(rest, timeout=_CASE_SECONDS)
 
 
 def _unmask(
