@@ -1031,6 +1031,29 @@ def test_bits_are_compared_where_upstream_overflows(
     assert does_not_hold(verdict, "segmented vs standard: must be bit-identical")
 
 
+def test_an_overflow_excuses_no_other_row(library: Ggml) -> None:
+    case = VEC.with_(type_V="f16", mask=False, mask_kind="none", regime="normal")
+    inputs = make_inputs(case)
+    v = inputs.v.copy()
+    v[:, 0] = 60000
+    raw = v.astype(np.float16).view(np.uint8)
+    q = np.zeros_like(inputs.q)
+    inputs = dataclasses.replace(inputs, q=q, v=raw.view(np.float16).astype(np.float32), v_raw=raw)
+    run = run_case(library, case, inputs)
+    assert judge(case, inputs, run, features=()).status == "unsupported"
+
+    def with_standard(head: int, value: float) -> Run:
+        wrong = run.results["standard"].output.copy()
+        wrong[0, head, 0, 0] = value
+        every = dict.fromkeys(("full_state", "segmented", "merged", "resumed"))
+        return changed(run, standard=wrong, standard_again=wrong, **every)
+
+    assert judge(case, inputs, with_standard(0, np.inf), features=()).status == "unsupported"
+    for head, value in ((case.n_head - 1, np.inf), (0, 50000)):
+        verdict = judge(case, inputs, with_standard(head, value), features=())
+        assert (verdict.status, verdict.reason[:19]) == ("fail", "standard vs oracle:")
+
+
 def test_large_numerators_excuse_nothing_where_no_output_overflows(
     overflow: tuple[Case, Inputs, Run],
 ) -> None:

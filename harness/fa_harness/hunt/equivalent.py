@@ -26,7 +26,7 @@ class ObjectCode:
         self._folder = folder / "work" / library.name / "cmake"
 
     def why_equivalent(self, mutant: Mutant) -> str:
-        """Return why a mutant cannot show; nothing if its code differs, or if it is a written one."""
+        """Return why a mutant cannot show; nothing if its code differs, or it is a written one."""
         if not mutant.file:
             return ""
         command = self._command(Path(mutant.file).name)

@@ -165,23 +165,35 @@ class Expectations:
             )
         return self._of_fifo[key]
 
+    def reach(self, start: int, stop: int, *, before: Partial | None, n_parts: int) -> F64:
+        """Return the largest |VKQ| on the way through some keys: see `oracle.reach`."""
+        return oracle.reach(self.case, self._inputs, start, stop, before=before, n_parts=n_parts)
+
+    def sum_of_v(self) -> F64:
+        """Return the largest sum of |V| over the keys up to each, `[ne3, n_head_kv, n_kv]`."""
+        sums: F64 = np.abs(self._inputs.v.astype(np.float64)).cumsum(axis=2).max(axis=-1)
+        return sums
+
     def not_far_worse(self, region: Region, runs: Sequence[F32]) -> Region:
         """Return the part of a region of last outputs whose error is not far worse than of runs.
 
         That is `_RATIO` times their error, in the row itself or typical of the rows in relation to
-        their size, and some roundings of a number of that size. Where a run is not finite it is the
-        whole region.
+        their size, and some roundings of a number of that size. In rows where a run is not finite,
+        it is the whole region.
         """
-        if not all(np.isfinite(run).all() for run in runs):
-            return region
         partial, exact_output = self.prefixes[-1], self.outputs[-1]
-        errors = [np.abs(run - exact_output).max(axis=-1) for run in runs]
+        with np.errstate(invalid="ignore"):
+            errors = [np.abs(run - exact_output).max(axis=-1) for run in runs]
         error = functools.reduce(np.maximum, errors)
+        is_finite = np.isfinite(error)
+        if not is_finite.any():
+            return region
         s = np.where(partial.s == 0, 1.0, partial.s)
         size = partial.abs_vkq.max(axis=-1) / s  # the row's scale: sum of p |v|
         relative = np.divide(error, size, out=np.zeros_like(error), where=size != 0)
-        typical = np.sqrt((relative**2).mean()) * size
-        allowed = (_RATIO * np.maximum(error, typical) + 4 * bounds.U32 * size)[..., None]
+        typical = np.sqrt((relative[is_finite] ** 2).mean()) * size
+        allowed = _RATIO * np.maximum(error, typical) + 4 * bounds.U32 * size
+        allowed = np.where(is_finite, allowed, np.inf)[..., None]
         low, high = region.centre - region.bound, region.centre + region.bound
         np.maximum(low, exact_output - allowed, out=low)
         np.minimum(high, exact_output + allowed, out=high)

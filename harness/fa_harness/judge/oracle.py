@@ -116,6 +116,37 @@ def attend(
     )
 
 
+def reach(
+    case: Case, inputs: Inputs, start: int, stop: int, *, before: Partial | None, n_parts: int = 1
+) -> F64:
+    """Return the largest |VKQ| on the way through some keys, `[ne3, n_head, n_batch]`.
+
+    It is relative to the maximum at that time, as the kernel's accumulator is. The keys are added
+    in their order to the sums `before`, or to none; with `n_parts` each part of them begins anew.
+    """
+    most = np.zeros((case.ne3, case.n_head, case.n_batch))
+    if start == stop:
+        return most
+    n_row, size = case.n_group * case.n_batch, -(-(stop - start) // n_parts)
+    for i3 in range(case.ne3):
+        keys = _Keys(inputs, i3, slice(0, case.n_head_kv), slice(start, stop))
+        scores, _ = _scores(case, inputs, keys, slice(0, n_row))
+        shape = (case.n_head_kv, n_row)
+        m, sums = np.full(shape, -np.inf), np.zeros((*shape, case.hsv_padded))
+        if before is not None:
+            m, sums = before.m[i3].reshape(shape), before.vkq[i3].reshape(*shape, -1)
+        at = most[i3].reshape(shape)
+        for i in range(stop - start):
+            if n_parts > 1 and i % size == 0:
+                m, sums = np.full(shape, -np.inf), np.zeros_like(sums)
+            m_new = np.maximum(m, scores[..., i])
+            key = weight(scores[..., i], m_new)[..., None] * keys.v[:, None, i, : sums.shape[-1]]
+            sums = weight(m, m_new)[..., None] * sums + key
+            m = m_new
+            np.maximum(at, np.abs(sums).max(axis=-1), out=at)
+    return most
+
+
 def merge(a: Partial, b: Partial) -> Partial:
     """Return the state of a's keys followed by b's."""
     m = np.maximum(a.m, b.m)
@@ -201,17 +232,7 @@ def _attend_rows(
 
     Arrays are `[heads, rows, ...]`; of a KV head's rows, `rows` are counted head by head.
     """
-    group = case.n_group
-    q = inputs.q[keys.i3].reshape(case.n_head_kv, group * case.n_batch, -1)[keys.heads, rows]
-    scores = q.astype(np.float64) @ keys.k.swapaxes(-1, -2)
-    scores *= case.scale
-    if case.logit_softcap:
-        scores /= case.logit_softcap
-        np.tanh(scores, out=scores)
-        scores *= case.logit_softcap
-    bias = _bias(case, inputs, keys, rows)
-    if bias is not None:
-        scores += bias
+    scores, bias = _scores(case, inputs, keys, rows)
     m = scores.max(axis=-1)
     if for_bounds:
         is_seen = scores > -np.inf
@@ -257,6 +278,22 @@ def _attend_rows(
         bias_max=bias_max,
         peak=abs_vkq.max(axis=-1),
     )
+
+
+def _scores(case: Case, inputs: Inputs, keys: _Keys, rows: slice) -> tuple[F64, F64 | None]:
+    """Return the scores of some rows, `[heads, rows, keys]`, and what was added to them."""
+    group = case.n_group
+    q = inputs.q[keys.i3].reshape(case.n_head_kv, group * case.n_batch, -1)[keys.heads, rows]
+    scores = q.astype(np.float64) @ keys.k.swapaxes(-1, -2)
+    scores *= case.scale
+    if case.logit_softcap:
+        scores /= case.logit_softcap
+        np.tanh(scores, out=scores)
+        scores *= case.logit_softcap
+    bias = _bias(case, inputs, keys, rows)
+    if bias is not None:
+        scores += bias
+    return scores, bias
 
 
 def _bias(case: Case, inputs: Inputs, keys: _Keys, rows: slice) -> F64 | None:
