@@ -55,6 +55,25 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
 _CUTS = ("1", "2", "3", "5", "random", "first-empty", "middle-empty", "last-empty", "singles")
 
 BLOCKS: dict[str, dict[str, tuple[str, ...]]] = {
+    "short": {
+        "path": ("vec", "quantised", "split-kv", "tiled"),
+        "type_K": ("f16", "f32"),
+        "hsk": ("40", "64", "72"),
+        "hsv": ("40", "65", "80"),
+        "n_kv": ("65", "130"),
+        "heads": ("3x1", "1x5", "2x3"),
+        "ne3": ("1", "2"),
+        "threads": ("1", "2"),
+        "mask": ("none", "random", "causal", "leading"),
+        "mask_heads": ("1", "all"),
+        "sinks": ("0", "1"),
+        "max_bias": ("0", "8"),
+        "softcap": ("0", "4"),
+        "scale": ("0", "0.3"),
+        "permute": ("0123", "0213", "0132"),
+        "regime": ("normal", "spiky", "rising", "falling"),
+        "cut": ("1", "3", "singles", "first-empty"),
+    },
     "vec": {
         "type_K": _TYPES,
         "type_V": _TYPES,
@@ -150,6 +169,7 @@ BLOCKS: dict[str, dict[str, tuple[str, ...]]] = {
 """The dimensions of each block, and their values."""
 
 TRIPLES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "short": (("path", "type_K", "cut"),),
     "vec": (("mask", "sinks", "cut"), ("max_bias", "softcap", "mask"), ("type_V", "sinks", "cut")),
     "split-kv": (("n_kv", "threads", "type_K"), ("mask", "sinks", "type_K")),
     "tiled": (("n_batch", "n_kv", "type_K"), ("mask", "sinks", "cut")),
@@ -192,6 +212,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         (("v_view", "type_K", "type_V"), lambda view, k, v: view == "0" or k == v),
         (("v_view", "hsk", "hsv"), lambda view, hsk, hsv: view == "0" or int(hsv) <= int(hsk)),
     ),
+    "short": ((("path", "ne3"), lambda path, ne3: path != "split-kv" or ne3 == "1"),),
     "split-kv": (
         # F16 sums of so many such V lose more than a lost state would, as do those of very many
         (("type_K", "regime"), lambda type_, regime: (type_, regime) != ("f16", "offset")),
@@ -217,12 +238,13 @@ class Covered:
     triples: int
 
 
-def cases() -> list[Case]:
-    """Return the cases of all blocks, each once, in the order of the file."""
+def cases(*blocks: str) -> list[Case]:
+    """Return the cases of some blocks, or all, each once, in the order of the file."""
     found = dict.fromkeys(
         case_of(block, row, turn)
         for block, rows in rows_by_block().items()
         for turn, row in enumerate(rows)
+        if not blocks or block in blocks
     )
     return list(found)
 
@@ -261,7 +283,7 @@ def covered(block: str, rows: Sequence[Row]) -> Covered:
 def case_of(block: str, row: Row, turn: int = 0) -> Case:
     """Return the case of a row; `turn` becomes its seed."""
     of_block = {
-        "vec": _one_type, "split-kv": _one_row, "tiled": _one_type, "long": _plain,
+        "short": _plain, "vec": _one_type, "split-kv": _one_row, "tiled": _one_type, "long": _plain,
         "threads": _plain, "mixed": _mixed, "fifo": _rolling,
     }  # fmt: skip
     return Case(**{**of_block[block](row), "seed": turn})

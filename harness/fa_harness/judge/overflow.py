@@ -100,7 +100,8 @@ def _ends_in(
     if not how.f16_numerators:
         return np.zeros((expect.case.ne3, expect.case.n_head, expect.case.n_batch), np.bool_)
     most = expect.reach(start, stop, before=before, n_parts=max(1, how.n_partials))
-    return most * np.exp(min(2 * (stop - start) * U16, 10.0)) > F16_MAX
+    may_end: Bools = most * np.exp(min(2 * (stop - start) * U16, 10.0)) > F16_MAX
+    return may_end
 
 
 def _ends_in_some_order(expect: Expectations) -> Bools:
