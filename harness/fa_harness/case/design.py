@@ -15,7 +15,7 @@ from __future__ import annotations
 import csv
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -170,15 +170,23 @@ BLOCKS: dict[str, dict[str, tuple[str, ...]]] = {
 
 TRIPLES: dict[str, tuple[tuple[str, ...], ...]] = {
     "short": (("path", "type_K", "cut"),),
-    "vec": (("mask", "sinks", "cut"), ("max_bias", "softcap", "mask"), ("type_V", "sinks", "cut")),
-    "split-kv": (("n_kv", "threads", "type_K"), ("mask", "sinks", "type_K")),
-    "tiled": (("n_batch", "n_kv", "type_K"), ("mask", "sinks", "cut")),
+    "vec": (
+        ("mask", "sinks", "cut"), ("max_bias", "softcap", "mask"), ("type_V", "sinks", "cut"),
+        ("hsk", "hsv", "threads"),
+    ),
+    "split-kv": (
+        ("n_kv", "threads", "type_K"), ("mask", "sinks", "type_K"), ("hsk", "hsv", "threads"),
+    ),
+    "tiled": (
+        ("n_batch", "n_kv", "type_K"), ("mask", "sinks", "cut"), ("hsk", "hsv", "threads"),
+    ),
     "long": (("path", "type_K", "n_kv"),),
     "threads": (("path", "threads", "type_K"),),
     "mixed": (("first", "second", "sinks"),),
     "fifo": (("types", "cold_type", "sinks"),),
-}
-"""Dimensions of which all values of three meet."""
+}  # fmt: skip
+"""Dimensions of which all values of three meet: keys that a row sees, in segments; the sizes by
+which work memory is laid out for the threads; and so on."""
 
 
 def _heads(row: Row) -> tuple[int, int]:
@@ -232,10 +240,15 @@ def rules_of(block: str) -> list[Rule]:
 
 @dataclass(frozen=True, kw_only=True)
 class Covered:
-    """What the cases of a block cover."""
+    """How much of the design some cases cover."""
 
     pairs: int
+    """Of two dimensions, the values that meet in a case."""
+    of_pairs: int
+    """Those that meet in the design, which are all that can."""
     triples: int
+    """The same of three dimensions, of `TRIPLES`."""
+    of_triples: int
 
 
 def cases(*blocks: str) -> list[Case]:
@@ -265,19 +278,38 @@ def parse(text: str) -> dict[str, list[Row]]:
     return tables
 
 
-def tuples_of(rows: Iterable[Row], dimensions: Sequence[str], n: int) -> Tuples:
-    """Return the values of `n` of some dimensions that meet in rows."""
-    chosen = list(itertools.combinations(dimensions, n))
+def covered(some: Iterable[Case]) -> Covered:
+    """Return what cases cover; a case is of the design whatever its seed and threads."""
+    threads: dict[Case, set[str]] = {}
+    for case in some:
+        threads.setdefault(case.with_(seed=0, threads=1), set()).add(str(case.threads))
+    counts = [0, 0, 0, 0]
+    for block, rows in rows_by_block().items():
+        met = [
+            {**row, "threads": n}
+            for row in rows
+            for n in threads.get(case_of(block, row).with_(threads=1), ())
+        ]
+        for i, names in enumerate((_pairs(block), _triples(block))):
+            every, found = (tuples_of(those, names) for those in (rows, met))
+            counts[2 * i] += len(found & every)
+            counts[2 * i + 1] += len(every)
+    pairs, of_pairs, triples, of_triples = counts
+    return Covered(pairs=pairs, of_pairs=of_pairs, triples=triples, of_triples=of_triples)
+
+
+def tuples_of(rows: Iterable[Row], dimensions: Iterable[tuple[str, ...]]) -> Tuples:
+    """Return the values of some dimensions that meet in rows."""
+    chosen = list(dimensions)
     return {tuple((name, row[name]) for name in names) for row in rows for names in chosen}
 
 
-def covered(block: str, rows: Sequence[Row]) -> Covered:
-    """Count the pairs, and the triples that are asked for, that meet in rows of a block."""
-    triples = [tuples_of(rows, names, 3) for names in TRIPLES[block]]
-    return Covered(
-        pairs=len(tuples_of(rows, list(BLOCKS[block]), 2)),
-        triples=sum(map(len, triples)),
-    )
+def _pairs(block: str) -> list[tuple[str, ...]]:
+    return list(itertools.combinations(BLOCKS[block], 2))
+
+
+def _triples(block: str) -> list[tuple[str, ...]]:
+    return list(TRIPLES[block])
 
 
 def case_of(block: str, row: Row, turn: int = 0) -> Case:
