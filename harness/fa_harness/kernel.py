@@ -76,6 +76,30 @@ def chain_is_exact(case: Case) -> bool:
     return paths == {"vec"}
 
 
+def keeps_bits(case: Case, varied: Case, kind: str) -> bool:
+    """Tell whether one call has to give a variation of its case the same bits.
+
+    `kind` is one of `variations.KINDS`; not on the bits of a zero's sign in tiles.
+
+    - On another path numbers are rounded in other places, and keys in another order give sums in
+      another order: nothing is promised.
+    - vec: a row is computed from its own Q, mask and sink and the K and V of its head alone, a key
+      at a time. A masked key is left out before K or V is read. Threads take whole rows.
+    - tiled: an element of a tile's products is one chain of FMAs over hsk, then over the tile's
+      keys, whatever row of the tile it is in. Threads and batches cut rows into tiles in other
+      places only. A masked key adds 0 times a finite V; that may turn -0 into 0, no more. Tiles of
+      keys begin at the call's first key, so cells behind the last change none of them.
+    - split-kv: a part is `n_kv / threads` keys, rounded up. Both make other parts, if there are
+      several.
+    """
+    if kind == "cells" or path(case) != path(varied):
+        return False
+    if path(case) != "split-kv":
+        return True
+    same_keys = case.n_kv == varied.n_kv or case.threads == 1
+    return same_keys and case.threads == varied.threads
+
+
 def n_tiles(case: Case, bounds: tuple[int, ...]) -> int:
     """Return the KV tiles that the tiled path computes for a head under a causal mask.
 

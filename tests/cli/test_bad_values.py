@@ -57,7 +57,7 @@ BAD = [
     *of("gate", "--threads", *NUMBERS, "0", "513"),
     *of("gate", "--library", "", "nope"),
     *of("fuzz", "--seconds", *SECONDS),
-    *of("fuzz", "--max-cases", *NUMBERS, "0"),
+    *of("fuzz", "--cases", *NUMBERS, "0"),
     *of("fuzz", "--seed", "", "x", "1.5", "-1", DIGITS),
     *of("fuzz", "--failures", *FILES, "."),
     *of("fuzz", "--json", *FILES, "."),

@@ -358,7 +358,7 @@ def test_a_library_that_is_replaced_while_it_runs_is_not_mixed_in(
 @pytest.mark.parametrize(
     ("command", "name", "options", "status"),
     [
-        ("fuzz", "bug", ("--library", "0001", "--seed", "1", "--max-cases", "60"), 1),
+        ("fuzz", "bug", ("--library", "0001", "--seed", "1", "--cases", "60"), 1),
         ("mutants", "mutated", ("-k", "^row-index-"), 0),
     ],
 )

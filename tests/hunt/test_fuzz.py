@@ -16,7 +16,7 @@ from fa_harness.cli.fuzz import document, find_failures
 from fa_harness.cli.options import How
 from fa_harness.engine.runner import Runner
 from fa_harness.errors import UsageError
-from fa_harness.hunt.fuzz import Found, Fuzz, Fuzzer
+from fa_harness.hunt.fuzz import Found, Fuzz, Fuzzer, Tally
 from fa_harness.judge.verdict import Verdict
 
 RESET = Case(
@@ -28,15 +28,15 @@ RESET = Case(
 HARMLESS = RESET.with_(segments=1)
 
 
-def find(library: Library, failures: Path, *, max_cases: int, seed: int = 1) -> tuple[Fuzz, str]:
+def find(library: Library, failures: Path, *, cases: int, seed: int = 1) -> tuple[Fuzz, str]:
     """Run the fuzzer; what it found, and what it printed."""
     console = Console(width=150)
     with console.capture() as printed:
         fuzz = find_failures(
             How(library=library.name),
-            seconds=600,
+            cases=cases,
+            seconds=None,
             seed=seed,
-            max_cases=max_cases,
             failures=failures,
             console=console,
         )
@@ -45,7 +45,7 @@ def find(library: Library, failures: Path, *, max_cases: int, seed: int = 1) -> 
 
 @pytest.mark.parametrize("n", [12, pytest.param(128, marks=pytest.mark.full)])
 def test_the_series_passes(n: int, patched: Library, tmp_path: Path) -> None:
-    fuzz, printed = find(patched, tmp_path / "failures.txt", max_cases=n)
+    fuzz, printed = find(patched, tmp_path / "failures.txt", cases=n)
     assert fuzz.found == (), printed
     assert fuzz.passed
     assert fuzz.tally.statuses["pass"] >= 0.75 * n
@@ -60,7 +60,7 @@ def test_a_checkout_that_did_not_take_the_series_runs_the_mode_that_it_offers(
     monkeypatch.setattr(
         "fa_harness.cli.fuzz.held_library", lambda *_args: contextlib.nullcontext(as_it_is)
     )
-    fuzz, printed = find(as_it_is, tmp_path / "failures.txt", max_cases=6)
+    fuzz, printed = find(as_it_is, tmp_path / "failures.txt", cases=6)
     assert fuzz.passed, printed
     assert set(fuzz.tally.modes) == {"standard"}
     assert "--mode standard" in fuzz.repro(RESET)
@@ -71,7 +71,7 @@ def found_bug(bug: Library, tmp_path_factory: pytest.TempPathFactory) -> tuple[F
     """What some cases find on the first patch, and the file, which had a case before."""
     file = tmp_path_factory.mktemp("fuzz") / "failures.txt"
     file.write_text(f"# mine\n{HARMLESS}")
-    return *find(bug, file, max_cases=6), file
+    return *find(bug, file, cases=6), file
 
 
 def test_the_bug_of_the_first_patch_is_found_and_made_tiny(
@@ -114,7 +114,7 @@ def test_failures_are_added_to_a_case_file(found_bug: tuple[Fuzz, str, Path]) ->
     assert file.read_text().startswith(
         f"# mine\n{HARMLESS}\n# fail: {first.reason}\n{first.case}\n"
     )
-    kept = [found.verdict.case for found in fuzz.found]
+    kept = dict.fromkeys(found.verdict.case for found in fuzz.found)
     assert read_cases(file) == [HARMLESS, *kept]
 
 
@@ -137,7 +137,7 @@ def test_a_kept_failure_runs_first_and_is_neither_shrunk_nor_kept_again(
 ) -> None:
     file = tmp_path / "failures.txt"
     file.write_text(f"# mine\n{HARMLESS}\n{RESET}")
-    fuzz, _ = find(bug, file, max_cases=1)
+    fuzz, _ = find(bug, file, cases=1)
     assert (fuzz.found[0].drawn, fuzz.found[0].verdict.case) == (RESET, RESET)
     assert file.read_text().startswith(f"# mine\n{HARMLESS}\n{RESET}")
     assert file.read_text().count(str(RESET)) == 1
@@ -148,7 +148,43 @@ def test_a_file_of_something_else_is_refused(patched: Library, tmp_path: Path) -
     file = tmp_path / "failures.txt"
     file.write_text("no case\n")
     with pytest.raises(UsageError, match=r"failures\.txt:1: 'no case' is not a case"):
-        find(patched, file, max_cases=1)
+        find(patched, file, cases=1)
+
+
+def test_a_number_of_cases_runs_whatever_the_time(bug: Library, tmp_path: Path) -> None:
+    ran = [find(bug, tmp_path / f"{i}.txt", cases=3, seed=2)[0] for i in range(2)]
+    assert ran[0].tally.cases == 3
+    kept = [[found.verdict.case for found in fuzz.found] for fuzz in ran]
+    assert kept[0] == kept[1]
+
+
+def test_cases_are_counted_by_what_they_reach(patched: Library, tmp_path: Path) -> None:
+    fuzz, printed = find(patched, tmp_path / "failures.txt", cases=4)
+    coverage = fuzz.tally.coverage()
+    del coverage["head_sizes"]["unequal"]
+    for name in ("lengths", "head_sizes", "threads", "sequences", "masks", "paths", "regimes"):
+        assert coverage[name].total() == 4, name
+    assert "\nhead sizes " in printed
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "name"),
+    [
+        ({"n_kv": 63}, "lengths", "1 to 63"),
+        ({"n_kv": 64}, "lengths", "64 to 511"),
+        ({"n_kv": 4096}, "lengths", "from 4096"),
+        ({"threads": 2}, "threads", "2"),
+        ({"threads": 9}, "threads", "9 to 16"),
+        ({"hsk": 96, "hsv": 48}, "head_sizes", "n*16"),
+        ({"hsk": 96, "hsv": 48}, "head_sizes", "unequal"),
+        ({"hsk": 4, "hsv": 4}, "head_sizes", "any"),
+        ({"ne3": 3}, "sequences", "3"),
+    ],
+)
+def test_a_case_is_counted_under(changes: dict[str, int], kind: str, name: str) -> None:
+    tally = Tally()
+    tally.add(Verdict(case=Case(**changes), status="pass", path="vec"))  # type: ignore[arg-type]
+    assert tally.coverage()[kind][name] == 1
 
 
 @pytest.fixture

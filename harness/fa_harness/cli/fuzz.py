@@ -34,12 +34,18 @@ from fa_harness.terminal import make_console, number_of, say, say_summary, write
 
 SCHEMA = "fa-harness.fuzz/1"
 
+_SECONDS = 60.0
 _LINE_SECONDS = 10.0
 
 
 @click.command("fuzz")
-@options.seconds
-@options.count("--max-cases", "Draw at most N cases.")
+@options.count("--cases", "Draw N cases, the same on any machine for the same seed.", metavar="N")
+@click.option(
+    "--seconds",
+    type=options.SECONDS,
+    metavar="S",
+    help="Time limit.  [default: 60, none with --cases]",
+)
 @options.count("--seed", "Seed of the cases.  [default: a new one each time]", least=0, metavar="S")
 @options.library_of
 @options.file(
@@ -49,8 +55,8 @@ _LINE_SECONDS = 10.0
 @options.json_path
 def command(
     *,
-    seconds: float,
-    max_cases: int | None,
+    cases: int | None,
+    seconds: float | None,
     seed: int | None,
     how: How,
     failures: Path | None,
@@ -65,9 +71,9 @@ def command(
         check_writable(failures)
     result = find_failures(
         how,
-        seconds=seconds,
+        cases=cases,
+        seconds=_SECONDS if (cases, seconds) == (None, None) else seconds,
         seed=random.randrange(2**32) if seed is None else seed,
-        max_cases=max_cases,
         failures=failures,
         console=make_console(stderr=json_path == "-"),
     )
@@ -78,13 +84,13 @@ def command(
 def find_failures(
     how: How,
     *,
-    seconds: float,
+    cases: int | None,
+    seconds: float | None,
     seed: int,
-    max_cases: int | None,
     failures: Path | None,
     console: Console,
 ) -> Fuzz:
-    """Run the failures of earlier runs, then cases drawn from a seed until the time is up.
+    """Run the failures of earlier runs, then so many cases drawn from a seed, or for some time.
 
     Ctrl-C ends the run, not the report. Failures are kept in a case file: the project's own where
     none is given.
@@ -119,7 +125,7 @@ def find_failures(
             on_found=keep,
             modes=modes,
         )
-        fuzzer.run(list(dict.fromkeys(stored)), itertools.islice(draw_cases(seed), max_cases))
+        fuzzer.run(list(dict.fromkeys(stored)), itertools.islice(draw_cases(seed), cases))
     fuzz = Fuzz(
         **clock.fields(interrupted=fuzzer.interrupted),
         seed=seed,
@@ -175,8 +181,8 @@ def print_summary(console: Console, fuzz: Fuzz) -> None:
     """Print what ran, and how it ended."""
     tally = fuzz.tally
     for name, counts in tally.coverage().items():
-        listed = ", ".join(f"{what} {n}" for what, n in counts.most_common())
-        say(console, f"{name:8} {listed or 'none'}")
+        listed = ", ".join(f"{what} {n}" for what, n in counts.most_common() if n)
+        say(console, f"{name.replace('_', ' '):10} {listed or 'none'}")
     parts = [f"{tally.statuses[s]} {s}" for s in STATUSES if tally.statuses[s]]
     ended = " (interrupted)" if fuzz.interrupted else ""
     head = f"{number_of(tally.cases, 'case')}{ended}: {', '.join(parts) or 'none ran'}"
@@ -198,7 +204,7 @@ def document(fuzz: Fuzz) -> dict[str, Any]:
             "failures": len(fuzz.found),
         },
         "coverage": {
-            name: dict(sorted(counts.items())) for name, counts in tally.coverage().items()
+            name: dict(sorted((+counts).items())) for name, counts in tally.coverage().items()
         },
         "failures_file": fuzz.failures_file,
         "failures": [

@@ -1,4 +1,7 @@
-"""`run`: cases on a library, a line for each, and what was found."""
+"""`run`: cases on a library, a line for each, and what was found.
+
+With `--invariance` it is a table for each: see `hunt/invariance.py`.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,19 @@ from fa_harness.build.named import held_library
 from fa_harness.case.case import Case
 from fa_harness.case.selection import Selection, check_modes, select
 from fa_harness.case.suites import SUITES
+from fa_harness.case.variations import one_call
 from fa_harness.cli import options
 from fa_harness.cli.options import How, Reports
 from fa_harness.engine.runner import Runner
 from fa_harness.engine.session import Clock, Results, offered_modes
 from fa_harness.errors import FaHarnessError, UsageError
+from fa_harness.hunt.invariance import Found, vary_all
+from fa_harness.hunt.invariance import Verdict as Varied
 from fa_harness.judge.verdict import Verdict
 from fa_harness.project import find_project
+from fa_harness.report import invariance as varied_report
 from fa_harness.report.console import Table, print_summary
-from fa_harness.terminal import counted, make_console
+from fa_harness.terminal import counted, make_console, say, write_json
 
 _what = options.as_record(
     Selection,
@@ -85,9 +92,16 @@ _how = options.as_record(
 @click.command("run")
 @_what
 @_how
+@click.option(
+    "--invariance",
+    is_flag=True,
+    help="Vary each case instead, in batches, order of keys, threads and more: bug or rounding?",
+)
 @options.list_only
 @options.reports
-def command(*, what: Selection, how: How, list_only: bool, reports: Reports) -> bool:
+def command(
+    *, what: Selection, how: How, invariance: bool, list_only: bool, reports: Reports
+) -> bool:
     """Compare attention, computed in one call and in segments, with the oracle.
 
     \b
@@ -109,11 +123,64 @@ def command(*, what: Selection, how: How, list_only: bool, reports: Reports) -> 
         click.echo("\n".join(map(str, cases)))
         return True
     reports.check()
+    if invariance:
+        return _vary(cases, what, how, reports)
     results = run_cases(
         cases, how, modes, make_console(stderr=reports.to_stdout), write=reports.write
     )
     reports.write(results)
     return results.passed
+
+
+def _vary(cases: Sequence[Case], what: Selection, how: How, reports: Reports) -> bool:
+    """Vary cases; return whether none differs by more than rounding."""
+    other = next((form for form, path in vars(reports).items() if path and form != "json"), None)
+    if other is not None:
+        raise UsageError(
+            f"--{other} does not go with --invariance, which writes --json; leave it out"
+        )
+    if what.modes:
+        raise UsageError(
+            "--mode does not go with --invariance, which varies one call; leave it out"
+        )
+    found = vary_cases(cases, how, make_console(stderr=reports.to_stdout))
+    write_json(varied_report.document(found), reports.json)
+    return found.passed
+
+
+def vary_cases(cases: Sequence[Case], how: How, console: Console) -> Found:
+    """Vary cases on a built library, and print a table for each.
+
+    Those that differ in segments alone are one. Ctrl-C ends it, not the report.
+    """
+    different = list(dict.fromkeys(map(one_call, cases)))
+    verdicts: list[Varied] = []
+    interrupted = False
+    with held_library(how.library, how.options) as library, Runner(library.module_path) as runner:
+        clock = Clock(library, how.options)
+        try:
+            for case in different:
+                varied_report.say_case(console, case)
+                verdict = vary_all(
+                    runner,
+                    case,
+                    timeout=how.timeout,
+                    on_row=lambda row: varied_report.say_row(console, row),
+                )
+                verdicts.append(verdict)
+                if verdict.unsupported:
+                    varied_report.say_unsupported(console, verdict)
+                if how.verbose or not verdict.passed:
+                    say(console, f"    {varied_report.repro(clock.session(), case)}", "dim")
+        except KeyboardInterrupt:
+            interrupted = True
+    found = Found(
+        **clock.fields(interrupted=interrupted),
+        verdicts=tuple(verdicts),
+        selected=len(different),
+    )
+    varied_report.say_total(console, found)
+    return found
 
 
 def _with_usual_suites(what: Selection) -> Selection:

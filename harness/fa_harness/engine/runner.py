@@ -18,6 +18,7 @@ from fa_harness.case.case import Case
 from fa_harness.case.inputs import make_inputs
 from fa_harness.case.modes import Run, modes_of
 from fa_harness.case.quants import TYPES
+from fa_harness.case.variations import Variation
 from fa_harness.engine import memory
 from fa_harness.engine.worker import Lost, Worker
 from fa_harness.errors import SetupError
@@ -122,6 +123,19 @@ class Runner:
                 yield from self._side_by_side(some, n_worker, submit)
             else:
                 yield from self._in_turn(some, submit, is_ahead=n_threads < usable_cores())
+
+    def compute(
+        self, case: Case, variation: Variation, *, timeout: float | None = None
+    ) -> Run | Lost:
+        """Return what one call over a variation of a case leaves behind, or why it does not."""
+        captures.checked(case)
+        modes = ("standard",)
+        if reason := _unsupported(case, modes, self._worker):
+            return Lost(status="unsupported", reason=reason)
+        if reason := memory.too_large(case, modes):
+            return Lost(status="oversized", reason=reason)
+        self._worker.submit(case, modes, timeout or _ample_seconds(case), variation)
+        return self._worker.result()
 
     def _in_turn(
         self, cases: Sequence[Case], submit: Callable[[Worker, Case], _Computing], *, is_ahead: bool

@@ -34,6 +34,7 @@ from fa_harness.build import sanitizers
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import make_inputs
 from fa_harness.case.modes import Run
+from fa_harness.case.variations import Variation, vary
 from fa_harness.engine import ggml
 from fa_harness.engine.compute import lacking, run_case
 from fa_harness.engine.ggml import Ggml, WrongTensorError
@@ -128,8 +129,17 @@ class Worker:
             raise RuntimeError("the worker is not running; use it in a `with` block")
         return self._process.pid
 
-    def submit(self, case: Case, modes: tuple[str, ...], timeout: float) -> None:
-        """Start computing a case, which may take `timeout` seconds; `result` waits for it."""
+    def submit(
+        self,
+        case: Case,
+        modes: tuple[str, ...],
+        timeout: float,
+        variation: Variation | None = None,
+    ) -> None:
+        """Start computing a case, or a variation of it, in `timeout` seconds at most.
+
+        `result` waits for it.
+        """
         if self.is_busy:
             raise RuntimeError("the worker computes another case; take its result first")
         self._lost_at_start = None
@@ -146,7 +156,7 @@ class Worker:
         self.is_busy = True
         # had it died after its last reply, `result` finds the end of its output and says how
         with contextlib.suppress(ConnectionError):
-            self._connection.send((case, modes, self.mutant))
+            self._connection.send((case, modes, self.mutant, variation))
 
     def result(self) -> Run | Lost:
         """Return the result of the submitted case."""
@@ -366,11 +376,18 @@ def _serve(module_path: Path, mode_path: Path, descriptor: int) -> None:
 
 
 def _reply(
-    library: Ggml, shared: mmap.mmap, case: Case, modes: tuple[str, ...], mutant: str | None
+    library: Ggml,
+    shared: mmap.mmap,
+    case: Case,
+    modes: tuple[str, ...],
+    mutant: str | None,
+    variation: Variation | None,
 ) -> tuple[Run | Lost | SetupError, bool]:
     """Return a case's results, or why there are none; and whether the mutant was reached."""
     try:
         inputs = make_inputs(case)
+        if variation is not None:
+            case, inputs = vary(case, inputs, variation)
         library.set_mutant(mutant)
         run = run_case(library, case, inputs, modes, on_mode=lambda mode: _set_mode(shared, mode))
         return run, library.mutant_reached

@@ -1,4 +1,4 @@
-"""Run drawn cases on a library until the time is up: count them, and shrink what fails.
+"""Run drawn cases on a library until they or the time are up: count them, and shrink what fails.
 
 Nothing here knows how cases are drawn (`strategies`) or where failures are kept.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +23,9 @@ _BATCH = 64
 """So many cases are sorted by threads, since those of equal numbers run side by side."""
 _SHRINK_SECONDS = 20.0
 """Shrinking a failure takes at most so long, also where the time of the run is up."""
+_SHRINK_CASES = 400
+"""Shrinking tries at most so many cases where the run has no limit of time, so that the same cases
+run on every machine."""
 _SIMPLER_SECONDS = 10.0
 """A case that is simpler than one that fails has this time; where that is not enough, it hangs."""
 
@@ -48,6 +52,16 @@ class Tally:
     """By the type of K, and of V where it is another; of segments and cold stores, too."""
     regimes: Counter[str] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
+    masks: Counter[str] = field(default_factory=Counter)
+    lengths: Counter[str] = field(default_factory=Counter)
+    """By the number of keys."""
+    head_sizes: Counter[str] = field(default_factory=Counter)
+    """By the largest of 64, 32, 16 and 8 that divides K's and V's, `n*64` to `n*8` or `any`.
+
+    Those where they differ count under `unequal`, too.
+    """
+    threads: Counter[str] = field(default_factory=Counter)
+    sequences: Counter[str] = field(default_factory=Counter)
 
     @property
     def cases(self) -> int:
@@ -56,8 +70,8 @@ class Tally:
 
     def coverage(self) -> dict[str, Counter[str]]:
         """Return what the cases reached, by kind."""
-        names = ("paths", "modes", "types", "regimes")
-        return {name: getattr(self, name) for name in names}
+        counts = vars(self).items()
+        return {name: of_name for name, of_name in counts if name != "statuses"}
 
     def add(self, verdict: Verdict) -> None:
         """Count a case."""
@@ -70,6 +84,22 @@ class Tally:
         self.types.update({*whole, *of_segments, *cold})
         self.regimes[case.regime] += 1
         self.modes.update(verdict.modes)
+        self.masks[case.mask_kind] += 1
+        self.lengths[_range_of(case.n_kv, (1, 64, 512, 4096))] += 1
+        divisor = math.gcd(case.hsk, case.hsv, 64)
+        self.head_sizes[f"n*{divisor}" if divisor >= 8 else "any"] += 1
+        self.head_sizes["unequal"] += case.hsk != case.hsv
+        self.threads[_range_of(case.threads, (1, 2, 3, 9, 17))] += 1
+        self.sequences[str(case.ne3)] += 1
+
+
+def _range_of(n: int, starts: Sequence[int]) -> str:
+    """Return the range that a number is in, in words: `2`, `3 to 8`, `from 17`."""
+    i = sum(start <= n for start in starts) - 1
+    if i == len(starts) - 1:
+        return f"from {starts[i]}"
+    last = starts[i + 1] - 1
+    return f"{starts[i]} to {last}" if last > starts[i] else f"{last}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,18 +125,18 @@ class Fuzzer:
         self,
         runner: Runner,
         *,
-        seconds: float,
+        seconds: float | None,
         on_verdict: Callable[[Verdict], None],
         on_found: Callable[[Found], None],
         modes: tuple[str, ...] | None = None,
     ) -> None:
-        """Prepare a run, whose time starts now.
+        """Prepare a run, whose time starts now; without `seconds` it has as much as it needs.
 
         `on_verdict` is told of each stored or drawn case, `on_found` of each failure that is not
         like one before, once it is shrunk.
         """
         self._run_cases = functools.partial(runner.run, modes=modes)
-        self._end = time.monotonic() + seconds
+        self._end = None if seconds is None else time.monotonic() + seconds
         self._on_verdict = on_verdict
         self._on_found = on_found
         self._failed: deque[Verdict] = deque()
@@ -145,7 +175,7 @@ class Fuzzer:
                 return
 
     def _is_over(self) -> bool:
-        return time.monotonic() > self._end
+        return self._end is not None and time.monotonic() > self._end
 
     def _note_failed(self, smallest: Callable[[Verdict], Verdict]) -> None:
         while self._failed:
@@ -172,6 +202,11 @@ class Fuzzer:
                 [verdicts[case]] = self._run_cases([case], timeout=_SIMPLER_SECONDS)
             return Failure.of(verdicts[case])
 
-        shrunk = shrink(verdict.case, fails, out_of_time=lambda: time.monotonic() > end)
+        def is_enough() -> bool:
+            if self._end is None:
+                return len(verdicts) >= _SHRINK_CASES
+            return time.monotonic() > end
+
+        shrunk = shrink(verdict.case, fails, out_of_time=is_enough)
         assert shrunk is not None, "the case itself fails"
         return verdicts[shrunk.case]

@@ -10,7 +10,9 @@ over the keys j of a row. Three things make a correct kernel differ from exact a
    sum p_j D_j |v_j - out|, at most sum p_j D_j |v_j| + |out| sum p_j D_j; the rest of the series is
    covered by exp(2 max D). D_j = alpha |k_j| + beta, |k_j| the Euclidean norm, with
    - the dot product, a sum of hsk products: alpha = scale |q| hsk u by Cauchy-Schwarz;
-   - scale, soft-cap, slope * mask and s - M: a few u times the largest numbers they meet.
+   - scale, soft-cap, slope * mask and s - M: a few u times the largest numbers they meet;
+   - M - sink, by which a sink above the scores scales the sums: u |sink| more, and as much again
+     where a part of split-KV that holds the sink meets a larger maximum.
 3. Accumulation. Each key rounds the partial sum VKQ_t once, and where the key is a new maximum the
    sum before it, rescaled, once more: an error of d_t VKQ_t, |d_t| <= u, at most
    u sum_t |VKQ_t| exp(n u) for n roundings.
@@ -224,7 +226,8 @@ class Expected:
         largest = case.scale * self.shared.norm * truth.k_max
         if case.logit_softcap:
             largest = largest + 16 * case.logit_softcap
-        beta = 2 * U32 * ((case.n_head + 8) * truth.bias_max + 4 * largest + 4)
+        of_bias = (case.n_head + 8) * truth.bias_max
+        beta = 2 * U32 * (of_bias + 4 * largest + truth.sink_max + 4)
 
         dm = self.dot_m + beta
         growth = np.exp(np.minimum(2 * dm, 700.0))

@@ -72,6 +72,8 @@ class Partial:
     """Largest norm of a key that was not masked."""
     bias_max: F64
     """Largest |slope * mask| that was not -inf."""
+    sink_max: F64
+    """|sink|, 0 where none was added."""
     peak: F64
     """Upper bound on |VKQ| on the way, relative to the maximum at the end of what is merged."""
 
@@ -167,6 +169,7 @@ def merge(a: Partial, b: Partial) -> Partial:
         s_walk=a.s_walk * wa + b.s_walk * wb + b.n_roundings * (a.s * wa),
         k_max=np.maximum(a.k_max, b.k_max),
         bias_max=np.maximum(a.bias_max, b.bias_max),
+        sink_max=np.maximum(a.sink_max, b.sink_max),
         peak=np.maximum(np.maximum(a.peak, b.peak), (size_a + b.abs_vkq * vb).max(axis=-1)),
     )
 
@@ -175,7 +178,8 @@ def add_sinks(partial: Partial, sinks: F32) -> Partial:
     """Return the state with one more score for each head, whose V is 0; sinks are `[n_head]`."""
     sink = np.broadcast_to(sinks.astype(np.float64)[:, None], partial.m.shape)
     one, zeros = np.ones_like(partial.s), np.zeros_like(partial.vkq)
-    return merge(partial, _filled(0.0, m=sink, vkq=zeros, s=one, n_roundings=one, s_walk=one))
+    known = {"s": one, "n_roundings": one, "s_walk": one, "sink_max": np.abs(sink)}
+    return merge(partial, _filled(0.0, m=sink, vkq=zeros, **known))
 
 
 def finalise(partial: Partial) -> F64:
@@ -276,6 +280,7 @@ def _attend_rows(
         s_walk=n_roundings * s,
         k_max=np.where(is_seen, keys.norms, 0.0).max(axis=-1),
         bias_max=bias_max,
+        sink_max=np.zeros_like(m),
         peak=abs_vkq.max(axis=-1),
     )
 
@@ -355,7 +360,7 @@ def _walk(weights: F64, v: F64, roundings: F64, starts: range) -> tuple[F64, F64
 
 def _filled(value: float, *, m: F64, vkq: F64, **known: F64) -> Partial:
     """Return a state whose fields hold `value` but for those that are known."""
-    of_rows = ("s", "n_roundings", "k_s", "s_walk", "k_max", "bias_max", "peak")
+    of_rows = ("s", "n_roundings", "k_s", "s_walk", "k_max", "bias_max", "sink_max", "peak")
     of_elements = ("abs_vkq", "k_abs_vkq", "walk", "walk_norm")
     fields = dict.fromkeys(of_rows, np.full(m.shape, value))
     fields |= dict.fromkeys(of_elements, np.full(vkq.shape, value))

@@ -54,10 +54,15 @@ def _excused(judged: Judged, expect: Expectations, results: ByMode) -> Judged:
     return after
 
 
+def in_one_call(expect: Expectations) -> Bools:
+    """Tell of each row whether its F16 accumulator may end in one call over the whole case."""
+    return _ends_in(expect, 0, expect.case.n_kv, expect.how)
+
+
 def _may_overflow(check: Check, expect: Expectations, results: ByMode) -> Bools:
     """Tell of each row whether its F16 accumulator may end in a call that the check looks at."""
     case, mode = expect.case, check.mode
-    of_one = _ends_in(expect, 0, case.n_kv, expect.how)
+    of_one = in_one_call(expect)
     if mode in ("standard", "full_state"):
         return of_one
     if mode == "fifo":

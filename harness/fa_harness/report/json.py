@@ -66,10 +66,10 @@ def _result(verdict: Verdict, repro: str) -> dict[str, Any]:
         "reason": verdict.reason,
         # where it went wrong first, and the same in words
         "localisation": found
-        and _plain({**vars(found), "of_f16_range": found.of_f16_range, "lines": found.lines()}),
+        and plain({**vars(found), "of_f16_range": found.of_f16_range, "lines": found.lines()}),
         "comparisons": {name: _comparison(c) for name, c in verdict.comparisons.items()},
-        "outputs": _plain(verdict.outputs),
-        "steps": [_plain(vars(step)) for step in verdict.steps],
+        "outputs": plain(verdict.outputs),
+        "steps": [plain(vars(step)) for step in verdict.steps],
         "seconds": round(verdict.seconds, 4),
         "repro": repro,
     }
@@ -79,15 +79,15 @@ def _comparison(comparison: Comparison) -> Any:
     worst = comparison.worst and comparison.worst._asdict()
     record = {**comparison._asdict(), "worst": worst}
     del record["by_row"]
-    return _plain(record)
+    return plain(record)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return what JSON can hold: lists for arrays, NaN and infinity as `nan`, `inf`, `-inf`."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
