@@ -281,8 +281,6 @@ def _kill(
     tried: set[Case] = set()
     reached = False
     for i, (suite, cases) in enumerate(suites.items()):
-        if i == 1 and (reason := why_equivalent(mutant)):
-            return Outcome(mutant=mutant, status="equivalent", reason=reason, n_case=len(tried))
         while left := [case for case in cases if case not in tried]:
             suspect = None
             with contextlib.closing(_in_order(mutant, runner, left)) as verdicts:
@@ -301,6 +299,8 @@ def _kill(
                     cases.remove(suspect)
                     cases.insert(0, suspect)
                 return _killed(mutant, suite, verdict, len(tried))
+        if i == 0 and (reason := why_equivalent(mutant)):
+            return Outcome(mutant=mutant, status="equivalent", reason=reason, n_case=len(tried))
     n_case = len(tried)
     # a written mutant that nothing reaches is put in wrongly; a generated one shows a gap
     status = "survived" if reached or mutant.file else "invalid"
