@@ -21,6 +21,7 @@ from fa_harness import proc
 from fa_harness.build import toolchain
 from fa_harness.errors import SetupError
 from fa_harness.files import replace_file
+from fa_harness.hunt.attention import CASES, FILES, FUNCTIONS, added
 from fa_harness.hunt.mutants import Mutant
 from fa_harness.project import Project, writing
 from fa_harness.series.series import series_for
@@ -33,20 +34,6 @@ if TYPE_CHECKING:
     from clang.cindex import Cursor, TranslationUnit
 
     from fa_harness.hunt.rewrite import Change
-
-FILES = (
-    ("ggml-cpu/ops.cpp", "ggml-cpu/ops.cpp"),
-    ("ggml-cpu/ops.cpp", "ggml-cpu/simd-gemm.h"),
-    ("ggml.c", "ggml.c"),
-    ("ggml-cpu/ggml-cpu.c", "ggml-cpu/ggml-cpu.c"),
-    ("ggml-backend.cpp", "ggml-backend.cpp"),
-)
-"""The translation units, and the files in them that get mutants, in `ggml/src`: those that the CPU
-backend's library is built from."""
-FUNCTIONS = re.compile("flash_attn_ext|simd_gemm")
-"""Every line of these gets mutants; elsewhere those lines do that the series has added."""
-_CASES = re.compile(r"case GGML_OP_FLASH_ATTN_EXT\w*:")
-"""So do the lines of these cases of a `switch`."""
 
 _HEADER = "ggml-fa-generated.h"
 _PATCH = "0001-generated-mutants.patch"
@@ -172,7 +159,7 @@ def _rewritten(tree: Tree, sources: Path) -> tuple[dict[str, str], list[Change]]
         if unit_name not in units:
             units[unit_name] = _parse(sources, sources / "ggml/src" / unit_name)
         unit = units[unit_name]
-        lines = {*_added(tree, shown), *_of_attention(unit, path)}
+        lines = {*added(tree, shown), *_of_attention(unit, path)}
         rewriter = Rewriter(
             unit, path, shown=shown, wanted=lines.__contains__, first=len(changes) + 1
         )
@@ -215,13 +202,6 @@ def _system_headers() -> list[str]:
     return [f"-isystem{folder}" for folder in folders]
 
 
-def _added(tree: Tree, name: str) -> Iterator[int]:
-    """Yield the lines of a file that the series has added."""
-    text = git(tree.path, "diff", "-U0", tree.commits[0], tree.commits[-1], "--", name)
-    for start, count in re.findall(r"^@@ -\S+ \+(\d+)(?:,(\d+))? @@", text, re.M):
-        yield from range(int(start), int(start) + int(count or 1))
-
-
 def _of_attention(unit: TranslationUnit, path: Path) -> Iterator[int]:
     """Yield the lines of the functions and cases that compute attention."""
     from clang.cindex import CursorKind
@@ -241,7 +221,7 @@ def _of_cases(cursor: Cursor, text: bytes) -> Iterator[int]:
     from clang.cindex import CursorKind
 
     for child in cursor.walk_preorder():
-        if child.kind == CursorKind.CASE_STMT and _CASES.match(text[_bytes(child)].decode()):
+        if child.kind == CursorKind.CASE_STMT and CASES.match(text[_bytes(child)].decode()):
             yield from _lines(child)
 
 
