@@ -16,7 +16,8 @@ from pathlib import Path
 
 import fa_harness
 from fa_harness import proc, terminal
-from fa_harness.build import toolchain
+from fa_harness.build import coverage, toolchain
+from fa_harness.build.coverage import COVERAGE
 from fa_harness.build.library import Library, load, save
 from fa_harness.build.names import build_command, faults_of, patches_of
 from fa_harness.build.places import Copy
@@ -136,6 +137,7 @@ def _plans(
             options={
                 **OPTIONS,
                 **(SANITIZERS[name].options if name in SANITIZERS else {}),
+                **(coverage.OPTIONS if name == COVERAGE else {}),
                 **asked,
             },
         )
@@ -238,6 +240,8 @@ def _build_missing(plans: Sequence[_Plan], *, verbose: bool) -> dict[str, Librar
         name: tuple(str(toolchain.find_runtime(runtime)) for runtime in SANITIZERS[name].preload)
         for name in (plan.name for plan in plans if plan.name in SANITIZERS)
     }
+    if any(plan.name == COVERAGE for plan in plans):
+        toolchain.find_gcov()  # of a compiler that has none, its notes could not be read
     bench = _Workbench(plans[0], verbose=verbose)
     libraries: dict[str, Library] = {}
     for plan in sorted(plans, key=lambda plan: len(plan.patches.patches)):
@@ -363,6 +367,8 @@ def _install(library: Library, copy: Copy) -> None:
     with writing(library.path):
         shutil.copytree(copy.cmake / "lib", new, symlinks=True)
         shutil.copytree(copy.src / "ggml" / "include", new / "include")
+        if library.name == COVERAGE:
+            coverage.keep_notes(copy.cmake, new)
         save(dataclasses.replace(library, path=new))
         if library.path.exists():
             library.path.rename(old)

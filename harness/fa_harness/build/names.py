@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
+from fa_harness.build.coverage import COVERAGE
 from fa_harness.build.sanitizers import SANITIZERS
 from fa_harness.errors import UsageError
 from fa_harness.project import Project
 from fa_harness.series.series import Series, load_generated, load_mutants
 from fa_harness.upstream.source import NO_SERIES, chosen
 
-WHOLE = ("patched", *SANITIZERS)
+WHOLE = ("patched", *SANITIZERS, COVERAGE)
 """Libraries that have every patch."""
 
 MUTANTS = "mutants"

@@ -20,6 +20,7 @@ from fa_harness.case.case import Case
 from fa_harness.case.label import label
 from fa_harness.case.selection import Selection, select
 from fa_harness.cli import options
+from fa_harness.cli.coverage import run_covered
 from fa_harness.cli.options import How, Reports
 from fa_harness.cli.run import run_with
 from fa_harness.engine.runner import Runner
@@ -62,6 +63,7 @@ _how = options.as_record(
 @click.option("--update-baseline", "update", is_flag=True, help="Make this run the new baseline.")
 @options.seed
 @click.option("--threads", type=int, metavar="T", help="Number of threads.")
+@options.coverage
 @click.option("--no-speed", is_flag=True, help="Skip the speed rows.")
 @click.option("--strict", is_flag=True, help="Exit 1 if anything could not be checked.")
 @options.reports
@@ -72,6 +74,7 @@ def command(
     update: bool,
     seed: int | None,
     threads: int | None,
+    with_coverage: bool,
     no_speed: bool,
     strict: bool,
     reports: Reports,
@@ -82,6 +85,9 @@ def command(
     upstream and machine class. Checks that cannot be made are skipped, with a reason, and the
     verdict counts them. In a GitHub Actions job it also writes annotations and a job summary.
 
+    --coverage runs the cases on a library that counts its branches, and names those of the kernel
+    that no case takes. It compares nothing with the baseline and measures no time.
+
     \b
     Exit code 1 means that
       a case does not pass,
@@ -89,9 +95,13 @@ def command(
       an error grew by more than its margin,
       results that were bit-identical no longer are,
       a ratio of times got worse, or
-      with --strict, something was not checked.
+      with --strict, something was not checked, or not reached (--coverage).
     """
     reports.check()
+    if with_coverage:
+        _check_coverage(baseline_file, update=update)
+        of_gate = Selection(suite="gate", seed=seed, threads=() if threads is None else (threads,))
+        return run_covered(select(of_gate), how, None, reports, strict=strict)
     has_own_inputs = seed is not None or threads is not None
     _check_call(baseline_file, update=update, has_own_inputs=has_own_inputs, strict=strict)
     project = find_project()
@@ -146,6 +156,14 @@ def command(
         new = gate.new_baseline(results, **setting, speed=new_speed)
         _write_baseline(project, file, new, console)
     return judged.passed
+
+
+def _check_coverage(baseline_file: Path | None, *, update: bool) -> None:
+    if baseline_file is not None or update:
+        name = "--update-baseline" if update else "--baseline"
+        raise UsageError(
+            f"--coverage compares with no baseline, and makes none; leave it or {name} out"
+        )
 
 
 def _check_call(

@@ -121,6 +121,12 @@ modes = words(
     help="Compute only this mode: standard, full_state, segmented, merged, resumed, mixed or fifo.",
 )
 seed = click.option("--seed", type=int, metavar="S", help="Seed of the inputs.")
+coverage = click.option(
+    "--coverage",
+    "with_coverage",
+    is_flag=True,
+    help="Name the branches of the kernel that no case takes.",
+)
 pattern = click.option(
     "-k",
     "pattern",

@@ -98,9 +98,16 @@ _how = options.as_record(
     help="Vary each case instead, in batches, order of keys, threads and more: bug or rounding?",
 )
 @options.list_only
+@options.coverage
 @options.reports
 def command(
-    *, what: Selection, how: How, invariance: bool, list_only: bool, reports: Reports
+    *,
+    what: Selection,
+    how: How,
+    invariance: bool,
+    list_only: bool,
+    with_coverage: bool,
+    reports: Reports,
 ) -> bool:
     """Compare attention, computed in one call and in segments, with the oracle.
 
@@ -116,6 +123,9 @@ def command(
 
     Options that can be repeated also take a comma list: --segments 1,2,7 runs each case three
     times. Cases with boundaries of their own keep them.
+
+    --coverage runs the cases on a library that counts its branches, and names those of the kernel
+    that no case takes.
     """
     cases = select(_with_usual_suites(what))
     modes = check_modes(what.modes, cases)
@@ -123,8 +133,14 @@ def command(
         click.echo("\n".join(map(str, cases)))
         return True
     reports.check()
+    if invariance and with_coverage:
+        raise UsageError("--coverage does not go with --invariance; leave one out")
     if invariance:
         return _vary(cases, what, how, reports)
+    if with_coverage:
+        from fa_harness.cli.coverage import run_covered  # it imports this module
+
+        return run_covered(cases, how, modes, reports)
     results = run_cases(
         cases, how, modes, make_console(stderr=reports.to_stdout), write=reports.write
     )

@@ -119,11 +119,13 @@ class Results(Session):
     Attributes:
         features: CPU features that the library uses here.
         selected: Cases that were to run; more than ran where the run was interrupted.
+        coverage: What `--coverage` found of the kernel's branches, as the JSON report has it.
     """
 
     features: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
     selected: int
+    coverage: Mapping[str, Any] | None = None
 
     def count(self, status: str) -> int:
         """Return how many cases have a status."""

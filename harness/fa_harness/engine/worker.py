@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -37,7 +38,7 @@ from fa_harness.case.modes import Run
 from fa_harness.case.variations import Variation, vary
 from fa_harness.engine import ggml
 from fa_harness.engine.compute import lacking, run_case
-from fa_harness.engine.ggml import Ggml, WrongTensorError
+from fa_harness.engine.ggml import Ggml, WrongTensorError, counts
 from fa_harness.errors import SetupError
 
 _STDERR_LINES = 6
@@ -225,6 +226,8 @@ class Worker:
             program = [*prefix, sys.executable, "-m", "fa_harness.engine.worker"]
             # on an abort, ggml would start a debugger: seconds for lines that nobody reads
             own = {"GGML_NO_BACKTRACE": "1", "TMPDIR": files, **settings}
+            # what the library `coverage` counts goes nowhere unless somebody asks for it
+            own["GCOV_PREFIX"] = os.environ.get("GCOV_PREFIX", files)
             with theirs:
                 self._process = subprocess.Popen(
                     [*program, self._module_path, mode, str(theirs.fileno())],
@@ -360,6 +363,7 @@ def _serve(module_path: Path, mode_path: Path, descriptor: int) -> None:
     except SetupError as error:
         _send(connection, error)
         return
+    write_counts = counts.writer(module_path)
     known = (digest, library.features(), library.types(), lacking(library), library.mutants)
     _send(connection, known)
     shared = _shared(mode_path)
@@ -370,7 +374,7 @@ def _serve(module_path: Path, mode_path: Path, descriptor: int) -> None:
             return
         try:
             # nothing keeps a case, which may be large, while the child waits for the next
-            _send(connection, _reply(library, shared, *request))
+            _send(connection, _reply(library, shared, write_counts, *request))
         except MemoryError as error:
             _send(connection, (Lost.of_memory(_mode_in(shared), error), False))
 
@@ -378,6 +382,7 @@ def _serve(module_path: Path, mode_path: Path, descriptor: int) -> None:
 def _reply(
     library: Ggml,
     shared: mmap.mmap,
+    write_counts: Callable[[], None],
     case: Case,
     modes: tuple[str, ...],
     mutant: str | None,
@@ -402,6 +407,8 @@ def _reply(
     except RuntimeError as error:
         reason = f"{_mode_in(shared)}: {type(error).__name__}: {error}"
         return Lost(status="crash", reason=reason), False
+    finally:
+        write_counts()  # before the reply, after which the child may be killed
 
 
 def _end_with_the_parent() -> None:

@@ -36,6 +36,7 @@ def document(results: Results, gate: Gate | None = None) -> dict[str, Any]:
             **{status: results.count(status) for status in STATUSES},
         },
         **({"gate": _gate(gate)} if gate else {}),
+        **({"coverage": results.coverage} if results.coverage else {}),
         "results": [_result(verdict, results.repro(verdict.case)) for verdict in results.verdicts],
     }
 
