@@ -43,7 +43,7 @@ test: lint ## lint, types and the tests that take ten minutes, with the builds t
 test-all: lint test-part test-timing ## every test, those that measure time alone at the end
 
 test-part: $(DEV) ## every test in ARGS but those that measure time
-	@$(BIN)/fa-harness build $(LIBRARIES) tsan
+	@$(BIN)/fa-harness build $(LIBRARIES) tsan coverage
 	@$(BIN)/python -m pytest -m 'not timing' $(ARGS)
 
 test-timing: $(DEV) ## the tests that measure time

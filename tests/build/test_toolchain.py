@@ -122,3 +122,20 @@ def test_a_build_folder_is_emptied_where_its_setup_or_its_place_is_another(tmp_p
     assert not (moved / "build.ninja").exists()
     toolchain.prepare_cmake_dir(there, {"cxx_compiler": "another"})
     assert not (there / "build.ninja").exists()
+
+
+def test_gcov_has_the_version_of_the_compiler(add_program: AddProgram) -> None:
+    add_program("c++", "91")  # what it says to -dumpversion
+    add_program("gcov", "gcov (some) 90.1.0")
+    with pytest.raises(SetupError, match=r"C\+\+ compiler 91 has no gcov; the library 'coverage'"):
+        toolchain.find_gcov()
+    add_program("gcov-91", "gcov (some) 91.2.0")
+    assert toolchain.find_gcov().command == ("gcov-91",)
+
+
+def test_clang_has_no_gcov(add_program: AddProgram, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_program("clang++-92", "some clang version 92")
+    add_program("gcov-92", "gcov 92.0")
+    monkeypatch.setenv("CXX", "clang++-92")
+    with pytest.raises(SetupError, match=r"needs GCC \(CC=gcc CXX=g\+\+\)"):
+        toolchain.find_gcov()

@@ -93,13 +93,13 @@ def find_runtime(name: str) -> Path:
 def find_gcov() -> Tool:
     """Return the gcov of the C++ compiler, which must be GCC: each version has files of its own."""
     compiler = find_cxx_compiler()
-    is_clang = "clang" in proc.run([*compiler.command, "--version"])
-    major = "" if is_clang else proc.run([*compiler.command, "-dumpversion"]).partition(".")[0]
-    for name in (f"gcov-{major.strip()}", "gcov") if major else ():
-        if shutil.which(name):
-            tool = _tool((name,))
-            if re.search(rf" {major.strip()}\b", tool.version):
-                return tool
+    if "clang" not in compiler.version:
+        major = proc.run([*compiler.command, "-dumpversion"]).strip().partition(".")[0]
+        for name in (f"gcov-{major}", "gcov"):
+            if shutil.which(name):
+                tool = _tool((name,))
+                if re.search(rf" {major}\b", tool.version):
+                    return tool
     raise SetupError(
         f"C++ compiler {compiler.version} has no gcov; the library 'coverage' needs GCC (CC=gcc "
         "CXX=g++) and the gcov of the same version"

@@ -14,7 +14,7 @@ from fa_harness.engine.runner import Runner
 from fa_harness.errors import UsageError
 from fa_harness.hunt.coverage import counted, measure
 from fa_harness.project import find_project
-from fa_harness.report.coverage import print_coverage
+from fa_harness.report.branches import print_coverage
 from fa_harness.terminal import make_console
 
 

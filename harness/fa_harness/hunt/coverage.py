@@ -155,7 +155,7 @@ def measure(project: Project, library: Library, counts: Path) -> Coverage:
     source = find_source(project)
     tree = prepare_tree(project, source, series_for(project, source))
     files = gcov.read(library, counts)
-    own, note = _own_lines(project, source, tree)
+    own, note = own_lines(project, source, tree)
     scope = f"what {source.label} has changed" if own else _ATTENTION
     names = list(own) or [f"ggml/src/{name}" for _, name in FILES]
     file_of_reasons = project.patches / REASONS
@@ -241,7 +241,7 @@ def _lines_of_attention(tree: Tree, name: str, text: str, file: gcov.File) -> se
     return {*added(tree, name), *case_lines(text), *(n for lines in functions for n in lines)}
 
 
-def _own_lines(project: Project, source: Source, tree: Tree) -> tuple[dict[str, set[int]], str]:
+def own_lines(project: Project, source: Source, tree: Tree) -> tuple[dict[str, set[int]], str]:
     """Return the lines of each file that a checkout has changed, and why that is not known."""
     if source.root is None:
         return {}, ""

@@ -16,7 +16,7 @@ from typing import Any
 from fa_harness import proc
 from fa_harness.build.coverage import notes_of
 from fa_harness.build.library import Library
-from fa_harness.build.toolchain import find_gcov
+from fa_harness.build.toolchain import Tool, find_gcov
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +63,19 @@ def read(library: Library, counts: Path) -> dict[str, File]:
                 if path.as_posix().endswith(f"/{end}"):
                     shutil.copy2(path, folder)
             names.append(f"{i}/{notes.name}")
-        options = ("--json-format", "--branch-probabilities", "--preserve-paths")
-        proc.run([*find_gcov().command, *options, *names], cwd=Path(temporary))
-        documents = []
-        for path in sorted(Path(temporary).glob("*.gcov.json.gz")):
-            with gzip.open(path) as file:
-                documents.append(json.load(file))
-    return merged(documents)
+        return merged(documents_of(find_gcov(), names, Path(temporary)))
+
+
+def documents_of(gcov: Tool, notes: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    """Return what gcov says of files of notes in a folder, beside which the counts are."""
+    # in files, since warnings would get into what it prints
+    options = ("--json-format", "--branch-probabilities", "--preserve-paths")
+    proc.run([*gcov.command, *options, *notes], cwd=folder)
+    documents = []
+    for path in sorted(folder.glob("*.gcov.json.gz")):
+        with gzip.open(path) as file:
+            documents.append(json.load(file))
+    return documents
 
 
 def merged(documents: Iterable[Mapping[str, Any]]) -> dict[str, File]:
