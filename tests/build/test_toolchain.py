@@ -124,8 +124,11 @@ def test_a_build_folder_is_emptied_where_its_setup_or_its_place_is_another(tmp_p
     assert not (there / "build.ninja").exists()
 
 
-def test_gcov_has_the_version_of_the_compiler(add_program: AddProgram) -> None:
-    add_program("c++", "91")  # what it says to -dumpversion
+def test_gcov_has_the_version_of_the_compiler(
+    add_program: AddProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_program("c++-91", "91")  # what it says to -dumpversion
+    monkeypatch.setenv("CXX", "c++-91")
     add_program("gcov", "gcov (some) 90.1.0")
     with pytest.raises(SetupError, match=r"C\+\+ compiler 91 has no gcov; the library 'coverage'"):
         toolchain.find_gcov()

@@ -45,7 +45,8 @@ def test_the_lines_that_a_checkout_has_changed_are_known_and_those_of_the_series
 def test_a_checkout_without_changes_has_no_lines_of_its_own(
     project: Project, checkout: Path
 ) -> None:
-    assert lines_of(project, checkout) == ({}, "")
+    text = "dir:mine has the kernel of mini, so all of attention is measured"
+    assert lines_of(project, checkout) == ({}, text)
 
 
 def test_without_a_pin_of_its_version_what_is_new_is_not_known(
@@ -54,5 +55,5 @@ def test_without_a_pin_of_its_version_what_is_new_is_not_known(
     listing = checkout / "ggml/CMakeLists.txt"
     listing.write_text(listing.read_text().replace("VERSION_PATCH 2", "VERSION_PATCH 3"))
     assert lines_of(project, checkout) == (
-        {}, "no pin has ggml 0.1.3, so what is new is not known"
+        {}, "no pin has ggml 0.1.3, so all of attention is measured"
     )  # fmt: skip

@@ -242,19 +242,19 @@ def _lines_of_attention(tree: Tree, name: str, text: str, file: gcov.File) -> se
 
 
 def own_lines(project: Project, source: Source, tree: Tree) -> tuple[dict[str, set[int]], str]:
-    """Return the lines of each file that a checkout has changed, and why that is not known."""
+    """Return the lines of each file that a checkout has changed; if none, why all is measured."""
     if source.root is None:
         return {}, ""
     pins = load_pins(project.pins_file)
     candidates = [pins.get(), *pins.upstreams.values()]
     pin = next((pin for pin in candidates if pin.ggml_version == source.ggml_version), None)
     if pin is None:
-        return {}, f"no pin has ggml {source.ggml_version}, so what is new is not known"
+        return {}, f"no pin has ggml {source.ggml_version}, so all of attention is measured"
     upstream = find_source(project, pin.name)
     try:
         before = prepare_tree(project, upstream, series_for(project, upstream))
     except SetupError as error:
-        return {}, f"what is new is not known: {error}"
+        return {}, f"all of attention is measured, since what is new is not known: {error}"
     commit = before.commits[0]
     fetch(tree.path, before.path, commit)
     span = (tree.commits[0], tree.commits[-1])
@@ -266,4 +266,5 @@ def own_lines(project: Project, source: Source, tree: Tree) -> tuple[dict[str, s
             lines = {n for n in added_between(tree, commit, span[1], name) if n not in series}
             if lines:
                 own[name] = lines
-    return own, ""
+    nothing = f"{source.label} has the kernel of {pin.name}, so all of attention is measured"
+    return own, "" if own else nothing
