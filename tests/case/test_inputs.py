@@ -392,8 +392,10 @@ def test_a_leading_mask_hides_the_first_rows_and_the_first_keys() -> None:
     ]
 
 
-def test_a_leading_mask_shows_a_single_row_something() -> None:
+def test_a_leading_mask_hides_a_single_row_of_one_head_of_several() -> None:
     assert np.isfinite(_mask(mask_kind="leading", n_batch=1)).any(axis=-1).all()
+    of_heads = _mask(mask_kind="leading", n_batch=1, mask_heads=6, ne3=1)
+    assert np.isfinite(of_heads).any(axis=-1).ravel().tolist() == [False] + [True] * 5
 
 
 def test_a_sparse_mask_shows_at_most_n_kv_max_keys_a_row() -> None:

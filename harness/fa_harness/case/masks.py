@@ -68,10 +68,13 @@ def _behind(case: Case) -> Ints:
 def _leading_mask(case: Case, stream: Stream) -> F16:
     """Causal, with a third of the rows hidden as a whole and a quarter of the keys from all rows.
 
-    They are the first ones. Each sequence and head hides another key more than the one before.
+    They are the first ones. Each sequence and head hides another key more than the one before. Of
+    single rows, the first head's is hidden if each head has a mask of its own.
     """
-    n_hidden_row = max(1, case.n_batch // 3) if case.n_batch > 1 else 0
     plane = np.arange(case.ne3 * case.mask_heads).reshape(case.ne3, case.mask_heads, 1, 1)
+    n_hidden_row = np.full_like(plane, max(1, case.n_batch // 3))
+    if case.n_batch == 1:
+        n_hidden_row = ((plane == 0) & (case.mask_heads > 1)).astype(int)
     n_hidden_key = np.minimum(max(1, case.n_kv // 4) + plane, case.n_kv - 1)
     is_hidden_row = np.arange(case.n_batch)[:, np.newaxis] < n_hidden_row
     return _hide((_behind(case) < 0) | is_hidden_row | (np.arange(case.n_kv) < n_hidden_key))
