@@ -3,6 +3,7 @@
 A table of fault classes, the doubles that stand for them, and a case of a suite that shows each.
 """
 
+import ctypes
 import dataclasses
 import itertools
 import re
@@ -25,6 +26,7 @@ from fa_harness.engine import state_file as state
 from fa_harness.engine.compute import run_case
 from fa_harness.engine.fifo import roll
 from fa_harness.engine.ggml import Backend, Context, Ggml, Tensor
+from fa_harness.engine.ggml.guards import Guarded
 from fa_harness.engine.layout import CaseTensors, Keys
 from fa_harness.judge import bounds, contract, oracle
 from fa_harness.judge import compare as comparator
@@ -42,6 +44,8 @@ CLASSES = {
     # of calls and graphs, which the harness makes for its cases
     "view-stride", "view-offset", "node-missing", "node-order", "state-shared", "last-wins",
     "first-dropped",
+    # of memory
+    "input-written", "written-outside", "result-of-another-state",
     # of the judge
     "mode-missing", "comparison-missing", "bound-too-wide", "oracle-is-the-kernel",
 }  # fmt: skip
@@ -296,6 +300,43 @@ def half_of_the_keys(original: Method) -> Method:
         return original(self, Keys(*views), (segment[0], segment[0] + n), **more)
 
     return call
+
+
+def written(place: Callable[[Guarded], int], *, to_work: bool = False) -> Fault:
+    """Return a fault: four bytes are written to a guard, of work memory or of tensors."""
+
+    def fault(original: Method) -> Method:
+        def lift(self: Guarded) -> Any:
+            if (len(self.addresses) == 1) == to_work:
+                ctypes.memset(self.address + place(self), 0, 4)
+            return original(self)
+
+        return lift
+
+    return fault
+
+
+def behind_the_first(memory: Guarded) -> int:
+    return memory._guards[1][0]
+
+
+def behind_the_last(memory: Guarded) -> int:
+    return memory._guards[-1][0]
+
+
+def before_the_first(memory: Guarded) -> int:
+    return memory._guards[0][1] - 8
+
+
+def another_s(original: Method) -> Method:
+    """The state is near the oracle's, but the result was not made from it."""
+
+    def left(*, output: F32, state: F32) -> Any:
+        state = state.copy()
+        state[..., 1] *= np.float32(1 + 2**-20)
+        return original(output=output, state=state)
+
+    return left
 
 
 def an_input_is_written(original: Method) -> Method:
@@ -684,7 +725,20 @@ DOUBLES = [
     double("sinks", CaseTensors, "call", no_sinks_with_a_state, SINKS,
            f"full state vs standard: {BITS}"),
     double("input-written", CaseTensors, "inputs_written", an_input_is_written, DECODE,
-           "the op wrote to its inputs: k"),
+           r"the op wrote to its inputs: 2 bytes in k from byte \d+ on: row \d+ \(of 0 to \d+\), "
+           r"element 63, outside the view"),
+    double("written-outside", Guarded, "lift", written(behind_the_last), DECODE,
+           r"the op wrote outside its tensors: standard: 4 bytes behind dst\[0:160\] from byte \d+ "
+           r"on: row \d+ \(of 0 to \d+\), element 0, and \d+ more"),
+    double("written-outside", Guarded, "lift", written(before_the_first), MIXED,
+           "the op wrote outside its tensors: standard: 4 bytes before q from byte -8 on: row -1 ",
+           asked=("mixed",)),
+    double("written-outside", Guarded, "lift", written(behind_the_last), FIFO,
+           "the op wrote outside its tensors: standard: 4 bytes behind dst", asked=("fifo",)),
+    double("written-outside", Guarded, "lift", written(behind_the_first, to_work=True), DECODE,
+           r"the op wrote outside its tensors: standard: 4 bytes behind work memory from byte \d+"),
+    double("result-of-another-state", compute, "Left", another_s, DECODE,
+           "full state result vs state: "),
     # what is wrong in every mode alike is seen by the oracle alone
     double("inputs", inputs, "decode", values_that_are_not_the_bytes, DECODE,
            "standard vs oracle: "),

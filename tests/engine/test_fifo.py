@@ -151,6 +151,7 @@ def test_a_rolling_cache_passes(
         "fifo_again",
         "fifo_vs_oracle",
         "fifo_state_vs_oracle",
+        "fifo_result_vs_state",
     }
 
 

@@ -112,7 +112,7 @@ def test_a_run_goes_on_after_a_case_that_ran_out_of_memory_in_the_worker(
 ) -> None:
     once = tmp_path / "once"
     code = (
-        f"if (name, n) == ('ggml_backend_graph_compute', 4) and not os.path.exists({str(once)!r}): "
+        f"if (name, n) == ('ggml_graph_compute', 3) and not os.path.exists({str(once)!r}): "
         f"open({str(once)!r}, 'w').close(); raise {error}"
     )
     large, after = run(around_patched(code), SMALL, SMALL.with_(seed=1))

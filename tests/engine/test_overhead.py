@@ -117,7 +117,7 @@ def test_a_small_case_takes_at_most_5_ms_more_than_its_computing(
 def test_small_cases_in_a_row_take_at_most_5_ms_each_more_than_the_library(
     library: Ggml, patched: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What one waits for each, less what `ggml_backend_graph_compute` takes of it."""
+    """What one waits for each, less what computing its graphs takes of it."""
     in_library = 0.0
 
     def timed(backend: Backend, graph: Graph) -> None:

@@ -363,7 +363,7 @@ def test_a_signal_is_a_crash_in_its_mode_and_the_next_case_runs(
 ) -> None:
     once = tmp_path / "once"
     module = around_patched(
-        f"if (name, n) == ('ggml_backend_graph_compute', 4) and not os.path.exists({str(once)!r}): "
+        f"if (name, n) == ('ggml_graph_compute', 3) and not os.path.exists({str(once)!r}): "
         f"open({str(once)!r}, 'w').close(); os.kill(os.getpid(), signal.SIGSEGV)"
     )
     with Runner(module) as runner:

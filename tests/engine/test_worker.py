@@ -94,12 +94,12 @@ def test_the_lines_of_an_earlier_crash_are_not_told_again(patched: Library) -> N
 
 
 @pytest.mark.parametrize("kind", ["SIGSEGV", "SIGILL", "SIGFPE", "SIGKILL"])
-@pytest.mark.parametrize(("n", "mode"), [(2, "standard"), (4, "full_state"), (6, "segmented")])
+@pytest.mark.parametrize(("n", "mode"), [(1, "standard"), (3, "full_state"), (5, "segmented")])
 def test_a_fault_in_the_middle_of_a_case_is_told_with_its_mode_and_signal(
     around_patched: Callable[[str], Path], n: int, mode: str, kind: str
 ) -> None:
     module = around_patched(
-        f"if (name, n) == ('ggml_backend_graph_compute', {n}): "
+        f"if (name, n) == ('ggml_graph_compute', {n}): "
         f"os.write(2, b'here it ends'); os.kill(os.getpid(), signal.{kind})"
     )
     with Worker(module) as worker:
@@ -110,9 +110,7 @@ def test_a_fault_in_the_middle_of_a_case_is_told_with_its_mode_and_signal(
 def test_an_error_of_the_harness_in_the_child_is_a_crash_with_its_last_lines(
     around_patched: Callable[[str], Path],
 ) -> None:
-    module = around_patched(
-        "if name == 'ggml_backend_graph_compute' and n > 1: raise KeyError('lost')"
-    )
+    module = around_patched("if name == 'ggml_graph_compute': raise KeyError('lost')")
     with Worker(module) as worker:
         lost = compute(worker, SMALL)
         assert isinstance(lost, Lost)
@@ -124,14 +122,12 @@ def test_an_error_of_the_harness_in_the_child_is_a_crash_with_its_last_lines(
 def test_a_status_that_is_no_success_is_a_crash_that_names_it(
     around_patched: Callable[[str], Path],
 ) -> None:
-    module = around_patched(
-        "if name == 'ggml_backend_graph_compute' and n > 1: return lambda backend, graph: -2"
-    )
+    module = around_patched("if name == 'ggml_graph_compute': return lambda graph, plan: -2")
     with Worker(module) as worker:
         pid = worker.pid
         assert compute(worker, SMALL) == Lost(
             status="crash",
-            reason="standard: RuntimeError: ggml_backend_graph_compute: status -2",
+            reason="standard: RuntimeError: ggml_graph_compute: status -2",
         )
         assert worker.pid == pid
 
@@ -162,7 +158,7 @@ def test_a_result_that_came_in_time_counts_however_late_it_is_looked_at(patched:
 
 
 BROKEN_OFF = (
-    "if name == 'ggml_backend_graph_compute' and n > 1:\n"
+    "if name == 'ggml_graph_compute':\n"
     "            from multiprocessing.connection import Connection\n"
     "            def begin(self, reply, **_):\n"
     "                os.write(self.fileno(), bytes(reply[:10]))\n"
@@ -207,9 +203,7 @@ def test_a_case_that_takes_too_long_is_a_timeout_in_its_mode(patched: Library) -
 def test_the_child_ends_when_its_parent_does(
     around_patched: Callable[[str], Path], case: Case | None
 ) -> None:
-    module = around_patched(
-        "if name == 'ggml_backend_graph_compute' and n > 1: os.write(2, b'hung'); signal.pause()"
-    )
+    module = around_patched("if name == 'ggml_graph_compute': os.write(2, b'hung'); signal.pause()")
     code = (
         "import os, sys\n"
         "from pathlib import Path\n"
@@ -241,7 +235,7 @@ def test_a_child_that_closes_its_output_and_lives_on_is_ended(
 ) -> None:
     monkeypatch.setattr("fa_harness.engine.worker._END_SECONDS", 0.5)
     module = around_patched(
-        "if name == 'ggml_backend_graph_compute' and n > 1: os.closerange(1, 100); signal.pause()"
+        "if name == 'ggml_graph_compute': os.closerange(1, 100); signal.pause()"
     )
     with Worker(module) as worker:
         lost = compute(worker, SMALL)
@@ -318,7 +312,7 @@ def test_a_child_that_is_killed_leaves_no_files(
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
     module = around_patched(
-        "if (name, n) == ('ggml_backend_graph_compute', 5): os.kill(os.getpid(), signal.SIGKILL)"
+        "if (name, n) == ('ggml_graph_compute', 4): os.kill(os.getpid(), signal.SIGKILL)"
     )
     with Worker(module) as worker:
         worker.submit(SMALL, ("resumed",), 60)

@@ -469,8 +469,23 @@ def test_inputs_that_were_written_fail(compute: Compute) -> None:
     verdict = judged(VEC, run)
     assert (verdict.status, verdict.reason) == (
         "fail",
-        "the op wrote to its inputs: k, mask[0:30]",
+        "the op wrote to its inputs: k, and 1 more",
     )
+
+
+def test_what_was_written_outside_is_the_reason_before_numbers_that_are_wrong(
+    compute: Compute,
+) -> None:
+    run = output_of_zero(VEC, make_inputs(VEC), compute(VEC))
+    found = ("segmented: 4 bytes behind dst", "mixed: 4 bytes behind k", "fifo: 4 bytes behind q")
+    for n, more in ((1, ""), (2, ", and 1 more"), (3, ", and 2 more")):
+        written = dataclasses.replace(run, outside_written=found[:n], inputs_written=("k",))
+        verdict = judged(VEC, written)
+        assert (verdict.status, verdict.reason) == (
+            "fail",
+            f"the op wrote outside its tensors: segmented: 4 bytes behind dst{more}",
+        )
+        assert verdict.localisation == judged(VEC, run).localisation is not None
 
 
 def test_another_work_size_with_a_state_fails(compute: Compute) -> None:
@@ -490,6 +505,117 @@ def test_a_mode_that_is_much_worse_than_the_standard_run_fails(compute: Compute)
     step = Left(output=worse, state=run.results["full_state"].first.state)
     verdict = judged(TILED, changed(run, full_state=step, full_state_again=step))
     assert not verdict.comparisons["full_state_vs_oracle"].ok
+
+
+# a result against the state of its own call
+
+
+def another(left: Any, name: str = "output") -> Any:
+    """Return what a call left with results that are off by some roundings, and no more."""
+    return dataclasses.replace(left, **{name: getattr(left, name) * np.float32(1 + 2**-21)})
+
+
+TYPED = VEC.with_(segment_types=("f16", "q8_0", "f32"))
+ROLLING = Case(
+    hsk=64, hsv=64, n_head_kv=2, n_group=2, n_kv=12, n_batch=12, mask_kind="causal",
+    regime="normal", hot_window=4, group=2, cold_type="q8_0",
+)  # fmt: skip
+
+
+def of_full_state(run: Run) -> Run:
+    left = another(run.results["full_state"].first)
+    return changed(run, full_state=left, full_state_again=left)
+
+
+def of_the_second_segment(run: Run) -> Run:
+    first, second, last = chain_of(run).calls
+    return with_steps(run, first, another(second), last)
+
+
+def of_the_last_segment(run: Run) -> Run:
+    last = another(last_step(run))
+    return with_last(run, output=last.output)
+
+
+def of_a_part(run: Run) -> Run:
+    merged = run.results["merged"]
+    parts = (*merged.parts[:1], another(merged.parts[1]), *merged.parts[2:])
+    return changed(run, merged=dataclasses.replace(merged, parts=parts))
+
+
+def of_a_resumed_chain(run: Run) -> Run:
+    first, *rest = run.results["resumed"]
+    return changed(run, resumed=(another(first), *rest), segmented=None)
+
+
+def of_a_mixed_chain(run: Run) -> Run:
+    chain = run.results["mixed"].first
+    chain = dataclasses.replace(chain, calls=(*chain.calls[:-1], another(chain.calls[-1])))
+    return changed(run, mixed=chain, mixed_again=chain)
+
+
+def of_hot_tokens(run: Run) -> Run:
+    rolled = another(run.results["fifo"].first)
+    return changed(run, fifo=rolled, fifo_again=rolled)
+
+
+def of_cold_tokens(run: Run) -> Run:
+    rolled = another(run.results["fifo"].first, "cold_output")
+    return changed(run, fifo=rolled, fifo_again=rolled)
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "name", "seen_by_the_oracle"),
+    [
+        *(
+            (case, change, name, oracle_name)
+            for case in (VEC, TILED, SPLIT_KV)
+            for change, name, oracle_name in (
+                (of_full_state, "full_state_result_vs_state", "full_state_vs_oracle"),
+                (of_the_second_segment, "result_vs_state", "prefix_vs_oracle"),
+                (of_the_last_segment, "result_vs_state", "segmented_vs_oracle"),
+                (of_a_part, "part_result_vs_state", "part_vs_oracle"),
+                (of_a_resumed_chain, "resumed_result_vs_state", "resumed_prefix_vs_oracle"),
+            )
+        ),
+        (TYPED, of_a_mixed_chain, "mixed_result_vs_state", "mixed_vs_oracle"),
+        (ROLLING, of_hot_tokens, "fifo_result_vs_state", "fifo_vs_oracle"),
+        (ROLLING, of_cold_tokens, "fifo_result_vs_state", "fifo_vs_oracle"),
+    ],
+)
+def test_a_result_that_is_near_the_oracle_s_and_not_its_state_s_fails(
+    compute: Compute, case: Case, change: Callable[[Run], Run], name: str, seen_by_the_oracle: str
+) -> None:
+    run = compute(case)
+    assert judged(case, run).status == "pass"
+    verdict = judged(case, change(run))
+    assert verdict.status == "fail"
+    assert not verdict.comparisons[name].ok
+    assert verdict.comparisons[name].required == "bound"
+    assert verdict.comparisons[seen_by_the_oracle].ok
+
+
+@pytest.mark.parametrize("case", [VEC, TILED, LEADING], ids=lambda case: case.mask_kind)
+def test_a_result_that_is_divided_by_s_is_its_state_s_too(compute: Compute, case: Case) -> None:
+    left = compute(case).results["full_state"].first
+    s = left.state[..., 1:2]
+    divided = (left.state[..., 2:] / np.where(s == 0, 1, s)).astype(np.float32)
+    assert divided.tobytes() != left.output.tobytes()
+    left = Left(output=divided, state=left.state)
+    verdict = judged(case, changed(compute(case), full_state=left, full_state_again=left))
+    assert verdict.comparisons["full_state_result_vs_state"].ok
+    assert not verdict.comparisons["full_state_vs_standard"].ok
+
+
+def test_a_row_that_saw_no_key_has_no_result_but_0(compute: Compute) -> None:
+    left = compute(LEADING).results["full_state"].first
+    assert left.state[0, 0, 0, 1] == 0
+    output = left.output.copy()
+    output[0, 0, 0, 3] = 2.0**-149
+    left = Left(output=output, state=left.state)
+    verdict = judged(LEADING, changed(compute(LEADING), full_state=left, full_state_again=left))
+    found = verdict.comparisons["full_state_result_vs_state"]
+    assert (found.ok, found.bound) == (False, 0.0)
 
 
 # independent states, merged
@@ -846,7 +972,8 @@ def test_a_q_that_is_rounded_for_another_segment_s_type_fails(
         ],
     )
     state = np.concatenate([whole.m[..., None], whole.s[..., None], whole.vkq], axis=-1)
-    last = Left(output=oracle.finalise(whole).astype(np.float32), state=state.astype(np.float32))
+    rows = state.astype(np.float32)
+    last = Left(output=rows[..., 2:] / rows[..., 1:2], state=rows)
     verdict = judged(MIXED, with_last_of_mixed(compute(MIXED), last))
     assert verdict.comparisons["mixed_vs_oracle"].ok == is_right
     assert verdict.status == ("pass" if is_right else "fail")

@@ -91,8 +91,10 @@ class Rolled:
 
     output: F32
     """`[ne3, n_head, n_batch, hsv]`."""
+    cold_output: F32
+    """The result of the call over the cold tokens."""
     cold_state: F32
-    """The state after the call over the cold tokens, `[ne3, n_head, n_batch, 2 + hsv]`."""
+    """The state after it, `[ne3, n_head, n_batch, 2 + hsv]`."""
     state: F32
     """The state after the call over the hot tokens, too."""
     held: tuple[Held, ...]
@@ -135,7 +137,9 @@ class Run:
 
     results: ByMode
     inputs_written: tuple[str, ...] = ()
-    """The inputs whose bytes were not the same after all modes."""
+    """The inputs whose bytes were not the same after all modes, and where."""
+    outside_written: tuple[str, ...] = ()
+    """What a mode wrote outside its tensors and its work memory, and where."""
     work_size: dict[str, int]
     """Bytes of work memory planned for one call, by mode (`standard`, `full_state`)."""
     seconds: dict[str, float]

@@ -60,7 +60,9 @@ def run_case(
         modes = tuple(mode for mode in modes_of(case) if mode not in lacking(ggml))
     results: dict[str, object] = {}
     seconds: dict[str, float] = {}
-    with ggml.backend(case.threads) as backend:
+    written: list[str] = []
+    outside: dict[str, None] = {}
+    with ggml.backend(case.threads, outside=outside) as backend:
         computation = _Computation(ggml, case, inputs, backend)
         for mode in MODES:
             if mode == "standard" or mode in modes:
@@ -68,9 +70,12 @@ def run_case(
                 start = time.perf_counter()
                 results[mode] = getattr(computation, mode)()
                 seconds[mode] = time.perf_counter() - start
+                written += [f"{mode}: {found}" for found in outside]
+                outside.clear()
     return Run(
         results=cast(ByMode, results),
         inputs_written=tuple(computation.inputs_written),
+        outside_written=tuple(written),
         work_size=computation.work_size,
         seconds=seconds,
     )
@@ -145,7 +150,7 @@ class _Computation:
         with tempfile.NamedTemporaryFile(prefix="fa-harness-", suffix="-state.npy") as in_between:
             file = Path(in_between.name)
             for i in range(len(self._segments)):
-                with self._tensors() as tensors, self._ggml.backend(self._case.threads) as backend:
+                with self._tensors() as tensors, self._new_backend() as backend:
                     state = tensors.state()
                     call = self._call(tensors, i, tensors.own_segment(i), state)
                     graph = tensors.ctx.graph([call])
@@ -208,10 +213,13 @@ class _Computation:
     @contextmanager
     def _tensors(self) -> Iterator[CaseTensors]:
         """Give the case's tensors in a new context, and note which inputs were written to."""
-        with self._ggml.context() as ctx:
+        with self._ggml.context(self._backend.outside) as ctx:
             tensors = CaseTensors(ctx, self._case, self._inputs, self._layouts)
             yield tensors
             self.inputs_written |= dict.fromkeys(tensors.inputs_written())
+
+    def _new_backend(self) -> Backend:
+        return self._ggml.backend(self._case.threads, outside=self._backend.outside)
 
     def _views(self, tensors: CaseTensors) -> list[Keys]:
         cache = tensors.cache()

@@ -34,20 +34,22 @@ def roll(
     """Simulate the rolling cache of a case with a `hot_window`, on a library with a state.
 
     With `one_graph`, both calls of a step are computed in one graph. The state after the first is
-    not seen then, and `cold_state` is NaN.
+    not seen then, so `cold_output` and `cold_state` are NaN.
     """
     assert inputs.mask is not None
     tokens = rolling.Tokens(case, inputs)
     rows = (case.ne3, case.n_head, case.n_batch)
-    output = np.empty((*rows, case.hsv_padded), np.float32)
-    cold_state, last_state = (
-        np.full((*rows, 2 + case.hsv_padded), np.nan, np.float32) for _ in range(2)
+    output, cold_output, state_rows, cold_state = (
+        np.full((*rows, n), np.nan, np.float32)
+        for n in (*[case.hsv_padded] * 2, *[2 + case.hsv_padded] * 2)
     )
     held = []
-    with ggml.context() as ctx:
+    with ggml.context(backend.outside) as ctx:
         cache = _Cache(ctx, case)
-        state = ctx.tensor("f32", (2 + case.hsv_padded, 1, case.n_head, case.ne3))
-        sinks = None if inputs.sinks is None else ctx.tensor("f32", (case.n_head, 1, 1, 1))
+        state = ctx.tensor("f32", (2 + case.hsv_padded, 1, case.n_head, case.ne3), "the state")
+        sinks = None
+        if inputs.sinks is not None:
+            sinks = ctx.tensor("f32", (case.n_head, 1, 1, 1), "sinks")
         backend.allocate(ctx)
         for store in (cache.hot, cache.cold):
             store.clear()
@@ -57,8 +59,8 @@ def roll(
             row = np.s_[:, :, t : t + 1]
             cache.push(inputs.k_raw[row], inputs.v_raw[row])
             # a program, too, makes views, inputs and graphs anew for each token
-            with ggml.context() as step:
-                q = step.tensor("f32", (case.hsk_padded, 1, case.n_head, case.ne3))
+            with ggml.context(backend.outside) as step:
+                q = step.tensor("f32", (case.hsk_padded, 1, case.n_head, case.ne3), "q")
                 cold = _call(step, case, q, cache.cold, cache.n_cold, state)
                 is_linked = one_graph and ggml.has_state_after
                 carried = step.state_after(cold.out) if is_linked else state
@@ -74,16 +76,17 @@ def roll(
                     backend.compute(step.graph([hot.out] if is_linked else [cold.out, hot.out]))
                 else:
                     backend.compute(step.graph([cold.out]))
-                    cold_state[row] = state.read()
+                    cold_output[row], cold_state[row] = rows_of(cold.out), state.read()
                     backend.compute(step.graph([hot.out]))
                 # read afterwards, so that a call that writes to the cache shows, too
                 held.append(_held(tokens, t, cache, cold, hot))
                 output[row] = rows_of(hot.out)
-            last_state[row] = state.read()
+            state_rows[row] = state.read()
     return Rolled(
         output=output,
+        cold_output=cold_output,
         cold_state=cold_state,
-        state=last_state,
+        state=state_rows,
         held=tuple(held),
         can_be_told_apart=tokens.can_be_told_apart,
     )
@@ -108,8 +111,10 @@ def _call(
 ) -> _Call:
     """Return the call over the first `n_slots` slots of a store, perhaps none."""
     keys = Keys(*store.views(ctx, n_slots))
-    mask = ctx.tensor("f16", (n_slots, 1, case.mask_heads, case.ne3))
-    return _Call(keys, mask, attention(ctx, case, q, keys, mask, state, sinks))
+    mask = ctx.tensor("f16", (n_slots, 1, case.mask_heads, case.ne3), f"mask of {store.name}")
+    out = attention(ctx, case, q, keys, mask, state, sinks)
+    out.name = f"dst of {store.name}"
+    return _Call(keys, mask, out)
 
 
 def _held(tokens: rolling.Tokens, step: int, cache: _Cache, cold: _Call, hot: _Call) -> Held:
@@ -132,13 +137,17 @@ def _held(tokens: rolling.Tokens, step: int, cache: _Cache, cold: _Call, hot: _C
 class _Store:
     """K and V of some tokens in slots."""
 
-    def __init__(self, ctx: Context, case: Case, types: tuple[str, str], n_slots: int) -> None:
+    def __init__(
+        self, ctx: Context, case: Case, types: tuple[str, str], n_slots: int, name: str
+    ) -> None:
+        self.name = name
         (whole_k, self.k), (whole_v, self.v) = (
             in_memory(
                 ctx, case, type_, (ne0, n_slots, case.n_head_kv, case.ne3), cache=case.kv_view
             )
             for type_, ne0 in zip(types, (case.hsk_padded, case.hsv_padded), strict=True)
         )
+        whole_k.name, whole_v.name = f"k of {name}", f"v of {name}"
         self._whole = (whole_k, whole_v)
         """K and V with all of their memory, to be cleared."""
 
@@ -176,8 +185,9 @@ class _Cache:
 
     def __init__(self, ctx: Context, case: Case) -> None:
         self._case = case
-        self.hot = _Store(ctx, case, (case.type_K, case.type_V), case.hot_window)
-        self.cold = _Store(ctx, case, (case.cold_type, case.cold_type), case.n_kv)
+        self.hot = _Store(ctx, case, (case.type_K, case.type_V), case.hot_window, "hot tokens")
+        cold_types = (case.cold_type, case.cold_type)
+        self.cold = _Store(ctx, case, cold_types, case.n_kv, "cold tokens")
         self.n_token = self.oldest_hot = self.n_cold = 0
 
     def push(self, k: U8, v: U8) -> None:

@@ -53,6 +53,7 @@ class CaseTensors:
         self._case = case
         self._source = inputs
         self._inputs: dict[str, tuple[Tensor, U8]] = {}
+        self._seen: dict[str, tuple[int, int]] = {}
         self._q = self._place("q", "f32", case.hsk_padded, as_bytes(inputs.q), cache=False)
         self._sinks = None
         if inputs.sinks is not None:
@@ -84,9 +85,9 @@ class CaseTensors:
         """
         case = self._case
         row, n_batch, n_head, ne3 = 2 + case.hsv_padded, case.n_batch, case.n_head, case.ne3
-        if n_batch > 1:
-            return self.ctx.tensor("f32", (row, n_batch, n_head, ne3))
-        return self.ctx.permute(self.ctx.tensor("f32", (row, n_head, 1, ne3)), (0, 2, 1, 3))
+        rows = (n_batch, n_head) if n_batch > 1 else (n_head, 1)
+        state = self.ctx.tensor("f32", (row, *rows, ne3), "the state")
+        return state if n_batch > 1 else self.ctx.permute(state, (0, 2, 1, 3))
 
     def call(
         self,
@@ -107,7 +108,9 @@ class CaseTensors:
         else:
             mask = self._mask_columns(segment)
         at_end = self._sinks if sinks else None
-        return attention(self.ctx, self._case, self._q, keys, mask, state, at_end)
+        out = attention(self.ctx, self._case, self._q, keys, mask, state, at_end)
+        out.name = f"dst[{segment[0]}:{segment[1]}]"
+        return out
 
     def allocate(self, backend: Backend) -> None:
         """Give memory to the tensors and fill the inputs."""
@@ -117,10 +120,21 @@ class CaseTensors:
                 tensor.write(data)
 
     def inputs_written(self) -> tuple[str, ...]:
-        """Return the names of the inputs whose bytes have changed."""
+        """Return in words which inputs have changed, and where first and last."""
         return tuple(
-            name for name, (tensor, data) in self._inputs.items() if not tensor.holds(data)
+            self._change_of(name, tensor, data)
+            for name, (tensor, data) in self._inputs.items()
+            if not tensor.holds(data)
         )
+
+    def _change_of(self, name: str, tensor: Tensor, data: U8) -> str:
+        changed = np.flatnonzero(tensor.read_bytes() != data.reshape(-1))
+        first, last = int(changed[0]), int(changed[-1])
+        found = tensor.written("in", first, last)
+        row, column = divmod(first, tensor.nb[1])
+        row_bytes, n_rows = self._seen[name]
+        is_outside = column >= row_bytes or row % tensor.ne[1] >= n_rows
+        return f"{found}, outside the view" if is_outside else found
 
     def _keys(self, part: str, case: Case, k_raw: U8, v_raw: U8) -> Keys:
         k = self._place(f"k{part}", case.type_K, case.hsk_padded, k_raw, cache=case.kv_view)
@@ -161,7 +175,8 @@ class CaseTensors:
             whole[..., :rows, :width] = columns
             return as_bytes(whole)
 
-        return self._input(name, self.ctx.tensor("f16", shape[::-1]), lay_out)
+        tensor = self.ctx.tensor("f16", shape[::-1])
+        return self._input(name, tensor, lay_out, seen=(2 * width, rows))
 
     def _place(self, name: str, type_: str, ne0: int, rows: U8, *, cache: bool) -> Tensor:
         """Return Q, K or V, rows `[ne3, ne2, ne1, row_bytes]`, as the case lays it out."""
@@ -176,11 +191,24 @@ class CaseTensors:
             twice[:, :, : data.shape[2]] = data
             return twice
 
-        self._input(name, whole, lay_out)
+        n_rows = whole.ne[1] // (1 + cache)
+        self._input(name, whole, lay_out, seen=(whole.nb[1], n_rows))
         return seen
 
-    def _input(self, name: str, tensor: Tensor, lay_out: Callable[[], U8]) -> Tensor:
-        """Fill a tensor with an input; a small one is laid out once for all contexts."""
+    def _input(
+        self,
+        name: str,
+        tensor: Tensor,
+        lay_out: Callable[[], U8],
+        *,
+        seen: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Fill a tensor with an input; a small one is laid out once for all contexts.
+
+        Of its rows, calls are to use the bytes and the number of rows `seen`, or all.
+        """
+        tensor.name = name
+        self._seen[name] = seen or (tensor.nb[1], tensor.ne[1])
         data = self._layouts.get(name)
         if data is None:
             data = aligned(lay_out()) if self._in_place else lay_out()

@@ -63,10 +63,11 @@ class Failure:
         if verdict.status != "fail":
             return None
         found = verdict.localisation
-        if found is not None:
+        if found is not None and found.reason == verdict.reason:
             required = verdict.comparisons[found.comparison].required
             return cls(status="fail", name=found.comparison, kind=required)
-        # no number is wrong: a token in another's place, a written input, another work size
+        # other than numbers: a token in another's place, what was written that is not the op's,
+        # another work size
         what = re.split(r"[\d:]", verdict.reason)[0].strip()
         return cls(status="fail", name=what, kind=what)
 

@@ -1,12 +1,15 @@
 """What a case has to hold: one stream of checks, in the order of computing.
 
-After a call comes its state, then its result, each against the oracle; then what has to be the same
-as in another run. Comparisons are these checks by name; where a case went wrong is the first that
-does not hold; what was promised and not checked is `promised` less the names that were yielded.
+After a call comes its state, then its result, each against the oracle, and the result against the
+state that the call wrote; then what has to be the same as in another run. (A call that has to leave
+the bits of one that was compared so is not compared with its own state, too.) Comparisons are these
+checks by name; where a case went wrong is the first that does not hold; what was promised and not
+checked is `promised` less the names that were yielded.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
@@ -18,7 +21,7 @@ from fa_harness.case.case import Case
 from fa_harness.case.modes import ByMode, Chain, Left, Merged, Rolled, fresh_rows
 from fa_harness.judge import bounds, oracle, rolling_oracle
 from fa_harness.judge.bounds import Expected
-from fa_harness.judge.compare import Call, Check, Region
+from fa_harness.judge.compare import Call, Check, LateRegion, Region
 from fa_harness.judge.expectations import Expectations
 from fa_harness.kernel import chain_is_exact, goes_on_in_f16, path
 
@@ -29,23 +32,27 @@ _PROMISED = {
     "standard": {"standard_again", "standard_vs_oracle"},
     "full_state": {
         "full_state_again", "full_state_vs_standard", "full_state_vs_oracle",
-        "full_state_state_vs_oracle",
+        "full_state_state_vs_oracle", "full_state_result_vs_state",
     },
     "segmented": {
         "segmented_vs_standard", "segmented_vs_oracle", "prefix_vs_oracle", "state_vs_oracle",
-        "one_graph_vs_segmented",
+        "result_vs_state", "one_graph_vs_segmented",
     },
     "merged": {
-        "part_vs_oracle", "part_state_vs_oracle", "merged_vs_oracle", "merged_state_vs_oracle",
-        "merged_vs_parts", "merged_in_any_order", "merged_swapped", "merged_result_vs_state",
-        "merged_again", "merged_with_fresh", "fresh_merged", "parts_after_merge",
+        "part_vs_oracle", "part_state_vs_oracle", "part_result_vs_state", "merged_vs_oracle",
+        "merged_state_vs_oracle", "merged_vs_parts", "merged_in_any_order", "merged_swapped",
+        "merged_result_vs_state", "merged_again", "merged_with_fresh", "fresh_merged",
+        "parts_after_merge",
     },
-    "resumed": {"resumed_vs_oracle", "resumed_prefix_vs_oracle", "resumed_state_vs_oracle"},
+    "resumed": {
+        "resumed_vs_oracle", "resumed_prefix_vs_oracle", "resumed_state_vs_oracle",
+        "resumed_result_vs_state",
+    },
     "mixed": {
         "mixed_again", "mixed_vs_oracle", "mixed_prefix_vs_oracle", "mixed_state_vs_oracle",
-        "one_graph_vs_mixed",
+        "mixed_result_vs_state", "one_graph_vs_mixed",
     },
-    "fifo": {"fifo_again", "fifo_vs_oracle", "fifo_state_vs_oracle"},
+    "fifo": {"fifo_again", "fifo_vs_oracle", "fifo_state_vs_oracle", "fifo_result_vs_state"},
 }  # fmt: skip
 """What each mode is compared in where no other mode is computed."""
 
@@ -105,6 +112,7 @@ def _full_state(expect: Expectations, results: ByMode) -> Iterator[Check]:
     yield _state("full_state_state_vs_oracle", call, first.state, of_one)
     yield _result("full_state_vs_oracle", call, first.output, of_one, expect.outputs[-1], region)
     yield _same("full_state_vs_standard", call, first.output, standard, "standard")
+    yield _result_of_state("full_state_result_vs_state", call, first)
     yield from _same_left("full_state_again", call, full.again, first, "the first run")
 
 
@@ -130,6 +138,8 @@ def _segmented(expect: Expectations, results: ByMode) -> Iterator[Check]:
             of_both = one.bound + end.bound + np.abs(end.centre - one.centre)
             near = Region(output.astype(np.float64), of_both)
         yield _same(f"segmented_vs_{other}", call, left.output, output, other, near)
+    # after the state's bits: of a result and a state that differ, it is not told which is wrong
+    yield from _results_of_states("result_vs_state", calls, chain.calls)
     yield from _one_graph("segmented", calls, chain)
 
 
@@ -137,6 +147,7 @@ def _mixed(expect: Expectations, results: ByMode) -> Iterator[Check]:
     chain, again, calls = results["mixed"].first, results["mixed"].again, expect.calls()
     expected = expect.chain([left.state for left in chain.calls])
     yield from _chain(expect, "mixed", calls, chain.calls, expected)
+    yield from _results_of_states("mixed_result_vs_state", calls, chain.calls)
     for call, left, first in zip(calls, again.calls, chain.calls, strict=True):
         yield from _same_left("mixed_again", call, left, first, "the first run")
     for each in (chain, again):
@@ -149,6 +160,7 @@ def _resumed(expect: Expectations, results: ByMode) -> Iterator[Check]:
     if uncut is None:
         expected = expect.chain([left.state for left in lefts])
         yield from _chain(expect, "resumed", calls, lefts, expected)
+        yield from _results_of_states("resumed_result_vs_state", calls, lefts)
         return
     name = f"resumed_vs_{_uncut(expect.case)}"
     for call, left, whole in zip(calls, lefts, uncut, strict=True):
@@ -161,6 +173,7 @@ def _merged(expect: Expectations, results: ByMode) -> Iterator[Check]:
     for call, part, of_part, right in parts:
         yield _state("part_state_vs_oracle", call, part.state, of_part)
         yield _result("part_vs_oracle", call, part.output, of_part, right)
+        yield _result_of_state("part_result_vs_state", call, part)
     uncut = _uncut_calls(case, results)
     if uncut is not None:
         yield from _same_left("part_vs_chain", calls[0], merged.parts[0], uncut[0], "the chain")
@@ -212,10 +225,7 @@ def _reductions(expect: Expectations, merged: Merged, region: Region) -> Iterato
             yield _result(
                 "merged_vs_oracle", call, left.output, expect.merged, expect.outputs[-1], region
             )
-            result = result_region(left)
-            yield _same(
-                "merged_result_vs_state", call, left.output, result.centre, "its state", result
-            )
+            yield _result_of_state("merged_result_vs_state", call, left)
         seen.add(bits)
         if near_in_turn is not None:
             yield _same_state(comparison, call, left.state, centre, IN_TURN, near_in_turn)
@@ -227,10 +237,13 @@ def _fifo(expect: Expectations, results: ByMode) -> Iterator[Check]:
     expected = expect.fifo(goes_on_in_f16(rolled.cold_state))
     every = Call(name="every step", keys=(0, case.n_kv))
     both, right = expected.after_both, oracle.finalise(expected.exact)
+    left_by_cold = Left(output=rolled.cold_output, state=rolled.cold_state)
     of_all = (
         _state("fifo_state_vs_oracle", every, rolled.cold_state, expected.after_cold),
+        _result_of_state("fifo_result_vs_state", every, left_by_cold),
         _state("fifo_state_vs_oracle", every, rolled.state, both),
         _result("fifo_vs_oracle", every, rolled.output, both, right),
+        _result_of_state("fifo_result_vs_state", every, rolled),
         *_same_left("fifo_again", every, again, rolled, "a graph for each call"),
     )
     rows = {name: rolling_oracle.one_row(case, cold=name == "cold") for name in ("cold", "hot")}
@@ -249,7 +262,8 @@ def _fifo(expect: Expectations, results: ByMode) -> Iterator[Check]:
             )
         )
         in_graph = replace(hot, name=f"{hot.name} in one graph")
-        for of_step, check in zip((cold, hot, hot, in_graph, in_graph), of_all, strict=True):
+        calls = (*[cold] * 2, *[hot] * 3, *[in_graph] * 2)
+        for of_step, check in zip(calls, of_all, strict=True):
             yield _of_row(check, step, of_step)
 
 
@@ -295,12 +309,21 @@ def state_region(state: F32, expected: Expected) -> Region:
     return Region(rows, bound)
 
 
-def result_region(left: Left) -> Region:
-    """Return where the result of a state lies: 1 / S and the product with VKQ are rounded."""
+def result_region(left: Left | Rolled) -> Region:
+    """Return where the result of a state's rows lies: VKQ / S, and 0 of a row that saw no key.
+
+    Every path ends in the same way. It stores the F32 numbers M, S and VKQ of a row, the sinks of
+    the last call among them, takes 1 / S of that S, and multiplies that VKQ by it. (The vec path
+    turns F16 numerators into F32 before either; split-KV joins its partials and the state first.)
+    So there are two roundings, each of u = 2^-24 relative: at most 2 u + u^2 in all. S is at least
+    about 1, since the key at the maximum adds exp(0), and at most the number of keys, so 1 / S is a
+    normal number; a product below F32's normal range is off by half the spacing there, 2^-150.
+    """
     rows = left.state.astype(np.float64)
     s = rows[..., 1:2]
-    result = np.divide(rows[..., 2:], s, out=np.zeros_like(rows[..., 2:]), where=s != 0)
-    bound = 2.1 * bounds.U32 * np.abs(result) + 2.0**-149  # below F32's normal range not relative
+    seen = s != 0
+    result = np.divide(rows[..., 2:], s, out=np.zeros_like(rows[..., 2:]), where=seen)
+    bound = 2.1 * bounds.U32 * np.abs(result) + 2.0**-149 * seen
     return Region(result, bound)
 
 
@@ -321,6 +344,23 @@ def _result(
         name=name, call=call, is_state=False, got=output, expected=right,
         region=region or expected.region, numerators=expected.truth.vkq,
     )  # fmt: skip
+
+
+def _results_of_states(name: str, calls: Sequence[Call], lefts: Sequence[Left]) -> Iterator[Check]:
+    for call, left in zip(calls, lefts, strict=True):
+        yield _result_of_state(name, call, left)
+
+
+def _result_of_state(name: str, call: Call, left: Left | Rolled) -> Check:
+    """Return the check of a result against the state that the same call wrote.
+
+    Expected is what F32 makes of it, which a correct library as a rule has bit for bit.
+    """
+    s = left.state[..., 1:2]
+    with np.errstate(all="ignore"):
+        expected = left.state[..., 2:] * np.where(s == 0, np.float32(0), np.float32(1) / s)
+    region = LateRegion(functools.partial(result_region, left))
+    return _same(name, call, left.output, expected, "its state", region)
 
 
 def _same_left(

@@ -38,8 +38,9 @@ class Verdict:
     reason: str = ""
     """Why the status is not `pass`."""
     localisation: Localisation | None = None
-    """Where a case that fails went wrong first; None also where no number is wrong: a token in
-    another's place, an input that was written, another work size."""
+    """Where the numbers of a case that fails went wrong first; None also where none is wrong, or a
+    token is in another's place. The reason may be another one, which explains them: something was
+    written that is not the op's."""
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     outputs: dict[str, F32 | list[F32]] = field(default_factory=dict)
     """Outputs of the modes, and `after_segment`, a list of them; empty where they are not kept."""
@@ -78,7 +79,8 @@ def judge(
     judged, overflows = overflow.excused(judged, expect, run.results)
     first = next((each for each in judged if not each.comparison.ok), None)
     localisation = None if first is None or misplaced else localise(judged, first)
-    status, reason = "fail", misplaced or (localisation.reason if localisation else "")
+    reasons = (misplaced, _written(run), None if localisation is None else localisation.reason)
+    status, reason = "fail", next(filter(None, reasons), "")
     if not reason:
         asked = ("standard", *(run.modes if modes is None else modes))
         status, reason = _status(case, run, expect, judged, asked, overflows=overflows)
@@ -106,8 +108,6 @@ def _status(
     overflows: bool,
 ) -> tuple[str, str]:
     """Return the status of a case whose checks hold, and its reason."""
-    if run.inputs_written:
-        return "fail", f"the op wrote to its inputs: {', '.join(run.inputs_written)}"
     wrong_size = why_work_size(run.work_size)
     if wrong_size is not None:
         return "fail", wrong_size
@@ -126,6 +126,18 @@ def _status(
     ends = [each.check.region for each in judged if each.check.is_decisive]
     mistrusted = why_mistrusted(case, run.results, expect, ends)
     return ("pass", "") if mistrusted is None else ("mistrusted", mistrusted)
+
+
+def _written(run: Run) -> str | None:
+    """Return what was written that is not the op's, or None: it may be why numbers are wrong."""
+    for what, found in (
+        ("outside its tensors", run.outside_written),
+        ("to its inputs", run.inputs_written),
+    ):
+        if found:
+            more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+            return f"the op wrote {what}: {found[0]}{more}"
+    return None
 
 
 def _misplaced(case: Case, results: ByMode) -> str | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fa_harness.arrays import Array
 from fa_harness.engine.ggml import allocations
+from fa_harness.engine.ggml.guards import Guarded
 from fa_harness.engine.ggml.tensors import Shape, Tensor, WrongTensorError
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 CONTEXT_BYTES = 32 << 20
 """For headers of tensors and graphs only. They lie in a mapping of their own, whose pages are not
 taken until they are used; memory of `malloc` may be filled at once (glibc's M_PERTURB)."""
+
+Found = dict[str, None]
+"""What was written outside of tensors and work memory, in words, each once and in order."""
 
 
 class Graph:
@@ -34,9 +38,12 @@ class Graph:
 class Context:
     """Tensors and graphs; released on leaving the `with` block, and with it their memory."""
 
-    def __init__(self, ggml: Ggml) -> None:
+    def __init__(self, ggml: Ggml, outside: Found | None) -> None:
         self.ggml = ggml
+        self._outside = outside
         self._p: Any = None
+        self._wholes: list[Tensor] = []
+        self._guarded: list[tuple[Guarded, list[Tensor]]] = []
         self._memory: mmap.mmap | None = None
         self._buffers: list[Any] = []
         self._arrays: list[Array] = []
@@ -53,17 +60,24 @@ class Context:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._outside is not None:
+            for memory, tensors in self._guarded:
+                for part, where, first, last in memory.lift():
+                    self._outside[tensors[part].written(where, first, last)] = None
         for buffer in self._buffers:
             self.ggml._lib.ggml_backend_buffer_free(buffer)
         self.ggml._lib.ggml_free(self._p)
         if self._memory is not None:
             self.ggml._spare.append(self._memory)
         self._buffers, self._arrays, self._p, self._memory = [], [], None, None
+        self._wholes, self._guarded = [], []
 
-    def tensor(self, type_: str, ne: Sequence[int]) -> Tensor:
+    def tensor(self, type_: str, ne: Sequence[int], name: str = "a tensor") -> Tensor:
         """Return a new contiguous tensor of shape `ne` (four numbers)."""
         pointer = self.ggml._lib.ggml_new_tensor_4d(self._p, self.ggml._type(type_), *ne)
-        return Tensor(self.ggml, pointer, type_)
+        tensor = Tensor(self.ggml, pointer, type_, name)
+        self._wholes.append(tensor)
+        return tensor
 
     def place(self, tensor: Tensor, array: Array) -> None:
         """Let a tensor that has no memory live in an array's: what one writes, both hold.
@@ -81,6 +95,7 @@ class Context:
         lib.ggml_backend_tensor_alloc(buffer, tensor._p, pointer)
         self._buffers.append(buffer)
         self._arrays.append(array)
+        self._wholes.remove(tensor)
 
     def permute(self, a: Tensor, axes: Sequence[int]) -> Tensor:
         """Return a view of `a` whose dimension `axes[i]` is dimension `i` of `a`."""
@@ -145,24 +160,41 @@ class Context:
     def merge_states(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the state of the keys of both `a` and `b`: a new tensor of their shape."""
         pointer = self.ggml._lib.ggml_flash_attn_ext_merge_states(self._p, a._p, b._p)
-        return self._result("ggml_flash_attn_ext_merge_states", pointer, a.ne)
+        return self._result("ggml_flash_attn_ext_merge_states", pointer, a.ne, "the merged state")
 
     def from_state(self, state: Tensor) -> Tensor:
         """Return the attention that a state stands for, F32 `[hsv, n_head, n_batch, ne3]`."""
         pointer = self.ggml._lib.ggml_flash_attn_ext_from_state(self._p, state._p)
         row, n_batch, n_head, ne3 = state.ne
         ne = (row - 2, n_head, n_batch, ne3)
-        return self._result("ggml_flash_attn_ext_from_state", pointer, ne)
+        return self._result("ggml_flash_attn_ext_from_state", pointer, ne, "the result of a state")
 
-    def _result(self, function: str, pointer: Any, ne: Shape) -> Tensor:
+    def _result(self, function: str, pointer: Any, ne: Shape, name: str = "dst") -> Tensor:
         """Return what a function of the library gives, which must be F32 of a shape."""
-        tensor = Tensor(self.ggml, pointer, "f32")
+        tensor = Tensor(self.ggml, pointer, "f32", name)
         if tensor.ne != ne or pointer.type != self.ggml._type("f32"):
             raise WrongTensorError(
                 f"{function} gives a tensor {list(tensor.ne)} of type {pointer.type}, it must be "
                 f"{list(ne)} of type {self.ggml._type('f32')} (F32)"
             )
+        if pointer.view_src == self.ggml._ffi.NULL:
+            self._wholes.append(tensor)
         return tensor
+
+    def _allocate_guarded(self) -> None:
+        """Give memory to all tensors but one, with guards around each; views are left to ggml."""
+        ffi, lib = self.ggml._ffi, self.ggml._lib
+        memory = Guarded([tensor.nbytes for tensor in self._wholes])
+        self._guarded.append((memory, self._wholes))
+        buffer = lib.ggml_backend_cpu_buffer_from_ptr(
+            ffi.cast("void *", memory.address), memory.size
+        )
+        self._buffers.append(buffer)
+        for tensor, address in zip(self._wholes, memory.addresses, strict=True):
+            lib.ggml_backend_tensor_alloc(buffer, tensor._p, ffi.cast("void *", address))
+        self._wholes = []
+        # ggml gives views their place only where something is left that needs memory
+        lib.ggml_new_tensor_4d(self._p, self.ggml._type("f32"), 1, 1, 1, 1)
 
     def graph(self, outputs: Sequence[Tensor], *, size: int = 64) -> Graph:
         """Return a graph that computes `outputs`, each after all before it.
@@ -179,10 +211,21 @@ class Context:
 class Backend:
     """A CPU backend with a thread pool of its own; released on leaving the `with` block."""
 
-    def __init__(self, ggml: Ggml, n_threads: int, *, reference: bool, poll: int) -> None:
+    def __init__(
+        self,
+        ggml: Ggml,
+        n_threads: int,
+        *,
+        reference: bool,
+        poll: int,
+        outside: Found | None = None,
+    ) -> None:
         self._ggml = ggml
         self._reference = reference
         self._poll = poll
+        self.outside = outside
+        """What was found to be written outside of work memory; None without guards."""
+        self._work: dict[int, Guarded] = {}
         self.n_threads = n_threads
         self._p: Any = None
         self._pool: Any = None
@@ -205,19 +248,41 @@ class Backend:
         self._ggml._lib.ggml_backend_free(self._p)
         self._ggml._lib.ggml_threadpool_free(self._pool)
         self._p = self._pool = None
+        self._work = {}
 
     def allocate(self, ctx: Context) -> None:
         """Give memory to all tensors of the context that have none."""
+        if ctx._outside is not None:
+            ctx._allocate_guarded()
         buffer = self._ggml._lib.ggml_backend_alloc_ctx_tensors(ctx._p, self._p)
         if buffer == self._ggml._ffi.NULL:
             raise MemoryError("ggml_backend_alloc_ctx_tensors: not enough memory for the tensors")
         ctx._buffers.append(buffer)
 
     def compute(self, graph: Graph) -> None:
-        """Compute the graph."""
+        """Compute the graph, in work memory with guards if the backend has them."""
+        if self.outside is not None:
+            self._compute_guarded(graph, self.outside)
+            return
         status = self._ggml._lib.ggml_backend_graph_compute(self._p, graph._p)
         if status != self._ggml._lib.GGML_STATUS_SUCCESS:
             raise RuntimeError(f"ggml_backend_graph_compute: status {status}")
+
+    def _compute_guarded(self, graph: Graph, outside: Found) -> None:
+        ffi, lib = self._ggml._ffi, self._ggml._lib
+        plan = lib.ggml_graph_plan(graph._p, self.n_threads, self._pool)
+        size = plan.work_size
+        memory = self._work.get(size)
+        if memory is None:
+            memory = self._work[size] = Guarded([size])
+        plan.work_data = ffi.cast("uint8_t *", memory.addresses[0])
+        status = lib.ggml_graph_compute(graph._p, ffi.addressof(plan))
+        for _, where, first, last in memory.lift():
+            n_byte = last + 1 - first
+            outside[f"{n_byte} bytes {where} work memory from byte {first} on"] = None
+        memory.set()  # for the next graph
+        if status != lib.GGML_STATUS_SUCCESS:
+            raise RuntimeError(f"ggml_graph_compute: status {status}")
 
     def count_allocations(self, graph: Graph) -> int | None:
         """Compute the graph; return how often the library asked for memory, None if unknown.

@@ -11,7 +11,7 @@ import numpy as np
 
 from fa_harness.arrays import Array
 from fa_harness.case import quants
-from fa_harness.engine.ggml.graphs import CONTEXT_BYTES, Backend, Context
+from fa_harness.engine.ggml.graphs import CONTEXT_BYTES, Backend, Context, Found
 from fa_harness.errors import SetupError
 
 _holders: dict[str, tuple[Path, int]] = {}
@@ -155,18 +155,32 @@ class Ggml:
         n_in_step = int(is_in_step.sum())
         return n + 1 - n_in_step if n_in_step else None
 
-    def context(self) -> Context:
-        """Return an empty context; its tensors have no memory until `Backend.allocate`."""
-        return Context(self)
+    def context(self, outside: Found | None = None) -> Context:
+        """Return an empty context; its tensors have no memory until `Backend.allocate`.
 
-    def backend(self, n_threads: int, *, reference: bool = False, poll: int = 0) -> Backend:
+        With `outside` there are guards around each tensor in the CPU's memory. What was written
+        there is told on leaving the `with` block: it becomes a key, in words.
+        """
+        return Context(self, outside)
+
+    def backend(
+        self,
+        n_threads: int,
+        *,
+        reference: bool = False,
+        poll: int = 0,
+        outside: Found | None = None,
+    ) -> Backend:
         """Return a CPU backend with a thread pool of its own; the calling thread is one of them.
 
         With `reference` every shape takes the vec path (upstream's `use_ref`). A thread spins for
         the next graph for `poll` times 131,072 turns, some milliseconds each, before it sleeps.
         Between graphs the cores are NumPy's, so it should spin only where graph follows graph.
+
+        With `outside` there are guards around the work memory of each graph, and what was written
+        there becomes a key, in words. A `reference` cannot have them.
         """
-        return Backend(self, n_threads, reference=reference, poll=poll)
+        return Backend(self, n_threads, reference=reference, poll=poll, outside=outside)
 
     def _mapping(self) -> mmap.mmap:
         """Return memory for a context."""

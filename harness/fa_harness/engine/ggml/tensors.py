@@ -25,13 +25,15 @@ class WrongTensorError(Exception):
 class Tensor:
     """A tensor of a context: shape `ne` in elements and strides `nb` in bytes, `ne[0]` first."""
 
-    def __init__(self, ggml: Ggml, pointer: Any, type_: str) -> None:
+    def __init__(self, ggml: Ggml, pointer: Any, type_: str, name: str = "a tensor") -> None:
         self._ggml = ggml
         self._p = pointer
         self.type = type_
         n0, n1, n2, n3 = pointer.ne
         self.ne: Shape = (n0, n1, n2, n3)
         """The shape, in elements."""
+        self.name = name
+        """How it is called where something is written outside of it."""
 
     @property
     def nb(self) -> Shape:
@@ -43,6 +45,23 @@ class Tensor:
     def nbytes(self) -> int:
         """The bytes from the first element to the end of the last."""
         return int(self._ggml._lib.ggml_nbytes(self._p))
+
+    def written(self, where: str, first: int, last: int) -> str:
+        """Return in words that bytes `first` to `last` were written `where`: `in` it or `behind`.
+
+        They count from the first byte of the tensor, which is contiguous. Elements, or blocks of
+        them, count as a whole. Rows are counted on behind the tensor, and below 0 before it.
+        """
+        item_bytes, row_bytes, _, _ = self.nb
+        start = first // item_bytes * item_bytes
+        size = (last // item_bytes + 1) * item_bytes - start
+        found = f"{size} bytes {where} {self.name} from byte {start} on"
+        if row_bytes == 0:
+            return found
+        row, column = divmod(start, row_bytes)
+        item = "element" if quants.TYPES[self.type].block_size == 1 else "block"
+        n_rows = self.nbytes // row_bytes
+        return f"{found}: row {row} (of 0 to {n_rows - 1}), {item} {column // item_bytes}"
 
     def write(self, array: Array) -> None:
         """Fill the whole of a contiguous tensor with the array's bytes."""

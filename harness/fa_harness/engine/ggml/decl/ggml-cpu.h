@@ -1,10 +1,13 @@
 // ggml-cpu.h: the CPU backend, its thread pool and plan
 
 struct ggml_cplan {
-    size_t work_size;
+    size_t    work_size;
+    uint8_t * work_data;
     ...;
 };
 struct ggml_cplan ggml_graph_plan(const struct ggml_cgraph * cgraph, int n_threads, struct ggml_threadpool * threadpool);
+
+enum ggml_status  ggml_graph_compute(struct ggml_cgraph * cgraph, struct ggml_cplan * cplan);
 
 struct ggml_threadpool * ggml_threadpool_new(struct ggml_threadpool_params * params);
 void                     ggml_threadpool_free(struct ggml_threadpool * threadpool);

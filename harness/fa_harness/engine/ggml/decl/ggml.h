@@ -14,6 +14,7 @@ struct ggml_tensor {
     enum ggml_type type;
     int64_t ne[...];
     size_t  nb[...];
+    struct ggml_tensor * view_src;
     void *  data;
     ...;
 };
