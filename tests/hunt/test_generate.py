@@ -17,7 +17,7 @@ from fa_harness.series.series import load_generated
 
 CHANGE = Change(
     number=7, file="ggml/src/ggml-cpu/ops.cpp", line=9, function="attend", kind="operator",
-    before="a + b", after="-",
+    source="c = a + b;", before="a + b", after="-",
 )  # fmt: skip
 
 
@@ -71,8 +71,8 @@ def test_a_sample_is_the_same_for_a_seed_and_keeps_the_order() -> None:
 
 
 def test_a_reason_why_a_change_cannot_show_is_found_whatever_its_line_is() -> None:
-    assert name(CHANGE) == "attend: a + b -> -"
-    mutant = as_mutant(CHANGE, {"attend: a + b -> -": "b is 0"})
+    assert name(CHANGE) == "attend: c = a + b; | a + b -> -"
+    mutant = as_mutant(CHANGE, {"attend: c = a + b; | a + b -> -": "b is 0"})
     assert (mutant.equivalent, mutant.does) == ("b is 0", "ops.cpp:9: a + b -> -")
 
 

@@ -137,7 +137,7 @@ def as_mutant(change: Change, equivalent: Mapping[str, str]) -> Mutant:
 
 def name(change: Change) -> str:
     """Return what a change is called in `equivalent.toml`, whatever its line is."""
-    return f"{change.function}: {change.before} -> {change.after}"
+    return f"{change.function}: {change.source} | {change.before} -> {change.after}"
 
 
 def _rewritten(tree: Tree, sources: Path) -> tuple[dict[str, str], list[Change]]:

@@ -67,6 +67,8 @@ class Change:
     function: str
     kind: str
     """One of `KINDS`."""
+    source: str
+    """The line's text."""
     before: str
     after: str
 
@@ -93,6 +95,7 @@ class Rewriter:
     ) -> None:
         self._path, self._shown, self._wanted, self._next = str(path), shown, wanted, first
         self._source = path.read_bytes()
+        self._lines = self._source.decode().splitlines()
         self._function = ""
         self._locals: list[tuple[str, str, int, int]] = []
         """Name, type, and from where to where it is visible, of the function's variables."""
@@ -196,6 +199,7 @@ class Rewriter:
                 line=line,
                 function=self._function,
                 kind=kind,
+                source=self._lines[line - 1].strip(),
                 before=self._shown_text(cursor),
                 after=after,
             )
