@@ -221,10 +221,18 @@ RULES: dict[str, tuple[Rule, ...]] = {
         (("v_view", "hsk", "hsv"), lambda view, hsk, hsv: view == "0" or int(hsv) <= int(hsk)),
     ),
     "short": ((("path", "ne3"), lambda path, ne3: path != "split-kv" or ne3 == "1"),),
+    "long": (
+        (
+            ("path", "type_K", "regime"),
+            lambda path, type_, regime: (path, type_, regime) != ("split-kv", "f16", "spiky"),
+        ),
+    ),
     "split-kv": (
         # F16 sums of so many such V lose more than a lost state would, as do those of very many
         (("type_K", "regime"), lambda type_, regime: (type_, regime) != ("f16", "offset")),
         (("type_K", "n_kv"), lambda type_, n_kv: (type_, n_kv) != ("f16", "2051")),
+        # a single row's weight may lie in one segment; in F32 the rest shows all the same
+        (("type_K", "regime"), lambda type_, regime: (type_, regime) != ("f16", "spiky")),
         # there all K, and V with them, are nearly the same
         (("v_view", "regime"), lambda v, regime: v == "0" or regime not in ("rising", "falling")),
     ),
