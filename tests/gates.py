@@ -9,9 +9,10 @@ from fa_harness.case.case import Case
 from fa_harness.engine.session import Results
 from fa_harness.judge.compare import Comparison, Worst
 from fa_harness.judge.verdict import Verdict
-from fa_harness.speed import gate
+from fa_harness.speed import gate, instructions
 from fa_harness.speed.baseline import Baseline, NoBaseline, Speed
-from fa_harness.speed.gate import Gate, Ratio
+from fa_harness.speed.gate import Gate, Measured, Ratio
+from fa_harness.speed.instructions import Count
 
 CASE = Case(n_kv=64, segments=3, regime="normal")
 OTHER = Case(n_kv=65, segments=3, regime="normal")
@@ -70,7 +71,17 @@ def compared(case: Case = CASE, *, of_bound: float = 0.1) -> Verdict:
     )
 
 
-def results(*verdicts: Verdict, selected: int | None = None) -> Results:
+def count_of(now: int, before: int, *, way: str = "standard", case: Case = CASE) -> Count:
+    """The instructions of one call, beside those of another library."""
+    [found, *_] = instructions.compare(
+        {str(case): {way: now}}, {str(case): {way: before}}, "pristine"
+    )
+    return found
+
+
+def results(
+    *verdicts: Verdict, selected: int | None = None, interrupted: bool | None = None
+) -> Results:
     return Results(
         tool_version="1.2",
         library={"name": "patched", "upstream": "llama.cpp-1", "ggml_version": "0.1"},
@@ -81,7 +92,7 @@ def results(*verdicts: Verdict, selected: int | None = None) -> Results:
         seconds=1.5,
         verdicts=verdicts,
         selected=len(verdicts) if selected is None else selected,
-        interrupted=selected is not None,
+        interrupted=selected is not None if interrupted is None else interrupted,
     )
 
 
@@ -96,9 +107,12 @@ def judged(
     before: Baseline | NoBaseline,
     *,
     ratios: Sequence[Ratio] | str = "left out",
+    one_call: Sequence[Ratio] | str = "left out",
+    counts: Sequence[Count] | str = "left out",
     seed: int | None = None,
     made_with: Mapping[str, Any] = MADE_WITH,
     strict: bool = False,
+    part: str = "",
 ) -> Gate:
     return gate.judge(
         run,
@@ -107,8 +121,9 @@ def judged(
         threads=None,
         baseline=before,
         file="baselines/x.json",
-        ratios=ratios,
+        measured=Measured(speed=ratios, one_call=one_call, instructions=counts),
         strict=strict,
+        part=part,
     )
 
 

@@ -1,6 +1,7 @@
 import pytest
 
-from fa_harness.case.selection import Selection, check_modes, select
+from fa_harness.case.case import Case
+from fa_harness.case.selection import Selection, check_modes, chosen, select
 from fa_harness.case.suites import suite
 from fa_harness.errors import UsageError
 
@@ -13,6 +14,24 @@ def test_without_a_source_the_default_suite_is_selected() -> None:
 
 def test_a_case_that_is_selected_twice_runs_once() -> None:
     assert len(select(Selection(case_string=CASE, segments=(2, 2), seed=0))) == 1
+
+
+def test_shards_hold_each_case_once_and_a_case_stays_in_its_own_whatever_else_there_is() -> None:
+    whole = select(Selection(suite="paths"))
+    shards = [select(Selection(suite="paths", shard=(i, 3))) for i in (1, 2, 3)]
+    assert all(shards)
+    assert sorted(str(case) for part in shards for case in part) == sorted(map(str, whole))
+    part = select(Selection(suite="paths", pattern="vec", shard=(2, 3)))
+    assert part == [case for case in shards[1] if case in part]
+    assert [str(case) for case in whole if chosen(Selection(shard=(1, 3)))(case)] == [
+        str(case) for case in shards[0]
+    ]
+
+
+def test_a_shard_without_a_case_is_refused() -> None:
+    empty = next(i for i in (1, 2) if not chosen(Selection(shard=(i, 2)))(Case.parse(CASE)))
+    with pytest.raises(UsageError, match=rf"no case is left of 1: none is of shard {empty}/2; "):
+        select(Selection(case_string=CASE, shard=(empty, 2)))
 
 
 def test_segments_leave_a_case_with_listed_boundaries_as_it_is() -> None:

@@ -19,6 +19,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.console import Console
 
+from fa_harness.build.builder import build
 from fa_harness.build.library import Library, held
 from fa_harness.case import suites
 from fa_harness.case.case import Case
@@ -32,8 +33,10 @@ from fa_harness.engine.worker import Worker
 from fa_harness.errors import SetupError
 from fa_harness.project import find_project
 from fa_harness.series.series import load_series
-from fa_harness.speed import baseline
+from fa_harness.speed import against as against_other
+from fa_harness.speed import baseline, instructions
 from fa_harness.speed import rows as speed
+from fa_harness.speed.against import Sides
 from gates import results
 
 CASES = [
@@ -90,12 +93,15 @@ def test_a_gate_passes_against_its_own_baseline(call: Call, file: Path) -> None:
     ended = call("--baseline", file, "--no-speed")
     assert ended.status == 0
     for line in (
-        "ok         cases            2 pass",
-        "ok         errors           as in the baseline, 2 of 2 cases",
+        "ok         cases              2 pass",
+        "ok         errors             as in the baseline, 2 of 2 cases",
     ):
         assert line in ended.stdout
-    assert "skipped    speed            left out (--no-speed)" in ended.stdout
-    made = "gate: pass, 4 of 5 checks made; not checked: speed"
+    assert "skipped    speed              left out (--no-speed)" in ended.stdout
+    made = (
+        "gate: pass, 2 cases: 2 pass; 4 of 7 checks made; not checked: speed, speed of one call, "
+        "instructions"
+    )
     assert f"{made} | baseline {file}" in ended.stdout
 
 
@@ -105,7 +111,7 @@ def test_a_library_with_the_bug_is_stopped_and_its_baseline_refused(
     before = file.read_text()
     ended = call("--library", "0001", "--baseline", file, "--no-speed", "--update-baseline")
     assert ended.status == 1
-    assert "gate: fail, 2 findings" in ended.stdout
+    assert "gate: fail, 2 findings, 2 cases: 2 fail; " in ended.stdout
     assert f"baseline {file}: is left as it was; mend what is wrong first" in ended.stdout
     assert file.read_text() == before
 
@@ -124,6 +130,36 @@ def test_an_update_tells_what_changed(call: Call, file: Path) -> None:
     assert baseline.render(baseline.load(file)) == file.read_text()
 
 
+def test_only_the_chosen_cases_are_checked_and_the_verdict_says_which(
+    call: Call, file: Path
+) -> None:
+    ended = call("--baseline", file, "--no-speed", "-k", "kv40")
+    assert ended.status == 0
+    assert "nothing is gone    as in the baseline, 1 of 1 cases" in ended.stdout
+    assert "gate: pass, 1 case of -k kv40: 1 pass; " in ended.stdout
+    sizes = []
+    for i in (1, 2, 3):
+        ended = call("--baseline", file, "--no-speed", "--shard", f"{i}/3", "--json", "-")
+        if ended.status == 2:
+            assert "take fewer shards" in ended.stderr
+            continue
+        document = json.loads(ended.stdout)
+        assert document["gate"]["part"] == f"--shard {i}/3"
+        assert document["gate"]["findings"] == []
+        sizes.append(len(document["results"]))
+    assert sum(sizes) == 2
+
+
+def test_the_first_case_that_fails_is_the_last_that_runs(
+    call: Call, file: Path, bug: Library
+) -> None:
+    ended = call("--library", "0001", "--baseline", file, "--no-speed", "-x")
+    assert ended.status == 1
+    assert "1 of 2 cases (stopped at the first that fails (-x)): 1 fail" in ended.stdout
+    assert "gate: fail, 1 finding, 1 of 2 cases: 1 fail; " in ended.stdout
+    assert "not checked: cases (1 of 2 cases), nothing is gone, " in ended.stdout
+
+
 def test_an_error_that_grew_is_stopped(call: Call, file: Path) -> None:
     text = file.read_text()
     grown = text.replace('"standard_vs_oracle": 0.', '"standard_vs_oracle": 0.00')
@@ -139,17 +175,17 @@ def test_a_gate_names_the_baseline_it_lacks_first_and_counts_what_it_checked(
     call: Call, monkeypatch: pytest.MonkeyPatch, patched: Library
 ) -> None:
     monkeypatch.setattr(baseline, "machine_class", lambda *_: "some-class")
-    ended = call()
+    ended = call("--no-speed")
     assert ended.status == 0
     lines = ended.stdout.splitlines()
     file = f"baselines/{patched.upstream}.some-class.json"
     of = f"upstream {patched.upstream}, machine class some-class"
     assert lines[0].startswith(f"no baseline: {file} does not exist ({of}); ")
     assert lines[0].endswith("fa-harness gate --update-baseline makes it")
-    assert ended.stdout.count("skipped  ") == 4
+    assert ended.stdout.count("skipped  ") == 6
     assert lines[-1] == (
-        "gate: pass, 1 of 5 checks made; not checked: nothing is gone, bit-exactness, errors, "
-        "speed | no baseline"
+        "gate: pass, 2 cases: 2 pass; 1 of 7 checks made; not checked: nothing is gone, "
+        "bit-exactness, errors, speed, speed of one call, instructions | no baseline"
     )
 
 
@@ -158,12 +194,12 @@ def test_a_strict_gate_fails_where_something_was_not_checked(
 ) -> None:
     ended = call("--baseline", file, "--no-speed", "--strict")
     assert ended.status == 1
-    assert "gate: fail (--strict), 4 of 5 checks made; not checked: speed |" in ended.stdout
+    assert "gate: fail (--strict), 2 cases: 2 pass; 4 of 7 checks made; not c" in ended.stdout
     monkeypatch.setattr(baseline, "machine_class", lambda *_: "some-class")
-    ended = call("--strict")
+    ended = call("--strict", "--no-speed")
     assert ended.status == 1
     assert ended.stdout.startswith("no baseline: ")
-    assert "gate: fail (--strict), 1 of 5 checks made; not checked: nothing is" in ended.stdout
+    assert "gate: fail (--strict), 2 cases: 2 pass; 1 of 7 checks made; not c" in ended.stdout
 
 
 @pytest.mark.parametrize(
@@ -192,6 +228,15 @@ def test_a_wrong_call_is_refused(call: Call, tmp_path: Path) -> None:
     ended = call("--update-baseline", "--seed", 3)
     assert (ended.status, ended.stdout) == (2, "")
     assert "leave them out, or name another file with --baseline" in ended.stderr
+    for part in (["-x"], ["-k", "vec"], ["--shard", "1/2"]):
+        ended = call("--update-baseline", *part)
+        assert (ended.status, ended.stdout) == (2, "")
+        assert "a baseline is of all cases; leave -x, -k and --shard out" in ended.stderr
+    for text in ("3/2", "0/2", "1", "a/b"):
+        assert "is not I/N" in call("--shard", text).stderr
+    ended = call("--against", "nothing")
+    assert (ended.status, ended.stdout) == (2, "")
+    assert "unknown library 'nothing'" in ended.stderr
     ended = call("--update-baseline", "--strict")
     assert (ended.status, ended.stdout) == (2, "")
     assert "--strict: a run that becomes the baseline is compared with none" in ended.stderr
@@ -207,7 +252,7 @@ def test_the_reports_are_of_one_run_and_json_stands_alone_on_standard_output(
     assert (document["schema"], document["gate"]["passed"]) == ("fa-harness.gate/1", True)
     assert [result["case"] for result in document["results"]] == [*map(str, CASES)]
     assert ET.parse(paths["junit"]).getroot().get("failures") == "0"
-    headline = "gate passed, 4 of 5 checks made: 2 cases"
+    headline = "gate passed, 4 of 7 checks made: 2 cases"
     assert paths["markdown"].read_text().startswith(f"## ✅ {headline}")
     assert headline in paths["html"].read_text()
 
@@ -225,7 +270,7 @@ def test_in_github_actions_what_is_wrong_is_annotated_and_the_summary_added_to(
     assert len(commands) == 2
     assert all(line.startswith("::error title=fail%3A hs") for line in commands)
     assert summary.read_text().startswith(
-        "# before\n## ❌ gate failed, 1 of 5 checks made: 2 finding"
+        "# before\n## ❌ gate failed, 1 of 7 checks made: 2 finding"
     )
 
 
@@ -433,6 +478,55 @@ def test_each_number_of_a_speed_row_is_of_a_process_of_its_own(patched: Library)
     assert all(ratio > 0 for each in row.ratios.values() for ratio in each)
 
 
+def test_one_call_of_another_library_is_timed_beside(patched: Library, pristine: Library) -> None:
+    [row] = speed.measure(
+        patched.module_path, speed.ROWS[:1], processes=2, other=pristine.module_path
+    )
+    assert row.fault == ""
+    assert len(row.ratios[speed.OTHER]) == 2
+    # one call of a library that lacks the state is all that can be timed of it
+    [row] = speed.measure(pristine.module_path, speed.ROWS[:1], processes=1)
+    assert (row.fault, list(row.ratios)) == ("", ["again"])
+
+
+@pytest.mark.parametrize(
+    ("library", "against", "reason"),
+    [
+        ("pristine", "pristine", "library 'pristine' has the same sources as 'pristine'"),
+        ("patched", "0006", "so they cannot be loaded together"),
+    ],
+)
+def test_what_one_call_cannot_be_compared_with_is_skipped_with_the_reason(
+    library: str,
+    against: str,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    before_scheduler: Library,
+) -> None:
+    monkeypatch.setattr(instructions, "why_not", lambda: "left out")
+    [held_one] = build(find_project(), [library])
+    sides = Sides(library=held_one, options={}, against=against, is_chosen=lambda _: True)
+    none = baseline.NoBaseline(reason="no baseline", text="")
+    measured, rows = sides.measure(none, update=False)
+    assert rows == []
+    assert (measured.speed, measured.instructions) == ("no baseline", "left out")
+    assert reason in str(measured.one_call)
+
+
+def test_a_library_that_cannot_be_built_leaves_the_other_checks_as_they_are(
+    patched: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_compiler(*_: Any) -> Any:
+        raise SetupError("no C++ compiler")
+
+    monkeypatch.setattr(instructions, "why_not", lambda: None)
+    monkeypatch.setattr(against_other, "held_library", no_compiler)
+    sides = Sides(library=patched, options={}, against="pristine", is_chosen=lambda _: True)
+    measured, _ = sides.measure(baseline.NoBaseline(reason="none", text=""), update=False)
+    assert measured.one_call == "library 'pristine' cannot be had: no C++ compiler"
+    assert measured.instructions == "no C++ compiler"
+
+
 def test_a_crash_while_a_speed_row_is_measured_is_its_fault(
     around_patched: Callable[[str], Path],
 ) -> None:
@@ -455,6 +549,7 @@ def test_a_ratio_that_got_worse_is_measured_twice_and_stopped(
         return rows
 
     monkeypatch.setattr(speed, "measure", counted)
+    monkeypatch.setattr(instructions, "why_not", lambda: "left out")
     file = tmp_path / "x.json"
     assert call("--baseline", file, "--update-baseline").status == 0
     assert [len(row.ratios["again"]) for row in measured] == [24]

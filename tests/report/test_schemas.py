@@ -21,7 +21,9 @@ from fa_harness.model.perplexity import (
 from fa_harness.report import dossier
 from fa_harness.report import json as run_report
 from fa_harness.series.lint import Violation
-from gates import baseline_of, compared, judged, results
+from fa_harness.speed.gate import Ratio
+from fa_harness.speed.instructions import Count
+from gates import CASE, NONE, baseline_of, compared, judged, results
 
 PACKAGE = Path(cli.__file__).parents[1]
 FILES = ("baseline", "capture")
@@ -39,6 +41,12 @@ def test_every_kind_of_report_has_a_schema() -> None:
 def test_a_gates_report_has_the_keys_of_its_schema() -> None:
     run = results(compared())
     schemas.checked(run_report.document(run, judged(run, baseline_of(run))))
+    ratio = Ratio(case=str(CASE), way="standard", to="pristine", status="skipped", reason="noisy")
+    count = Count(
+        case=str(CASE), way="full_state", to="standard", status="ok", reason="", now=1, before=1
+    )
+    found = judged(run, NONE, one_call=[ratio], counts=[count], part="--shard 1/2")
+    schemas.checked(run_report.document(run, found))
 
 
 @pytest.mark.parametrize("key", ["summary", "seconds", "results"])

@@ -3,15 +3,19 @@
 import dataclasses
 import random
 import re
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from fa_harness.case.case import Case
 from fa_harness.engine.session import Results
+from fa_harness.report import html, markdown
 from fa_harness.speed import gate
 from fa_harness.speed.baseline import Baseline, NoBaseline, Speed
 from fa_harness.speed.gate import Ratio
+from fa_harness.speed.rows import OTHER as OTHER_LIBRARY
 from fa_harness.speed.rows import WAYS, SpeedRow
 from gates import (
     CASE,
@@ -21,6 +25,7 @@ from gates import (
     baseline_of,
     compared,
     comparison,
+    count_of,
     failing,
     judged,
     results,
@@ -39,12 +44,21 @@ def status(found: gate.Gate, name: str) -> tuple[str, str]:
     return check.status, check.reason
 
 
+def all_told(run: Results, before: Baseline | NoBaseline, **more: Any) -> gate.Gate:
+    """A gate whose speed and instructions are fine."""
+    fine, count = ratio_of(1.0, before=history()), count_of(1000, 1000)
+    usual = {"ratios": [fine], "one_call": [one_call_of(1.0)], "counts": [count]}
+    return judged(run, before, **{**usual, **more})
+
+
 def test_a_gate_counts_the_checks_that_it_made() -> None:
     assert judged(GOOD, NONE).verdict == (
-        "pass, 1 of 5 checks made; not checked: nothing is gone, bit-exactness, errors, speed"
+        "pass, 2 cases: 2 pass; 1 of 7 checks made; not checked: nothing is gone, bit-exactness, "
+        "errors, speed, speed of one call, instructions"
     )
-    fine = ratio_of(1.0, before=history())
-    assert judged(GOOD, baseline_of(GOOD), ratios=[fine]).verdict == "pass, 5 of 5 checks made"
+    assert all_told(GOOD, baseline_of(GOOD)).verdict == (
+        "pass, 2 cases: 2 pass; 7 of 7 checks made"
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,10 +98,8 @@ def test_a_gate_counts_the_checks_that_it_made() -> None:
 def test_a_part_of_a_check_that_is_missing_is_named(
     run: Results, before: Baseline, missing: tuple[str, ...]
 ) -> None:
-    fine = ratio_of(1.0, before=history())
-    found = judged(run, before, ratios=[fine])
-    assert found.not_checked == missing
-    assert not judged(run, before, ratios=[fine], strict=True).passed
+    assert all_told(run, before).not_checked == missing
+    assert not all_told(run, before, strict=True).passed
 
 
 def test_a_run_in_which_every_case_crashed_is_not_as_in_the_baseline() -> None:
@@ -102,26 +114,27 @@ def test_ratios_that_are_too_noisy_are_counted_among_what_was_not_checked() -> N
         ratio_of(1.0, before=history()),
         ratio_of(1.0, spread=0.2, before=history()),
     ]
-    found = judged(GOOD, baseline_of(GOOD), ratios=ratios)
-    assert found.verdict == "pass, 5 of 5 checks made; not checked: speed (1 of 2 ratios)"
+    found = all_told(GOOD, baseline_of(GOOD), ratios=ratios)
+    assert found.not_checked == ("speed (1 of 2 ratios)",)
 
 
 def test_a_strict_gate_passes_only_where_all_was_checked() -> None:
-    fine = ratio_of(1.0, before=history())
-    assert judged(GOOD, baseline_of(GOOD), ratios=[fine], strict=True).passed
-    found = judged(GOOD, baseline_of(GOOD), strict=True)
+    assert all_told(GOOD, baseline_of(GOOD), strict=True).passed
+    found = all_told(GOOD, baseline_of(GOOD), counts="there is no valgrind", strict=True)
     assert not found.passed
-    assert found.verdict == "fail (--strict), 4 of 5 checks made; not checked: speed"
+    assert found.verdict == (
+        "fail (--strict), 2 cases: 2 pass; 6 of 7 checks made; not checked: instructions"
+    )
     assert found.findings == ()
 
 
 def test_the_same_run_passes_with_every_check_told() -> None:
     found = judged(GOOD, baseline_of(GOOD))
     assert found.passed
-    assert [check.status for check in found.checks] == ["ok"] * 4 + ["skipped"]
+    assert [check.status for check in found.checks] == ["ok"] * 4 + ["skipped"] * 3
 
 
-@pytest.mark.parametrize("bad", ["fail", "crash", "timeout", "mistrusted"])
+@pytest.mark.parametrize("bad", ["fail", "crash", "timeout", "mistrusted", "oversized"])
 def test_a_case_that_does_not_pass_stops_the_patch(bad: str) -> None:
     found = judged(failing("why", status=bad), NONE)
     assert not found.passed
@@ -150,6 +163,58 @@ def test_a_case_that_is_no_longer_supported_is_gone() -> None:
     found = judged(run, baseline_of(GOOD))
     assert kinds(found) == ["gone"]
     assert "the library has no merge" in found.findings[0].text
+
+
+def test_cases_that_are_unsupported_are_counted_and_named_never_hidden() -> None:
+    lost = [verdict(CASE.with_(seed=n), "unsupported", "no type q9") for n in (3, 4)]
+    run = results(*GOOD.verdicts, *lost)
+    named = "hs128 h32 kv64 b8 f16 normal seed=3 t1"
+    for before, since in (
+        (NONE, ""),
+        (baseline_of(GOOD), ""),
+        (baseline_of(results(*GOOD.verdicts, lost[0])), ", 1 of them in the baseline"),
+    ):
+        found = judged(run, before)
+        assert found.passed
+        assert found.unsupported == (f"2 unsupported{since}: no type q9; such as {named}",)
+        assert found.verdict.startswith("pass, 4 cases: 2 pass, 2 unsupported; ")
+        assert f"2 unsupported{since}: no type q9" in markdown.render(run, found)
+        assert f"2 unsupported{since}: no type q9" in html.render(run, found)
+
+
+@pytest.mark.parametrize("worse", ["unsupported", "mistrusted", "oversized"])
+def test_a_case_that_passed_and_can_no_longer_be_told_is_a_finding(worse: str) -> None:
+    run = results(GOOD.verdicts[0], verdict(OTHER, worse, "why"))
+    found = judged(run, baseline_of(GOOD))
+    assert not found.passed
+    assert kinds(found) == ["gone" if worse == "unsupported" else "failed"]
+    assert f"2 cases: 1 pass, 1 {worse}; " in found.verdict
+    assert found.statuses["pass"] == (1, 2)
+    assert found.statuses[worse] == (1, 0)
+    assert judged(run, NONE).statuses[worse] == (1, None)
+
+
+# a part of the cases
+
+
+def test_of_a_baseline_only_the_chosen_cases_can_be_gone() -> None:
+    before = gate.part_of(baseline_of(GOOD), lambda case: case == CASE)
+    found = judged(results(GOOD.verdicts[0]), before, part="-k kv64 --shard 1/2")
+    assert found.passed
+    assert status(found, "nothing is gone") == ("ok", "as in the baseline, 1 of 1 cases")
+    assert found.verdict.startswith("pass, 1 case of -k kv64 --shard 1/2: 1 pass; ")
+    assert kinds(judged(results(GOOD.verdicts[0]), baseline_of(GOOD))) == ["gone"]
+
+
+def test_what_was_not_run_after_the_first_failure_is_not_checked_and_not_gone() -> None:
+    run = results(verdict(CASE, "fail", "off by 1"), selected=2, interrupted=False)
+    found = judged(run, baseline_of(GOOD))
+    stopped = "stopped at the first that fails (-x)"
+    assert kinds(found) == ["failed"]
+    assert status(found, "cases") == ("regressed", f"1 do not pass; {stopped}")
+    assert status(found, "nothing is gone")[1] == f"{stopped}: which cases are gone is not known"
+    assert "cases (1 of 2 cases)" in found.not_checked
+    assert "1 of 2 cases: 1 fail; " in found.verdict
 
 
 def test_a_comparison_that_is_no_longer_made_is_gone() -> None:
@@ -328,10 +393,96 @@ def test_a_row_of_more_threads_than_cores_is_skipped() -> None:
     assert {ratio.status for ratio in gate.compare_speed(row, history(), cores=2)} == {"skipped"}
 
 
+def one_call_of(centre: float, *, spread: float = 0.005, case: Case = ROW) -> Ratio:
+    """One call beside that of another library."""
+    row = SpeedRow(
+        case=case,
+        ratios={"again": ratios(1, spread, seed=7), OTHER_LIBRARY: ratios(centre, spread, seed=8)},
+    )
+    return gate.compare_one_call(row, "pristine", cores=2)
+
+
+@pytest.mark.parametrize(
+    ("centre", "spread", "status"),
+    [
+        (1.0, 0.005, "ok"),
+        (1.01, 0.002, "ok"),  # as far as another place of the same code goes
+        (0.9, 0.005, "ok"),
+        (1.05, 0.008, "regressed"),
+        (1.05, 0.001, "regressed"),
+        (1.0, 0.2, "skipped"),
+        (2.0, 0.1, "regressed"),
+    ],
+)
+def test_one_call_may_take_no_more_time_than_that_of_the_other_library(
+    centre: float, spread: float, status: str
+) -> None:
+    assert one_call_of(centre, spread=spread).status == status
+
+
+def test_a_uniform_loss_of_5_per_cent_is_stopped_or_the_noise_told_never_ok() -> None:
+    draws = [
+        SpeedRow(case=ROW, ratios={
+            "again": ratios(1, spread, seed=i), OTHER_LIBRARY: ratios(1.05, spread, seed=1000 + i)})
+        for spread in (0.002, 0.005, 0.01, 0.03, 0.1)
+        for i in range(60)
+    ]  # fmt: skip
+    found = Counter(gate.compare_one_call(row, "pristine", cores=2).status for row in draws)
+    assert found["ok"] <= 0.01 * len(draws)
+
+
+def test_false_alarms_of_one_call_are_rarer_than_the_level_whatever_the_noise() -> None:
+    draws = [
+        SpeedRow(case=ROW, ratios={
+            "again": ratios(1, spread, seed=i), OTHER_LIBRARY: ratios(1.01, spread, seed=1000 + i)})
+        for spread in (0.002, 0.01, 0.1, 0.5)
+        for i in range(100)
+    ]  # fmt: skip
+    found = [gate.compare_one_call(row, "pristine", cores=2).status for row in draws]
+    assert "regressed" not in found
+
+
+def test_a_slower_call_and_more_instructions_fail_the_gate_without_a_baseline() -> None:
+    found = judged(GOOD, NONE, one_call=[one_call_of(1.06)], counts=[count_of(1011, 1000)])
+    assert not found.passed
+    assert kinds(found) == ["slower", "more_instructions"]
+    assert found.findings[0].text.startswith("speed of one call, standard: takes 1.0")
+    assert found.findings[1].text == (
+        "instructions, standard: 1,011 instructions, pristine 1,000: +1.10%, allowed +1.00%"
+    )
+
+
+def test_one_call_of_a_process_that_died_is_a_finding_of_it() -> None:
+    row = SpeedRow(case=ROW, fault="SIGSEGV")
+    found = judged(GOOD, NONE, one_call=[gate.compare_one_call(row, "pristine", cores=2)])
+    assert kinds(found) == ["failed"]
+
+
+def test_a_library_without_a_state_has_one_call_alone() -> None:
+    row = SpeedRow(case=ROW, ratios={"again": ratios(1), OTHER_LIBRARY: ratios(1)})
+    assert {r.status for r in gate.compare_speed(row, history(), cores=2)} == {"skipped"}
+    assert gate.speed_of([row], cpu="some").rows == {}
+
+
 def test_only_what_is_slower_twice_counts() -> None:
     slow, fine = ratio_of(1.3, before=history()), ratio_of(1.0, before=history())
     assert [ratio.status for ratio in gate.confirmed([slow], [fine])] == ["ok"]
     assert [ratio.status for ratio in gate.confirmed([slow], [slow])] == ["regressed"]
+
+
+def test_one_call_that_is_too_noisy_is_settled_by_more_processes_if_they_can() -> None:
+    noisy, hopeless, fine, slow = (
+        one_call_of(centre, spread=spread)
+        for centre, spread in ((1.04, 0.02), (1.0, 0.3), (1.0, 0.005), (1.06, 0.005))
+    )
+    assert [each.status for each in (noisy, hopeless)] == ["skipped", "skipped"]
+    assert [gate.is_open(each) for each in (noisy, hopeless, fine, slow)] == [1, 0, 0, 1]
+    assert gate.confirmed([noisy], [fine]) == [fine]
+    assert gate.confirmed([noisy], [slow]) == [slow]
+    assert gate.confirmed([slow], [fine]) == [fine]
+    hardly = dataclasses.replace(slow, p=1e-4)  # it was not seen twice
+    assert gate.confirmed([noisy], [hardly]) == [noisy]
+    assert gate.confirmed([slow], [hardly]) == [hardly]
 
 
 @pytest.mark.parametrize("order", [0, 1])

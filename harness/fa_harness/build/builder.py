@@ -304,7 +304,9 @@ class _Workbench:
             if faults is not None:
                 series = plan.patches
                 tree = extend_tree(plan.project, plan.source, tree, faults, verbose=self._verbose)
-            state = plan.name if faults else f"{_last_header_patch(tree, count):04}"
+            # what has no patch is loaded beside what has some, so it shares no folder with them
+            is_alone = faults is not None or count == 0
+            state = plan.name if is_alone else f"{_last_header_patch(tree, count):04}"
             folder = plan.folder / "work" / state
             copy = Copy.of(plan.source, tree, tree.contents[count], folder)
             copy.check_out(verbose=self._verbose)

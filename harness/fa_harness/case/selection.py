@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,26 @@ class Selection:
     cold_type: str | None = None
     pattern: str | None = None
     """What a case must match: see `label.wanted`."""
+    shard: tuple[int, int] | None = None
+    """`(I, N)`: only the cases of part I of N, counted from 1."""
+
+
+def chosen(what: Selection) -> Callable[[Case], bool]:
+    """Return what tells whether a case matches the pattern and is in the shard.
+
+    A case's string alone decides its shard, so that cases of a baseline which no longer run, and
+    cases that are new, belong to one as well.
+    """
+    is_wanted = wanted(what.pattern)
+    if what.shard is None:
+        return is_wanted
+    part, n = what.shard
+
+    def is_chosen(case: Case) -> bool:
+        digest = hashlib.sha256(str(case).encode()).digest()
+        return is_wanted(case) and int.from_bytes(digest[:8], "big") % n == part - 1
+
+    return is_chosen
 
 
 def select(what: Selection) -> list[Case]:
@@ -68,7 +89,7 @@ def select(what: Selection) -> list[Case]:
             what, segments=(), segment_types=(), hot_window=None, group=None, cold_type=None
         )
     keys = _read_boundaries(what.boundaries)
-    is_wanted = wanted(what.pattern)
+    is_wanted = chosen(what)
     selected: dict[Case, None] = {}
     variants = [case.with_(**change) for case in cases for change in _changes(what)]
     for case, n in itertools.product(variants, what.segments or (None,)):
@@ -88,10 +109,13 @@ def select(what: Selection) -> list[Case]:
     if not selected:
         named = ",".join(what.modes) if what.captured else ""
         of_modes = f" that --mode {named} applies to" if named else ""
+        of_shard = f" of shard {what.shard[0]}/{what.shard[1]}" if what.shard else ""
         raise UsageError(
-            f"no case is left of {len(variants)}: none matches -k {what.pattern!r}; --list shows "
-            "them"
+            f"no case{of_shard} is left of {len(variants)}: none matches -k {what.pattern!r}; "
+            "--list shows them"
             if what.pattern
+            else f"no case is left of {len(variants)}: none is{of_shard}; take fewer shards"
+            if what.shard
             else f"{what.captured or what.case_file or 'the suite'} holds no case{of_modes}"
         )
     return list(selected)

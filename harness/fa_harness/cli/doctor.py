@@ -95,6 +95,7 @@ def check(project: Project, try_library: TryLibrary | None = None) -> list[Findi
         "Ninja": lambda: toolchain.find_ninja().version,
         "git": lambda: toolchain.find_git().version,
         "compiler cache": lambda: toolchain.find_launcher() or "none (optional)",
+        "valgrind": lambda: shutil.which("valgrind") or "none (optional: counts instructions)",
         "upstream": lambda: _upstream(project),
         "patch series": lambda: _series(project),
     }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from collections.abc import Sequence
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from fa_harness import terminal
 from fa_harness.build.library import Library
 from fa_harness.build.named import held_library
+from fa_harness.build.names import patches_of
 from fa_harness.case.case import Case
 from fa_harness.case.label import label
-from fa_harness.case.selection import Selection, select
+from fa_harness.case.selection import Selection, chosen, select
 from fa_harness.cli import options
 from fa_harness.cli.coverage import run_covered
 from fa_harness.cli.options import How, Reports
@@ -27,14 +28,13 @@ from fa_harness.engine.runner import Runner
 from fa_harness.engine.session import Results
 from fa_harness.errors import UsageError
 from fa_harness.files import replace_file
-from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.project import Project, find_project, locked, writing
 from fa_harness.report.annotations import render as annotate
 from fa_harness.series.series import series_for
 from fa_harness.speed import baseline, gate
-from fa_harness.speed import rows as speed
+from fa_harness.speed.against import Sides
 from fa_harness.speed.baseline import Baseline, NoBaseline
-from fa_harness.speed.gate import KINDS, Gate, Ratio
+from fa_harness.speed.gate import KINDS, Gate, Measured
 from fa_harness.speed.rows import SpeedRow
 from fa_harness.terminal import make_console, number_of, say
 from fa_harness.upstream.source import find_source
@@ -51,8 +51,18 @@ _how = options.as_record(
     options.library,
     options.define,
     options.no_series,
+    options.exit_first,
     click.option("-v", "--verbose", is_flag=True, help="Print the repro line of each case."),
 )
+
+
+def _shard(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"([1-9][0-9]*)/([1-9][0-9]*)", text)
+    if found is None or int(found[1]) > int(found[2]):
+        raise click.BadParameter(f"{text!r} is not I/N, a part and the number of parts, as 1/4")
+    return int(found[1]), int(found[2])
 
 
 @click.command("gate")
@@ -64,7 +74,17 @@ _how = options.as_record(
 @options.seed
 @click.option("--threads", type=int, metavar="T", help="Number of threads.")
 @options.coverage
-@click.option("--no-speed", is_flag=True, help="Skip the speed rows.")
+@options.pattern
+@click.option(
+    "--shard", metavar="I/N", callback=_shard, help="Check only part I of N, counted from 1."
+)
+@click.option(
+    "--against",
+    default="pristine",
+    metavar="NAME",
+    help="Library that one call is compared with.  [default: pristine]",
+)
+@click.option("--no-speed", is_flag=True, help="Skip the speed rows and the instruction counts.")
 @click.option("--strict", is_flag=True, help="Exit 1 if anything could not be checked.")
 @options.reports
 def command(
@@ -74,6 +94,9 @@ def command(
     update: bool,
     seed: int | None,
     threads: int | None,
+    pattern: str | None,
+    shard: tuple[int, int] | None,
+    against: str,
     with_coverage: bool,
     no_speed: bool,
     strict: bool,
@@ -82,8 +105,10 @@ def command(
     """Reject a patch that is wrong, less accurate or slower than the baseline.
 
     The gate runs the suite gate and a few speed rows, and compares them with the baseline of this
-    upstream and machine class. Checks that cannot be made are skipped, with a reason, and the
-    verdict counts them. In a GitHub Actions job it also writes annotations and a job summary.
+    upstream and machine class. One call without a state is compared with the library pristine: its
+    time, and its instructions under valgrind. Checks that cannot be made are skipped, with a
+    reason, and the verdict counts them. In a GitHub Actions job it also writes annotations and a
+    job summary.
 
     --coverage runs the cases on a library that counts its branches, and names those of the kernel
     that no case takes. It compares nothing with the baseline and measures no time.
@@ -94,53 +119,64 @@ def command(
       a case or a comparison in the baseline is missing,
       an error grew by more than its margin,
       results that were bit-identical no longer are,
-      a ratio of times got worse, or
+      a ratio of times got worse,
+      one call is slower than without the patch,
+      a call executes more instructions, or
       with --strict, something was not checked, or not reached (--coverage).
     """
     reports.check()
+    of_threads = () if threads is None else (threads,)
+    what = Selection(suite="gate", seed=seed, threads=of_threads, pattern=pattern, shard=shard)
     if with_coverage:
         _check_coverage(baseline_file, update=update)
-        of_gate = Selection(suite="gate", seed=seed, threads=() if threads is None else (threads,))
-        return run_covered(select(of_gate), how, None, reports, strict=strict)
+        return run_covered(select(what), how, None, reports, strict=strict)
     has_own_inputs = seed is not None or threads is not None
-    _check_call(baseline_file, update=update, has_own_inputs=has_own_inputs, strict=strict)
+    is_partial = how.exit_first or pattern is not None or shard is not None
+    _check_call(
+        baseline_file,
+        update=update,
+        has_own_inputs=has_own_inputs,
+        is_partial=is_partial,
+        strict=strict,
+    )
     project = find_project()
+    patches_of(project, series_for(project, find_source(project)), against)  # is there such a name?
     if update:
         where = baseline_file.absolute() if baseline_file is not None else project.baselines
         project.refuse_to_change_shipped(where, "gate --update-baseline")
     console = make_console(stderr=reports.to_stdout)
-    of_threads = () if threads is None else (threads,)
-    cases = select(Selection(suite="gate", seed=seed, threads=of_threads))
-    measured: list[SpeedRow] = []
-    ratios: list[Ratio] | str = "left out (--no-speed)"
+    cases = select(what)
+    measured, speed_rows = Measured.nothing("left out (--no-speed)"), list[SpeedRow]()
     with held_library(how.library, how.options) as found, Runner(found.module_path) as runner:
         class_ = baseline.machine_class(platform.machine(), runner.features)
         file = baseline_file or project.baselines / baseline.file_name(found.upstream, class_)
         shown = project.relative(file.resolve())
         before = _baseline(file) or baseline.missing(shown, upstream=found.upstream, class_=class_)
+        before = gate.part_of(before, chosen(what))
         if isinstance(before, NoBaseline) and not update:
             say(console, before.text, "bold yellow")
         results = run_with(runner, found, cases, how, None, console, write=reports.write)
         made_with = what_made(project, found, results, class_)
         try:
             if not results.passed:
-                ratios = "not measured, since not all cases pass"
-            elif not no_speed and update:
-                measured = _measure_speed(found, speed.ROWS, processes=2 * speed.PROCESSES)
-                ratios = "becomes the baseline"
+                measured = Measured.nothing("not measured, since not all cases pass")
             elif not no_speed:
-                ratios = _compare_speed(found, before)
+                sides = Sides(
+                    library=found, options=how.options, against=against, is_chosen=chosen(what)
+                )
+                measured, speed_rows = sides.measure(before, update=update)
         except KeyboardInterrupt:
             results = dataclasses.replace(results, interrupted=True)
-            ratios = "interrupted"
+            measured = Measured.nothing("interrupted")
     setting: dict[str, Any] = {"made_with": made_with, "seed": seed, "threads": threads}
     judged = gate.judge(
         results,
         **setting,
         baseline=_BECOMES_THE_BASELINE if update else before,
         file=shown,
-        ratios=ratios,
+        measured=measured,
         strict=strict,
+        part=_in_words(what),
     )
     _print(console, judged)
     if update and not judged.passed:
@@ -152,7 +188,7 @@ def command(
         reports = dataclasses.replace(reports, summary=summary)
     reports.write(results, judged)
     if update and judged.passed:
-        new_speed = gate.speed_of(measured, cpu=results.machine["cpu"]) if measured else None
+        new_speed = gate.speed_of(speed_rows, cpu=results.machine["cpu"]) if speed_rows else None
         new = gate.new_baseline(results, **setting, speed=new_speed)
         _write_baseline(project, file, new, console)
     return judged.passed
@@ -167,12 +203,21 @@ def _check_coverage(baseline_file: Path | None, *, update: bool) -> None:
 
 
 def _check_call(
-    baseline_file: Path | None, *, update: bool, has_own_inputs: bool, strict: bool
+    baseline_file: Path | None,
+    *,
+    update: bool,
+    has_own_inputs: bool,
+    is_partial: bool,
+    strict: bool,
 ) -> None:
     if update and baseline_file is None and has_own_inputs:
         raise UsageError(
             "--update-baseline: later runs without --seed and --threads compare with it; leave "
             "them out, or name another file with --baseline"
+        )
+    if update and is_partial:
+        raise UsageError(
+            "--update-baseline: a baseline is of all cases; leave -x, -k and --shard out"
         )
     if update and strict:
         raise UsageError(
@@ -183,6 +228,13 @@ def _check_call(
         raise UsageError(
             f"--baseline {baseline_file}: there is no such file; --update-baseline makes it"
         )
+
+
+def _in_words(what: Selection) -> str:
+    """Return which of the suite's cases are chosen, as options; empty for all."""
+    shard = f"--shard {what.shard[0]}/{what.shard[1]}" if what.shard else ""
+    pattern = shlex.join(["-k", what.pattern]) if what.pattern else ""
+    return " ".join(filter(None, (pattern, shard)))
 
 
 def _write_baseline(project: Project, file: Path, new: Baseline, console: Console) -> None:
@@ -234,38 +286,6 @@ def what_made(project: Project, library: Library, results: Results, class_: str)
     }
 
 
-def _measure_speed(
-    library: Library, cases: Sequence[Case], *, processes: int = speed.PROCESSES, seed: int = 0
-) -> list[SpeedRow]:
-    with terminal.bar("measuring speed") as advance:
-        return speed.measure(
-            library.module_path, cases, processes=processes, seed=seed, advance=advance
-        )
-
-
-def _compare_speed(library: Library, before: Baseline | NoBaseline) -> list[Ratio] | str:
-    """Measure the speed rows and compare them; those that look slower twice."""
-    why_not = gate.speed_incomparable(before, cpu_model())
-    if why_not is not None:
-        return why_not
-    assert isinstance(before, Baseline)
-    assert before.speed is not None
-    history = before.speed.rows
-
-    def compare(row: SpeedRow) -> list[Ratio]:
-        return gate.compare_speed(row, history.get(str(row.case), {}), cores=usable_cores())
-
-    compared = {row.case: compare(row) for row in _measure_speed(library, speed.ROWS)}
-    slower = [
-        case for case, found in compared.items() if any(r.status == "regressed" for r in found)
-    ]
-    if slower:
-        more = {"processes": 2 * speed.PROCESSES, "seed": speed.PROCESSES}
-        for row in _measure_speed(library, slower, **more):
-            compared[row.case] = gate.confirmed(compared[row.case], compare(row))
-    return [ratio for ratios in compared.values() for ratio in ratios]
-
-
 def _print(console: Console, gate: Gate) -> None:
     """Print what stops the patch, then each check, then the verdict."""
     if gate.without_baseline:
@@ -277,9 +297,11 @@ def _print(console: Console, gate: Gate) -> None:
             say(console, f"    {finding.text}", "red")
             say(console, f"    {finding.repro}", "dim")
     for check in gate.checks:
-        line = Text(f"  {check.status:9}  {check.name:15}  {check.reason}")
+        line = Text(f"  {check.status:9}  {check.name:17}  {check.reason}")
         line.stylize(_STYLE[check.status], 2, 11)
         say(console, line)
+    for line_of_reason in gate.unsupported:
+        say(console, f"  {line_of_reason}", "yellow")
     for note in gate.notes:
         say(console, f"  note       {note}", "dim")
     style = "red" if not gate.passed else "yellow" if gate.is_mostly_unchecked else "green"

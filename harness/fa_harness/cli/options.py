@@ -154,6 +154,9 @@ markdown = click.option(
     callback=_writable,
     help="Write the results as a Markdown table; - is standard output.",
 )
+exit_first = click.option(
+    "-x", "--exitfirst", "exit_first", is_flag=True, help="Stop at the first case that fails."
+)
 verbose = click.option("-v", "--verbose", is_flag=True, help="Print each command before it runs.")
 list_only = click.option(
     "--list", "list_only", is_flag=True, help="Print the selected cases and exit."
@@ -216,6 +219,8 @@ class How:
     """CMake options that the library was built with."""
     timeout: float | None = None
     """Seconds after which a case is given up; None for the usual ones."""
+    exit_first: bool = False
+    """Stop at the first case that neither passes nor is unsupported."""
     verbose: bool = False
     """Print repro lines of the cases that pass, too, and keep all outputs."""
 

@@ -20,7 +20,7 @@ from fa_harness.case.variations import one_call
 from fa_harness.cli import options
 from fa_harness.cli.options import How, Reports
 from fa_harness.engine.runner import Runner
-from fa_harness.engine.session import Clock, Results, offered_modes
+from fa_harness.engine.session import Clock, Results, is_good, offered_modes
 from fa_harness.errors import FaHarnessError, UsageError
 from fa_harness.hunt.invariance import Found, vary_all
 from fa_harness.hunt.invariance import Verdict as Varied
@@ -80,6 +80,7 @@ _how = options.as_record(
     click.option(
         "--timeout", type=options.SECONDS, metavar="SECONDS", help="Time limit for each case."
     ),
+    options.exit_first,
     click.option(
         "-v",
         "--verbose",
@@ -253,6 +254,8 @@ def run_with(
                 verdicts.append(verdict)
                 table.add(verdict, repeat.repro(verdict.case))
                 advance()
+                if how.exit_first and not is_good(verdict.status):
+                    break
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # rich exits at a broken pipe
             ended = error
     final = Results(

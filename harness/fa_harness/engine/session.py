@@ -134,5 +134,17 @@ class Results(Session):
     @property
     def passed(self) -> bool:
         """Whether every selected case ran and none failed, crashed, hung or was mistrusted."""
-        good = self.count("pass") + self.count("unsupported")
+        good = sum(is_good(verdict.status) for verdict in self.verdicts)
         return good == self.selected and self.count("pass") > 0
+
+    @property
+    def stopped(self) -> str:
+        """Why cases that were to run did not; empty where all ran."""
+        if self.interrupted:
+            return "interrupted"
+        return "stopped at the first that fails (-x)" if len(self.verdicts) < self.selected else ""
+
+
+def is_good(status: str) -> bool:
+    """Tell whether a case with a status does not fail a run."""
+    return status in ("pass", "unsupported")

@@ -116,8 +116,8 @@ def print_summary(console: Console, results: Results) -> None:
     ran = len(results.verdicts)
     parts = [f"{results.count(status)} {status}" for status in STATUSES if results.count(status)]
     cases = number_of(ran, "case")
-    if results.interrupted:
-        cases = f"{ran} of {results.selected} cases (interrupted)"
+    if results.stopped:
+        cases = f"{ran} of {results.selected} cases ({results.stopped})"
     head = f"{cases}: {', '.join(parts) or 'none ran'}"
     rest = f"{results.what_ran} | {results.seconds:.1f} s"
     say_summary(console, head, rest, passed=results.passed)

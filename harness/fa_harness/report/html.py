@@ -19,7 +19,15 @@ from fa_harness.case.label import label, speed_label
 from fa_harness.engine.session import Results
 from fa_harness.judge.shares import in_words
 from fa_harness.judge.words import worst
-from fa_harness.report.troubles import headline, in_short, origin, state, troubles, unchecked
+from fa_harness.report.troubles import (
+    headline,
+    in_short,
+    measured_in_words,
+    origin,
+    state,
+    troubles,
+    unchecked,
+)
 from fa_harness.speed.bench import Interval
 from fa_harness.speed.gate import Gate, Ratio
 from fa_harness.terminal import number_of
@@ -72,6 +80,7 @@ def _template() -> Template:
     )
     environment.filters |= {
         "label": lambda case: label(Case.parse(case)),
+        "measured": measured_in_words,
         "speed_label": lambda case: speed_label(Case.parse(case)),
         "of_bound": lambda verdict: worst(verdict)[1],
     }

@@ -53,7 +53,14 @@ def _gate(gate: Gate) -> dict[str, Any]:
         "checks": [vars(check) for check in gate.checks],
         "findings": [vars(finding) for finding in gate.findings],
         "notes": list(gate.notes),
+        "unsupported": list(gate.unsupported),
+        "part": gate.part,
+        "statuses": {
+            status: {"now": now, "baseline": before}
+            for status, (now, before) in gate.statuses.items()
+        },
         "speed": [dataclasses.asdict(ratio) for ratio in gate.ratios],
+        "instructions": [vars(count) for count in gate.counts],
     }
 
 

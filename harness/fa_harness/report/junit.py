@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 from fa_harness.case.label import label
 from fa_harness.engine.session import Results
-from fa_harness.report.troubles import Trouble, troubles
+from fa_harness.report.troubles import Trouble, measured_in_words, troubles
 from fa_harness.speed.gate import ALL, Gate
 
 _NO_CHARACTER = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -37,12 +37,20 @@ def render(results: Results, gate: Gate | None = None) -> str:
     if gate is not None:
         ratios = ET.SubElement(root, "testsuite", name="speed")
         for ratio in gate.ratios:
-            element = _testcase(ratios, ratio.way, ratio.case)
+            element = _testcase(ratios, measured_in_words(ratio), ratio.case)
             if ratio.status == "skipped":
                 _add(element, "skipped", ratio.reason)
             elif ratio.status == "regressed":
                 _add(element, "error" if ratio.way == ALL else "failure", ratio.reason, "slower")
             wrong.pop(ratio.case, None)
+        counts = ET.SubElement(root, "testsuite", name="instructions")
+        for count in gate.counts:
+            element = _testcase(counts, measured_in_words(count), count.case)
+            if count.status == "skipped":
+                _add(element, "skipped", count.reason)
+            elif count.status == "regressed":
+                _add(element, "failure", count.reason, "more instructions")
+            wrong.pop(count.case, None)
         checks = ET.SubElement(root, "testsuite", name="gate")
         for case, missing in wrong.items():  # of the baseline; it did not run
             element = _testcase(checks, "gone", case)
@@ -57,10 +65,14 @@ def render(results: Results, gate: Gate | None = None) -> str:
                 _add(element, "failure", message, "not checked")
             elif check.status == "skipped":
                 _add(element, "skipped", check.reason)
-    if results.interrupted:
+    if results.stopped:
         n_missing = results.selected - len(results.verdicts)
         element = _testcase(cases, "run", "all cases ran")
-        _add(element, "error", f"interrupted: {n_missing} cases did not run", "interrupted")
+        message = f"{results.stopped}: {n_missing} cases did not run"
+        if results.interrupted:
+            _add(element, "error", message, "interrupted")
+        else:
+            _add(element, "skipped", message)
     _count(root)
     ET.indent(root)
     text = ET.tostring(root, encoding="unicode")

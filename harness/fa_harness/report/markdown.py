@@ -12,12 +12,14 @@ from fa_harness.report.troubles import (
     Trouble,
     headline,
     in_short,
+    measured_in_words,
     origin,
     state,
     troubles,
     unchecked,
 )
 from fa_harness.speed.gate import Gate, Ratio
+from fa_harness.speed.instructions import Count
 
 _MOST = 30
 """Troubles with details; a summary may have 1 MiB."""
@@ -55,12 +57,15 @@ def _lines(results: Results, gate: Gate | None) -> Iterator[str]:
         if not gate.without_baseline:
             yield from ("", f"Baseline: {_text(gate.baseline)}")
         yield ""
-        yield from (f"- {_text(note)}" for note in gate.notes)
+        yield from (f"- {_text(note)}" for note in (*gate.unsupported, *gate.notes))
     if found:
         yield from _folded("Details", [line for each in found[:_MOST] for line in _details(each)])
     if gate and gate.ratios:
         head = ["| speed | to one call | was | | |", "| --- | --- | --- | --- | --- |"]
         yield from _folded("Speed", [*head, *map(_ratio, gate.ratios)])
+    if gate and gate.counts:
+        head = ["| instructions | | |", "| --- | --- | --- |"]
+        yield from _folded("Instructions", [*head, *map(_count, gate.counts)])
 
 
 def _details(trouble: Trouble) -> Iterator[str]:
@@ -74,8 +79,14 @@ def _ratio(ratio: Ratio) -> str:
         f"{each.median:.3f} ({each.low:.3f} to {each.high:.3f})" if each else "-"
         for each in (ratio.now, ratio.before)
     ]
-    name = f"{label(Case.parse(ratio.case))}, {ratio.way.replace('_', ' ')}"
+    name = f"{label(Case.parse(ratio.case))}, {measured_in_words(ratio)}"
     cells = [name, *intervals, f"{_MARKS[ratio.status]} {ratio.status}", ratio.reason]
+    return f"| {' | '.join(map(_text, cells))} |"
+
+
+def _count(count: Count) -> str:
+    name = f"{label(Case.parse(count.case))}, {measured_in_words(count)}"
+    cells = [name, f"{_MARKS[count.status]} {count.status}", count.reason]
     return f"| {' | '.join(map(_text, cells))} |"
 
 

@@ -10,7 +10,8 @@ from fa_harness.case.label import label
 from fa_harness.engine.session import Results
 from fa_harness.judge.verdict import Verdict
 from fa_harness.judge.words import explain
-from fa_harness.speed.gate import KINDS, Gate
+from fa_harness.speed.gate import KINDS, Gate, Ratio
+from fa_harness.speed.instructions import Count
 
 _WORST_FIRST = ("crash", "timeout", "fail", "mistrusted", "oversized")
 
@@ -76,6 +77,12 @@ def in_short(found: Sequence[Trouble]) -> list[str]:
         paths.setdefault(f"{each.kind}, {about}", []).append(path)
     most_first = sorted(paths.items(), key=lambda item: -len(item[1]))
     return [f"{len(of)} x {what} ({', '.join(sorted(set(of)))})" for what, of in most_first]
+
+
+def measured_in_words(measured: Ratio | Count) -> str:
+    """Return what was measured: a way, and another library if it is compared with one."""
+    way = measured.way.replace("_", " ")
+    return way if measured.to in ("standard", "parts") else f"{way} to {measured.to}"
 
 
 def passed(results: Results, gate: Gate | None) -> bool:

@@ -1,6 +1,6 @@
 """Judge a run and its speed rows against a baseline. Pure functions, no I/O.
 
-Five checks can stop a patch. A check that cannot be made is `skipped`, with a reason. It never
+Seven checks can stop a patch. A check that cannot be made is `skipped`, with a reason. It never
 counts as `ok`, and the verdict says how many checks were made.
 
 **error_grew.** The measure is the worst error of a case as a share of its bound. The same library,
@@ -20,6 +20,16 @@ either measurement. A ratio above that is measured again with twice the processe
 if it is above again. Each test errs with a probability of at most `LEVEL`, beyond the drift that
 `EFFECT` allows. `fa-harness bench`, whose limits are of one run, finds smaller losses. An interval
 wider than `EFFECT` could hide such a loss, so its check is skipped.
+
+A change that slows down each call alike leaves these ratios as they are. So one call without a
+state is compared with that of a library without the patch, in the same process and rounds, with no
+need of a baseline. What it is tested against is one call compared with itself there, times
+`ONE_CALL`. Without a loss the two have one distribution, whatever the noise, since the three calls
+differ in nothing else; the same code in another place takes up to 1 % more or less, and `ONE_CALL`
+is half-way to the loss that has to be found, `ONE_CALL_LOSS`. Only a ratio whose interval ends
+below that is ok; one that may be above is skipped. If twice as many processes can tell, they are
+asked, and a loss that only they see counts if it has the probability of one seen twice.
+`instructions.py` says how far instructions may grow.
 """
 
 from __future__ import annotations
@@ -29,21 +39,27 @@ import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from fa_harness.engine.session import Results
+from fa_harness.case.case import Case
+from fa_harness.case.label import label
+from fa_harness.engine.session import Results, is_good
 from fa_harness.judge.compare import Comparison
-from fa_harness.judge.verdict import Verdict
+from fa_harness.judge.verdict import STATUSES, Verdict
 from fa_harness.judge.words import explain
 from fa_harness.speed.baseline import Baseline, CaseRecord, NoBaseline, Speed, record, share
 from fa_harness.speed.bench import Interval, median_interval, reach
-from fa_harness.speed.rows import WAYS, SpeedRow
+from fa_harness.speed.instructions import Count
+from fa_harness.speed.rows import OTHER, WAYS, SpeedRow
+from fa_harness.terminal import number_of
 
 GROWTH = 1.5
 FLOOR = 0.01
 LEVEL = 0.001
 EFFECT = 1.06
+ONE_CALL = 1.025
+ONE_CALL_LOSS = 1.05
 MIN_HISTORY = 12
 """A baseline needs so many ratios; with fewer, a test could hardly reach `LEVEL`."""
 
@@ -56,6 +72,7 @@ KINDS = {
     "bits_lost": "bit-exactness lost",
     "error_grew": "error grew",
     "slower": "slower",
+    "more_instructions": "more instructions",
 }
 """What stops a patch, worst first, in words."""
 
@@ -82,16 +99,35 @@ class GateCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """A way's time to one call without a state, now and in the baseline."""
+    """A way's time to one call without a state, now and in the baseline.
+
+    Or the time of one call to that of another library, whose baseline is one call compared with
+    itself in the same processes.
+    """
 
     case: str
     way: str
+    to: str = "standard"  # or the name of another library
     status: str  # `ok`, `regressed` or `skipped`
     reason: str
     now: Interval | None = None
     before: Interval | None = None
     allowed: float | None = None  # `now` may be at most so many times `before`
     p: float | None = None  # of the rank test
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What was measured beside the cases; a text says why there is nothing."""
+
+    speed: Sequence[Ratio] | str  # of the ways with a state, to the baseline
+    one_call: Sequence[Ratio] | str  # to another library
+    instructions: Sequence[Count] | str
+
+    @classmethod
+    def nothing(cls, reason: str) -> Measured:
+        """Return that nothing was measured."""
+        return cls(speed=reason, one_call=reason, instructions=reason)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +139,13 @@ class Gate:
     checks: tuple[GateCheck, ...]
     findings: tuple[Regression, ...]  # worst first
     ratios: tuple[Ratio, ...]
+    counts: tuple[Count, ...]
     notes: tuple[str, ...]  # how the run's setting differs from the baseline's
+    unsupported: tuple[str, ...]  # why cases were not computed, a line a reason
+    selected: int  # how many cases were to run
+    part: str  # which of the gate's cases were chosen, as options; empty for all
+    statuses: Mapping[str, tuple[int, int | None]]
+    """By status, how many of the cases have it, and had it in the baseline: None without one."""
     strict: bool  # whether a check that was not made fails the gate
     passed: bool
 
@@ -128,14 +170,23 @@ class Gate:
 
     @property
     def verdict(self) -> str:
-        """The verdict in a line: `pass, 4 of 5 checks made; not checked: speed`."""
+        """The verdict in a line.
+
+        Such as `pass, 169 cases: 168 pass, 1 unsupported; 4 of 5 checks made; not checked: speed`.
+        """
         n = len(self.findings)
         words = "pass" if self.passed else "fail"
         if n:
             words += f", {n} finding{'s' * (n != 1)}"
         elif self.strict and self.not_checked:
             words += " (--strict)"
-        words += f", {self.n_made} of {len(self.checks)} checks made"
+        counts = {status: now for status, (now, _) in self.statuses.items() if now}
+        ran = sum(counts.values())
+        cases = number_of(self.selected, "case")
+        words += f", {cases}" if ran == self.selected else f", {ran} of {cases}"
+        words += f" of {self.part}" if self.part else ""
+        words += f": {', '.join(f'{n} {status}' for status, n in counts.items()) or 'none ran'}"
+        words += f"; {self.n_made} of {len(self.checks)} checks made"
         return words + (f"; not checked: {', '.join(self.not_checked)}" if self.not_checked else "")
 
 
@@ -151,14 +202,15 @@ def judge(
     threads: int | None,
     baseline: Baseline | NoBaseline,
     file: str,
-    ratios: Sequence[Ratio] | str,
+    measured: Measured,
     strict: bool = False,
+    part: str = "",
 ) -> Gate:
     """Compare a run with a baseline, or say why there is nothing to compare with.
 
     `seed` and `threads` are those of all cases; None where each had its own. `file` is the
-    baseline's, as messages show it. `ratios` are the speed rows, compared with the baseline, or why
-    there are none. If `strict`, what was not checked fails the gate.
+    baseline's, as messages show it. If `strict`, what was not checked fails the gate. `part` says
+    which cases were chosen, if not all; the baseline has then no others, either (`part_of`).
     """
     checked = [_check_cases(results)]
     notes: tuple[str, ...] = ()
@@ -172,20 +224,32 @@ def judge(
     else:
         names = ("nothing is gone", "bit-exactness", "errors")
         checked += [_skipped(name, nothing.reason) for name in names]
-    checked.append(_check_speed(results, ratios))
+    checked.append(_check_measured("speed", measured.speed, results))
+    checked.append(_check_measured("speed of one call", measured.one_call, results))
+    checked.append(_check_measured("instructions", measured.instructions, results))
     checks = tuple(check for check, _ in checked)
     findings = tuple(finding for _, found in checked for finding in found)
     is_complete = not any(check.not_checked for check in checks)
-    is_good = results.passed and not results.interrupted and not findings
+    is_well = results.passed and not results.stopped and not findings
     return Gate(
         baseline=file,
         without_baseline="" if nothing is None else nothing.text,
         checks=checks,
         findings=findings,
-        ratios=() if isinstance(ratios, str) else tuple(ratios),
+        ratios=tuple(
+            ratio
+            for ratios in (measured.speed, measured.one_call)
+            if not isinstance(ratios, str)
+            for ratio in ratios
+        ),
+        counts=(() if isinstance(measured.instructions, str) else tuple(measured.instructions)),
         notes=notes,
+        unsupported=tuple(_unsupported(results, baseline)),
+        selected=results.selected,
+        part=part,
+        statuses=_statuses(results, None if nothing else baseline),
         strict=strict,
-        passed=is_good and (is_complete or not strict),
+        passed=is_well and (is_complete or not strict),
     )
 
 
@@ -219,8 +283,8 @@ def _incomparable(
 def _check_gone(results: Results, baseline: Baseline) -> _Checked:
     """Find cases and comparisons that the baseline has and the run has not."""
     name = "nothing is gone"
-    if results.interrupted:
-        return _skipped(name, "interrupted: which cases are gone is not known")
+    if results.stopped:
+        return _skipped(name, f"{results.stopped}: which cases are gone is not known")
     verdicts = {str(verdict.case): verdict for verdict in results.verdicts}
     found, n_known = [], 0
     for case, before in baseline.cases.items():
@@ -231,7 +295,7 @@ def _check_gone(results: Results, baseline: Baseline) -> _Checked:
         else:
             repro = results.repro(verdict.case)
             missing = [name for name in before.comparisons if name not in verdict.comparisons]
-            if verdict.status == "unsupported" and before.status == "pass":
+            if verdict.status == "unsupported" and before.status != "unsupported":
                 text = f"unsupported: {verdict.reason}"
             elif verdict.status == "pass" and missing:
                 text = f"no longer compared: {_in_words(missing)}"
@@ -324,19 +388,57 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
 
 
+def part_of(
+    baseline: Baseline | NoBaseline, is_chosen: Callable[[Case], bool]
+) -> Baseline | NoBaseline:
+    """Return a baseline without the cases that are not chosen."""
+    if isinstance(baseline, NoBaseline):
+        return baseline
+    cases = {case: kept for case, kept in baseline.cases.items() if is_chosen(Case.parse(case))}
+    return replace(baseline, cases=cases)
+
+
+def _statuses(
+    results: Results, baseline: Baseline | NoBaseline | None
+) -> dict[str, tuple[int, int | None]]:
+    before = None
+    if isinstance(baseline, Baseline):
+        before = Counter(record.status for record in baseline.cases.values())
+    return {
+        status: (results.count(status), None if before is None else before[status])
+        for status in STATUSES
+    }
+
+
+def _unsupported(results: Results, baseline: Baseline | NoBaseline) -> Iterator[str]:
+    """Yield each reason for which cases are unsupported: they must not drop out unseen.
+
+    Those that the baseline has as something else are findings.
+    """
+    before = baseline.cases if isinstance(baseline, Baseline) else {}
+    by_reason: dict[str, list[Verdict]] = {}
+    for verdict in results.verdicts:
+        if verdict.status == "unsupported":
+            by_reason.setdefault(verdict.reason, []).append(verdict)
+    for reason, verdicts in by_reason.items():
+        known = sum(str(verdict.case) in before for verdict in verdicts)
+        since = f", {known} of them in the baseline" if known else ""
+        yield (f"{len(verdicts)} unsupported{since}: {reason}; such as {label(verdicts[0].case)}")
+
+
 def _check_cases(results: Results) -> _Checked:
     found = [
         _regression("failed", results, verdict, f"{verdict.status}: {explain(verdict)[0]}")
         for verdict in results.verdicts
-        if verdict.status not in ("pass", "unsupported")
+        if not is_good(verdict.status)
     ]
     n_pass, unsupported = results.count("pass"), results.count("unsupported")
     n_unknown = results.selected - len(results.verdicts) + unsupported
     if found:
         status, reason = "regressed", f"{len(found)} do not pass"
-    elif results.interrupted or not results.passed:
-        status = "regressed"
-        reason = f"{'interrupted' if results.interrupted else 'none passed'}: {n_pass} passed"
+        reason += f"; {results.stopped}" if results.stopped else ""
+    elif results.stopped or not results.passed:
+        status, reason = "regressed", f"{results.stopped or 'none passed'}: {n_pass} passed"
     else:
         status = "ok"
         reason = f"{n_pass} pass" + (f", {unsupported} unsupported" if unsupported else "")
@@ -360,26 +462,36 @@ def _skipped(name: str, reason: str) -> _Checked:
     return GateCheck(name=name, status="skipped", reason=reason, not_checked="all"), ()
 
 
-def _check_speed(results: Results, ratios: Sequence[Ratio] | str) -> _Checked:
-    if isinstance(ratios, str):
-        return _skipped("speed", ratios)
+def _check_measured(
+    name: str, measured: Sequence[Ratio] | Sequence[Count] | str, results: Results
+) -> _Checked:
+    if isinstance(measured, str):
+        return _skipped(name, measured)
+    if not measured:
+        return _skipped(name, "no row could be measured")
     found = [
         Regression(
-            kind="failed" if ratio.way == ALL else "slower",
-            case=ratio.case,
-            text=f"speed, {_in_words([ratio.way])}: {ratio.reason}",
+            kind=_kind(each),
+            case=each.case,
+            text=f"{name}, {_in_words([each.way])}: {each.reason}",
             repro=results.command("gate"),
         )
-        for ratio in ratios
-        if ratio.status == "regressed"
+        for each in measured
+        if each.status == "regressed"
     ]
-    n = Counter(ratio.status for ratio in ratios)
+    n = Counter(each.status for each in measured)
     if not found and not n["ok"]:
-        return _skipped("speed", "; ".join(dict.fromkeys(ratio.reason for ratio in ratios)))
+        return _skipped(name, "; ".join(dict.fromkeys(each.reason for each in measured)))
     words = ", ".join(f"{n[each]} {each}" for each in ("ok", "regressed", "skipped") if n[each])
-    reason, status = f"{words} of {len(ratios)} ratios", "regressed" if found else "ok"
-    not_checked = f"{n['skipped']} of {len(ratios)} ratios" if n["skipped"] else ""
-    return GateCheck(name="speed", status=status, reason=reason, not_checked=not_checked), found
+    reason, status = f"{words} of {len(measured)} ratios", "regressed" if found else "ok"
+    not_checked = f"{n['skipped']} of {len(measured)} ratios" if n["skipped"] else ""
+    return GateCheck(name=name, status=status, reason=reason, not_checked=not_checked), found
+
+
+def _kind(measured: Ratio | Count) -> str:
+    if isinstance(measured, Count):
+        return "more_instructions"
+    return "failed" if measured.way == ALL else "slower"
 
 
 # speed
@@ -406,8 +518,35 @@ def compare_speed(
     if row.case.threads > cores:
         reason = f"takes {row.case.threads} threads, there are {cores} cores"
         return [Ratio(case=case, way=way, status="skipped", reason=reason) for way in WAYS]
+    if not row.ratios.keys() >= set(WAYS):
+        reason = "the library has no flash attention with a state"
+        return [Ratio(case=case, way=way, status="skipped", reason=reason) for way in WAYS]
     history = {way: before.get(way, ()) for way in ("again", *WAYS)}
     return [_compare_way(case, way, row.ratios, history) for way in WAYS]
+
+
+def compare_one_call(row: SpeedRow, other: str, *, cores: int) -> Ratio:
+    """Compare one call of a row with that of the library `other`, which was timed beside it."""
+    found = functools.partial(Ratio, case=str(row.case), way="standard", to=other)
+    if row.fault:
+        return replace(found(status="regressed", reason=f"ended: {row.fault}"), way=ALL)
+    if row.case.threads > cores:
+        reason = f"takes {row.case.threads} threads, there are {cores} cores"
+        return found(status="skipped", reason=reason)
+    interval, own = median_interval(row.ratios[OTHER]), median_interval(row.ratios["again"])
+    p = p_greater(row.ratios[OTHER], [ratio * ONE_CALL for ratio in row.ratios["again"]])
+    change = f"{interval.median - 1:+.1%}, allowed {ONE_CALL - 1:+.1%}"
+    found = functools.partial(found, now=interval, before=own, allowed=ONE_CALL, p=p)
+    if p < LEVEL:
+        reason = f"takes {interval.median:.3f} of {other}'s time: {change} (p = {p:.1g})"
+        return found(status="regressed", reason=reason)
+    if interval.high > ONE_CALL_LOSS:
+        reason = (
+            f"too noisy: the ratio may be {interval.high:.3f}, it is known to {interval.width:.0%} "
+            "only; the machine does something else, too"
+        )
+        return found(status="skipped", reason=reason)
+    return found(status="ok", reason=change)
 
 
 def _compare_way(
@@ -478,13 +617,30 @@ def _orders(n: int, m: int) -> tuple[int, ...]:
     return tuple(count)
 
 
+def is_open(ratio: Ratio) -> bool:
+    """Tell whether a ratio is to be measured again: it is slower, or more processes may tell."""
+    if ratio.to == "standard" or ratio.status != "skipped":
+        return ratio.status == "regressed"
+    # an interval around 1 that ends below the loss is no wider than this
+    return ratio.now is not None and ratio.now.width < 2 * (ONE_CALL_LOSS - 1)
+
+
 def confirmed(first: Sequence[Ratio], again: Sequence[Ratio]) -> list[Ratio]:
     """Return what two measurements of a row tell: a ratio is slower if it is slower in both."""
     # a process that died in either is no noise
     died = [ratio for ratio in (*first, *again) if ratio.way == ALL]
     if died:
         return died[:1]
-    return [b if a.status == "regressed" else a for a, b in zip(first, again, strict=True)]
+    return [_confirmed(*pair) for pair in zip(first, again, strict=True)]
+
+
+def _confirmed(first: Ratio, again: Ratio) -> Ratio:
+    if not is_open(first):
+        return first
+    seen_once = first.status != "regressed" and again.status == "regressed"
+    if seen_once and again.p is not None and again.p >= LEVEL**2:
+        return first
+    return again
 
 
 # a new baseline
@@ -510,7 +666,11 @@ def new_baseline(
 
 def speed_of(rows: Sequence[SpeedRow], *, cpu: str) -> Speed:
     """Return the speed of a baseline, without the rows that could not be measured."""
-    return Speed(cpu=cpu, rows={str(row.case): row.ratios for row in rows if not row.fault})
+    whole = [row for row in rows if not row.fault and row.ratios.keys() >= set(WAYS)]
+    ways = ("again", *WAYS)
+    return Speed(
+        cpu=cpu, rows={str(row.case): {way: row.ratios[way] for way in ways} for row in whole}
+    )
 
 
 def changes(old: Baseline | None, new: Baseline) -> list[str]:

@@ -26,6 +26,8 @@ from fa_harness.terminal import Advance
 
 WAYS = ("full_state", "segmented")
 """What is compared with the baseline; `again`, one call without a state, tells the noise."""
+OTHER = "other"
+"""One call of another library, to which one call is compared."""
 PROCESSES = 12
 """Of a measurement; a baseline, and what looks slower, is measured with twice as many."""
 ROUNDS = 10
@@ -53,7 +55,10 @@ class SpeedRow:
 
     case: Case
     ratios: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """The time of `again` and of each of `WAYS` to that of `standard`, process by process."""
+    """The time of `again` and of each of `WAYS` to that of `standard`, process by process.
+
+    `OTHER` is the time of `standard` to that of one call of another library, where there is one.
+    """
     fault: str = ""
     """How the process ended that measured it; empty where it ended well."""
 
@@ -64,25 +69,28 @@ def measure(
     *,
     processes: int = PROCESSES,
     seed: int = 0,
+    other: Path | None = None,
     advance: Advance = lambda _done, _total: None,
 ) -> list[SpeedRow]:
     """Measure rows in turn, so that what drifts on the machine moves all of them alike.
 
-    A case's segments are the chain's. `seed` draws the order in each round. `advance` gets the
-    number of processes that have ended, and of all.
+    A case's segments are the chain's. `seed` draws the order in each round. `other` is the module
+    of a library that is timed beside, in the same rounds. `advance` gets the number of processes
+    that have ended, and of all.
     """
     rows = [SpeedRow(case=case) for case in cases]
     for n in range(processes):
         for i, row in enumerate(rows):
             advance(n * len(rows) + i, processes * len(rows))
             if not row.fault:
-                rows[i] = _with_one_more(row, module_path, seed=seed + n)
+                rows[i] = _with_one_more(row, module_path, other, seed=seed + n)
     return rows
 
 
-def _with_one_more(row: SpeedRow, module_path: Path, *, seed: int) -> SpeedRow:
+def _with_one_more(row: SpeedRow, module_path: Path, other: Path | None, *, seed: int) -> SpeedRow:
     """Return a row with what one more process measured."""
-    command = [sys.executable, "-m", "fa_harness.speed.rows", module_path, row.case, ROUNDS, seed]
+    command = [sys.executable, "-m", "fa_harness.speed.rows", row.case, ROUNDS, seed, module_path]
+    command += [] if other is None else [other]
     try:
         done = subprocess.run(
             [str(word) for word in command],
@@ -97,31 +105,42 @@ def _with_one_more(row: SpeedRow, module_path: Path, *, seed: int) -> SpeedRow:
     except subprocess.TimeoutExpired:
         return SpeedRow(case=row.case, fault=f"no result after {_TIMEOUT:g} s")
     if done.returncode != 0:
-        code = done.returncode
-        end = signal.Signals(-code).name if code < 0 else f"exit status {code}"
         lines = done.stderr.strip().splitlines()[-3:]
-        return SpeedRow(case=row.case, fault="\n  ".join([end, *lines]))
+        return SpeedRow(case=row.case, fault="\n  ".join([ending(done.returncode), *lines]))
     medians: dict[str, float] = json.loads(done.stdout)
     return replace(
         row, ratios={way: (*row.ratios.get(way, ()), median) for way, median in medians.items()}
     )
 
 
-def _serve(module_path: str, case: str, rounds: str, seed: str) -> None:
-    """Measure a row and print the medians of its ratios."""
+def ending(code: int) -> str:
+    """Return how a process ended, in words."""
+    return signal.Signals(-code).name if code < 0 else f"exit status {code}"
+
+
+def _serve(case: str, rounds: str, seed: str, *module_paths: str) -> None:
+    """Measure a row on a library, perhaps beside another, and print the medians of its ratios."""
     from fa_harness.engine import ggml
     from fa_harness.speed.timing import measure_state
 
     reply = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the library prints must not get into the reply
-    library = ggml.load(Path(module_path))
+    library, *others = [ggml.load(Path(path)) for path in module_paths]
     # a thread's stack begins at a page; the process's own wherever its environment ends
     with ThreadPoolExecutor(1) as thread:
         seconds = thread.submit(
-            measure_state, library, Case.parse(case), rounds=int(rounds), seed=int(seed)
+            measure_state,
+            library,
+            Case.parse(case),
+            rounds=int(rounds),
+            seed=int(seed),
+            other=others[0] if others else None,
         ).result()
     standard = seconds.pop("standard")
-    json.dump({way: float(np.median(each / standard)) for way, each in seconds.items()}, reply)
+    ratios = {way: each / standard for way, each in seconds.items()}
+    if OTHER in ratios:
+        ratios[OTHER] = 1 / ratios[OTHER]
+    json.dump({way: float(np.median(each)) for way, each in ratios.items()}, reply)
 
 
 if __name__ == "__main__":

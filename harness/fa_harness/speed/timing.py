@@ -130,25 +130,52 @@ def measure(
         )
 
 
-def measure_state(library: Ggml, case: Case, *, rounds: int, seed: int = 0) -> dict[str, Seconds]:
+def measure_state(
+    library: Ggml, case: Case, *, rounds: int, seed: int = 0, other: Ggml | None = None
+) -> dict[str, Seconds]:
     """Time a case on one library: without a state, with one, and as a chain of its segments.
 
     The segments are equal, the seed draws the order in each round. Return the seconds of one
     computation, `[rounds]`, by the way to compute it: `standard`, `again` and `full_state` as in
-    `Timings`, and `segmented`.
+    `Timings`, `segmented`, and `other`, one call without a state of another library. A library
+    without a state has only those that take none.
     """
     _allocate_work_at_pages()
-    with library.context() as ctx:
-        graphs = _Graphs(library, ctx, case, make_inputs(case), {})
-        ways = {
-            "standard": graphs.standard(),
-            "again": graphs.standard(),
-            "full_state": graphs.chain(1),
-            "segmented": graphs.chain(case.segments),
-        }
-        graphs.allocate()
+    inputs = make_inputs(case)
+    layouts: dict[str, U8] = {}
+    with ExitStack() as stack:
+
+        def graphs_of(ggml: Ggml) -> _Graphs:
+            return _Graphs(ggml, stack.enter_context(ggml.context()), case, inputs, layouts)
+
+        ours = graphs_of(library)
+        ways = {"standard": ours.standard(), "again": ours.standard()}
+        if library.has_state:
+            ways |= {"full_state": ours.chain(1), "segmented": ours.chain(case.segments)}
+        ours.allocate()
+        if other is not None:
+            theirs = graphs_of(other)
+            ways["other"] = theirs.standard()
+            theirs.allocate()
         seconds, _ = _rounds(ways, rounds, seed)
         return seconds
+
+
+def compute_ways(library: Ggml, case: Case, *, times: int) -> tuple[str, ...]:
+    """Compute each way to compute a case some times in turn; return their names, in that order.
+
+    The ways are `standard` and `parts`, a call without a state for each segment, then `full_state`
+    and `segmented` where the library has the state.
+    """
+    with library.context() as ctx:
+        graphs = _Graphs(library, ctx, case, make_inputs(case), {})
+        ways = {"standard": graphs.standard(), "parts": graphs.parts(case.segments)}
+        if library.has_state:
+            ways |= {"full_state": graphs.chain(1), "segmented": graphs.chain(case.segments)}
+        graphs.allocate()
+        for way in ways.values():
+            way.compute(times)
+        return tuple(ways)
 
 
 def chain_path(case: Case, n_segments: int) -> str:
@@ -266,6 +293,12 @@ class _Way:
             while len(taken) < repetitions and time.perf_counter() < end:
                 taken.append(self._compute(backend))
             return float(np.median(taken)) * 1e-9
+
+    def compute(self, times: int) -> None:
+        """Compute the graph some times on one backend, whose work memory then stays."""
+        with self.ggml.backend(self.n_threads, reference=self.reference) as backend:
+            for _ in range(times):
+                self._compute(backend)
 
     def count_allocations(self) -> int | None:
         """Return how often computing the graph asks for memory, once there is work memory."""
