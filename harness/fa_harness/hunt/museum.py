@@ -34,7 +34,7 @@ ALONE = ("standard",)
 """The mode without a state: what fails in it is a line that upstream's test could have, too."""
 
 _KEYS = ("title", "backend", "kind", "patch", "what", "shown_by", "reported", "mended")
-_BUG_SECONDS = 30.0
+_BUG_SECONDS = 15.0
 """For the smallest case of a bug; what is not tried then stays as it is."""
 _CASE_SECONDS = 5.0
 _FROM_ENVIRONMENT = "GGML_FA_MUTANT"
@@ -111,10 +111,9 @@ def upstream_sees(program: Path, bug: Bug) -> str:
 
     def note(line: str) -> None:
         nonlocal last
-        line = _ANSI.sub("", line)
-        if found := re.match(r" +(FLASH_ATTN_EXT\(.*?\)):(.*)", line):
+        if found := re.search(r"(FLASH_ATTN_EXT\(.*?\)): *(\w+)", _ANSI.sub("", line)):
             last = found[1]
-            if "FAIL" in found[2]:
+            if found[2] == "FAIL":
                 raise _FailedError
 
     environment = {**os.environ, _FROM_ENVIRONMENT: bug.mutant.id}
@@ -146,13 +145,15 @@ def smallest(module_path: Path, outcome: Outcome) -> Outcome:
 
             def fails(candidate: Case, modes: tuple[str, ...] | None = modes) -> Failure | None:
                 [verdict] = runner.run([candidate], modes=modes, timeout=_CASE_SECONDS)
-                return Failure.of(verdict)
+                failure = Failure.of(verdict)
+                if failure is None:
+                    return None
+                [without] = control.run([candidate])
+                return failure if without.status == "pass" else None
 
             shrunk = shrink(case, fails, out_of_time=lambda: time.monotonic() > end)
             if shrunk is not None:
-                [verdict] = control.run([shrunk.case])
-                if verdict.status == "pass":
-                    return replace(outcome, case=shrunk.case)
+                return replace(outcome, case=shrunk.case)
     return outcome
 
 
