@@ -88,6 +88,28 @@ def test_what_upstream_s_test_said_is_known_of_bugs_that_there_are() -> None:
     assert all(re.fullmatch(r"((after )?FLASH_ATTN_EXT\(.+\))?", line) for line in lines.values())
 
 
+def test_the_page_has_a_row_for_every_bug_with_where_when_and_who_sees_it() -> None:
+    lines = museum.load_upstream(FOLDER / "upstream.toml", EVERY)
+    page = (Path(__file__).parents[2] / "docs" / "museum.md").read_text()
+    rows = {
+        cells[0].strip("`"): cells[1:]
+        for line in page.splitlines()
+        if line.startswith("| `")
+        for cells in [[cell.strip() for cell in line.strip("|").split("|")]]
+    }
+    assert list(rows) == IDS
+    for each in EVERY:
+        what, backend, reported, mended, gate, upstream = rows[each.mutant.id]
+        assert (what, backend) == (each.mutant.does, each.backend)
+        assert f"#{each.reported.partition('#')[2]}]" in reported
+        assert set(re.findall(r"[\d.-]{6,}|#\d+", each.mended)) <= set(
+            re.findall(r"[\d.-]{6,}|#\d+", mended)
+        )
+        assert gate.startswith("seen")
+        line = lines.get(each.mutant.id)
+        assert upstream == ("not run" if line is None else "seen" if line else "not seen")
+
+
 def test_a_bug_that_no_case_reaches_is_not_seen_and_no_mistake_of_the_table(
     museum_library: Library,
 ) -> None:
