@@ -56,12 +56,12 @@ def score(*findings: Finding, left: int = 0, suites: tuple[str, ...] = ("gate",)
     )
 
 
-def printed(*findings: Finding, verbose: bool = False, **more: int) -> list[str]:
+def printed(*findings: Finding, verbose: bool = False, left: int = 0) -> list[str]:
     file = io.StringIO()
     console = Console(file=file, width=150)
     for finding in findings:
         print_finding(console, finding, verbose=verbose)
-    print_summary(console, score(*findings, **more))
+    print_summary(console, score(*findings, left=left))
     return [line.strip() for line in file.getvalue().splitlines()]
 
 

@@ -69,7 +69,9 @@ def test_every_patch_puts_its_own_bug_back_and_says_where_it_was() -> None:
         assert f"Reported: {each.reported}\nMended: {each.mended}\n" in text
 
 
-def test_every_patch_applies_in_order_and_the_library_has_every_bug(museum_library: Library) -> None:
+def test_every_patch_applies_in_order_and_the_library_has_every_bug(
+    museum_library: Library,
+) -> None:
     names = load_museum(find_project()).names
     assert museum_library.series[-len(names) :] == names
     with Worker(museum_library.module_path) as worker:

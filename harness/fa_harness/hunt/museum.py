@@ -40,7 +40,7 @@ _CASE_SECONDS = 5.0
 _FROM_ENVIRONMENT = "GGML_FA_MUTANT"
 _UPSTREAM_CALL = ("test", "-b", "CPU", "-o", "FLASH_ATTN_EXT")
 _UPSTREAM_HEAD = """\
-# By a bug the first line of upstream's own test that fails with it; empty: its whole test passes.
+# By a bug a line of upstream's own test that fails with it; empty: the whole test passes.
 # `fa-harness museum --upstream --record` renews this file.
 
 """
