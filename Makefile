@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 DEV    := $(VENV)/.ready-dev
 ARGS   ?=
 # what tests need; those that need more are not in `make test`
-LIBRARIES = pristine 0001 0006 patched mutants asan-ubsan
+LIBRARIES = pristine 0001 0006 patched mutants museum asan-ubsan
 # unless ARGS cuts the cache in its own way
 SEGMENTS = $(if $(filter --segments% --boundaries%,$(ARGS)),,--segments 4)
 

@@ -57,6 +57,12 @@ def mutated() -> Library:
 
 
 @pytest.fixture(scope="session")
+def museum_library() -> Library:
+    """The whole series with faults that kernels really had."""
+    return _build("museum")
+
+
+@pytest.fixture(scope="session")
 def library(patched: Library) -> Ggml:
     """The patched library, loaded into this process."""
     return ggml.load(patched.module_path)

@@ -56,6 +56,11 @@ class Project:
         return self.patches / "mutants"
 
     @property
+    def museum(self) -> Path:
+        """The folder of the patches that put faults back that kernels really had."""
+        return self.patches / "museum"
+
+    @property
     def pins_file(self) -> Path:
         """The pinned upstreams."""
         return self.data / "vendor" / "upstreams.toml"

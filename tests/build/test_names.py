@@ -16,9 +16,9 @@ def two_patches(project: Project) -> Project:
 
 def test_libraries_are_named_after_the_number_of_patches_in_them(two_patches: Project) -> None:
     series = load_series(two_patches)
-    *names, mutants, generated = library_names(series)
+    *names, mutants, generated, museum = library_names(series)
     assert names == ["pristine", "0001", "0002", *WHOLE]
-    assert (mutants, generated) == ("mutants", "generated")
+    assert (mutants, generated, museum) == ("mutants", "generated", "museum")
     counts = [len(patches_of(two_patches, series, name).patches) for name in names]
     assert counts == [0, 1, 2, *[2 for _ in WHOLE]]
 

@@ -108,6 +108,7 @@ def test_a_bad_value_is_refused_in_a_line(
         ["fuzz"],
         ["bench"],
         ["mutants"],
+        ["museum"],
         ["bisect", "--case", CASE],
         ["perplexity", "--model", "gemma-3-270m"],
         ["series", "status"],

@@ -29,6 +29,7 @@ NOT_RUN = {
     "docs/gate.md": 3,
     "docs/installation.md": 2,
     "docs/libraries.md": 2,
+    "docs/museum.md": 1,
     "docs/mutants.md": 1,
     "docs/real-model.md": 1,
     "docs/run.md": 1,
@@ -60,7 +61,7 @@ def _run(command: str, folder: Path, status: int = 0) -> subprocess.CompletedPro
     )  # fmt: skip
 
 
-@pytest.mark.usefixtures("pristine", "bug", "patched", "mutated")
+@pytest.mark.usefixtures("pristine", "bug", "patched", "mutated", "museum_library")
 @pytest.mark.parametrize(
     "page", sorted({b.page for b in CONSOLE if not b.reason}), ids=lambda p: p.name
 )

@@ -294,7 +294,7 @@ def test_a_case_is_recorded_on_one_thread_where_it_kills_there_too(mutated: Libr
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('gone = "FLASH_ATTN_EXT(hsk=64,hsv=64)"\n', "mutants.toml has no mutant 'gone'; delete"),
+        ('gone = "FLASH_ATTN_EXT(hsk=64,hsv=64)"\n', "mutants.toml has no 'gone'; delete"),
         ('a = "no case"\n', "a: .*`fa-harness mutants --record` renews it"),
         ("a = 1\n", "a: .*`fa-harness mutants --record` renews it"),
         ("a = \n", "is not valid TOML"),

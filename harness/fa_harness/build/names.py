@@ -9,7 +9,7 @@ from fa_harness.build.coverage import COVERAGE
 from fa_harness.build.sanitizers import SANITIZERS
 from fa_harness.errors import UsageError
 from fa_harness.project import Project
-from fa_harness.series.series import Series, load_generated, load_mutants
+from fa_harness.series.series import Series, load_generated, load_museum, load_mutants
 from fa_harness.upstream.source import NO_SERIES, chosen
 
 WHOLE = ("patched", *SANITIZERS, COVERAGE)
@@ -19,19 +19,21 @@ MUTANTS = "mutants"
 """The library that has the whole series and a switch for deliberate faults."""
 GENERATED = "generated"
 """Another one, with faults that were made by rule."""
+MUSEUM = "museum"
+"""Another one, with faults that kernels really had."""
+
+_FAULTS = {MUTANTS: load_mutants, GENERATED: load_generated, MUSEUM: load_museum}
 
 
 def library_names(series: Series) -> tuple[str, ...]:
-    """Return all libraries: `pristine`, `0001`, ..., those of `WHOLE`, `mutants`."""
+    """Return all libraries: `pristine`, `0001`, ..., those of `WHOLE`, those with faults."""
     numbers = (f"{number:04}" for number in range(1, len(series.patches) + 1))
-    return ("pristine", *numbers, *WHOLE, MUTANTS, GENERATED)
+    return ("pristine", *numbers, *WHOLE, *_FAULTS)
 
 
 def faults_of(project: Project, name: str) -> Series | None:
     """Return the patches that a library has on top of the series, which are faults."""
-    if name == MUTANTS:
-        return load_mutants(project)
-    return load_generated(project) if name == GENERATED else None
+    return _FAULTS[name](project) if name in _FAULTS else None
 
 
 def patches_of(project: Project, series: Series, name: str) -> Series:

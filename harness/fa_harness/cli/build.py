@@ -24,6 +24,7 @@ def command(*, names: tuple[str, ...], options: dict[str, str], verbose: bool) -
       patched              with all patches (the default)
       mutants              with all patches and the mutants
       generated            with all patches and mutants made by rule
+      museum               with all patches and faults that kernels really had
       asan-ubsan, tsan     patched, with sanitizers
 
     A library that is up to date is not built again. UPSTREAM_DIR=/path builds your own checkout

@@ -20,6 +20,7 @@ _COMMANDS = {
     "bisect": "Find the patch that broke or fixed a case",
     "fuzz": "Run random cases; shrink and keep those that fail",
     "mutants": "Put faults into the kernel and check that the cases find them",
+    "museum": "Put bugs back that kernels really had and check who sees them",
     "bench": "Measure the cost of the state, as ratios of times taken in one process",
     "capture": "Record a model's attention for `fa-harness run --captured`",
     "perplexity": "Compare the perplexities of a real model with and without segments",

@@ -204,7 +204,7 @@ def print_outcome(console: Console, outcome: Outcome, *, verbose: bool = False) 
     case = label(outcome.case) if outcome.case else ""
     line = Text(f"{mutant.id:30}  ")
     line.append(status, _STYLE[status])
-    line.append(f"{'':{10 - len(status)}}  {_by(outcome):28}  {case}")
+    line.append(f"{'':{10 - len(status)}}  {told_by(outcome):28}  {case}")
     say(console, line)
     if status != "killed" or verbose:
         say(console, f"    {mutant.patch}: {mutant.does}")
@@ -284,7 +284,7 @@ def _result(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _by(outcome: Outcome) -> str:
+def told_by(outcome: Outcome) -> str:
     """Return what told: the comparison, or in short the reason."""
     if outcome.status != "killed":
         return ""

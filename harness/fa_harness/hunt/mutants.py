@@ -39,11 +39,11 @@ _ALONE = 12
 """Cases that killed a mutant lately come first, and one of them mostly kills the next, too."""
 _KILLING = ("fail", "crash", "timeout")
 _KILLERS_HEAD = """\
-# By a mutant the case that kills it. `fa-harness mutants --record` renews this file,
-# `fa-harness mutants --killers` tries each mutant against its case here.
+# By a fault the case that kills it. `fa-harness {of} --record` renews this file,
+# `fa-harness {of} --killers` tries each fault against its case here.
 
 """
-_KEYS = ("class", "kind", "patch", "does", "shown_by", "equivalent")
+_KEYS = ("class", "kind", "patch", "does", "shown_by")
 """Of a mutant's table in `mutants.toml`."""
 
 
@@ -67,6 +67,8 @@ class Mutant:
     file: str = ""
     """Of a generated mutant, where it is."""
     line: int = 0
+    of: str = "mutants"
+    """The command that tries it, by which its table and the folder of its patches are called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,30 @@ def load(path: Path) -> tuple[Mutant, ...]:
     return tuple(_mutant(f"{path}: mutant '{id_}'", id_, table) for id_, table in tables.items())
 
 
+def strings_of(
+    where: str, id_: str, table: Any, keys: Sequence[str], *, optional: Sequence[str] = ()
+) -> dict[str, str]:
+    """Return the table of the fault `id_`, of which every value is a string.
+
+    Raises:
+        SetupError: It is no table, or has another key, or lacks one of `keys`.
+    """
+    if not isinstance(table, dict):
+        raise SetupError(f"{where}: must be a table [{id_}]")
+    for key, value in table.items():
+        if key not in (*keys, *optional):
+            known = ", ".join((*keys, *optional))
+            raise SetupError(f"{where}: unknown key '{key}'; known: {known}")
+        if not isinstance(value, str):
+            raise SetupError(f"{where}: {key} must be a string, not {value!r}")
+    for key in keys:
+        if not table.get(key):
+            raise SetupError(f"{where}: {key} is missing")
+    if table["kind"] not in KINDS:
+        raise SetupError(f"{where}: kind is '{table['kind']}'; there are {', '.join(KINDS)}")
+    return table
+
+
 def load_killers(path: Path, mutants: Sequence[Mutant]) -> dict[str, Case]:
     """Read `killers.toml`: by mutant the case that kills it; none where there is no file yet.
 
@@ -111,9 +137,9 @@ def load_killers(path: Path, mutants: Sequence[Mutant]) -> dict[str, Case]:
     unknown = sorted(texts.keys() - {mutant.id for mutant in mutants})
     if unknown:
         raise SetupError(
-            f"{path}: mutants.toml has no mutant '{unknown[0]}'; delete its line, or correct the id"
+            f"{path}: {_of(mutants)}.toml has no '{unknown[0]}'; delete its line, or correct the id"
         )
-    return {id_: _case(f"{path}: {id_}", text) for id_, text in texts.items()}
+    return {id_: _case(f"{path}: {id_}", text, _of(mutants)) for id_, text in texts.items()}
 
 
 def renewed(killers: Mapping[str, Case], outcomes: Iterable[Outcome]) -> dict[str, Case]:
@@ -149,7 +175,7 @@ def save_killers(path: Path, killers: Mapping[str, Case], mutants: Sequence[Muta
     """Write `killers.toml`, in the order of the mutants."""
     lines = [f'{mutant.id} = "{killers[mutant.id]}"' for mutant in mutants if mutant.id in killers]
     with writing(path):
-        replace_file(path, _KILLERS_HEAD + "\n".join(lines) + "\n")
+        replace_file(path, _KILLERS_HEAD.format(of=_of(mutants)) + "\n".join(lines) + "\n")
 
 
 def run_killers(
@@ -254,7 +280,11 @@ def _is_reached(runner: Runner, verdict: Verdict) -> bool:
 
 
 def _record(mutant: Mutant) -> str:
-    return f"`fa-harness mutants --record -k '^{mutant.id}$'`"
+    return f"`fa-harness {mutant.of} --record -k '^{mutant.id}$'`"
+
+
+def _of(mutants: Sequence[Mutant]) -> str:
+    return mutants[0].of if mutants else "mutants"
 
 
 def _unfit(mutant: Mutant, library: Library, known: Sequence[str]) -> Outcome | None:
@@ -265,7 +295,7 @@ def _unfit(mutant: Mutant, library: Library, known: Sequence[str]) -> Outcome | 
         return None
     why = f"{mutant.patch} does not apply, bring it up to date"
     if mutant.patch in library.series:
-        why = f"correct mutants.toml or {mutant.patch}"
+        why = f"correct {mutant.of}.toml or {mutant.patch}"
     reason = f"the library does not have it; {why}"
     return Outcome(mutant=mutant, status="invalid", reason=reason)
 
@@ -302,8 +332,8 @@ def _kill(
         if i == 0 and (reason := why_equivalent(mutant)):
             return Outcome(mutant=mutant, status="equivalent", reason=reason, n_case=len(tried))
     n_case = len(tried)
-    # a written mutant that nothing reaches is put in wrongly; a generated one shows a gap
-    status = "survived" if reached or mutant.file else "invalid"
+    # a written mutant that nothing reaches is put in wrongly; else it shows a gap
+    status = "survived" if reached or mutant.file or mutant.of != "mutants" else "invalid"
     reason = f"none of {n_case} cases {'fails with' if reached else 'reaches'} it"
     return Outcome(mutant=mutant, status=status, reason=reason, n_case=n_case)
 
@@ -371,25 +401,14 @@ def _neighbours(mutants: Sequence[Mutant]) -> list[list[Mutant]]:
     return list(groups.values())
 
 
-def _case(where: str, text: Any) -> Case:
+def _case(where: str, text: Any, of: str) -> Case:
     try:
         return Case.parse(str(text))
     except UsageError as error:
-        renew = "`fa-harness mutants --record` renews it"
+        renew = f"`fa-harness {of} --record` renews it"
         raise SetupError(f"{where}: {error}; {renew}") from error
 
 
 def _mutant(where: str, id_: str, table: Any) -> Mutant:
-    if not isinstance(table, dict):
-        raise SetupError(f"{where}: must be a table [{id_}]")
-    for key, value in table.items():
-        if key not in _KEYS:
-            raise SetupError(f"{where}: unknown key '{key}'; known: {', '.join(_KEYS)}")
-        if not isinstance(value, str):
-            raise SetupError(f"{where}: {key} must be a string, not {value!r}")
-    for key in _KEYS[:-1]:
-        if not table.get(key):
-            raise SetupError(f"{where}: {key} is missing")
-    if table["kind"] not in KINDS:
-        raise SetupError(f"{where}: kind is '{table['kind']}'; there are {', '.join(KINDS)}")
+    table = strings_of(where, id_, table, _KEYS, optional=("equivalent",))
     return Mutant(id=id_, class_=table.pop("class"), **table)

@@ -91,6 +91,11 @@ def load_generated(project: Project) -> Series:
     return _load(file)
 
 
+def load_museum(project: Project) -> Series:
+    """Read `patches/museum/series`, which begins with the switch of the mutants."""
+    return _load(project.museum / "series")
+
+
 def load_experiments(project: Project) -> Series:
     """Read `patches/experimental/series`: patches of llama.cpp that are not meant for upstream."""
     return _load(project.patches / "experimental" / "series")
