@@ -2,9 +2,9 @@
 
 A count is of what `ggml_backend_graph_compute` executes, of one thread, when it computes a graph
 for the second time: the first asks for work memory. callgrind adds them up from the function's
-entry to its end, so nothing of Python is in it. The same library gives the same number each time,
-but for `malloc` and `memcpy` at other addresses: of ten processes, on a machine with eight times as
-many programs as cores, no count differed from another by more than 0.03 %.
+entry to its end, so nothing of Python is in it. The same library gives the same number each time:
+ten processes on a busy machine agreed to the last digit. Other arguments and variables move the
+stack and the heap, which is worth 0.03 % at most.
 
 **One call** may take `LIMIT` times what it takes in the other library, which the same compiler has
 built in the same run. The compiler chooses other instructions for a loop where the code around it
