@@ -145,14 +145,16 @@ def test_a_file_is_named_for_upstream_and_class() -> None:
     assert file_name("dir:my llama", "x86_64-avx2") == "dir-my-llama.x86_64-avx2.json"
 
 
-def test_the_committed_baselines_are_read_and_hold_the_gates_cases() -> None:
+def test_the_committed_baselines_are_read_and_hold_only_cases_of_the_gate() -> None:
     from fa_harness.case.suites import suite
     from fa_harness.project import find_project
 
     files = list(find_project(Path(__file__)).baselines.glob("*.json"))
-    assert files
-    for path in files:
-        found = load(path)
-        assert set(found.cases) == set(map(str, suite("gate")))
-        assert render(found) == path.read_text(encoding="utf-8")
+    cases = set(map(str, suite("gate")))
+    found = [load(path) for path in files]
+    # one of a class of machines that is not at hand may wait for the newest cases; the gate says so
+    assert any(set(each.cases) == cases for each in found)
+    for path, each in zip(files, found, strict=True):
+        assert set(each.cases) <= cases
+        assert render(each) == path.read_text(encoding="utf-8")
         assert json.loads(path.read_text(encoding="utf-8"))["schema"] == baseline.SCHEMA
