@@ -42,6 +42,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fa_harness.case import design
 from fa_harness.case.case import Case
 from fa_harness.case.label import label
 from fa_harness.engine.session import Results, is_good
@@ -442,8 +443,19 @@ def _check_cases(results: Results) -> _Checked:
     else:
         status = "ok"
         reason = f"{n_pass} pass" + (f", {unsupported} unsupported" if unsupported else "")
+        reason += _covered(results)
     not_checked = f"{n_unknown} of {results.selected} cases" if n_unknown else ""
     return GateCheck(name="cases", status=status, reason=reason, not_checked=not_checked), found
+
+
+def _covered(results: Results) -> str:
+    """Return how much of the design the cases that pass cover, if they are of it."""
+    found = design.covered(v.case for v in results.verdicts if v.status == "pass")
+    if not found.pairs:
+        return ""
+    if (found.pairs, found.triples) == (found.of_pairs, found.of_triples):
+        return f"; all {found.pairs:,} pairs, {found.triples:,} triples meet"
+    return f"; {found.pairs:,} of {found.of_pairs:,} pairs of values meet"
 
 
 def _check(name: str, found: Sequence[Regression], n_compared: int, n_case: int) -> _Checked:
