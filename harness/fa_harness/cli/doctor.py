@@ -16,7 +16,7 @@ import click
 from fa_harness.build import builder as build
 from fa_harness.build import toolchain
 from fa_harness.build.library import Library, held
-from fa_harness.build.names import GENERATED, MUTANTS, WHOLE, library_names
+from fa_harness.build.names import GENERATED, MUSEUM, MUTANTS, WHOLE, library_names
 from fa_harness.case.suites import suite
 from fa_harness.config import FILE
 from fa_harness.engine.runner import Runner
@@ -156,7 +156,7 @@ def _libraries(project: Project) -> list[str]:
     except FaHarnessError:
         return []  # the finding "patch series" has it already
     # what `patched` is, too; what checks the harness is not missed
-    skipped = (f"{len(patches.patches):04}", *WHOLE[1:], MUTANTS, GENERATED)
+    skipped = (f"{len(patches.patches):04}", *WHOLE[1:], MUTANTS, GENERATED, MUSEUM)
     return [name for name in library_names(patches) if name not in skipped]
 
 
