@@ -171,8 +171,9 @@ def test_random_boundaries_keep_the_number_of_segments(listed: Listed) -> None:
 
 
 def test_k_keeps_the_cases_that_match(listed: Listed) -> None:
-    cases = listed("--suite", "smoke", "-k", r"type_K=q8_0|hsv=128\b")
-    assert len(cases) == 2
+    pattern = r"type_K=q8_0|hsv=128\b"
+    cases = listed("--suite", "smoke", "-k", pattern)
+    assert 2 <= len(cases) < len(listed("--suite", "smoke"))
     assert all("type_K=q8_0" in case or "hsv=128," in case for case in cases)
 
 

@@ -71,7 +71,7 @@ def command(
     json_path: str | None,
     verbose: bool,
 ) -> bool:
-    """Put bugs back that flash-attention kernels really had, and check who sees them.
+    """Put bugs back that kernels really had and check who sees them.
 
     Each bug runs the cases of suite gate until one fails. What upstream's own test says is recorded
     in patches/museum/upstream.toml; --upstream runs it, which takes minutes for a bug that it does
