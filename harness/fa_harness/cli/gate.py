@@ -140,10 +140,10 @@ def command(
         strict=strict,
     )
     project = find_project()
-    patches_of(project, series_for(project, find_source(project)), against)  # is there such a name?
     if update:
         where = baseline_file.absolute() if baseline_file is not None else project.baselines
         project.refuse_to_change_shipped(where, "gate --update-baseline")
+    patches_of(project, series_for(project, find_source(project)), against)  # is there such a name?
     console = make_console(stderr=reports.to_stdout)
     cases = select(what)
     measured, speed_rows = Measured.nothing("left out (--no-speed)"), list[SpeedRow]()
