@@ -15,10 +15,9 @@ from __future__ import annotations
 import csv
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 from fa_harness.case.case import Case
 from fa_harness.kernel import KV_TILE, SPLIT_KV
@@ -189,11 +188,6 @@ TRIPLES: dict[str, tuple[tuple[str, ...], ...]] = {
 which work memory is laid out for the threads; and so on."""
 
 
-def _heads(row: Row) -> tuple[int, int]:
-    n_head_kv, _, n_group = row["heads"].partition("x")
-    return int(n_head_kv), int(n_group)
-
-
 def _is_cut_into_parts(n_kv: str, cut: str) -> bool:
     """Tell whether there are keys enough for a cut."""
     return int(n_kv) >= {"1": 1, "tiles": 65}.get(cut, 17)
@@ -247,8 +241,7 @@ def rules_of(block: str) -> list[Rule]:
     return [*of_all, *RULES.get(block, ())]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Covered:
+class Covered(NamedTuple):
     """How much of the design some cases cover."""
 
     pairs: int
@@ -299,26 +292,17 @@ def covered(some: Iterable[Case]) -> Covered:
             for row in rows
             for n in threads.get(case_of(block, row).with_(threads=1), ())
         ]
-        for i, names in enumerate((_pairs(block), _triples(block))):
+        pairs = list(itertools.combinations(BLOCKS[block], 2))
+        for i, names in enumerate((pairs, TRIPLES[block])):
             every, found = (tuples_of(those, names) for those in (rows, met))
             counts[2 * i] += len(found & every)
             counts[2 * i + 1] += len(every)
-    pairs, of_pairs, triples, of_triples = counts
-    return Covered(pairs=pairs, of_pairs=of_pairs, triples=triples, of_triples=of_triples)
+    return Covered(*counts)
 
 
-def tuples_of(rows: Iterable[Row], dimensions: Iterable[tuple[str, ...]]) -> Tuples:
+def tuples_of(rows: Iterable[Row], dimensions: Collection[tuple[str, ...]]) -> Tuples:
     """Return the values of some dimensions that meet in rows."""
-    chosen = list(dimensions)
-    return {tuple((name, row[name]) for name in names) for row in rows for names in chosen}
-
-
-def _pairs(block: str) -> list[tuple[str, ...]]:
-    return list(itertools.combinations(BLOCKS[block], 2))
-
-
-def _triples(block: str) -> list[tuple[str, ...]]:
-    return list(TRIPLES[block])
+    return {tuple((name, row[name]) for name in names) for row in rows for names in dimensions}
 
 
 def case_of(block: str, row: Row, turn: int = 0) -> Case:
@@ -331,18 +315,12 @@ def case_of(block: str, row: Row, turn: int = 0) -> Case:
 
 
 def _one_type(row: Row) -> Fields:
-    n_kv = int(row["n_kv"])
     return {
-        "hsk": int(row["hsk"]),
-        "hsv": int(row["hsv"]),
-        "n_kv": n_kv,
-        "n_batch": int(row["n_batch"]),
-        "ne3": int(row["ne3"]),
         "type_K": row["type_K"],
         "type_V": row.get("type_V", row["type_K"]),
         "v_is_view_of_k": row["v_view"] == "1",
         **_shape_and_options(row),
-        **_cut(row["cut"], n_kv),
+        **_cut(row["cut"], int(row["n_kv"])),
     }
 
 
@@ -367,46 +345,38 @@ def _plain(row: Row) -> Fields:
 
 
 def _mixed(row: Row) -> Fields:
-    hsk, hsv = map(int, row["sizes"].split("/"))
-    n_kv = int(row["n_kv"])
     return {
-        "hsk": hsk,
-        "hsv": hsv,
-        "n_kv": n_kv,
-        "n_batch": int(row["n_batch"]),
-        "ne3": int(row["ne3"]),
         "type_K": "f32",
         "type_V": "f32",
         "segment_types": (row["first"], row["second"], row["third"]),
         **_shape_and_options(row),
-        **_cut(row["cut"], n_kv),
+        **_cut(row["cut"], int(row["n_kv"])),
     }
 
 
 def _rolling(row: Row) -> Fields:
-    hsk, hsv = map(int, row["sizes"].split("/"))
     hot_window, group = map(int, row["window"].split("/"))
     type_k, _, type_v = row["types"].partition("/")
-    n_kv = int(row["n_kv"])
     return {
-        "hsk": hsk,
-        "hsv": hsv,
-        "n_kv": n_kv,
-        "n_batch": n_kv,
-        "ne3": int(row["ne3"]),
         "type_K": type_k,
         "type_V": type_v or type_k,
         "cold_type": row["cold_type"],
         "hot_window": hot_window,
         "group": group,
-        **_shape_and_options({**row, "mask": "causal", "prec": "f32"}),
+        **_shape_and_options({**row, "n_batch": row["n_kv"], "mask": "causal", "prec": "f32"}),
     }
 
 
 def _shape_and_options(row: Row) -> Fields:
-    n_head_kv, n_group = _heads(row)
+    hsk, hsv = row["sizes"].split("/") if "sizes" in row else (row["hsk"], row["hsv"])
+    n_head_kv, n_group = map(int, row["heads"].split("x"))
     mask, n_kv = row["mask"], int(row["n_kv"])
     return {
+        "hsk": int(hsk),
+        "hsv": int(hsv),
+        "n_kv": n_kv,
+        "n_batch": int(row["n_batch"]),
+        "ne3": int(row["ne3"]),
         "n_head_kv": n_head_kv,
         "n_group": n_group,
         "threads": int(row["threads"]),

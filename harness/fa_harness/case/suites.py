@@ -351,7 +351,7 @@ def _fifo() -> list[Case]:
 
 
 def _gate() -> list[Case]:
-    """What a gate runs: an input for every fault that is known, with whatever seed and threads.
+    """What a gate runs: an input for every known fault and the design, whatever seed and threads.
 
     A case must not be mistrusted, nor unsupported, with an unlucky seed. So there are rows enough
     that in some of them several segments have weight, `huge` is cut between the two keys of each

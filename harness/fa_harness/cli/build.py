@@ -26,6 +26,7 @@ def command(*, names: tuple[str, ...], options: dict[str, str], verbose: bool) -
       generated            with all patches and mutants made by rule
       museum               with all patches and faults that kernels really had
       asan-ubsan, tsan     patched, with sanitizers
+      coverage             patched, counting its branches
 
     A library that is up to date is not built again. UPSTREAM_DIR=/path builds your own checkout
     instead of the pinned upstream; UPSTREAM=NAME builds another pin. The patches are merged

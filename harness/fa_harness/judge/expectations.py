@@ -56,6 +56,7 @@ class Expectations:
         self._prefixes: dict[tuple[str, ...], Partial] = {}
         self._of_segments: dict[tuple[int, Arithmetic], Expected] = {}
         self._of_fifo: dict[bytes, ExpectedSteps] = {}
+        self._reaches: dict[tuple[int, int, Arithmetic, int | None], F64] = {}
 
     def prepare(self, modes: Collection[str]) -> None:
         """Compute now what would be computed later, and needs no run."""
@@ -165,13 +166,27 @@ class Expectations:
             )
         return self._of_fifo[key]
 
-    def reach(self, start: int, stop: int, *, before: Partial | None, n_parts: int) -> F64:
-        """Return the largest |VKQ| on the way through some keys: see `oracle.reach`."""
-        return oracle.reach(self.case, self._inputs, start, stop, before=before, n_parts=n_parts)
+    def reach(self, start: int, stop: int, how: Arithmetic, *, after: int | None = None) -> F64:
+        """Return the largest |VKQ| that a call's F16 accumulator may hold: see `oracle.reach`.
+
+        It goes on from the state after the segment `after`, or begins anew.
+        """
+        key = (start, stop, how, after)
+        if key not in self._reaches:
+            self._reaches[key] = oracle.reach(
+                self.case,
+                self._rounded_inputs(how.q_type),
+                start,
+                stop,
+                before=None if after is None else self.prefixes[after],
+                n_parts=max(1, how.n_partials),
+                u=bounds.U16,
+            )
+        return self._reaches[key]
 
     def sum_of_v(self) -> F64:
-        """Return the largest sum of |V| over the keys up to each, `[ne3, n_head_kv, n_kv]`."""
-        sums: F64 = np.abs(self._inputs.v.astype(np.float64)).cumsum(axis=2).max(axis=-1)
+        """Return the sum of the keys' largest |V| up to each key, `[ne3, n_head_kv, n_kv]`."""
+        sums: F64 = np.abs(self._inputs.v.astype(np.float64)).max(axis=-1).cumsum(axis=-1)
         return sums
 
     def not_far_worse(self, region: Region, runs: Sequence[F32]) -> Region:

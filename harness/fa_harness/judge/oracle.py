@@ -119,33 +119,46 @@ def attend(
 
 
 def reach(
-    case: Case, inputs: Inputs, start: int, stop: int, *, before: Partial | None, n_parts: int = 1
+    case: Case,
+    inputs: Inputs,
+    start: int,
+    stop: int,
+    *,
+    before: Partial | None,
+    n_parts: int,
+    u: float,
 ) -> F64:
-    """Return the largest |VKQ| on the way through some keys, `[ne3, n_head, n_batch]`.
+    """Return the largest |VKQ| that an accumulator may hold on the way, `[ne3, n_head, n_batch]`.
 
-    It is relative to the maximum at that time, as the kernel's accumulator is. The keys are added
-    in their order to the sums `before`, or to none; with `n_parts` each part of them begins anew.
+    It is relative to the maximum at that time, as the accumulator is. The keys `start <= j < stop`
+    are added in their order to the sums `before`, or to none; each of `n_parts` parts of them
+    begins anew. Each factor, product and sum is rounded by `u` times its size; `off` adds up how
+    far the accumulator may be from the exact sums. The scores are exact.
     """
     most = np.zeros((case.ne3, case.n_head, case.n_batch))
     if start == stop:
         return most
     n_row, size = case.n_group * case.n_batch, -(-(stop - start) // n_parts)
+    shape = (case.n_head_kv, n_row)
     for i3 in range(case.ne3):
         keys = _Keys(inputs, i3, slice(0, case.n_head_kv), slice(start, stop))
         scores, _ = _scores(case, inputs, keys, slice(0, n_row))
-        shape = (case.n_head_kv, n_row)
-        m, sums = np.full(shape, -np.inf), np.zeros((*shape, case.hsv_padded))
-        if before is not None:
-            m, sums = before.m[i3].reshape(shape), before.vkq[i3].reshape(*shape, -1)
+        v = keys.v[:, None, :, : case.hsv_padded]
         at = most[i3].reshape(shape)
         for i in range(stop - start):
-            if n_parts > 1 and i % size == 0:
-                m, sums = np.full(shape, -np.inf), np.zeros_like(sums)
+            if i == 0 and before is not None:
+                m, sums = before.m[i3].reshape(shape), before.vkq[i3].reshape(*shape, -1)
+                off = u * np.abs(sums)
+            elif i % size == 0:
+                m, sums = np.full(shape, -np.inf), np.zeros((*shape, v.shape[-1]))
+                off = np.zeros_like(sums)
             m_new = np.maximum(m, scores[..., i])
-            key = weight(scores[..., i], m_new)[..., None] * keys.v[:, None, i, : sums.shape[-1]]
-            sums = weight(m, m_new)[..., None] * sums + key
-            m = m_new
-            np.maximum(at, np.abs(sums).max(axis=-1), out=at)
+            scale, weight_of_key = (weight(x, m_new)[..., None] for x in (m, scores[..., i]))
+            key = weight_of_key * v[:, :, i]
+            off = scale * off + 2 * u * (scale * (np.abs(sums) + off) + np.abs(key))
+            m, sums = m_new, scale * sums + key
+            off += u * (np.abs(sums) + off)
+            np.maximum(at, (np.abs(sums) + off).max(axis=-1), out=at)
     return most
 
 

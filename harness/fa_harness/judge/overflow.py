@@ -13,8 +13,8 @@ from dataclasses import replace
 import numpy as np
 
 from fa_harness.arrays import F32, F64, Bools
+from fa_harness.case.case import Case
 from fa_harness.case.modes import ByMode
-from fa_harness.judge import oracle
 from fa_harness.judge.bounds import U16
 from fa_harness.judge.compare import Check, Judged, Region, compare
 from fa_harness.judge.expectations import Expectations
@@ -62,21 +62,19 @@ def in_one_call(expect: Expectations) -> Bools:
 def _may_overflow(check: Check, expect: Expectations, results: ByMode) -> Bools:
     """Tell of each row whether its F16 accumulator may end in a call that the check looks at."""
     case, mode = expect.case, check.mode
-    of_one = in_one_call(expect)
-    if mode in ("standard", "full_state"):
-        return of_one
     if mode == "fifo":
         return _ends_in_some_order(expect)
+    if mode in ("standard", "full_state"):
+        return in_one_call(expect)
     own_types = mode == "mixed" or (expect.own_types and mode != "segmented")
     states = _states(mode, results)
     last = case.segments - 1 if check.call.index is None else check.call.index
     limits = case.segment_bounds()
     # the result of the chain is compared with that of one call, too
-    rows = of_one if mode == "segmented" else np.zeros_like(of_one)
+    rows = in_one_call(expect) if mode == "segmented" else _no_row(case)
     for i, how in enumerate(expect.hows[own_types][: last + 1]):
         goes_on = i > 0 and bool(states) and not how.n_partials
-        before = expect.prefixes[i - 1] if goes_on else None
-        ends = _ends_in(expect, limits[i], limits[i + 1], how, before)
+        ends = _ends_in(expect, limits[i], limits[i + 1], how, after=i - 1 if goes_on else None)
         rows = rows | (ends & goes_on_in_f16(states[i - 1]) if goes_on else ends)
     return rows
 
@@ -91,32 +89,32 @@ def _states(mode: str, results: ByMode) -> list[F32]:
     return [left.state for left in chains[mode]()] if mode in chains else []
 
 
-def _ends_in(
-    expect: Expectations,
-    start: int,
-    stop: int,
-    how: Arithmetic,
-    before: oracle.Partial | None = None,
-) -> Bools:
-    """Tell of each row whether its accumulator may end in a call.
+def _no_row(case: Case) -> Bools:
+    return np.zeros((case.ne3, case.n_head, case.n_batch), np.bool_)
 
-    Each of the call's roundings, two a key at most, makes it larger by a factor of 1 + u.
-    """
+
+def _ends_in(
+    expect: Expectations, start: int, stop: int, how: Arithmetic, *, after: int | None = None
+) -> Bools:
+    """Tell of each row whether its accumulator may end in a call: see `Expectations.reach`."""
     if not how.f16_numerators:
-        return np.zeros((expect.case.ne3, expect.case.n_head, expect.case.n_batch), np.bool_)
-    most = expect.reach(start, stop, before=before, n_parts=max(1, how.n_partials))
-    may_end: Bools = most * np.exp(min(2 * (stop - start) * U16, 10.0)) > F16_MAX
+        return _no_row(expect.case)
+    may_end: Bools = expect.reach(start, stop, how, after=after) > F16_MAX
     return may_end
 
 
 def _ends_in_some_order(expect: Expectations) -> Bools:
     """Tell of each step of a rolling cache whether its tokens could overflow in any order.
 
-    No weight is above 1, so no sum is above that of |V| over the tokens up to the step.
+    No weight is above 1, and no stored value above the largest of its row by more than a quarter,
+    not even in IQ4_NL, whose steps are the widest: so no sum is above A, 1.25 times the sum of the
+    rows' largest |V| up to the step. A key rounds five times, each by at most u times what A has
+    grown to, so A grows by a factor of at most exp(5 n u) over n keys.
     """
     case = expect.case
     if "f16" not in (case.type_V, case.cold_type):
-        return np.zeros((case.ne3, case.n_head, case.n_batch), np.bool_)
-    most: F64 = np.repeat(expect.sum_of_v(), case.n_group, axis=1)
-    may_end: Bools = most > F16_MAX / 1.25  # cold tokens are rounded
+        return _no_row(case)
+    growth = 1.25 * np.exp(5 * U16 * np.arange(1, case.n_kv + 1))
+    most: F64 = np.repeat(expect.sum_of_v() * growth, case.n_group, axis=1)
+    may_end: Bools = most > F16_MAX
     return may_end
