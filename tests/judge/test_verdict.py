@@ -1181,6 +1181,19 @@ def test_an_overflow_excuses_no_other_row(library: Ggml) -> None:
         assert (verdict.status, verdict.reason[:19]) == ("fail", "standard vs oracle:")
 
 
+def test_large_keys_excuse_nothing_where_their_sums_stay_below_the_end_of_f16(
+    compute: Compute,
+) -> None:
+    # the two keys of a pair cancel: the sum of |V| is above 65504, no sum on the way is
+    case = VEC.with_(type_V="f16", regime="huge", mask=False, mask_kind="none", segments=1)
+    run = compute(case)
+    assert judged(case, run).status == "pass"
+    wrong = run.results["standard"].output.copy()
+    wrong[0, 0, 0, 0] = np.inf
+    verdict = judged(case, changed(run, standard=wrong, standard_again=wrong))
+    assert (verdict.status, verdict.reason[:19]) == ("fail", "standard vs oracle:")
+
+
 def test_large_numerators_excuse_nothing_where_no_output_overflows(
     overflow: tuple[Case, Inputs, Run],
 ) -> None:
