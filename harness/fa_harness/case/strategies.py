@@ -46,9 +46,9 @@ than a lost segment changes."""
 _PERMUTATIONS = tuple((0, *rest) for rest in itertools.permutations((1, 2, 3)))
 _THREADS = (*(1,) * 130, *(2,) * 56, *range(3, 17))
 """More than two are few: where a machine has fewer cores, a graph takes some scheduler's ticks."""
-_MOST_SEGMENTS = {1: 9, 2: 9}
-"""By threads; `_FEW_SEGMENTS` with more."""
+_MOST_SEGMENTS = 9
 _FEW_SEGMENTS = 3
+"""The most where there are more than two threads."""
 _HEADS = (1, 2, 6, 12)
 """For so many heads of all sequences the budget has room. More come, where the shape is smaller."""
 _HEAD_SIZES = ((64, 64), (128, 128), (80, 80), (40, 40), (256, 256), (192, 128), *((576, 512),) * 3)
@@ -111,7 +111,7 @@ def cases(draw: Draw) -> Case:
     kind = draw(st.sampled_from(_KINDS))
     threads = draw(st.sampled_from(_THREADS))
     budget = _LONG_BUDGET if kind == "long" else draw(st.sampled_from(_BUDGETS))
-    limits = _Limits(budget, _MOST_SEGMENTS.get(threads, _FEW_SEGMENTS))
+    limits = _Limits(budget, _MOST_SEGMENTS if threads <= 2 else _FEW_SEGMENTS)
     of_head = limits._replace(work=budget // draw(st.sampled_from(_HEADS)))
     if kind == "long":
         fields = draw(_long(limits))

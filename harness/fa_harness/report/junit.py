@@ -35,22 +35,18 @@ def render(results: Results, gate: Gate | None = None) -> str:
         elif verdict.status == "unsupported":
             _add(element, "skipped", verdict.reason)
     if gate is not None:
-        ratios = ET.SubElement(root, "testsuite", name="speed")
-        for ratio in gate.ratios:
-            element = _testcase(ratios, measured_in_words(ratio), ratio.case)
-            if ratio.status == "skipped":
-                _add(element, "skipped", ratio.reason)
-            elif ratio.status == "regressed":
-                _add(element, "error" if ratio.way == ALL else "failure", ratio.reason, "slower")
-            wrong.pop(ratio.case, None)
-        counts = ET.SubElement(root, "testsuite", name="instructions")
-        for count in gate.counts:
-            element = _testcase(counts, measured_in_words(count), count.case)
-            if count.status == "skipped":
-                _add(element, "skipped", count.reason)
-            elif count.status == "regressed":
-                _add(element, "failure", count.reason, "more instructions")
-            wrong.pop(count.case, None)
+        for name, measured, kind in (
+            ("speed", gate.ratios, "slower"),
+            ("instructions", gate.counts, "more instructions"),
+        ):
+            suite = ET.SubElement(root, "testsuite", name=name)
+            for each in measured:
+                element = _testcase(suite, measured_in_words(each), each.case)
+                if each.status == "skipped":
+                    _add(element, "skipped", each.reason)
+                elif each.status == "regressed":
+                    _add(element, "error" if each.way == ALL else "failure", each.reason, kind)
+                wrong.pop(each.case, None)
         checks = ET.SubElement(root, "testsuite", name="gate")
         for case, missing in wrong.items():  # of the baseline; it did not run
             element = _testcase(checks, "gone", case)
