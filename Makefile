@@ -9,6 +9,8 @@ DEV    := $(VENV)/.ready-dev
 ARGS   ?=
 # what tests need; those that need more are not in `make test`
 LIBRARIES = pristine 0001 0006 patched mutants museum asan-ubsan
+# what measures no time runs on all cores
+SIDE_BY_SIDE = -n auto --maxprocesses 8 --dist worksteal
 # unless ARGS cuts the cache in its own way
 SEGMENTS = $(if $(filter --segments% --boundaries%,$(ARGS)),,--segments 4)
 
@@ -38,7 +40,7 @@ mutants: $(READY) ## put faults into the kernel and see whether the cases notice
 
 test: lint ## lint, types and the tests that take ten minutes, with the builds that they need
 	@$(BIN)/fa-harness build $(LIBRARIES)
-	@$(BIN)/python -m pytest -m 'not full and not timing' $(ARGS)
+	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'not full and not timing' $(ARGS)
 
 test-all: lint test-part test-timing ## every test, those that measure time alone at the end
 

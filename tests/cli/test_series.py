@@ -29,6 +29,7 @@ def test_status_has_each_patch_with_its_files() -> None:
     assert patches[0]["turned_green"] is None
 
 
+@pytest.mark.full
 def test_the_series_keeps_what_upstream_insists_on() -> None:
     done = call("lint", "--json", "-")
     report = schemas.checked(json.loads(done.stdout))
