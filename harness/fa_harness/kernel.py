@@ -127,6 +127,8 @@ class Arithmetic:
     """Dot products add in F16 registers."""
     f16_factors: bool = False
     """What multiplies V and VKQ is rounded to F16."""
+    adds_masked: bool = False
+    """A masked key takes part with a weight of 0, and a score of NaN may be left out."""
     n_partials: int = 0
     """Parts that are accumulated apart and then added; 0 where keys are added to the state."""
 
@@ -139,7 +141,7 @@ class Arithmetic:
 def arithmetic(case: Case, path: str, features: tuple[str, ...]) -> Arithmetic:
     """Return what a path computes a case in, on CPU features as `Ggml.features` names them."""
     if path == "tiled":
-        return Arithmetic(q_type="f32", f16_numerators=False)
+        return Arithmetic(q_type="f32", f16_numerators=False, adds_masked=True)
     return Arithmetic(
         q_type=_DOT_TYPE[case.type_K],
         f16_numerators=case.type_V == "f16",
@@ -154,9 +156,10 @@ def goes_on_in_f16(state: F32) -> Bools:
 
     Fresh rows do, and those whose numerators are all F16 numbers.
     """
-    vkq = state[..., 2:]
+    vkq = np.ascontiguousarray(state[..., 2:])
     with np.errstate(over="ignore"):
-        is_f16 = vkq.astype(np.float16).astype(np.float32) == vkq
+        again = vkq.astype(np.float16).astype(np.float32)
+    is_f16 = again.view(np.uint32) == vkq.view(np.uint32)
     fresh_or_f16: Bools = np.isneginf(state[..., 0]) | is_f16.all(axis=-1)
     return fresh_or_f16
 

@@ -290,6 +290,15 @@ def test_changing_a_case_checks_it_again() -> None:
         ("boundaries=[5,97]", "boundaries=[5,97]: must lie from 0 to kv=96"),
         ("regime=calm", "regime=calm: unknown; known are uniform, normal"),
         ("seed=-1", "seed=-1: must be from 0 to 2^64 - 1"),
+        ("regime=nan,type_K=q8_0", "regime=nan: needs types that have NaN: f32, f16, bf16"),
+        (
+            "regime=nan,type_K=f32,type_V=f32,segments=2,segment_types=[f16,q8_0/f16]",
+            "regime=nan: needs types that have NaN",
+        ),
+        (
+            "regime=nan,nb=96,mask_kind=causal,hot_window=8",
+            "regime=nan: has no rolling cache",
+        ),
         ("regime=seed", "regime=seed: has one shape: hsk=4,hsv=4,nh=1,nr23=[1,1],kv=2,nb=1"),
         (
             "hsk=4,hsv=4,nh=1,kv=2,nb=1,regime=seed,mask_kind=random",

@@ -9,7 +9,7 @@ from fa_harness.case.case import REGIMES, Case
 from fa_harness.case.inputs import Inputs, make_inputs
 from fa_harness.case.quants import TYPES, decode
 
-GENERAL_REGIMES = [regime for regime in REGIMES if regime != "seed"]
+GENERAL_REGIMES = [regime for regime in REGIMES if regime not in ("seed", "nan")]
 SMALL = Case(hsk=64, hsv=32, n_head_kv=2, n_group=3, ne3=2, n_kv=256, n_batch=5, mask=False)
 
 # sha256 over all arrays of `_golden_case`; a change here changes the inputs of every repro line
@@ -24,6 +24,7 @@ GOLDEN = {
     "outlier": "bbc3cf3f04aca497",
     "huge": "4d6157b3c563f187",
     "constructed": "b00aa0f9b59beffe",
+    "nan": "1110760339b653f1",
     "few": "323d3ec41f7b2b2f",
     "seed": "fd528b5f0aff110d",
 }
@@ -41,7 +42,7 @@ def _golden_case(regime: str) -> Case:
         n_kv=40,
         n_batch=3,
         sinks=True,
-        type_K="q4_0",
+        type_K="f32" if regime == "nan" else "q4_0",
         regime=regime,
     )
 
@@ -466,3 +467,48 @@ def test_types_of_segments_change_nothing_but_k_and_v() -> None:
 
 def test_the_bytes_of_segments_cannot_be_written() -> None:
     assert not any(raw.flags.writeable for pair in make_inputs(TYPED).segments for raw in pair)
+
+
+# what is not finite
+
+
+NAN = Case(hsk=32, hsv=32, n_head_kv=8, n_group=2, n_kv=40, n_batch=3, regime="nan", seed=8)
+
+
+def test_each_head_has_something_that_is_not_finite_and_every_other_one_it_in_a_row_of_q() -> None:
+    inputs = make_inputs(NAN)
+    rows = inputs.q.reshape(8, 6, 32)
+    in_q = np.isnan(rows).any(axis=-1).sum(axis=-1).tolist()
+    in_k, in_v = (np.isfinite(x[0]).sum(axis=(1, 2)) - x[0, 0].size for x in (inputs.k, inputs.v))
+    assert in_q == [0, 1] * 4
+    assert in_k.tolist() == [-1, 0, 0, 0, -1, 0, 0, 0]
+    assert in_v.tolist() == [0, 0, -1, 0, 0, 0, -2, 0]
+    assert np.isnan(inputs.k[0, 0]).any()
+    assert np.isposinf(inputs.k[0, 4]).any()
+    assert np.isnan(inputs.v[0, 2]).any()
+    assert {np.inf, -np.inf} <= set(inputs.v[0, 6].flatten().tolist())
+
+
+def test_the_rest_is_normal() -> None:
+    usual, inputs = make_inputs(NAN), make_inputs(NAN.with_(seed=9))
+    for array in (usual.q, usual.k, usual.v, inputs.k):
+        assert 0.9 < array[np.isfinite(array)].std() < 1.1
+
+
+def test_a_single_row_keeps_its_q() -> None:
+    inputs = make_inputs(NAN.with_(n_group=1, n_batch=1))
+    assert np.isfinite(inputs.q).all()
+    assert np.isnan(inputs.v[0, 1::2]).any(axis=(1, 2)).all()
+
+
+def test_a_lowest_mask_has_f16_s_lowest_number_where_a_leading_one_hides() -> None:
+    leading, lowest = (
+        make_inputs(NAN.with_(regime="normal", mask_kind=kind)).mask
+        for kind in ("leading", "lowest")
+    )
+    assert leading is not None
+    assert lowest is not None
+    hidden = np.isneginf(leading)
+    assert 0 < hidden.sum() < hidden.size
+    assert set(lowest[hidden].tolist()) == {-65504.0}
+    np.testing.assert_array_equal(lowest[~hidden], leading[~hidden])

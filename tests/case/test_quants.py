@@ -5,7 +5,7 @@ import gguf
 import numpy as np
 import pytest
 
-from fa_harness.case.quants import OTHER_TYPES, TYPES, decode, encode, row_bytes
+from fa_harness.case.quants import OTHER_TYPES, TYPES, decode, encode, negated, row_bytes
 from fa_harness.errors import UsageError
 
 # how far a value may move, relative to the largest of its block
@@ -140,3 +140,14 @@ def test_a_row_that_ends_within_a_block_is_refused() -> None:
 def test_an_unknown_type_is_refused() -> None:
     with pytest.raises(UsageError, match="type 'q2_k' is unknown; known are f32, f16"):
         row_bytes("q2_k", 256)
+
+
+@pytest.mark.parametrize("type_name", TYPES)
+def test_negated_rows_have_the_other_sign_in_every_value(type_name: str) -> None:
+    values = np.random.default_rng(1).normal(size=(3, 256)).astype(np.float32)
+    raw = encode(values, type_name)
+    before = raw.copy()
+    turned = negated(raw, type_name)
+    np.testing.assert_array_equal(decode(turned, type_name), -decode(raw, type_name))
+    np.testing.assert_array_equal(raw, before)
+    np.testing.assert_array_equal(negated(turned, type_name), raw)

@@ -9,7 +9,7 @@ from fa_harness.case.suites import SUITES, suite
 from fa_harness.errors import UsageError
 from fa_harness.kernel import chain_paths, path
 
-IN_SUITES = [regime for regime in REGIMES if regime not in ("seed", "few")]
+IN_SUITES = [regime for regime in REGIMES if regime not in ("seed", "few", "nan")]
 DEFAULT = suite("default")
 OF_CACHES = set(TYPES) - {"q1_0", "q2_0"}  # those are of weights
 

@@ -260,7 +260,7 @@ def test_a_tiled_chain_cut_at_tiles_gives_the_bits_of_one_call(
     ("case", "expected"),
     [
         (F16, ("standard", "full_state", "segmented", "merged", "resumed")),
-        (F16.with_(segments=1), ("standard", "full_state", "segmented")),
+        (F16.with_(segments=1), ("standard", "full_state", "segmented", "preset")),
         (TYPED, ("standard", "full_state", "segmented", "merged", "resumed", "mixed")),
         (F16.with_(n_batch=40, mask_kind="causal", hot_window=8), ("standard", "fifo")),
     ],

@@ -94,7 +94,7 @@ def test_the_lines_of_an_earlier_crash_are_not_told_again(patched: Library) -> N
 
 
 @pytest.mark.parametrize("kind", ["SIGSEGV", "SIGILL", "SIGFPE", "SIGKILL"])
-@pytest.mark.parametrize(("n", "mode"), [(1, "standard"), (3, "full_state"), (5, "segmented")])
+@pytest.mark.parametrize(("n", "mode"), [(1, "standard"), (3, "full_state"), (6, "segmented")])
 def test_a_fault_in_the_middle_of_a_case_is_told_with_its_mode_and_signal(
     around_patched: Callable[[str], Path], n: int, mode: str, kind: str
 ) -> None:

@@ -14,17 +14,19 @@ from fa_harness.case.quants import TYPES
 from fa_harness.judge import oracle
 from fa_harness.judge.bounds import (
     U16,
+    U32,
     Expected,
     merged,
     merged_rows,
     nothing,
     rounded_q,
 )
+from fa_harness.judge.expectations import Expectations
 from fa_harness.judge.oracle import Partial
 from fa_harness.kernel import Arithmetic, arithmetic
 
 SMALL = Case(hsk=64, hsv=32, n_head_kv=1, n_group=2, n_kv=150, n_batch=3, regime="normal")
-GENERAL_REGIMES = [regime for regime in REGIMES if regime != "seed"]
+GENERAL_REGIMES = [regime for regime in REGIMES if regime not in ("seed", "nan")]
 
 
 def emulate(case: Case, inputs: Inputs, how: Arithmetic, start: int, stop: int) -> F32:
@@ -195,6 +197,9 @@ OPTIONS = {
     "alibi": SMALL.with_(max_bias=8.0),
     "alibi and soft-cap": SMALL.with_(max_bias=8.0, logit_softcap=2.0, mask_heads=2),
     "rows without keys": SMALL.with_(mask_kind="leading", n_batch=6),
+    "alibi over far keys": SMALL.with_(max_bias=1.0, mask_kind="causal", n_kv=500),
+    "lowest mask": SMALL.with_(mask_kind="lowest", n_batch=6),
+    "lowest mask and alibi": SMALL.with_(mask_kind="lowest", n_batch=6, max_bias=8.0),
     "no mask": SMALL.with_(mask=False, mask_kind="none"),
     "many keys": SMALL.with_(n_kv=3000, n_batch=1, mask=False, mask_kind="none"),
     "many keys, offset": SMALL.with_(
@@ -215,6 +220,22 @@ def test_a_correct_kernel_stays_within_the_bounds_with_options(
     state = emulate(checked.case, checked.inputs, checked.how, 0, case.n_kv)
     assert (checked.error(normalised(state)) <= checked.bound).all()
     assert_state_within_bound(checked, state)
+
+
+@pytest.mark.parametrize("segments", [1, 3])
+def test_keys_far_below_the_maximum_widen_the_bound_of_no_row_that_sees_others(
+    segments: int,
+) -> None:
+    """A mask of F16's lowest number leaves a key no weight; it is but one more that is added."""
+    hidden, lowest = (
+        SMALL.with_(type_K="f32", type_V="f32", mask_kind=kind, n_batch=6, segments=segments)
+        for kind in ("leading", "lowest")
+    )
+    sees_some = np.s_[:, :, 2:]  # the first third of the rows sees no other key
+    ends = [Expectations(case, make_inputs(case), ()).chain(None)[-1] for case in (hidden, lowest)]
+    without, with_ = (end.output_bound()[sees_some] for end in ends)
+    assert (with_ < 1.5 * without).all()
+    assert (ends[1].output_bound()[:, :, :2] > 2 * U32 * 65504 * 0.1).any()
 
 
 def test_partials_added_in_the_end_stay_within_the_bound_of_split_kv() -> None:
@@ -419,7 +440,7 @@ def test_the_vec_path_rounds_q_to_the_type_of_k_s_dot_product(types: str, q_type
 
 def test_the_tiled_path_computes_in_f32() -> None:
     assert arithmetic(SMALL, "tiled", ("FP16_DOT", *IN_FP16)) == Arithmetic(
-        q_type="f32", f16_numerators=False
+        q_type="f32", f16_numerators=False, adds_masked=True
     )
 
 

@@ -721,7 +721,8 @@ def test_an_m_that_no_kernel_should_leave_fails_as_any_other(compute: Compute, m
         verdict = judged(MERGE, run)
     assert verdict.status == "fail"
     assert not verdict.comparisons["part_state_vs_oracle"].ok
-    if m > -1e38 or np.isnan(m):  # what is far below the largest weighs nothing
+    # what is far below the largest weighs nothing, and beside an infinite one nothing is promised
+    if -1e38 < m < np.inf or np.isnan(m):
         assert not verdict.comparisons["merged_vs_parts"].ok
 
 

@@ -9,12 +9,12 @@ from typing import Any, Literal
 import numpy as np
 
 from fa_harness.case.case_string import OP, format_field, format_value, read_fields, spelled
-from fa_harness.case.quants import OTHER_TYPES, TYPES
+from fa_harness.case.quants import FLOAT_TYPES, OTHER_TYPES, TYPES
 from fa_harness.errors import UsageError
 
 _DRAWN = ("uniform", "normal", "spiky", "rising", "falling", "ties", "offset", "outlier", "huge")
-REGIMES = (*_DRAWN, "constructed", "few", "seed")
-MASK_KINDS = ("none", "random", "causal", "leading", "zeros", "sparse", "masked_segment")
+REGIMES = (*_DRAWN, "constructed", "nan", "few", "seed")
+MASK_KINDS = ("none", "random", "causal", "leading", "zeros", "sparse", "masked_segment", "lowest")
 CAPTURED = "captured"
 """Regime and kind of mask of a case whose inputs are not drawn, but those of a model."""
 MAX_THREADS = 512
@@ -330,6 +330,12 @@ class Case:
             )
             is_plain = self.mask_kind in ("none", "zeros")
             yield is_plain, "mask_kind", "regime=seed has no mask or one of zeros"
+        if self.regime == "nan":
+            names = [name for pair in self.segment_types for name in pair.split("/")]
+            names += [self.type_K, self.type_V]
+            are_floats = all(name in FLOAT_TYPES for name in names)
+            yield are_floats, "regime", f"needs types that have NaN: {', '.join(FLOAT_TYPES)}"
+            yield not self.hot_window, "regime", "has no rolling cache"
         yield (
             not self.captured or (self.mask_kind in ("none", CAPTURED) and self.n_kv_max == 0),
             "mask_kind",

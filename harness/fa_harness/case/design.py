@@ -136,6 +136,22 @@ BLOCKS: dict[str, dict[str, tuple[str, ...]]] = {
         "hsv": ("32", "40"),
         "cut": ("1", "2"),
     },
+    "wild": {
+        "path": ("vec", "quantised", "split-kv", "tiled"),
+        "type_K": ("f16", "f32"),
+        "regime": ("normal", "nan"),
+        "mask": ("none", "random", "causal", "leading", "lowest"),
+        "mask_heads": ("1", "all"),
+        "sinks": ("0", "1"),
+        "max_bias": ("0", "8"),
+        "softcap": ("0", "4"),
+        "hsk": ("40", "64"),
+        "hsv": ("40", "65"),
+        "n_kv": ("65", "130"),
+        "heads": ("3x1", "2x3"),
+        "threads": ("1", "2"),
+        "cut": ("1", "3", "singles"),
+    },
     "mixed": {
         "first": ("f16", "f32", "bf16", "q8_0", "q4_0/f16", "f16/q8_0", "f32/f16"),
         "second": ("f16", "f32", "bf16/f32", "q4_0", "q5_1/q8_0", "iq4_nl", "f16/f32"),
@@ -181,6 +197,7 @@ TRIPLES: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "long": (("path", "type_K", "n_kv"),),
     "threads": (("path", "threads", "type_K"),),
+    "wild": (("path", "regime", "cut"), ("path", "mask", "cut")),
     "mixed": (("first", "second", "sinks"),),
     "fifo": (("types", "cold_type", "sinks"),),
 }  # fmt: skip
@@ -215,6 +232,14 @@ RULES: dict[str, tuple[Rule, ...]] = {
         (("v_view", "hsk", "hsv"), lambda view, hsk, hsv: view == "0" or int(hsv) <= int(hsk)),
     ),
     "short": ((("path", "ne3"), lambda path, ne3: path != "split-kv" or ne3 == "1"),),
+    "wild": (
+        (("path", "regime"), lambda path, regime: (path, regime) != ("quantised", "nan")),
+        # of far keys the weight is rounded to 0, which makes NaN of infinities
+        (
+            ("path", "regime", "max_bias"),
+            lambda path, regime, bias: (path, regime, bias) != ("split-kv", "nan", "8"),
+        ),
+    ),
     "long": (
         (
             ("path", "type_K", "regime"),
@@ -309,7 +334,7 @@ def case_of(block: str, row: Row, turn: int = 0) -> Case:
     """Return the case of a row; `turn` becomes its seed."""
     of_block = {
         "short": _plain, "vec": _one_type, "split-kv": _one_row, "tiled": _one_type, "long": _plain,
-        "threads": _plain, "mixed": _mixed, "fifo": _rolling,
+        "threads": _plain, "wild": _plain, "mixed": _mixed, "fifo": _rolling,
     }  # fmt: skip
     return Case(**{**of_block[block](row), "seed": turn})
 

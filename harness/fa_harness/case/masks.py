@@ -100,6 +100,17 @@ def _masked_segment_mask(case: Case, stream: Stream) -> F16:
     return _show_last_key(mask)
 
 
+def _lowest_mask(case: Case, stream: Stream) -> F16:
+    """As `leading`, with F16's lowest number in place of -inf.
+
+    The exponential of such a score is 0 beside any other; a row that sees no other key attends to
+    all that are there.
+    """
+    mask = _leading_mask(case, stream)
+    mask[np.isneginf(mask)] = np.finfo(np.float16).min
+    return mask
+
+
 MASKS: dict[str, Callable[[Case, Stream], F16]] = {
     "random": _random_mask,
     "causal": _causal_mask,
@@ -107,4 +118,5 @@ MASKS: dict[str, Callable[[Case, Stream], F16]] = {
     "zeros": lambda case, stream: np.zeros(_mask_shape(case), dtype=np.float16),
     "sparse": _sparse_mask,
     "masked_segment": _masked_segment_mask,
+    "lowest": _lowest_mask,
 }

@@ -16,7 +16,7 @@ from fa_harness.case.rolling import Held
 
 T = TypeVar("T")
 
-MODES = ("standard", "full_state", "segmented", "merged", "resumed", "mixed", "fifo")
+MODES = ("standard", "full_state", "segmented", "merged", "resumed", "mixed", "fifo", "preset")
 """In the order in which they are computed; `standard` always is."""
 
 
@@ -111,8 +111,14 @@ class Twice(Generic[T]):
     again: T
 
 
-FullState = Twice[Left]
-"""One call with a state, and the same graph once more, on a fresh state."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FullState(Twice[Left]):
+    """One call with a state, and the same graph once more, on a fresh state."""
+
+    negated: Left
+    """The graph once more, with the signs of Q, K and V turned where they are."""
+
+
 Mixed = Twice[Chain]
 """A chain whose segments are caches of their own, in their own types, in two contexts."""
 Fifo = Twice[Rolled]
@@ -129,6 +135,7 @@ class ByMode(TypedDict, total=False):
     resumed: tuple[Left, ...]
     mixed: Mixed
     fifo: Fifo
+    preset: Left
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -155,9 +162,11 @@ def modes_of(case: Case) -> tuple[str, ...]:
     """Return the modes that a case is computed in where nothing else is asked for."""
     if case.hot_window:
         return ("standard", "fifo")
-    several = ("merged", "resumed") if case.segments > 1 else ()
+    several = ("merged", "resumed") if case.segments > 1 else ("preset",)
     mixed = ("mixed",) if case.segment_types else ()
-    return ("standard", "full_state", "segmented", *several, *mixed)
+    return tuple(
+        mode for mode in MODES if mode in ("standard", "full_state", "segmented", *several, *mixed)
+    )
 
 
 def missing_option(case: Case, mode: str) -> str | None:

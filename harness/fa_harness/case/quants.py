@@ -33,6 +33,9 @@ TYPES: dict[str, TypeTraits] = {
 }
 """The types that K and V may have, by ggml's names."""
 
+FLOAT_TYPES = ("f32", "f16", "bf16")
+"""Those that are no blocks."""
+
 OTHER_TYPES = {
     name: gguf.GGML_QUANT_SIZES[ggml_type][0]
     for ggml_type in _ENUM
@@ -100,6 +103,21 @@ def decode(raw: U8, type_name: str) -> F32:
         _LONG_ROW // block_size * block_bytes,
     )
     return values.reshape(shape)
+
+
+def negated(raw: U8, type_name: str) -> U8:
+    """Return encoded rows with the sign of every value turned.
+
+    Of blocks, that turns the sign of the scale, and of the minimum where there is one.
+    """
+    _, block_bytes, _ = TYPES[type_name]
+    sign_bytes = {"q4_1": (1, 3), "q5_1": (1, 3)}.get(type_name, (1,))
+    if type_name in FLOAT_TYPES:
+        sign_bytes = (block_bytes - 1,)
+    turned: U8 = raw.copy()
+    blocks = turned.reshape(-1, block_bytes)
+    blocks[:, sign_bytes] ^= np.uint8(0x80)
+    return turned
 
 
 def _by_long_rows(function: Callable[[Array], Array], flat: Array, length: int) -> Array:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fa_harness.arrays import F32, Ints
-from fa_harness.case.case import Case
+from fa_harness.case.case import CAPTURED, Case
 from fa_harness.case.random_stream import Shape, Stream
 
 QKV = tuple[F32, F32, F32]
@@ -146,6 +146,36 @@ def _spread_keys(case: Case, stream: Stream, n: int) -> Ints:
     return (starts + offset)[..., np.newaxis]
 
 
+def _nan(case: Case, stream: Stream) -> QKV:
+    """Normal, with a number in each KV head that is not finite, or two.
+
+    In every other head it is a NaN in one row of Q, or in V where there is but one row: the rest of
+    the head stays finite. In the others, by turns, it is a NaN in the K of a key, or in its V, an
+    infinity in K, or infinities of both signs in V.
+    """
+    q, k, v = _normal(case, stream)
+    rows = q.reshape(case.ne3, case.n_head_kv, case.n_group * case.n_batch, -1)
+    heads = (case.ne3, case.n_head_kv)
+    keys = stream.below("key", case.n_kv, heads)
+    row = stream.below("row", rows.shape[2], heads)
+    of_k = stream.below("element of k", case.hsk, heads)
+    of_v = stream.below("element of v", case.hsv, heads)
+    for turn, (i3, head) in enumerate(np.ndindex(heads)):
+        key, in_k, in_v = keys[i3, head], of_k[i3, head], of_v[i3, head]
+        kind, is_odd = divmod(turn + case.seed, 2)
+        if is_odd and rows.shape[2] > 1:
+            rows[i3, head, row[i3, head], in_k] = np.nan
+        elif is_odd or kind % 4 == 1:
+            v[i3, head, key, in_v] = np.nan
+        elif kind % 4 == 0:
+            k[i3, head, key, in_k] = np.nan
+        elif kind % 4 == 2:
+            k[i3, head, key, in_k] = np.inf
+        else:
+            v[i3, head, key, in_v], v[i3, head, key, in_v - 1] = np.inf, -np.inf
+    return q, k, v
+
+
 def _few(case: Case, stream: Stream) -> QKV:
     """A few small whole numbers, for a person to read: Q and K of -1, 0 and 1, V of 1 to 4.
 
@@ -186,14 +216,24 @@ BY_NAME = {
     "outlier": Regime(_outlier, 8),
     "huge": Regime(_huge, 30),
     "constructed": Regime(_constructed, 1),
+    "nan": Regime(_nan, 3),
     "few": Regime(_few, 1),
     "seed": Regime(_seed, 1),
 }
 
+CENTRED = ("uniform", "normal", "spiky", "rising", "falling", "ties", "outlier", "nan")
+"""Those whose V is symmetric about zero."""
+
+
+def top_score(case: Case) -> float:
+    """Return about the largest score of a row; of a capture, whose scores are unknown, some."""
+    of_regime = 4.0 if case.regime == CAPTURED else BY_NAME[case.regime].top_score
+    return min(of_regime, case.logit_softcap or math.inf)
+
 
 def draw_sinks(case: Case, stream: Stream) -> F32:
     """Even heads have theirs above the regime's usual top score, odd ones below it."""
-    top = min(BY_NAME[case.regime].top_score, case.logit_softcap or math.inf)
+    top = top_score(case)
     distance = (stream.uniform("sinks", (case.n_head,)) + np.float32(1)) * np.float32(2)
     is_even = np.arange(case.n_head) % 2 == 0
     sinks: F32 = np.float32(top) + np.where(is_even, distance, np.float32(-2) * distance)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from fa_harness.arrays import F32, U8
+from fa_harness.case import preset
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
 from fa_harness.case.modes import (
@@ -124,8 +125,21 @@ class _Computation:
             self.work_size["full_state"] = graph.work_size(self._case.threads)
             [first] = self._compute([call], [graph], state)
             [again] = self._compute([call], [graph], state)
-        self._one_call = FullState(first=first, again=again)
+            with tensors.negated():
+                [negated] = self._compute([call], [graph], state)
+        self._one_call = FullState(first=first, again=again, negated=negated)
         return self._one_call
+
+    def preset(self) -> Left:
+        with self._tensors() as tensors:
+            state = tensors.state()
+            call = tensors.call(tensors.cache(), (0, self._case.n_kv), sinks=True, state=state)
+            graph = tensors.ctx.graph([call])
+            tensors.allocate(self._backend)
+            state.write(preset.rows(self._case))
+            clear(call)
+            self._backend.compute(graph)
+            return Left(output=rows_of(call), state=state.read())
 
     def segmented(self) -> Chain:
         call = self._one_call

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 
 from fa_harness.arrays import F16, F32, U8, Array
+from fa_harness.case import quants
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
 from fa_harness.engine.ggml import Backend, Context, Tensor
@@ -118,6 +120,16 @@ class CaseTensors:
         if not self._in_place:
             for tensor, data in self._inputs.values():
                 tensor.write(data)
+
+    @contextmanager
+    def negated(self) -> Iterator[None]:
+        """Turn the signs of Q, K and V for a while, where they lie."""
+        turned = [pair for name, pair in self._inputs.items() if name[0] in "qkv"]
+        for tensor, data in turned:
+            tensor.write(quants.negated(data, tensor.type))
+        yield
+        for tensor, data in turned:
+            tensor.write(data)
 
     def inputs_written(self) -> tuple[str, ...]:
         """Return in words which inputs have changed, and where first and last."""

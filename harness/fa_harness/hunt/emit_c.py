@@ -55,6 +55,8 @@ def program(verdict: Verdict, *, library: str, features: tuple[str, ...]) -> str
         raise UsageError(f"{case} fails in {mode or 'no mode'}: a C program can say {modes}")
     if mode in ("standard", "full_state"):
         case = case.with_(segments=1, boundaries=None, segment_types=())
+    if case.regime == "nan":
+        raise UsageError(f"{case}: a C program compares numbers, and does not judge a NaN")
     _check_size(case)
     inputs = make_inputs(case)
     own_types = mode == "mixed" or (mode == "merged" and bool(case.segment_types))

@@ -10,7 +10,9 @@ over the keys j of a row. Three things make a correct kernel differ from exact a
    sum p_j D_j |v_j - out|, at most sum p_j D_j |v_j| + |out| sum p_j D_j; the rest of the series is
    covered by exp(2 max D). D_j = alpha |k_j| + beta, |k_j| the Euclidean norm, with
    - the dot product, a sum of hsk products: alpha = scale |q| hsk u by Cauchy-Schwarz;
-   - scale, soft-cap, slope * mask and s - M: a few u times the largest numbers they meet;
+   - scale, soft-cap and s - M: a few u times the largest numbers they meet;
+   - slope * mask: the same with ALiBi, whose slopes are powers, and 2 u without. It is the largest
+     of the keys near the maximum; each of the others adds its own, times its small weight;
    - M - sink, by which a sink above the scores scales the sums: u |sink| more, and as much again
      where a part of split-KV that holds the sink meets a larger maximum.
 3. Accumulation. Each key rounds the partial sum VKQ_t once, and where the key is a new maximum the
@@ -44,6 +46,7 @@ from fa_harness.arrays import F32, F64, Bools
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
 from fa_harness.case.quants import decode, encode
+from fa_harness.case.regimes import CENTRED
 from fa_harness.judge import oracle
 from fa_harness.judge.cached import cached_property
 from fa_harness.judge.compare import Region
@@ -56,7 +59,6 @@ _F16_SPACING = 2.0**-24
 """Of F16 numbers below the normal range."""
 _F32_SPACING = 2.0**-149
 _LAMBDA = 8.0
-_SYMMETRIC_V = ("uniform", "normal", "spiky", "rising", "falling", "ties", "outlier")
 
 _Q8 = ("q8_0", "q8_1")
 
@@ -88,9 +90,9 @@ class Shared:
 
     @cached_property
     def norm(self) -> F64:
-        """The rows' norms, `[ne3, n_head, n_batch]`."""
+        """The rows' norms, `[ne3, n_head, n_batch]`; 0 where Q is not finite, as scores tell."""
         norm: F64 = np.sqrt((self._q.astype(np.float64) ** 2).sum(axis=-1))
-        return norm
+        return np.where(np.isfinite(norm), norm, 0.0)
 
     def dot_error(self, how: Arithmetic) -> F64:
         """Return the error of a dot product, scaled, in units of the key's norm."""
@@ -134,6 +136,10 @@ class Expected:
     """What else is rounded in S."""
     other_vkq: F64
     """What else is rounded in VKQ, `[..., hsv]`."""
+    is_loose: Bools
+    """Rows that may be anything: see `Partial.loose`."""
+    is_merged: bool
+    """It is of a merge, which may leave any M where a row is NaN."""
 
     def then(
         self,
@@ -190,14 +196,15 @@ class Expected:
             walk=self.walk * va + u[..., None] * walk,
             walk_norm=np.hypot(self.walk_norm * va, u[..., None] * walk_norm),
             n_u=self.n_u + u * own.n_roundings,
+            is_loose=self.is_loose | (truth.loose >= (1 if how.adds_masked else 2)),
             other_s=self.other_s * wa + n_additions * truth.s,
             other_vkq=other_vkq,
         )
 
     @cached_property
     def output(self) -> F64:
-        """The oracle's result, `[ne3, n_head, n_batch, hsv]`."""
-        return oracle.finalise(self.truth)
+        """The oracle's result, `[ne3, n_head, n_batch, hsv]`, 0 in loose rows."""
+        return self._centre(oracle.finalise(self.truth))
 
     @cached_property
     def region(self) -> Region:
@@ -211,13 +218,41 @@ class Expected:
         s = self.truth.s[..., None]
         seen = s != 0
         dout = np.divide(dvkq + out * ds[..., None], s, out=np.zeros(dvkq.shape), where=seen)
-        bound: F64 = dout + 4 * U32 * out + _F32_SPACING * seen
-        return bound
+        return self._bound(dout + 4 * U32 * out + _F32_SPACING * seen, self.output)
 
     def state_bound(self) -> F64:
         """Return how far a state row may be from `truth`: `[ne3, n_head, n_batch, 2 + hsv]`."""
         dm, ds, dvkq = self._sums_bound
         return np.concatenate([dm[..., None], ds[..., None], dvkq], axis=-1)
+
+    def state_region(self, state: F32) -> Region:
+        """Return where state rows `[ne3, n_head, n_batch, 2 + hsv]` lie that have these maxima."""
+        truth, bound = self.truth, self.state_bound()
+        rows = np.concatenate([truth.m[..., None], truth.s[..., None], truth.vkq], axis=-1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            rescale = np.exp(truth.m - state[..., 0])
+            scale = np.where(np.isinf(truth.m), 1.0, rescale)[..., None]
+            rows[..., 1:] *= scale
+            bound[..., 1:] *= scale
+        rows = self._centre(rows)
+        bound = self._bound(bound, rows)
+        if self.is_merged:
+            bound[..., 0][np.isnan(truth.m)] = np.inf
+        return Region(rows, bound)
+
+    def _centre(self, numbers: F64) -> F64:
+        """Return what numbers of each row should be, where a loose row has none."""
+        if self.is_loose.any():
+            numbers[self.is_loose] = 0.0
+        return numbers
+
+    def _bound(self, bound: F64, centre: F64) -> F64:
+        """Return how far numbers may be from the centre: what is not finite has to be that."""
+        if not np.isfinite(bound.sum()):
+            bound[~np.isfinite(centre)] = 0.0
+        if self.is_loose.any():
+            bound[self.is_loose] = np.inf
+        return bound
 
     @cached_property
     def _sums_bound(self) -> tuple[F64, F64, F64]:
@@ -226,16 +261,19 @@ class Expected:
         largest = case.scale * self.shared.norm * truth.k_max
         if case.logit_softcap:
             largest = largest + 16 * case.logit_softcap
-        of_bias = (case.n_head + 8) * truth.bias_max
-        beta = 2 * U32 * (of_bias + 4 * largest + truth.sink_max + 4)
+        u_bias = 2 * U32 * (case.n_head + 8 if case.max_bias else 2)
+        beta = u_bias * truth.bias_max + 2 * U32 * (4 * largest + truth.sink_max + 4)
 
         dm = self.dot_m + beta
         growth = np.exp(np.minimum(2 * dm, 700.0))
-        ds = (self.dot_s + beta * truth.s) * growth + 2 * U32 * truth.s_walk + self.other_s
+        of_far = u_bias * truth.far_bias
+        ds = (self.dot_s + beta * truth.s + of_far) * growth
+        ds = ds + 2 * U32 * truth.s_walk + self.other_s
         walk = self.walk * np.exp(np.minimum(self.n_u, 700.0))[..., None]
-        if case.regime in _SYMMETRIC_V and not case.v_is_view_of_k:
+        if case.regime in CENTRED and not case.v_is_view_of_k:
             walk = np.minimum(walk, _LAMBDA * self.walk_norm)
-        dvkq = (self.dot_vkq + beta[..., None] * truth.abs_vkq) * growth[..., None]
+        dvkq = self.dot_vkq + beta[..., None] * truth.abs_vkq + (of_far * self.v_max)[..., None]
+        dvkq = dvkq * growth[..., None]
         return dm, ds, dvkq + walk + self.other_vkq
 
 
@@ -246,12 +284,32 @@ def nothing(case: Case, inputs: Inputs) -> Expected:
     of_elements = dict.fromkeys(("dot_vkq", "walk", "walk_norm", "other_vkq"), truth.vkq)
     return Expected(
         is_nothing=True,
+        is_merged=False,
         shared=Shared(case, inputs.q),
-        v_max=float(np.abs(inputs.v).max()),
+        v_max=float(np.abs(inputs.v).max(initial=0.0, where=np.isfinite(inputs.v))),
         truth=truth,
+        is_loose=np.zeros(truth.s.shape, np.bool_),
         **of_rows,
         **of_elements,
     )
+
+
+def given(case: Case, inputs: Inputs, rows: F32) -> Expected:
+    """Return what is expected before a call that finds state rows which nobody computed."""
+    fresh, m = np.isneginf(rows[..., 0]), rows[..., 0].astype(np.float64)
+    sums = np.where(fresh[..., None], 0.0, rows[..., 1:].astype(np.float64))
+    s, vkq = sums[..., 0], sums[..., 1:]
+    truth = replace(
+        oracle.fresh(case),
+        m=np.where(np.isnan(s), np.nan, m),  # a row of NaN has an M of NaN
+        s=s,
+        vkq=vkq,
+        abs_vkq=np.abs(np.where(np.isfinite(vkq), vkq, 0.0)),
+        # scores are compared with it; a larger one leaves them no weight, or all
+        sink_max=np.where(np.abs(m) < 2.0**10, np.abs(m), 0.0),
+    )
+    before = replace(nothing(case, inputs), is_nothing=False, truth=truth)
+    return replace(before, is_loose=np.isposinf(m))
 
 
 def merged(parts: Sequence[Expected], wholes: Sequence[Partial] | None = None) -> Expected:
@@ -271,6 +329,7 @@ def merged(parts: Sequence[Expected], wholes: Sequence[Partial] | None = None) -
         whole,
         other_s=whole.other_s + sum(cost * part.truth.s for cost, part in pairs),
         other_vkq=whole.other_vkq + other_vkq + _merge_floor(sizes, len(parts)),
+        is_merged=True,
     )
 
 
@@ -279,7 +338,8 @@ def merged_rows(states: Sequence[F32]) -> tuple[F64, F64, F64]:
 
     The first is how far F32 may be off that merges in any order. The second is how far merges in
     turn may be apart that differ in which state comes first in each: both multiply by the same
-    factors; they may round one product more or the other (FMA), and the sum. M is exact.
+    factors; they may round one product more or the other (FMA), and the sum. M is exact, but of a
+    row of NaN anything; and so is a row where an M is infinite: see `Partial.loose`.
     """
     n, right_m = len(states), functools.reduce(np.maximum, [state[..., :1] for state in states])
     each = [state[..., 0].astype(np.float64) for state in states]
@@ -289,6 +349,7 @@ def merged_rows(states: Sequence[F32]) -> tuple[F64, F64, F64]:
     sums, in_any_order, swapped, sizes = np.zeros((4, *largest.shape, states[0].shape[-1] - 1))
     for m, state in zip(each, states, strict=True):
         part, weight = state[..., 1:].astype(np.float64), oracle.weight(m, largest)[..., None]
+        part[np.isinf(m)] = 0.0  # it is not read
         size = np.abs(part)
         sums += weight * part
         in_any_order += _merge_cost(m, largest, n)[..., None] * size
@@ -296,11 +357,15 @@ def merged_rows(states: Sequence[F32]) -> tuple[F64, F64, F64]:
         sizes += size
     in_any_order += _merge_floor(sizes, n)
     swapped += 3 * _F32_SPACING * (n - 1)  # products and the sum; equal factors
-    zero = np.zeros(right_m.shape)
+    of_m = np.where(np.isnan(right_m), np.inf, 0.0)
     rows, in_any_order, swapped = (
         np.concatenate(pair, axis=-1)
-        for pair in ((right_m, sums), (zero, in_any_order), (zero, swapped))
+        for pair in ((right_m, sums), (of_m, in_any_order), (of_m, swapped))
     )
+    is_loose = np.isposinf(right_m[..., 0])
+    rows[is_loose], in_any_order[is_loose], swapped[is_loose] = 0.0, np.inf, np.inf
+    for bound in (in_any_order, swapped):  # what is not finite has to be that
+        bound[..., 1:][~np.isfinite(rows[..., 1:])] = 0.0
     return rows, in_any_order, swapped
 
 
@@ -316,6 +381,7 @@ def _beside(a: Expected, b: Expected, truth: Partial) -> Expected:
         walk=a.walk * va + b.walk * vb,
         walk_norm=np.hypot(a.walk_norm * va, b.walk_norm * vb),
         n_u=np.maximum(a.n_u, b.n_u),
+        is_loose=a.is_loose | b.is_loose | (truth.loose >= 2),
         other_s=a.other_s * wa + b.other_s * wb,
         other_vkq=a.other_vkq * va + b.other_vkq * vb,
     )

@@ -22,7 +22,10 @@ _TOGETHER = 1 << 14
 
 @dataclass(frozen=True)
 class Region:
-    """Where numbers must lie: |number - centre| <= bound, element by element."""
+    """Where numbers must lie: |number - centre| <= bound, element by element.
+
+    A centre that is not finite has to be met exactly; where the bound is infinite anything goes.
+    """
 
     centre: F64
     bound: F64
@@ -118,7 +121,7 @@ class Comparison(NamedTuple):
     nmse: float
     """Sum of squared errors over the sum of squares of what is expected."""
     bitwise: bool
-    """Both have the same bits."""
+    """Both have the same bits, but those of a NaN."""
     worst: Worst | None
     """The element furthest beyond, or nearest to, its bound; None where all agree exactly. Of a
     state that is wrong, an element of the first of `PARTS` that is."""
@@ -191,7 +194,7 @@ def wrong(check: Check) -> Bools:
     if check.region is None:
         got, expected = (np.ascontiguousarray(x, np.float32) for x in (check.got, check.expected))
         different: Bools = got.view(np.uint32) != expected.view(np.uint32)
-        return different
+        return different & ~(np.isnan(got) & np.isnan(expected))
     shares = _shares(check.got.astype(np.float64), check.region.centre, check.region.bound)
     return shares > 1
 
@@ -254,13 +257,13 @@ def _shares(got: F64, centre: F64, bound: F64, off: F64 | None = None) -> F64:
     """Return how far each number is from the centre (`off`), as a share of the bound.
 
     Infinite where the bound is 0 and they differ, or where one of them is no number; 0 where both
-    are the same, NaN and infinities too.
+    are the same, NaN and infinities too, and where the bound is infinite.
     """
     off = np.abs(got - centre) if off is None else off
     shares: F64 = off / bound
     if not np.isfinite(shares.max(initial=0.0)):
         same = (got == centre) | (np.isnan(got) & np.isnan(centre))
-        shares = np.where(same | (off == 0), 0.0, shares)
+        shares = np.where(same | (off == 0) | np.isposinf(bound), 0.0, shares)
         shares[np.isnan(shares)] = np.inf
     return shares
 
@@ -282,8 +285,9 @@ def _compared(checks: Sequence[Check]) -> list[Comparison]:
     row_error, max_abs = _largest(error)
     are_finite = np.isfinite(max_abs).all() and (off is error or np.isfinite(off).all())
     if not are_finite:
-        error = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, error)
-        off = np.where((a == centre) | (np.isnan(a) & np.isnan(centre)), 0.0, off)
+        is_free = np.isposinf(bound)
+        error = np.where(is_free | (a == b) | (np.isnan(a) & np.isnan(b)), 0.0, error)
+        off = np.where(is_free | (a == centre) | (np.isnan(a) & np.isnan(centre)), 0.0, off)
         known = np.where(np.isfinite(b), b, 0.0)
         row_error, max_abs = _largest(error)
     shares = _shares(a, centre, bound, off)

@@ -32,7 +32,7 @@ _PROMISED = {
     "standard": {"standard_again", "standard_vs_oracle"},
     "full_state": {
         "full_state_again", "full_state_vs_standard", "full_state_vs_oracle",
-        "full_state_state_vs_oracle", "full_state_result_vs_state",
+        "full_state_state_vs_oracle", "full_state_result_vs_state", "full_state_negated",
     },
     "segmented": {
         "segmented_vs_standard", "segmented_vs_oracle", "prefix_vs_oracle", "state_vs_oracle",
@@ -53,6 +53,7 @@ _PROMISED = {
         "mixed_result_vs_state", "one_graph_vs_mixed",
     },
     "fifo": {"fifo_again", "fifo_vs_oracle", "fifo_state_vs_oracle", "fifo_result_vs_state"},
+    "preset": {"preset_vs_oracle", "preset_state_vs_oracle", "preset_result_vs_state"},
 }  # fmt: skip
 """What each mode is compared in where no other mode is computed."""
 
@@ -92,6 +93,7 @@ def checks(expect: Expectations, results: ByMode) -> Iterator[Check]:
         "merged": _merged,
         "resumed": _resumed,
         "fifo": _fifo,
+        "preset": _preset,
     }
     for mode, of_mode in of_modes.items():
         if mode in results:
@@ -114,6 +116,17 @@ def _full_state(expect: Expectations, results: ByMode) -> Iterator[Check]:
     yield _same("full_state_vs_standard", call, first.output, standard, "standard")
     yield _result_of_state("full_state_result_vs_state", call, first)
     yield from _same_left("full_state_again", call, full.again, first, "the first run")
+    # with the signs of Q and K the scores stay, and with that of V each rounding is the same
+    turned = first.state * np.where(np.arange(first.state.shape[-1]) < 2, 1, -1).astype(np.float32)
+    name, other = "full_state_negated", "the first run, with the signs of V turned"
+    for is_state, got, expected in (
+        (True, full.negated.state, turned),
+        (False, full.negated.output, -first.output),
+    ):
+        # 0 and -0 are the same: a sum that begins with 0 is never -0
+        equal = Region(expected.astype(np.float64), np.zeros(expected.shape))
+        check = _same(name, call, got, expected, other, equal)
+        yield replace(check, is_state=is_state)
 
 
 def _segmented(expect: Expectations, results: ByMode) -> Iterator[Check]:
@@ -231,6 +244,14 @@ def _reductions(expect: Expectations, merged: Merged, region: Region) -> Iterato
             yield _same_state(comparison, call, left.state, centre, IN_TURN, near_in_turn)
 
 
+def _preset(expect: Expectations, results: ByMode) -> Iterator[Check]:
+    left, expected = results["preset"], expect.preset
+    call = replace(expect.one_call, name="the only call, on a state set by hand")
+    yield _state("preset_state_vs_oracle", call, left.state, expected)
+    yield _result("preset_vs_oracle", call, left.output, expected, oracle.finalise(expected.truth))
+    yield _result_of_state("preset_result_vs_state", call, left)
+
+
 def _fifo(expect: Expectations, results: ByMode) -> Iterator[Check]:
     """Yield the checks of a rolling cache, whose steps are the rows of the arrays."""
     case, rolled, again = expect.case, results["fifo"].first, results["fifo"].again
@@ -297,18 +318,6 @@ def _one_graph(mode: str, calls: Sequence[Call], chain: Chain) -> Iterator[Check
         yield _same(name, in_graph, output, left.output, other)
 
 
-def state_region(state: F32, expected: Expected) -> Region:
-    """Return where correct state rows lie that have the maxima of these."""
-    truth, bound = expected.truth, expected.state_bound()
-    rows = np.concatenate([truth.m[..., None], truth.s[..., None], truth.vkq], axis=-1)
-    with np.errstate(invalid="ignore", over="ignore"):
-        rescale = np.exp(truth.m - state[..., 0])
-        scale = np.where(np.isinf(truth.m), 1.0, rescale)[..., None]
-        rows[..., 1:] *= scale
-        bound[..., 1:] *= scale
-    return Region(rows, bound)
-
-
 def result_region(left: Left | Rolled) -> Region:
     """Return where the result of a state's rows lies: VKQ / S, and 0 of a row that saw no key.
 
@@ -324,12 +333,12 @@ def result_region(left: Left | Rolled) -> Region:
     seen = s != 0
     result = np.divide(rows[..., 2:], s, out=np.zeros_like(rows[..., 2:]), where=seen)
     bound = 2.1 * bounds.U32 * np.abs(result) + 2.0**-149 * seen
-    return Region(result, bound)
+    return Region(result, np.where(np.isfinite(result), bound, 0.0))
 
 
 def _state(name: str, call: Call, state: F32, expected: Expected) -> Check:
     """Return the check of a state against the oracle's, brought to the rows' own maximum."""
-    region, numerators = state_region(state, expected), expected.truth.vkq
+    region, numerators = expected.state_region(state), expected.truth.vkq
     return Check(
         name=name, call=call, is_state=True, got=state, expected=region.centre, region=region,
         numerators=numerators,

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from fa_harness.arrays import F32, F64, Bools
+from fa_harness.case import preset
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
 from fa_harness.judge import bounds, oracle, rolling_oracle
@@ -31,6 +32,9 @@ _RATIO = 8.0
 """A mode's row may be this many times worse than the standard run's row. Both errors are sums of as
 many roundings of the same sizes in another order; the largest of a row's elements then differs by a
 factor of 2 or 3 from run to run, seldom of more."""
+
+NAN_IS_MEANT = np.errstate(invalid="ignore", over="ignore")
+"""Inputs and results may hold NaN and infinities, and so may what is made of them."""
 
 
 class Expectations:
@@ -58,6 +62,7 @@ class Expectations:
         self._of_fifo: dict[bytes, ExpectedSteps] = {}
         self._reaches: dict[tuple[int, int, Arithmetic, int | None], F64] = {}
 
+    @NAN_IS_MEANT
     def prepare(self, modes: Collection[str]) -> None:
         """Compute now what would be computed later, and needs no run."""
         known = [self.of_one, *([*self.parts, self.merged] if "merged" in modes else [])]
@@ -154,6 +159,18 @@ class Expectations:
         wholes = [self._prefix(q_types[: i + 1]) for i in range(len(q_types))]
         return bounds.merged(self.parts, wholes)
 
+    @cached_property
+    def preset(self) -> Expected:
+        """What is expected of one call on the state `preset.rows`."""
+        given, how = preset.rows(self.case), self.how
+        whole = self._prefix((how.q_type,) * self.case.segments)
+        before = bounds.given(self.case, self._inputs, given)
+        in_f16 = None if how.n_partials else goes_on_in_f16(given)
+        after = before.then(whole, how, in_f16=in_f16)
+        s = after.truth.s
+        may_overflow = (s > 0) & (s < 2.0**-126)  # 1 / S does
+        return replace(after, is_loose=after.is_loose | may_overflow)
+
     def fifo(self, goes_on: Bools) -> ExpectedSteps:
         """Return what is expected of the steps of a rolling cache.
 
@@ -194,13 +211,12 @@ class Expectations:
 
         That is `_RATIO` times their error, in the row itself or typical of the rows in relation to
         their size, and some roundings of a number of that size. In rows where a run is not finite,
-        it is the whole region.
+        or may be anything, it is the whole region.
         """
         partial, exact_output = self.prefixes[-1], self.outputs[-1]
-        with np.errstate(invalid="ignore"):
-            errors = [np.abs(run - exact_output).max(axis=-1) for run in runs]
+        errors = [np.abs(run - exact_output).max(axis=-1) for run in runs]
         error = functools.reduce(np.maximum, errors)
-        is_finite = np.isfinite(error)
+        is_finite = np.isfinite(error) & ~np.isposinf(region.bound).any(axis=-1)
         if not is_finite.any():
             return region
         s = np.where(partial.s == 0, 1.0, partial.s)
@@ -215,7 +231,11 @@ class Expectations:
         centre = (low + high) / 2
         bound = np.subtract(high, low, out=high)
         bound /= 2
-        return Region(centre, np.maximum(bound, 0.0, out=bound))
+        np.maximum(bound, 0.0, out=bound)
+        if not np.isfinite(bound.sum()):  # of what is NaN, infinite, or may be anything
+            is_kept = ~np.isfinite(bound)
+            centre[is_kept], bound[is_kept] = region.centre[is_kept], region.bound[is_kept]
+        return Region(centre, bound)
 
     @cached_property
     def hows(self) -> dict[bool, list[Arithmetic]]:

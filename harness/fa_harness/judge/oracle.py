@@ -14,6 +14,10 @@ and of two states, with M = max(M_a, M_b):
 Attention is VKQ / S. Beside these three a state carries sums of absolute values, weighted alike,
 from which `bounds.py` makes its bounds. Inputs are the exact values that the kernel is given (K and
 V dequantised, Q as F32).
+
+What is not finite in the inputs goes where IEEE 754 takes it: a row with a score of NaN is NaN, and
+a V that is NaN or infinite shows in its element of the rows that see it. A key that is masked
+counts for nothing. Where kernels may differ in that, a row is `loose`.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fa_harness.arrays import F32, F64
+from fa_harness.arrays import F32, F64, Bools
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
 
@@ -37,6 +41,8 @@ _STEP_KEYS = 64
 _STEP_SUMS = 1 << 20
 """The partial sums are looked at after steps of some keys: of at most `_STEP_KEYS`, and of as few
 as make no more than `_STEPS` steps and `_STEP_SUMS` sums."""
+_FAR = 16.0
+"""By how much a score is far below the maximum, at least."""
 _FEW_TERMS = 1 << 17
 """So many terms of sums are added at once; of more, a step's at a time."""
 
@@ -71,11 +77,15 @@ class Partial:
     k_max: F64
     """Largest norm of a key that was not masked."""
     bias_max: F64
-    """Largest |slope * mask| that was not -inf."""
+    """Largest |slope * mask| of the keys that are not far below the maximum: see `_is_far`."""
     sink_max: F64
     """|sink|, 0 where none was added."""
     peak: F64
     """Upper bound on |VKQ| on the way, relative to the maximum at the end of what is merged."""
+    far_bias: F64
+    """Weighted sum of the |slope * mask| that `bias_max` leaves out."""
+    loose: F64
+    """1 where the tiled path, 2 where any path may give other numbers: see `_hide_wild`."""
 
 
 def fresh(case: Case) -> Partial:
@@ -164,11 +174,15 @@ def reach(
 
 def merge(a: Partial, b: Partial) -> Partial:
     """Return the state of a's keys followed by b's."""
-    m = np.maximum(a.m, b.m)
+    m, loose = np.maximum(a.m, b.m), np.maximum(a.loose, b.loose)
+    for part in (a, b):
+        if not math.isfinite(part.vkq.sum()):
+            loose[(part.m < m - _FAR) & ~np.isfinite(part.vkq).all(axis=-1)] = 2.0
     wa, wb = weight(a.m, m), weight(b.m, m)
     va, vb = wa[..., None], wb[..., None]
     vkq_a = a.vkq * va
     size_a, n_b = np.abs(vkq_a), b.n_roundings[..., None]
+    (bias_a, far_a), (bias_b, far_b) = (_bias_from(x, m, a.bias_max + b.bias_max) for x in (a, b))
     return Partial(
         m=m,
         s=a.s * wa + b.s * wb,
@@ -181,10 +195,21 @@ def merge(a: Partial, b: Partial) -> Partial:
         walk_norm=np.hypot(a.walk_norm * va, b.walk_norm * vb + np.sqrt(n_b) * size_a),
         s_walk=a.s_walk * wa + b.s_walk * wb + b.n_roundings * (a.s * wa),
         k_max=np.maximum(a.k_max, b.k_max),
-        bias_max=np.maximum(a.bias_max, b.bias_max),
+        bias_max=np.maximum(bias_a, bias_b),
+        far_bias=far_a * wa + far_b * wb,
+        loose=loose,
         sink_max=np.maximum(a.sink_max, b.sink_max),
         peak=np.maximum(np.maximum(a.peak, b.peak), (size_a + b.abs_vkq * vb).max(axis=-1)),
     )
+
+
+def _bias_from(part: Partial, m: F64, bias: F64) -> tuple[F64, F64]:
+    """Return `bias_max` and `far_bias` of a part whose keys may be far below the maximum `m`."""
+    if not (part.bias_max > _FAR).any():
+        return part.bias_max, part.far_bias
+    is_far = _is_far(part.m, m, bias)
+    far = part.far_bias + np.where(is_far, part.bias_max * part.s, 0.0)
+    return np.where(is_far, 0.0, part.bias_max), far
 
 
 def add_sinks(partial: Partial, sinks: F32) -> Partial:
@@ -224,8 +249,17 @@ class _Keys:
         self.norms = np.sqrt(np.einsum("hki,hki->hk", self.k, self.k))[:, None]
         """`[heads, 1, keys]`."""
         v = inputs.v[i3, heads, keys].astype(np.float64)
+        self.wild_v: list[tuple[int, int, int, float]] = []
+        """Where V is not finite, and what it is: `(head, key, element, value)`. It is 0 in `v`."""
+        if not math.isfinite(v.sum()):
+            places = np.argwhere(~np.isfinite(v)).tolist()
+            self.wild_v = [(h, j, d, float(v[h, j, d])) for h, j, d in places]
+            v[~np.isfinite(v)] = 0.0
         self.v = np.concatenate([v, np.abs(v)], axis=-1)
         """V and |V|, `[heads, keys, 2 * hsv]`."""
+        self.has_wild_k = not math.isfinite(self.norms.sum())
+        if self.has_wild_k:  # its scores show it
+            self.norms[~np.isfinite(self.norms)] = 0.0
 
 
 def joined(parts: Sequence[Partial], *, axis: int) -> Partial:
@@ -250,7 +284,9 @@ def _attend_rows(
     Arrays are `[heads, rows, ...]`; of a KV head's rows, `rows` are counted head by head.
     """
     scores, bias = _scores(case, inputs, keys, rows)
+    loose = _hide_wild(scores, bias, keys)
     m = scores.max(axis=-1)
+    far_bias, bias_max = _biases(scores, m, bias)
     if for_bounds:
         is_seen = scores > -np.inf
         before = np.maximum.accumulate(scores, axis=-1)
@@ -262,7 +298,8 @@ def _attend_rows(
 
     if not for_bounds:
         vkq, abs_vkq = np.split(weights @ keys.v, 2, axis=-1)
-        known = {"s": s, "abs_vkq": abs_vkq, "peak": abs_vkq.max(axis=-1)}
+        _add_wild(vkq, weights, keys)
+        known = {"s": s, "abs_vkq": abs_vkq, "peak": abs_vkq.max(axis=-1), "loose": loose}
         return _filled(np.nan, m=m, vkq=vkq, **known)
     starts = range(0, scores.shape[-1], _step_keys(case, scores.shape[-1]))
     of_maximum = np.int8(rescale_roundings) * is_maximum
@@ -276,10 +313,9 @@ def _attend_rows(
     else:
         roundings = np.add.reduceat(counts, starts, axis=-1, dtype=float)
     vkq, abs_vkq, walk, walk_norm = _walk(weights, keys.v, roundings, starts)
+    _add_wild(vkq, weights, keys)
+    far_bias = (weights * far_bias).sum(axis=-1) if far_bias is not None else np.zeros_like(m)
     weights *= keys.norms
-    bias_max = np.zeros_like(m)
-    if bias is not None:
-        bias_max = np.abs(np.where(is_seen, bias, 0.0)).max(axis=-1)
     return Partial(
         m=m,
         s=s,
@@ -295,6 +331,8 @@ def _attend_rows(
         bias_max=bias_max,
         sink_max=np.zeros_like(m),
         peak=abs_vkq.max(axis=-1),
+        far_bias=far_bias,
+        loose=loose,
     )
 
 
@@ -312,6 +350,61 @@ def _scores(case: Case, inputs: Inputs, keys: _Keys, rows: slice) -> tuple[F64, 
     if bias is not None:
         scores += bias
     return scores, bias
+
+
+def _biases(scores: F64, m: F64, bias: F64 | None) -> tuple[F64 | None, F64]:
+    """Return |bias| of the far keys, where there are any, and the largest of the others.
+
+    Arrays are `[heads, rows, keys]`, the largest is `[heads, rows]`.
+    """
+    if bias is None:
+        return None, np.zeros_like(m)
+    size = np.abs(np.where(scores > -np.inf, bias, 0.0))
+    largest = size.max(axis=-1)
+    if not (largest > _FAR).any():  # the smallest distance that counts as far
+        return None, largest
+    is_far = _is_far(scores, m[..., None], size + largest[..., None])
+    return np.where(is_far, size, 0.0), np.where(is_far, 0.0, size).max(axis=-1)
+
+
+def _is_far(score: F64, m: F64, bias: F64) -> Bools:
+    """Tell whether scores are so far below the maximum that none of them is one after rounding.
+
+    What a bias costs a score is below 2^-10 of it (`bounds.py`, for less than 8,000 heads). Where
+    everything else that is rounded in two scores comes to 16, the bounds are far above all results
+    anyway. A far key's weight is below e^-16.
+    """
+    far: Bools = score < m - _FAR - 2.0**-10 * bias
+    return far
+
+
+def _hide_wild(scores: F64, bias: F64 | None, keys: _Keys) -> F64:
+    """Make masked scores -inf that are NaN, and return `Partial.loose` of each row.
+
+    A path that takes the largest score of a tile may leave a NaN out, and adds keys with a weight
+    of 0 that are masked, or of an earlier tile: 0 times what is not finite is NaN. So it is where
+    the weight of a far key is rounded to 0. A score of +inf makes a weight of exp(inf - inf), or 1
+    where the maximum is not subtracted again; one of -inf that is the first, exp(-inf - -inf).
+    """
+    loose = np.zeros(scores.shape[:2])
+    if not (keys.wild_v or keys.has_wild_k or np.isnan(scores.sum())):
+        return loose
+    is_masked = np.zeros(scores.shape, np.bool_) if bias is None else np.isneginf(bias)
+    is_nan, is_lost = np.isnan(scores), np.isinf(scores) & ~is_masked
+    scores[is_masked] = -np.inf
+    loose[is_nan.any(axis=-1)] = 1.0
+    m = scores.max(axis=-1)
+    for h, j, _, value in keys.wild_v:
+        loose[h, is_masked[h, :, j] | math.isinf(value)] = 1.0
+        is_lost[h, :, j] |= ~is_masked[h, :, j] & (scores[h, :, j] < m[h] - _FAR)
+    loose[is_lost.any(axis=-1)] = 2.0
+    return loose
+
+
+def _add_wild(vkq: F64, weights: F64, keys: _Keys) -> None:
+    """Add the V that is not finite to the sums of the rows that see it."""
+    for h, j, d, value in keys.wild_v:
+        vkq[h, weights[h, :, j] > 0, d] += value
 
 
 def _bias(case: Case, inputs: Inputs, keys: _Keys, rows: slice) -> F64 | None:
@@ -373,7 +466,10 @@ def _walk(weights: F64, v: F64, roundings: F64, starts: range) -> tuple[F64, F64
 
 def _filled(value: float, *, m: F64, vkq: F64, **known: F64) -> Partial:
     """Return a state whose fields hold `value` but for those that are known."""
-    of_rows = ("s", "n_roundings", "k_s", "s_walk", "k_max", "bias_max", "sink_max", "peak")
+    of_rows = (
+        "s", "n_roundings", "k_s", "s_walk", "k_max", "bias_max", "sink_max", "peak", "far_bias",
+        "loose",
+    )  # fmt: skip
     of_elements = ("abs_vkq", "k_abs_vkq", "walk", "walk_norm")
     fields = dict.fromkeys(of_rows, np.full(m.shape, value))
     fields |= dict.fromkeys(of_elements, np.full(vkq.shape, value))

@@ -64,7 +64,7 @@ def _may_overflow(check: Check, expect: Expectations, results: ByMode) -> Bools:
     case, mode = expect.case, check.mode
     if mode == "fifo":
         return _ends_in_some_order(expect)
-    if mode in ("standard", "full_state"):
+    if mode in ("standard", "full_state", "preset"):
         return in_one_call(expect)
     own_types = mode == "mixed" or (expect.own_types and mode != "segmented")
     states = _states(mode, results)

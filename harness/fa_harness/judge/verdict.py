@@ -15,7 +15,7 @@ from fa_harness.case.modes import ByMode, Run
 from fa_harness.case.rolling import CacheStep
 from fa_harness.judge import contract, overflow
 from fa_harness.judge.compare import Comparison, Judged, compare, difference, grouped
-from fa_harness.judge.expectations import Expectations
+from fa_harness.judge.expectations import NAN_IS_MEANT, Expectations
 from fa_harness.judge.explain import Localisation, localise
 from fa_harness.judge.mistrust import why_mistrusted
 from fa_harness.judge.shares import Shares, shares_of
@@ -52,6 +52,7 @@ class Verdict:
     """From the case's start to its verdict."""
 
 
+@NAN_IS_MEANT
 def judge(
     case: Case,
     inputs: Inputs,
