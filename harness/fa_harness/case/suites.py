@@ -133,6 +133,7 @@ def _smoke() -> list[Case]:
         # split-KV in chunks of 23 keys: nothing is left for the last thread
         _case(decode, n_kv=529, segments=1, threads=24),
         *design.cases("short"),
+        *design.cases("wild")[::3],
     ]  # fmt: skip
 
 
