@@ -270,8 +270,11 @@ def test_a_case_has_modes_of_its_own(case: Case, expected: tuple[str, ...]) -> N
     assert modes_of(case) == expected
 
 
-def test_the_first_patch_alone_cannot_merge(bug: Library) -> None:
-    assert lacking(load(bug.module_path)) == {"merged": "ggml_flash_attn_ext_merge_states"}
+def test_the_first_patch_alone_cannot_merge_and_orders_no_calls(bug: Library) -> None:
+    assert lacking(load(bug.module_path)) == {
+        "merged": "ggml_flash_attn_ext_merge_states",
+        "scheduled": "ggml_flash_attn_ext_get_state",
+    }
 
 
 @pytest.mark.parametrize("case", [F16, DECODE.with_(n_kv=1100), PREFILL, TYPED], ids=str)

@@ -191,3 +191,26 @@ def test_signs_that_are_turned_change_nothing_but_the_sign_of_v(library: Ggml, c
     assert judged(library, case).status == "pass"
     verdict = judged(library, case, "full_state", change)
     assert verdict.reason.startswith("full state negated: must be bit-identical")
+
+
+SCHEDULED = Case(hsk=32, hsv=32, n_head_kv=2, n_group=2, n_kv=90, n_batch=3, segments=3, seed=5)
+
+
+@pytest.mark.parametrize("modes", [("segmented", "scheduled"), ("scheduled",)], ids="-".join)
+@pytest.mark.parametrize("kind", ["output", "state"])
+def test_a_chain_whose_keys_lie_with_another_backend_is_compared(
+    library: Ggml, modes: tuple[str, ...], kind: str
+) -> None:
+    inputs, features = make_inputs(SCHEDULED), library.features()
+    run = run_case(library, SCHEDULED, inputs, modes)
+    assert judge(SCHEDULED, inputs, run, features=features).status == "pass"
+    outputs, state = run.results["scheduled"]
+    changed = [array.copy() for array in (*outputs, state)]
+    changed[1 if kind == "output" else -1][0, 1, 2, 3] += 1e-2
+    results: Any = {**run.results, "scheduled": (tuple(changed[:-1]), changed[-1])}
+    verdict = judge(SCHEDULED, inputs, dataclasses.replace(run, results=results), features=features)
+    other = "vs segmented" if "segmented" in modes else "vs oracle"
+    name = "scheduled state" if kind == "state" and len(modes) == 1 else "scheduled"
+    assert verdict.reason.startswith(f"{name} {other}")
+    assert verdict.localisation is not None
+    assert verdict.localisation.index == (1 if kind == "output" else 2)

@@ -16,7 +16,13 @@ from fa_harness.case.rolling import Held
 
 T = TypeVar("T")
 
-MODES = ("standard", "full_state", "segmented", "merged", "resumed", "mixed", "fifo", "preset")
+_FEW_ELEMENTS = 1 << 14
+"""Of K and V: so many go to another backend and back in a few milliseconds."""
+
+MODES = (
+    "standard", "full_state", "segmented", "merged", "resumed", "scheduled", "mixed", "fifo",
+    "preset",
+)  # fmt: skip
 """In the order in which they are computed; `standard` always is."""
 
 
@@ -121,6 +127,8 @@ class FullState(Twice[Left]):
 
 Mixed = Twice[Chain]
 """A chain whose segments are caches of their own, in their own types, in two contexts."""
+Scheduled = tuple[tuple[F32, ...], F32]
+"""A chain in one graph under a scheduler: the output of each call, and the last state."""
 Fifo = Twice[Rolled]
 """A rolling cache with a graph for each of a step's two calls, and with a graph for each step."""
 
@@ -133,6 +141,7 @@ class ByMode(TypedDict, total=False):
     segmented: Chain
     merged: Merged
     resumed: tuple[Left, ...]
+    scheduled: Scheduled
     mixed: Mixed
     fifo: Fifo
     preset: Left
@@ -163,10 +172,18 @@ def modes_of(case: Case) -> tuple[str, ...]:
     if case.hot_window:
         return ("standard", "fifo")
     several = ("merged", "resumed") if case.segments > 1 else ("preset",)
+    if case.segments > 1 and not case.segment_types and _is_soon_copied(case):
+        several = (*several, "scheduled")
     mixed = ("mixed",) if case.segment_types else ()
     return tuple(
         mode for mode in MODES if mode in ("standard", "full_state", "segmented", *several, *mixed)
     )
+
+
+def _is_soon_copied(case: Case) -> bool:
+    """Tell whether K and V are small enough for another backend's memory in every run."""
+    n = case.ne3 * case.n_head_kv * case.n_kv * (case.hsk_padded + case.hsv_padded)
+    return n <= _FEW_ELEMENTS
 
 
 def missing_option(case: Case, mode: str) -> str | None:

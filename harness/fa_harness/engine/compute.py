@@ -25,6 +25,7 @@ from fa_harness.case.modes import (
     Merged,
     Mixed,
     Run,
+    Scheduled,
     Standard,
     modes_of,
     order_of_parts,
@@ -32,16 +33,23 @@ from fa_harness.case.modes import (
 from fa_harness.engine import state_file
 from fa_harness.engine.fifo import roll
 from fa_harness.engine.ggml import Backend, Context, Ggml, Graph, Tensor
+from fa_harness.engine.ggml.remote import Scheduler
 from fa_harness.engine.layout import CaseTensors, Keys, clear, make_fresh, rows_of
 from fa_harness.kernel import chain_paths, path
 
 
 def lacking(ggml: Ggml) -> dict[str, str]:
     """Return the modes, and `sinks`, that a library cannot compute, with the function it lacks."""
-    sinks = {} if ggml.has_sinks else {"sinks": "ggml_flash_attn_ext_add_sinks"}
+    lacks = {} if ggml.has_sinks else {"sinks": "ggml_flash_attn_ext_add_sinks"}
     if not ggml.has_state:
-        return sinks | dict.fromkeys(MODES[1:], "ggml_flash_attn_ext_with_state")
-    return sinks if ggml.has_merge else sinks | {"merged": "ggml_flash_attn_ext_merge_states"}
+        return lacks | dict.fromkeys(MODES[1:], "ggml_flash_attn_ext_with_state")
+    if not ggml.has_merge:
+        lacks["merged"] = "ggml_flash_attn_ext_merge_states"
+    if not ggml.has_state_after:
+        lacks["scheduled"] = "ggml_flash_attn_ext_get_state"
+    elif not ggml.has_remote:
+        lacks["scheduled"] = "ggml_backend_rpc_add_server"
+    return lacks
 
 
 def run_case(
@@ -179,6 +187,31 @@ class _Computation:
                     steps.append(Left(output=rows_of(call), state=state.read()))
         return tuple(steps)
 
+    def scheduled(self) -> Scheduled:
+        """Compute the chain on the CPU from Q, K and V in the memory of another backend."""
+        with (
+            self._ggml.context() as ctx,
+            self._ggml.context() as of_calls,
+            self._ggml.context() as of_state,
+            self._ggml.remote() as remote,
+            self._ggml.backend(self._case.threads) as cpu,
+            Scheduler(self._ggml, [remote, cpu]) as scheduler,
+        ):
+            tensors = CaseTensors(ctx, self._case, self._inputs, self._layouts, of_calls=of_calls)
+            state = tensors.state(of_state)
+            linked, after = self._linked(tensors, self._views(tensors), state)
+            graph = of_calls.graph([linked[-1], after], size=16 * (len(linked) + 1))
+            tensors.allocate(remote)
+            cpu.allocate(of_state)
+            make_fresh(state)
+
+            def clear_all() -> None:
+                for call in linked:
+                    clear(call)
+
+            scheduler.compute(graph, linked, before=clear_all)
+            return tuple(rows_of(call) for call in linked), state.read()
+
     def merged(self) -> Merged:
         """Compute the parts, all reductions in one graph, then parts and a reduction in one."""
         order, n = order_of_parts(self._case), len(self._segments)
@@ -253,10 +286,7 @@ class _Computation:
         calls = [self._call(tensors, i, keys[i], state) for i in range(n)]
         graphs = [ctx.graph([call]) for call in calls]
         if self._ggml.has_state_after:  # the last call brings in the others, in their order
-            linked, state_now = [], state
-            for i in range(n):
-                linked.append(self._call(tensors, i, keys[i], state_now))
-                state_now = ctx.state_after(linked[-1])
+            linked, _ = self._linked(tensors, keys, state)
             one_graph = ctx.graph(linked[-1:], size=16 * (n + 1))
         else:
             linked, one_graph = calls, ctx.graph(calls)
@@ -268,6 +298,16 @@ class _Computation:
         self._backend.compute(one_graph)
         outputs = tuple(rows_of(call) for call in linked)
         return Chain(calls=left, one_graph=(outputs, state.read()))
+
+    def _linked(
+        self, tensors: CaseTensors, keys: Sequence[Keys], state: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return the calls of a chain, each of which depends on the one before, and its state."""
+        calls: list[Tensor] = []
+        for i in range(len(keys)):
+            calls.append(self._call(tensors, i, keys[i], state))
+            state = tensors.of_calls.state_after(calls[-1])
+        return calls, state
 
     def _compute(
         self, calls: Sequence[Tensor], graphs: Sequence[Graph], state: Tensor

@@ -42,14 +42,16 @@ class CaseTensors:
         layouts: dict[str, U8] | None = None,
         *,
         in_place: bool = False,
+        of_calls: Context | None = None,
     ) -> None:
         """Place Q and the sinks.
 
         Contexts of the case share `layouts`, by name the inputs as they lie in memory. With
         `in_place` the inputs live there, so that contexts of several libraries read the same
-        memory. Otherwise each context has a copy.
+        memory. Otherwise each context has a copy. Calls, and states, may have a context `of_calls`.
         """
         self.ctx = ctx
+        self.of_calls = ctx if of_calls is None else of_calls
         self._in_place = in_place
         self._layouts = {} if layouts is None else layouts
         self._case = case
@@ -79,8 +81,8 @@ class CaseTensors:
             k_raw, v_raw = self._source.segments[i]
         return self._keys(f"[{start}:{stop}]", self._case.of_segment(i), k_raw, v_raw)
 
-    def state(self) -> Tensor:
-        """Return a state of the case, not filled.
+    def state(self, ctx: Context | None = None) -> Tensor:
+        """Return a state of the case, not filled, in a context, or in that of the inputs.
 
         With one row per head it is made from `[2 + hsv, n_head, 1, ne3]`. It is still contiguous,
         but the stride of the dimension with one element is not that of a row.
@@ -88,8 +90,9 @@ class CaseTensors:
         case = self._case
         row, n_batch, n_head, ne3 = 2 + case.hsv_padded, case.n_batch, case.n_head, case.ne3
         rows = (n_batch, n_head) if n_batch > 1 else (n_head, 1)
-        state = self.ctx.tensor("f32", (row, *rows, ne3), "the state")
-        return state if n_batch > 1 else self.ctx.permute(state, (0, 2, 1, 3))
+        ctx = self.ctx if ctx is None else ctx
+        state = ctx.tensor("f32", (row, *rows, ne3), "the state")
+        return state if n_batch > 1 else ctx.permute(state, (0, 2, 1, 3))
 
     def call(
         self,
@@ -110,12 +113,12 @@ class CaseTensors:
         else:
             mask = self._mask_columns(segment)
         at_end = self._sinks if sinks else None
-        out = attention(self.ctx, self._case, self._q, keys, mask, state, at_end)
+        out = attention(self.of_calls, self._case, self._q, keys, mask, state, at_end)
         out.name = f"dst[{segment[0]}:{segment[1]}]"
         return out
 
     def allocate(self, backend: Backend) -> None:
-        """Give memory to the tensors and fill the inputs."""
+        """Give memory to the tensors, but to none in a context `of_calls`; fill the inputs."""
         backend.allocate(self.ctx)
         if not self._in_place:
             for tensor, data in self._inputs.values():

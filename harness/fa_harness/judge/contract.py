@@ -48,6 +48,7 @@ _PROMISED = {
         "resumed_vs_oracle", "resumed_prefix_vs_oracle", "resumed_state_vs_oracle",
         "resumed_result_vs_state",
     },
+    "scheduled": {"scheduled_vs_oracle", "scheduled_state_vs_oracle"},
     "mixed": {
         "mixed_again", "mixed_vs_oracle", "mixed_prefix_vs_oracle", "mixed_state_vs_oracle",
         "mixed_result_vs_state", "one_graph_vs_mixed",
@@ -73,6 +74,8 @@ def promised(mode: str, case: Case, modes: Collection[str]) -> set[str]:
     uncut = _uncut(case)
     if mode == "resumed" and uncut in modes:
         return {f"resumed_vs_{uncut}"}
+    if mode == "scheduled" and "segmented" in modes:
+        return {"scheduled_vs_segmented"}
     names = set(_PROMISED[mode])
     if mode == "segmented" and "full_state" in modes:
         names.add("segmented_vs_full_state")
@@ -92,6 +95,7 @@ def checks(expect: Expectations, results: ByMode) -> Iterator[Check]:
         "mixed": _mixed,  # before those that are compared with it
         "merged": _merged,
         "resumed": _resumed,
+        "scheduled": _scheduled,
         "fifo": _fifo,
         "preset": _preset,
     }
@@ -178,6 +182,19 @@ def _resumed(expect: Expectations, results: ByMode) -> Iterator[Check]:
     name = f"resumed_vs_{_uncut(expect.case)}"
     for call, left, whole in zip(calls, lefts, uncut, strict=True):
         yield from _same_left(name, call, left, whole, "the chain that is not cut")
+
+
+def _scheduled(expect: Expectations, results: ByMode) -> Iterator[Check]:
+    """Compare with the chain on one backend; where that was not computed, with the oracle."""
+    (outputs, state), calls = results["scheduled"], expect.calls(own_types=False)
+    if "segmented" in results:
+        chain = replace(results["segmented"], one_graph=(outputs, state))
+        yield from _one_graph("segmented", calls, chain, "scheduled", "the chain on one backend")
+        return
+    expected = expect.chain(None, own_types=False)
+    for call, output, after, right in zip(calls, outputs, expected, expect.outputs, strict=True):
+        yield _result("scheduled_vs_oracle", call, output, after, right)
+    yield _state("scheduled_state_vs_oracle", calls[-1], state, expected[-1])
 
 
 def _merged(expect: Expectations, results: ByMode) -> Iterator[Check]:
@@ -307,10 +324,16 @@ def _chain(
     yield replace(end, is_decisive=True)
 
 
-def _one_graph(mode: str, calls: Sequence[Call], chain: Chain) -> Iterator[Check]:
+def _one_graph(
+    mode: str,
+    calls: Sequence[Call],
+    chain: Chain,
+    what: str = "one_graph",
+    other: str = "the chain in a graph for each call",
+) -> Iterator[Check]:
     """Yield the checks of a chain in one graph, of which only the last state is known."""
     outputs, state = chain.one_graph
-    name, other = f"one_graph_vs_{mode}", "the chain in a graph for each call"
+    name = f"{what}_vs_{mode}"
     for i, (call, output, left) in enumerate(zip(calls, outputs, chain.calls, strict=True)):
         in_graph = replace(call, name=f"{call.name} in one graph")
         if i == len(outputs) - 1:

@@ -12,7 +12,6 @@ writes the chain's last output, then its state, to standard output as float32. `
     rpc-state        scheduler over RPC and CPU: the state there, too
     rpc-fresh        scheduler over RPC and CPU: the state is made fresh by the graph itself
     supports         what the RPC backend says: without a state, with one (two numbers)
-    serve            no chain, but the server for the others
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,6 +28,7 @@ from fa_harness.case.case import Case
 from fa_harness.case.inputs import make_inputs
 from fa_harness.engine import ggml
 from fa_harness.engine.ggml import Backend, Context, Ggml, Graph, Tensor
+from fa_harness.engine.ggml.remote import Remote, Scheduler
 
 CASE = Case(
     hsk=64,
@@ -43,44 +42,6 @@ CASE = Case(
     regime="rising",
     mask=False,
 )
-
-
-def rpc_function(library: Ggml, name: str, type_: str) -> Any:
-    lib, ffi = library._lib, library._ffi
-    registry = lib.ggml_backend_reg_by_name(b"RPC")
-    return ffi.cast(type_, lib.ggml_backend_reg_get_proc_address(registry, name.encode()))
-
-
-def serve(library: Ggml, endpoint: str) -> None:
-    lib, ffi = library._lib, library._ffi
-    start = rpc_function(
-        library,
-        "ggml_backend_rpc_start_server",
-        "void (*)(const char *, const char *, size_t, size_t, ggml_backend_dev_t *)",
-    )
-    device = lib.ggml_backend_reg_dev_get(lib.ggml_backend_reg_by_name(b"CPU"), 0)
-    start(endpoint.encode(), ffi.NULL, 1, 1, ffi.new("ggml_backend_dev_t[]", [device]))
-
-
-class Remote(Backend):
-    """The RPC backend of a server."""
-
-    def __init__(self, library: Ggml, endpoint: str) -> None:
-        super().__init__(library, 1, reference=False, poll=0)
-        self._endpoint = endpoint
-
-    def __enter__(self) -> Remote:
-        lib = self._ggml._lib
-        type_ = "ggml_backend_reg_t (*)(const char *)"
-        add_server = rpc_function(self._ggml, "ggml_backend_rpc_add_server", type_)
-        registry = add_server(self._endpoint.encode())
-        self._p = lib.ggml_backend_dev_init(
-            lib.ggml_backend_reg_dev_get(registry, 0), self._ggml._ffi.NULL
-        )
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._ggml._lib.ggml_backend_free(self._p)
 
 
 class Chain:
@@ -171,21 +132,13 @@ def scheduled(
     *,
     calls_in_turn: bool = False,
 ) -> bytes:
-    lib, ffi = library._lib, library._ffi
-    pointers = ffi.new("ggml_backend_t[]", [backend._p for backend in backends])
-    n = len(backends)
-    scheduler = lib.ggml_backend_sched_new(pointers, ffi.NULL, n, 2048, False, False)
-    graph = chain.build(state)
-    for call in chain.calls:
-        lib.ggml_set_output(call._p)
-    lib.ggml_set_output(state._p)
-    if calls_in_turn:
-        for call, backend in zip(chain.calls, itertools.cycle(backends)):
-            lib.ggml_backend_sched_set_tensor_backend(scheduler, call._p, backend._p)
-    assert lib.ggml_backend_sched_alloc_graph(scheduler, graph._p)
-    chain.fill()
-    assert lib.ggml_backend_sched_graph_compute(scheduler, graph._p) == 0
-    return chain.results()  # the scheduler's memory goes with the process
+    with Scheduler(library, backends) as scheduler:
+        graph = chain.build(state)
+        if calls_in_turn:
+            for call, backend in zip(chain.calls, itertools.cycle(backends)):
+                scheduler.compute_on(call, backend)
+        scheduler.compute(graph, [*chain.calls, state], before=chain.fill)
+        return chain.results()
 
 
 def run(library: Ggml, how: str, endpoint: str) -> bytes:
@@ -227,10 +180,7 @@ def run(library: Ggml, how: str, endpoint: str) -> bytes:
 def main() -> None:
     module, how, *endpoint = sys.argv[1:]
     library = ggml.load(Path(module))
-    if how == "serve":
-        serve(library, *endpoint)
-    else:
-        sys.stdout.buffer.write(run(library, how, *endpoint or [""]))
+    sys.stdout.buffer.write(run(library, how, *endpoint or [""]))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from fa_harness.build.library import Library
+from fa_harness.engine.ggml.remote import Server
 
 PROGRAM = Path(__file__).with_name("chain_elsewhere.py")
 Result = subprocess.CompletedProcess[bytes]
@@ -45,30 +47,9 @@ def plain(patched: Library) -> list[float]:
 @pytest.fixture(scope="module")
 def server(patched: Library) -> Iterator[str]:
     """The address of an RPC server of the patched library, on the loopback device."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, str(PROGRAM), str(patched.module_path), "serve", endpoint]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        try:
-            _wait_for(process, endpoint)
-            yield endpoint
-        finally:
-            process.kill()
-
-
-def _wait_for(process: subprocess.Popen[bytes], endpoint: str) -> None:
-    host, port = endpoint.split(":")
-    for _ in range(600):
-        try:
-            socket.create_connection((host, int(port))).close()
-            return
-        except ConnectionRefusedError:
-            try:
-                raise AssertionError(f"the server ended with {process.wait(timeout=0.1)}")
-            except subprocess.TimeoutExpired:
-                continue
-    raise AssertionError(f"no server at {endpoint} after a minute")
+    of_library = Server(patched.module_path)
+    yield of_library.endpoint
+    of_library.close()
 
 
 def test_the_graph_allocator_keeps_a_state_that_is_input_and_output(
@@ -115,3 +96,28 @@ def test_the_scheduler_refuses_a_state_that_it_would_have_to_copy(
     assert (
         "an operation (FLASH_ATTN_EXT) that runs on CPU must be in a buffer of that back" in message
     )
+
+
+def test_a_server_ends_with_the_process_that_started_it(patched: Library) -> None:
+    program = (
+        "import os, pathlib, sys\n"
+        "from fa_harness.engine.ggml.remote import Server\n"
+        f"server = Server(pathlib.Path({str(patched.module_path)!r}))\n"
+        "print(server.endpoint, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    host, port = done.stdout.strip().split(":")
+    stop = time.monotonic() + 60
+    while time.monotonic() < stop:
+        try:
+            socket.create_connection((host, int(port))).close()
+        except ConnectionRefusedError:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"a server still answers at {done.stdout}")
+
+
+def test_a_server_that_cannot_start_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"gone\.py: its RPC server does not answer"):
+        Server(tmp_path / "gone.py")

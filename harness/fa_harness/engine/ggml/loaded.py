@@ -12,6 +12,7 @@ import numpy as np
 from fa_harness.arrays import Array
 from fa_harness.case import quants
 from fa_harness.engine.ggml.graphs import CONTEXT_BYTES, Backend, Context, Found
+from fa_harness.engine.ggml.remote import Remote, Server, has_remote
 from fa_harness.errors import SetupError
 
 _holders: dict[str, tuple[Path, int]] = {}
@@ -45,16 +46,18 @@ def load(module_path: Path) -> Ggml:
             f"{module_path}: cannot be loaded ({error}); run `fa-harness build`"
         ) from error
     _holders.update(holders)
-    return Ggml(module.ffi, module.lib, folder)
+    return Ggml(module.ffi, module.lib, module_path.resolve())
 
 
 class Ggml:
     """A loaded library."""
 
-    def __init__(self, ffi: Any, lib: Any, folder: Path) -> None:
+    def __init__(self, ffi: Any, lib: Any, module_path: Path) -> None:
         self._ffi = ffi
         self._lib = lib
-        self._folder = folder
+        self._module_path = module_path
+        self._folder = module_path.parent
+        self._server: Server | None = None
         self._spare: list[mmap.mmap] = []
         """Mappings that contexts have left: in a new one each page is a fault anew."""
         self.has_state = hasattr(lib, "ggml_flash_attn_ext_with_state")
@@ -181,6 +184,17 @@ class Ggml:
         there becomes a key, in words. A `reference` cannot have them.
         """
         return Backend(self, n_threads, reference=reference, poll=poll, outside=outside)
+
+    @property
+    def has_remote(self) -> bool:
+        """Whether the library has the RPC backend, and a scheduler for it and others."""
+        return has_remote(self)
+
+    def remote(self) -> Remote:
+        """Return the RPC backend of a server of this library, which starts with the first."""
+        if self._server is None:
+            self._server = Server(self._module_path)
+        return Remote(self, self._server.endpoint)
 
     def _mapping(self) -> mmap.mmap:
         """Return memory for a context."""
