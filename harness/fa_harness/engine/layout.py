@@ -112,8 +112,9 @@ class CaseTensors:
             mask: Tensor | None = self._mask(f"hidden{segment}", columns.astype(np.float16))
         else:
             mask = self._mask_columns(segment)
-        at_end = self._sinks if sinks else None
-        out = attention(self.of_calls, self._case, self._q, keys, mask, state, at_end)
+        out = attention(self.of_calls, self._case, self._q, keys, mask, state, self._sinks)
+        if self._sinks is not None and not sinks:  # the function for them also takes them away
+            self.of_calls.take_sinks(out)
         out.name = f"dst[{segment[0]}:{segment[1]}]"
         return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 CONTEXT_BYTES = 32 << 20
 """For headers of tensors and graphs only. They lie in a mapping of their own, whose pages are not
 taken until they are used; memory of `malloc` may be filled at once (glibc's M_PERTURB)."""
+
+_PRECISION = ("ggml_flash_attn_ext_set_prec", "ggml_prec_set_acc")
 
 Found = dict[str, None]
 """What was written outside of tensors and work memory, in words, each once and in order."""
@@ -138,14 +141,34 @@ class Context:
             out = lib.ggml_flash_attn_ext_with_state(self._p, *inputs, state._p, *factors)
         if sinks is not None:
             lib.ggml_flash_attn_ext_add_sinks(out, sinks._p)
-        precision = {"def": lib.GGML_PREC_DEFAULT, "f32": lib.GGML_PREC_F32}[prec]
-        if hasattr(lib, "ggml_prec_set_acc"):
-            lib.ggml_prec_set_acc(out, precision)
-        else:
-            lib.ggml_flash_attn_ext_set_prec(out, precision)
+        self._set_precision(out, prec)
         if n_kv_max:
             lib.ggml_flash_attn_ext_set_n_kv_max(out, n_kv_max)
         return self._result("ggml_flash_attn_ext", out, (v.ne[0], q.ne[2], q.ne[1], q.ne[3]))
+
+    def take_sinks(self, a: Tensor) -> None:
+        """Take the sinks of the call `a` away again."""
+        self.ggml._lib.ggml_flash_attn_ext_add_sinks(a._p, self.ggml._ffi.NULL)
+
+    def _set_precision(self, out: Any, prec: str) -> None:
+        """Set the accumulator's precision, by each function that the library has for it.
+
+        The CPU does not look at it. Where the library tells what is set, it has to be what was: the
+        other precision first, since one of them is there from the beginning.
+        """
+        lib = self.ggml._lib
+        either = {"def": lib.GGML_PREC_DEFAULT, "f32": lib.GGML_PREC_F32}
+        wanted, [other] = either.pop(prec), either.values()
+        names = [name for name in _PRECISION if hasattr(lib, name)]
+        for name, precision in itertools.product(names, (other, wanted)):
+            getattr(lib, name)(out, precision)
+            if hasattr(lib, "ggml_flash_attn_ext_get_prec"):
+                found = lib.ggml_flash_attn_ext_get_prec(out)
+                if found != precision:
+                    raise WrongTensorError(
+                        f"{name} was told precision {precision}, and "
+                        f"ggml_flash_attn_ext_get_prec says {found}"
+                    )
 
     def state_after(self, a: Tensor) -> Tensor:
         """Return the state that the call `a` leaves: its state, as a tensor that depends on `a`.
