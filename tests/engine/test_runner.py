@@ -14,6 +14,7 @@ from fa_harness.build.library import Library
 from fa_harness.case.case import Case
 from fa_harness.case.modes import Run
 from fa_harness.case.suites import suite
+from fa_harness.engine import runner
 from fa_harness.engine.runner import Runner
 from fa_harness.engine.worker import Worker
 from fa_harness.errors import SetupError
@@ -380,3 +381,29 @@ def test_a_stopped_library_is_a_timeout_and_the_next_case_runs(patched: Library)
         assert "no result after 0.5 s" in verdict.reason
         [verdict] = runner.run([SMALL])
         assert verdict.status == "pass"
+
+
+def test_results_that_passed_are_not_judged_again(
+    patched: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[Case] = []
+
+    def note(case: Case, *args: Any, **options: Any) -> Verdict:
+        judged.append(case)
+        return judge(case, *args, **options)
+
+    monkeypatch.setattr(runner, "judge", note)
+    cases, passed = suite("smoke")[:8], dict[Case, set[bytes]]()
+    for again in (False, True):
+        with Runner(patched.module_path, passed=passed) as some:
+            assert {verdict.status for verdict in some.run(cases)} == {"pass"}
+        assert judged == cases
+        assert again or passed.keys() == set(cases)
+
+
+def test_a_mutant_that_changes_a_result_is_judged_whatever_passed(mutated: Library) -> None:
+    case, passed = suite("seed")[0], dict[Case, set[bytes]]()
+    for mutant, status in ((None, "pass"), ("reset-always-vec", "fail"), (None, "pass")):
+        with Runner(mutated.module_path, mutant=mutant, passed=passed) as some:
+            assert [verdict.status for verdict in some.run([case])] == [status]
+    assert len(passed[case]) == 1

@@ -43,7 +43,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "mask": _MASKS,
     "mask_heads": ("1", "all"),
     "sinks": ("0", "1"),
-    "max_bias": ("0", "1.5", "8"),
+    "max_bias": ("0", "0.75", "8"),
     "softcap": ("0", "4", "15"),
     "scale": ("0", "0.0625", "0.3"),
     "permute": _PERMUTATIONS,
@@ -213,9 +213,9 @@ def _is_cut_into_parts(n_kv: str, cut: str) -> bool:
 def _is_near(mask: str, max_bias: str, n_kv: str) -> bool:
     """Tell whether ALiBi, which counts the distance under a causal mask, leaves all keys a weight.
 
-    With a maximum bias of 1.5 all slopes are near 1, with one of 8 some are 2^-8.
+    With a maximum bias of 0.75 all slopes are near 1, with one of 8 some are 2^-8.
     """
-    farthest = {"0": 2**63, "1.5": 17, "8": 130}
+    farthest = {"0": 2**63, "0.75": 17, "8": 130}
     return mask != "causal" or int(n_kv) <= farthest[max_bias]
 
 

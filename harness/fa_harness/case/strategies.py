@@ -326,7 +326,7 @@ def _mask(draw: Draw, *, n_head: int, n_kv: int, kind: str) -> Fields:
         "mask_kind": kind,
         "mask_heads": draw(st.sampled_from([n for n in range(1, n_head + 1) if n_head % n == 0])),
         "n_kv_max": draw(st.integers(fewest, n_kv)) if kind == "sparse" else 0,
-        "max_bias": draw(_often_off(_QUARTERS)),
+        "max_bias": draw(_often_off(st.one_of(st.sampled_from((0.25, 1.0)), _QUARTERS))),
     }
 
 

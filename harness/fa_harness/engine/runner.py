@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
+import pickle
 import queue
 import time
 from collections import deque
@@ -15,7 +17,7 @@ from pathlib import Path
 
 from fa_harness.case import captures
 from fa_harness.case.case import Case
-from fa_harness.case.inputs import make_inputs
+from fa_harness.case.inputs import Inputs, make_inputs
 from fa_harness.case.modes import Run, modes_of
 from fa_harness.case.quants import TYPES
 from fa_harness.case.variations import Variation
@@ -38,12 +40,23 @@ _LONGEST = 1e6
 """Seconds; more than 24 days do not fit in the milliseconds of `poll`."""
 
 
-class Runner:
-    """A library, or one of its mutants, in workers of its own; use it in a `with` block."""
+Passed = dict[Case, set[bytes]]
+"""By case, the digests of results that passed. A verdict depends on case and results alone."""
 
-    def __init__(self, module_path: Path, *, mutant: str | None = None) -> None:
+
+class Runner:
+    """A library, or one of its mutants, in workers of its own; use it in a `with` block.
+
+    Results that are in `passed` are not judged again, which saves most of the time where a library
+    computes the same cases with one mutant after another. Of such a case only the status is told.
+    """
+
+    def __init__(
+        self, module_path: Path, *, mutant: str | None = None, passed: Passed | None = None
+    ) -> None:
         self._module_path = module_path
         self._mutant = mutant
+        self._passed = passed
         self._worker = Worker(module_path, mutant=mutant)
         self._others: list[Worker] = []
 
@@ -107,7 +120,12 @@ class Runner:
         `with_outputs` also keeps the numbers of large outputs.
         """
         submit = functools.partial(
-            _Computing, self._worker, modes=modes, timeout=timeout, with_outputs=with_outputs
+            _Computing,
+            self._worker,
+            modes=modes,
+            timeout=timeout,
+            with_outputs=with_outputs,
+            passed=self._passed,
         )
         for n_threads, group in itertools.groupby(cases, key=lambda case: case.threads):
             some = list(group)
@@ -228,6 +246,7 @@ class _Computing:
         modes: tuple[str, ...] | None,
         timeout: float | None,
         with_outputs: bool,
+        passed: Passed | None,
     ) -> None:
         """Let the worker start, unless the case cannot be computed.
 
@@ -243,6 +262,8 @@ class _Computing:
         self._modes = modes
         self._features = started.features
         self._with_outputs = with_outputs
+        self._passed = passed
+        self._inputs: Inputs | None = None
         self._result: Run | Lost | None = None
         self._expected: Expectations | None = None
         self._seconds = 0.0
@@ -261,7 +282,7 @@ class _Computing:
 
     def prepare(self, *, with_oracle: bool) -> None:
         """Compute what the verdict needs beside the result, while the worker computes that."""
-        if self._result is not None:
+        if self._result is not None or (self._passed is not None and self._case in self._passed):
             return
         try:
             with self._timed():
@@ -283,9 +304,16 @@ class _Computing:
         """Judge the worker's result."""
         assert self._result is not None
         if isinstance(self._result, Lost):
-            return self._without_comparisons(self._result)
+            return self._without_comparisons(self._result.status, self._result.reason)
+        digest = b""
+        if self._passed is not None:
+            digest = _digest(self._result)
+            if digest in self._passed.get(self._case, ()):
+                return self._without_comparisons("pass", "")
         try:
             with self._timed():
+                if self._inputs is None:
+                    self._inputs = make_inputs(self._case)
                 verdict = judge(
                     self._case,
                     self._inputs,
@@ -296,15 +324,18 @@ class _Computing:
                     with_outputs=self._with_outputs,
                 )
         except MemoryError as error:
-            return self._without_comparisons(Lost.of_memory("the comparison", error))
+            lost = Lost.of_memory("the comparison", error)
+            return self._without_comparisons(lost.status, lost.reason)
+        if self._passed is not None and verdict.status == "pass":
+            self._passed.setdefault(self._case, set()).add(digest)
         return dataclasses.replace(verdict, seconds=self._seconds)
 
-    def _without_comparisons(self, lost: Lost) -> Verdict:
+    def _without_comparisons(self, status: str, reason: str) -> Verdict:
         return Verdict(
             case=self._case,
-            status=lost.status,
+            status=status,
             path=path(self._case),
-            reason=lost.reason,
+            reason=reason,
             seconds=self._seconds,
         )
 
@@ -313,6 +344,11 @@ class _Computing:
         start = time.perf_counter()
         yield
         self._seconds += time.perf_counter() - start
+
+
+def _digest(run: Run) -> bytes:
+    """Return a digest of all that a verdict looks at: everything but the time that it took."""
+    return hashlib.sha256(pickle.dumps(dataclasses.replace(run, seconds={}), protocol=5)).digest()
 
 
 def _unsupported(case: Case, modes: tuple[str, ...], worker: Worker) -> str | None:

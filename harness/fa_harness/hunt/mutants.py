@@ -20,7 +20,7 @@ from typing import Any
 
 from fa_harness.build.library import Library
 from fa_harness.case.case import Case
-from fa_harness.engine.runner import Runner
+from fa_harness.engine.runner import Passed, Runner
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.files import replace_file
 from fa_harness.judge.verdict import Verdict
@@ -222,6 +222,7 @@ def run(
         why_equivalent: Tells why a mutant cannot show, if that is so. It is asked of what the first
             suite does not kill, since it may take as long as many cases.
     """
+    passed: Passed = {}  # most mutants leave the numbers of most cases as they are
     with Runner(library.module_path) as control:
 
         @functools.cache
@@ -236,7 +237,7 @@ def run(
                 start = time.perf_counter()
                 outcome = _unfit(mutant, library, control.mutants)
                 if outcome is None:
-                    with Runner(library.module_path, mutant=mutant.id) as runner:
+                    with Runner(library.module_path, mutant=mutant.id, passed=passed) as runner:
                         if mutant.kind == "impostor":
                             outcome = _unmask(mutant, in_order, runner, passes)
                         else:
