@@ -43,6 +43,7 @@ def comparison(**fields: Any) -> Comparison:
         "of_bound": 0.1,
         "required": "bound",
         "ok": True,
+        "place": "segment 1 (of 0 to 2), batch 0, head 1, row 2, element 3",
     }
     return Comparison(**{**usual, **fields})
 

@@ -32,6 +32,9 @@ FP16_DOT = "FP16_DOT"
 FP16_MAD = "FP16_MAD_"
 """Begins the name of the CPU feature that multiplies and adds F16 V in FP16 registers; the number
 of elements in a step follows."""
+IN_F32 = "in F32"
+"""No CPU has this feature. With it nothing but Q is rounded to less than F32, and Q as the oracle
+rounds it: what a kernel may be off that is as good as can be."""
 
 _DOT_TYPE = {
     "f32": "f32", "f16": "f16", "bf16": "bf16", "q8_0": "q8_0", "q4_0": "q8_0", "q5_0": "q8_0",
@@ -129,6 +132,8 @@ class Arithmetic:
     """What multiplies V and VKQ is rounded to F16."""
     adds_masked: bool = False
     """A masked key takes part with a weight of 0, and a score of NaN may be left out."""
+    is_q_known: bool = False
+    """Q has the values that the oracle rounds it to, next to a tie, too."""
     n_partials: int = 0
     """Parts that are accumulated apart and then added; 0 where keys are added to the state."""
 
@@ -142,12 +147,20 @@ def arithmetic(case: Case, path: str, features: tuple[str, ...]) -> Arithmetic:
     """Return what a path computes a case in, on CPU features as `Ggml.features` names them."""
     if path == "tiled":
         return Arithmetic(q_type="f32", f16_numerators=False, adds_masked=True)
+    n_partials = case.threads if path == "split-kv" else 0
+    if IN_F32 in features:
+        return Arithmetic(
+            q_type=_DOT_TYPE[case.type_K],
+            f16_numerators=False,
+            is_q_known=True,
+            n_partials=n_partials,
+        )
     return Arithmetic(
         q_type=_DOT_TYPE[case.type_K],
         f16_numerators=case.type_V == "f16",
         f16_dot=case.type_K == "f16" and FP16_DOT in features,
         f16_factors=case.type_V == "f16" and case.hsv_padded >= _f16_step(features),
-        n_partials=case.threads if path == "split-kv" else 0,
+        n_partials=n_partials,
     )
 
 

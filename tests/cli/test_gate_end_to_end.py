@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -169,6 +170,9 @@ def test_an_error_that_grew_is_stopped(call: Call, file: Path) -> None:
     assert ended.status == 1
     assert "error grew: hs" in ended.stdout
     assert "standard vs oracle: takes " in ended.stdout
+    assert re.search(
+        r"; worst in the only call, batch 0, head \d+, row \d+, element \d+", ended.stdout
+    )
 
 
 def test_a_gate_names_the_baseline_it_lacks_first_and_counts_what_it_checked(

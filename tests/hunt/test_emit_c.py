@@ -21,6 +21,8 @@ from fa_harness.engine.compute import run_case
 from fa_harness.engine.runner import Runner
 from fa_harness.errors import UsageError
 from fa_harness.hunt import emit_c
+from fa_harness.judge.compare import Narrowed
+from fa_harness.judge.expectations import Expectations
 from fa_harness.judge.verdict import Verdict, judge
 from runs import changed
 
@@ -267,6 +269,25 @@ def test_what_a_program_cannot_say_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=re.escape(reason)):
         emitted(doctored(CASE, patched, change))
+
+
+def test_an_error_that_only_the_standard_run_s_forbids_is_refused(patched: Library) -> None:
+    case = CASE.with_(n_kv=60, type_K="f32", type_V="f32")
+
+    def grown(run: Run) -> Run:
+        expect = Expectations(case, make_inputs(case), ())
+        region = expect.not_far_worse(expect.of_one.region, run.results["standard"].runs)
+        assert isinstance(region, Narrowed)
+        left = run.results["full_state"].first
+        output = left.output.copy()
+        output[1, 2, 1, 5] += np.float32(1.3 * region.ratio.bound[1, 2, 1, 5])
+        return changed(run, full_state=dataclasses.replace(left, output=output))
+
+    verdict = doctored(case, patched, grown)
+    assert verdict.localisation is not None
+    assert verdict.localisation.limit == "ratio"
+    with pytest.raises(UsageError, match="full state vs oracle fails, which a C program would not"):
+        emitted(verdict)
 
 
 def test_a_case_of_too_many_numbers_is_refused_with_their_number() -> None:

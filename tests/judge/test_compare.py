@@ -194,3 +194,62 @@ def test_arrays_are_kept_only_of_what_does_not_hold_or_is_decisive() -> None:
     without, *kept = [each.check for each in compare([holds, fails, decisive])]
     assert without.got.size == without.expected.size == 0
     assert kept == [fails, decisive]
+
+
+# checks of one name together
+
+
+def named(check: Check, call: str, first_row: int = 0) -> Check:
+    return dataclasses.replace(
+        check, call=dataclasses.replace(CALL, name=call), first_row=first_row
+    )
+
+
+def off_by(error: float, bound: float, *, is_state: bool = False) -> Check:
+    """Return a check of zeros of which one number is off."""
+    got, zero = np.zeros(SHAPE, np.float32), np.zeros(SHAPE)
+    got[1, 0, 2, 3] = error
+    region = Region(zero, np.full(SHAPE, bound))
+    return dataclasses.replace(drawn(0), got=got, expected=zero, region=region, is_state=is_state)
+
+
+def test_of_checks_that_hold_the_place_is_that_of_the_largest_share() -> None:
+    checks = (named(off_by(2, 100), "a"), named(off_by(1, 2, is_state=True), "b"))
+    found = comparator.grouped(compare(checks))["segmented_vs_oracle"]
+    assert (found.max_abs, found.of_bound, found.bound) == (2, 0.5, 2)
+    assert found.worst is not None
+    assert found.worst.error == 1
+    assert found.place == "b, batch 1, head 0, row 2, element 1"
+
+
+def test_of_checks_of_single_rows_the_place_has_the_row_of_the_case() -> None:
+    rows = [named(off_by(i, 10), f"step {i}", first_row=i) for i in (0, 5, 3)]
+    found = comparator.grouped(compare(rows))["segmented_vs_oracle"]
+    assert found.worst is not None
+    assert (found.worst.row, found.place) == (7, "step 5, batch 1, head 0, row 7, element 3")
+
+
+def test_a_check_that_does_not_hold_is_told_about_the_region_that_it_leaves() -> None:
+    both = off_by(3, 5)
+    assert both.region is not None
+    ratio = Region(both.region.centre + 1, np.full(SHAPE, 1.5))
+    region = comparator.Narrowed(
+        both.region.centre + 1, ratio.bound, rounding=both.region, ratio=ratio
+    )
+    for got, limit, error, bound in ((3, "ratio", 2, 1.5), (7, "rounding", 7, 5)):
+        check = dataclasses.replace(off_by(got, 5), region=region)
+        found = comparator.restated(compare([check])[0])
+        assert found.check.limit == limit
+        assert found.comparison.worst is not None
+        assert (found.comparison.worst.error, found.comparison.bound) == (error, bound)
+        assert found.comparison.of_bound == error / bound
+
+
+def test_a_region_without_what_is_lost_is_still_of_both() -> None:
+    ones = np.ones(SHAPE)
+    one = Region(ones, ones)
+    lost = np.zeros(SHAPE, bool)
+    lost[0, 0, 0, 0] = True
+    found = comparator.Narrowed(ones, ones, rounding=one, ratio=one).without(lost)
+    for region in (found, found.rounding, found.ratio):
+        assert (region.centre[0, 0, 0, 0], region.centre[0, 0, 0, 1]) == (0, 1)

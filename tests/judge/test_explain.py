@@ -16,7 +16,8 @@ from fa_harness.case.modes import Chain, Left, Rolled, Run
 from fa_harness.engine.compute import run_case
 from fa_harness.engine.ggml import Ggml
 from fa_harness.engine.runner import Runner
-from fa_harness.judge.compare import Call, Check, Region, compare
+from fa_harness.judge.compare import Call, Check, Narrowed, Region, compare
+from fa_harness.judge.expectations import NAN_IS_MEANT, Expectations
 from fa_harness.judge.explain import Localisation, localise
 from fa_harness.judge.verdict import Verdict, judge
 from fa_harness.judge.words import explain
@@ -50,7 +51,8 @@ def check(*wrong: Index, is_state: bool = False, call: Call = CALL, by: float = 
 
 def localised(*checks: Check) -> Localisation:
     judged = compare(checks)
-    return localise(judged, next(each for each in judged if not each.comparison.ok))
+    first = next(each for each in judged if not each.comparison.ok)
+    return localise(judged, first, checks)
 
 
 def test_where_nothing_is_wrong_there_is_no_place() -> None:
@@ -369,6 +371,239 @@ def test_two_fresh_states_that_merge_to_nan_are_localised(compute: Compute) -> N
 
 
 MIXED = VEC.with_(segment_types=("q4_0", "q8_0", "f32/f16"), regime="normal")
+
+
+# an error that is much larger than the standard run's
+
+
+RATIO = VEC.with_(regime="normal", n_kv=300)
+
+
+def worse(output: F32, by: float, index: Index = HERE) -> F32:
+    """Return an output of which an element is off by so much more."""
+    changed: F32 = output.copy()
+    changed[index] += np.float32(by)
+    return changed
+
+
+def allowed_beside_standard(compute: Compute, case: Case, index: Index) -> tuple[float, float]:
+    """Return the exact result of an element, and the error that standard's run allows there."""
+    expect = Expectations(case, make_inputs(case), ())
+    standard = compute(case).results["standard"].runs
+    region = expect.not_far_worse(expect.of_one.region, standard)
+    assert isinstance(region, Narrowed)
+    assert region.ratio.bound[index] < region.rounding.bound[index] / 2
+    return float(region.ratio.centre[index]), float(region.ratio.bound[index])
+
+
+def full_state_off(run: Run, by: float) -> Run:
+    full = run.results["full_state"].first
+    left = dataclasses.replace(full, output=worse(full.output, by))
+    return changed(run, full_state=left, full_state_again=left)
+
+
+def chain_off(run: Run, by: float) -> Run:
+    chain = run.results["segmented"]
+    output = worse(chain.calls[-1].output, by)
+    calls = with_step(chain.calls, len(chain.calls) - 1, output=output)
+    return changed(run, segmented=dataclasses.replace(chain, calls=calls))
+
+
+def merge_off(run: Run, by: float) -> Run:
+    merged = run.results["merged"]
+    left = dataclasses.replace(merged.in_turn, output=worse(merged.in_turn.output, by))
+    return changed(run, merged=dataclasses.replace(merged, in_turn=left))
+
+
+@pytest.mark.parametrize(
+    ("fault", "mode", "call"),
+    [
+        (full_state_off, "full_state", "the only call, keys 0 to 299, vec path"),
+        (chain_off, "segmented", "segment 2 (of 0 to 2), keys 200 to 299, vec path"),
+        (merge_off, "merged", "merges in turn, keys 0 to 299"),
+    ],
+)
+def test_an_error_that_grew_beside_the_standard_run_s_is_localised(
+    compute: Compute, fault: Callable[[Run, float], Run], mode: str, call: str
+) -> None:
+    exact, allowed = allowed_beside_standard(compute, RATIO, HERE)
+    verdict = judged(RATIO, fault(compute(RATIO), 1.5 * allowed))
+    found = verdict.localisation
+    assert found is not None
+    assert (found.mode, found.comparison, found.limit) == (mode, f"{mode}_vs_oracle", "ratio")
+    assert where(found)[2:] == ("result", HERE, "the oracle")
+    assert (found.expected, found.bound) == (exact, allowed)
+    assert verdict.reason == (
+        f"{mode.replace('_', ' ')} vs oracle: {found.error:.2e}, the standard run's error allows "
+        f"{allowed:.2e} at batch 1, head 3, row 2, element 4"
+    )
+    first, second, _ = found.lines()
+    assert first == (
+        f"{mode}, {call}: the error of the result grew; M, S and numerators are within bounds"
+    )
+    assert second.endswith(" x what the standard run's error allows; within the rounding bound")
+    comparison = verdict.comparisons[found.comparison]
+    assert (comparison.bound, comparison.of_bound) == (allowed, found.share)
+
+
+def test_an_error_beyond_rounding_is_told_before_one_that_grew(compute: Compute) -> None:
+    _, allowed = allowed_beside_standard(compute, RATIO, HERE)
+    run = full_state_off(compute(RATIO), 1.5 * allowed)
+    output = worse(run.results["full_state"].first.output, 1, (0, 0, 1, 2))
+    left = dataclasses.replace(run.results["full_state"].first, output=output)
+    found = broken(RATIO, changed(run, full_state=left, full_state_again=left))
+    assert (found.limit, where(found)[3], found.wrong_rows) == ("rounding", (0, 0, 1, 2), 1)
+
+
+def test_an_error_that_grew_is_told_though_other_rows_overflow(library: Ggml) -> None:
+    case = VEC.with_(type_V="f16", mask=False, mask_kind="none", regime="spiky", n_kv=600)
+    inputs = make_inputs(case)
+    v = inputs.v.copy()
+    v[0] = 60000
+    raw = v.astype(np.float16).view(np.uint8)
+    inputs = dataclasses.replace(inputs, v=raw.view(np.float16).astype(np.float32), v_raw=raw)
+    run = run_case(library, case, inputs)
+    assert judge(case, inputs, run, features=()).status == "unsupported"
+    expect = Expectations(case, inputs, ())
+    region = expect.not_far_worse(expect.of_one.region, run.results["standard"].runs)
+    assert isinstance(region, Narrowed)
+    wrong = full_state_off(run, 1.5 * float(region.ratio.bound[HERE]))
+    verdict = judge(case, inputs, wrong, features=())
+    assert verdict.localisation is not None
+    assert (verdict.localisation.limit, where(verdict.localisation)[3]) == ("ratio", HERE)
+
+
+# what is called right
+
+
+def result_off(run: Run, mode: str = "segmented", i: int = 1) -> Run:
+    """Return a run with another result of a call whose state stays as it is."""
+    if mode == "mixed":
+        chain = run.results["mixed"].first
+        calls = with_step(chain.calls, i, output=scaled(chain.calls[i].output))
+        return changed(run, mixed=dataclasses.replace(chain, calls=calls))
+    chain = run.results["segmented"]
+    calls = with_step(chain.calls, i, output=scaled(chain.calls[i].output))
+    return changed(run, segmented=dataclasses.replace(chain, calls=calls))
+
+
+F16 = VEC.with_(type_V="f16", regime="normal")
+
+
+@pytest.mark.parametrize("case", [VEC, RATIO, VEC.with_(ne3=2, n_batch=64, n_kv=130)])
+def test_all_parts_of_a_state_in_f32_are_called_right(compute: Compute, case: Case) -> None:
+    assert broken(case, result_off(compute(case))).right == ("M", "S", "numerators")
+
+
+def test_numerators_that_f16_rounded_are_not_called_right(compute: Compute) -> None:
+    found = broken(F16, result_off(compute(F16)))
+    assert (found.part, found.right) == ("result", ("M", "S"))
+    assert "result is wrong; M and S are within bounds" in found.lines()[0]
+
+
+def test_a_fault_that_the_bound_of_f16_hides_is_not_called_right(library: Ggml) -> None:
+    # sums of small whole numbers are the same in F16 and in F32
+    case = F16.with_(mask=False, mask_kind="none")
+    inputs = make_inputs(case)
+    v = np.abs(np.rint(inputs.v)).astype(np.float16)
+    inputs = dataclasses.replace(
+        inputs, q=np.zeros_like(inputs.q), v=v.astype(np.float32), v_raw=v.view(np.uint8)
+    )
+    run = changed(run_case(library, case, inputs), merged=None, resumed=None)
+    chain = run.results["segmented"]
+    state = chain.calls[1].state.copy()
+    state[1, 2, 0, 7] += np.float32(2e-3)
+    calls = with_step(chain.calls, 1, state=state)
+    wrong = changed(run, segmented=dataclasses.replace(chain, calls=calls))
+    assert judge(case, inputs, wrong, features=()).comparisons["state_vs_oracle"].ok
+    for each, right in ((run, ("M", "S", "numerators")), (wrong, ("M", "S"))):
+        found = judge(case, inputs, result_off(each), features=()).localisation
+        assert found is not None
+        assert (found.comparison, found.right) == ("prefix_vs_oracle", right)
+
+
+def test_numerators_that_an_earlier_call_rounded_to_f16_are_not_called_right(
+    compute: Compute,
+) -> None:
+    case = MIXED.with_(segment_types=("f16", "f32", "f32"))
+    run = compute(case)
+    for i in (0, 1, 2):
+        found = broken(case, result_off(run, "mixed", i))
+        assert (found.mode, found.index, found.part) == ("mixed", i, "result")
+        assert (found.largest_numerator is not None) == (i == 0)
+        assert "numerators" not in found.right
+
+
+def test_numerators_that_go_on_in_f32_are_called_right(compute: Compute) -> None:
+    # what the F32 call left are no F16 numbers: upstream goes on in F32 though V is F16
+    case = MIXED.with_(segment_types=("f32", "f16", "f32"))
+    found = broken(case, result_off(compute(case), "mixed", 1))
+    assert found.right == ("M", "S", "numerators")
+
+
+def test_of_a_wrong_state_only_parts_that_f32_would_call_right_are(compute: Compute) -> None:
+    chain = compute(F16).results["segmented"]
+    calls = with_step(chain.calls, 1, state=scaled(chain.calls[1].state, (1, 2, 0, 1)))
+    wrong = changed(compute(F16), segmented=dataclasses.replace(chain, calls=calls))
+    found = broken(F16, wrong)
+    assert (found.part, found.right) == ("S", ("M",))
+
+
+def test_of_q8_1_the_doubt_about_q_is_not_within_the_bounds_of_f32(compute: Compute) -> None:
+    case = VEC.with_(type_K="q4_1", type_V="q8_0", regime="normal")
+    expect = Expectations(case, make_inputs(case), ())
+    tight = expect.in_f32().of_one.state_bound()
+    assert (10 * tight[..., 0] < expect.of_one.state_bound()[..., 0]).all()
+
+
+def test_of_a_standard_run_no_state_is_called_right(compute: Compute) -> None:
+    standard = scaled(compute(VEC).results["standard"].output)
+    wrong = changed(compute(VEC), standard=standard, standard_again=standard)
+    found = broken(VEC, wrong)
+    assert (found.mode, found.part, found.right) == ("standard", "result", ())
+
+
+def test_bits_are_called_the_same_only_where_they_were_compared(compute: Compute) -> None:
+    full = compute(VEC).results["full_state"].first
+    left = dataclasses.replace(full, output=one_bit(full.output))
+    # a standard run has no state
+    found = broken(VEC, changed(compute(VEC), full_state=left, full_state_again=left))
+    assert (found.comparison, found.right) == ("full_state_vs_standard", ())
+    assert found.lines()[0].endswith("vec path: the bits of result differ")
+    found = broken(VEC, changed(compute(VEC), full_state_again=left))
+    assert (found.comparison, found.right) == ("full_state_again", ("M", "S", "numerators"))
+    assert found.lines()[0].endswith("; those of M, S and numerators do not")
+
+
+def test_a_row_that_may_be_anything_is_not_called_right(compute: Compute) -> None:
+    case = Case(
+        hsk=64, hsv=40, n_head_kv=5, n_kv=70, n_batch=3, segments=3, regime="nan", mask=False,
+        type_K="f32", type_V="f32",
+    )  # fmt: skip
+    run = compute(case)
+    with NAN_IS_MEANT:
+        assert Expectations(case, make_inputs(case), ()).chain(None)[2].is_loose.any()
+    chain = run.results["segmented"]
+    output = chain.calls[2].output.copy()
+    output[0, 0, 0] = 17
+    calls = with_step(chain.calls, 2, output=output)
+    found = broken(case, changed(run, segmented=dataclasses.replace(chain, calls=calls)))
+    assert (found.comparison, found.right) == ("prefix_vs_oracle", ())
+
+
+def test_what_must_be_equal_says_so_and_of_which_parts_it_is(compute: Compute) -> None:
+    full = compute(VEC).results["full_state"]
+    negated = dataclasses.replace(full.negated, state=scaled(full.negated.state, HERE))
+    results: Any = {
+        **compute(VEC).results,
+        "full_state": dataclasses.replace(full, negated=negated),
+    }
+    verdict = judged(VEC, dataclasses.replace(compute(VEC), results=results))
+    found = verdict.localisation
+    assert found is not None
+    assert (found.comparison, found.limit) == ("full_state_negated", "equality")
+    assert verdict.reason.startswith("full state negated: must be equal, differs by ")
+    assert found.lines()[0].endswith("vec path: numerators differ; M and S do not")
 
 
 def test_a_typed_chain_names_the_segment_of_its_own_type(compute: Compute) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from xml.etree import ElementTree as ET
 
@@ -70,6 +71,16 @@ def test_junit_has_what_a_gate_found_in_a_case_that_passes() -> None:
     root = ET.fromstring(junit.render(GROWN, judged(GROWN, WAS)))
     [failure] = root.findall(f".//testcase[@name='{CASE}']/failure")
     assert failure.get("type") == "error grew"
+
+
+@pytest.mark.parametrize("render", [junit.render, markdown.render, html.render, json.render])
+def test_each_form_has_the_place_of_an_error_that_grew(
+    render: Callable[[Results, Gate], str],
+) -> None:
+    gate = judged(GROWN, WAS)
+    text = render(GROWN, gate).replace("\\", "")  # Markdown's
+    assert "may be 16.0%; worst in segment 1 (of 0 to 2), batch 0, head 1, row 2, element 3" in text
+    assert "segment 1 (of 0 to 2), batch 0, head 1, row 2, element 3" in annotate(GROWN, gate)
 
 
 def test_junit_has_the_speed_and_the_checks_of_a_gate() -> None:

@@ -246,7 +246,10 @@ def test_an_error_may_grow_by_its_margin(share: float, grew: bool) -> None:
 def test_an_error_that_grew_is_told_with_what_it_was_and_may_be() -> None:
     run = results(compared(of_bound=0.5), compared(OTHER))
     [finding] = judged(run, baseline_of(GOOD)).findings
-    assert finding.text == ("standard vs oracle: takes 50.0% of its bound, was 10.0%, may be 16.0%")
+    assert finding.text == (
+        "standard vs oracle: takes 50.0% of its bound, was 10.0%, may be 16.0%; worst in segment 1 "
+        "(of 0 to 2), batch 0, head 1, row 2, element 3"
+    )
 
 
 @pytest.mark.parametrize("required", ["bits", "bound"])

@@ -134,6 +134,8 @@ def _check_size(case: Case) -> None:
 
 def _shows(found: Localisation, mode: str, allowed: Sequence[F64]) -> bool:
     """Tell whether the wrong number is beyond what the program allows."""
+    if found.limit == "ratio":
+        return False
     index = found.index or 0
     if mode == "merged" and found.index is None:
         if found.call != IN_TURN:

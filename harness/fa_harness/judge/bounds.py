@@ -99,7 +99,8 @@ class Shared:
         if how not in self._dot_errors:
             n = self.case.hsk_padded
             u_dot = (n / 32 + 8) * U16 if how.f16_dot else (n + 8) * U32
-            doubt = _q_doubt(self._q, how.q_type) if how.q_type in _Q8 else 0.0
+            is_in_doubt = how.q_type in _Q8 and not how.is_q_known
+            doubt = _q_doubt(self._q, how.q_type) if is_in_doubt else 0.0
             self._dot_errors[how] = self.case.scale * (self.norm * u_dot + doubt)
         return self._dot_errors[how]
 

@@ -30,6 +30,26 @@ class Region:
     centre: F64
     bound: F64
 
+    def without(self, lost: Bools) -> Region:
+        """Return it with a 0 that may be off by 1 in the place of each number that is lost."""
+        return Region(np.where(lost, 0.0, self.centre), np.where(lost, 1.0, self.bound))
+
+
+@dataclass(frozen=True)
+class Narrowed(Region):
+    """What a region and another have in common: its centre need not be that of either."""
+
+    rounding: Region
+    """Where rounding alone may lead."""
+    ratio: Region
+    """Around exact attention, as far as the standard run's error allows."""
+
+    def without(self, lost: Bools) -> Narrowed:
+        """Return it without some numbers, as `Region.without` does."""
+        both = super().without(lost)
+        rounding, ratio = self.rounding.without(lost), self.ratio.without(lost)
+        return Narrowed(both.centre, both.bound, rounding, ratio)
+
 
 class LateRegion(Region):
     """A region that is computed when it is first asked for."""
@@ -87,6 +107,8 @@ class Check:
     have its bits."""
     region: Region | None = None
     """Where `got` must lie; None where it must have the bits of `expected`."""
+    limit: str = "rounding"
+    """What sets the region's bound; `ratio` where it is the standard run's error."""
     other: str = ORACLE
     """Whose `expected` is."""
     numerators: F64 | None = None
@@ -134,6 +156,8 @@ class Comparison(NamedTuple):
     the difference is only reported."""
     ok: bool
     """What is required holds for every element."""
+    place: str = ""
+    """The call of `worst`, and its place, in words. Empty where all agree exactly."""
     by_row: F32 | None = None
     """The largest share of its bound that an element of each row takes, `[ne3, n_head, n_batch]`;
     infinite where the bits have to be the same and are not. None where all have the same bits."""
@@ -208,8 +232,8 @@ def parts_of(array: Bools) -> dict[str, Bools]:
 def grouped(judged: Sequence[Judged]) -> dict[str, Comparison]:
     """Return the comparisons: by name, the checks that were made under it as one.
 
-    That is the first that does not hold, else the one of the largest error, which then has the
-    largest share of a bound that any of them takes.
+    That is the first that does not hold, else the one that takes the largest share of its bound,
+    with the largest errors of all.
     """
     by_name: dict[str, list[Judged]] = {}
     for each in judged:
@@ -218,14 +242,53 @@ def grouped(judged: Sequence[Judged]) -> dict[str, Comparison]:
 
 
 def _as_one(judged: Sequence[Judged]) -> Comparison:
-    every = [each.comparison for each in judged]
-    found = next((c for c in every if not c.ok), None)
-    if found is None:
-        found = max(every, key=lambda c: c.max_abs)
-        found = found._replace(of_bound=max(c.of_bound for c in every))
+    chosen = next((each for each in judged if not each.comparison.ok), None)
+    if chosen is None:
+        chosen = max(judged, key=lambda each: (each.comparison.of_bound, each.comparison.max_abs))
+        largest = max((each.comparison for each in judged), key=lambda c: c.max_abs)
+        errors = {name: getattr(largest, name) for name in ("max_abs", "max_rel_row", "nmse")}
+        found = chosen.comparison._replace(**errors, bitwise=largest.bitwise)
+    else:
+        found = chosen.comparison
+    if found.worst is not None:
+        check, worst = (
+            chosen.check,
+            found.worst._replace(row=chosen.check.first_row + found.worst.row),
+        )
+        found = found._replace(
+            worst=worst, place=f"{check.call.name}, {place(worst, is_state=check.is_state)}"
+        )
     if judged[-1].check.first_row != judged[0].check.first_row:
         return found._replace(by_row=_joined_rows(judged))
     return found
+
+
+def place(worst: Worst, *, is_state: bool) -> str:
+    """Return the place of an element in words."""
+    element = f"element {worst.dim}"
+    if is_state:
+        element = PARTS[worst.dim] if worst.dim < 2 else f"element {worst.dim - 2}"
+    return f"batch {worst.batch}, head {worst.head}, row {worst.row}, {element}"
+
+
+def restated(judged: Judged) -> Judged:
+    """Return a check that does not hold with all of its numbers about one centre and one bound.
+
+    Of two regions it is about the first that does not hold: what they have in common has a centre
+    that is nobody's result. And the error is measured from the centre that the bound is about:
+    not from exact attention for Q itself, where that is another.
+    """
+    check, region = judged.check, judged.check.region
+    if judged.comparison.ok or region is None:
+        return judged
+    limits = {"rounding": region}
+    if isinstance(region, Narrowed):
+        limits = {"rounding": region.rounding, "ratio": region.ratio}
+    for limit, one in limits.items():
+        [judged] = compare([replace(check, expected=one.centre, region=one, limit=limit)])
+        if not judged.comparison.ok:
+            break
+    return judged
 
 
 def _joined_rows(judged: Sequence[Judged]) -> F32 | None:

@@ -16,10 +16,11 @@ from fa_harness.case.inputs import Inputs
 from fa_harness.judge import bounds, oracle, rolling_oracle
 from fa_harness.judge.bounds import Expected
 from fa_harness.judge.cached import cached_property
-from fa_harness.judge.compare import Call, Region
+from fa_harness.judge.compare import Call, Narrowed, Region
 from fa_harness.judge.oracle import Partial
 from fa_harness.judge.rolling_oracle import ExpectedSteps
 from fa_harness.kernel import (
+    IN_F32,
     Arithmetic,
     arithmetic,
     chain_is_exact,
@@ -61,6 +62,14 @@ class Expectations:
         self._of_segments: dict[tuple[int, Arithmetic], Expected] = {}
         self._of_fifo: dict[bytes, ExpectedSteps] = {}
         self._reaches: dict[tuple[int, int, Arithmetic, int | None], F64] = {}
+
+    def in_f32(self) -> Expectations:
+        """Return the same of a kernel that rounds to F32 throughout, but for Q."""
+        same = Expectations(self.case, self._inputs, (*self._features, IN_F32))
+        same._rounded, same._segments, same._prefixes = (
+            self._rounded, self._segments, self._prefixes
+        )  # fmt: skip
+        return same
 
     @NAN_IS_MEANT
     def prepare(self, modes: Collection[str]) -> None:
@@ -235,7 +244,8 @@ class Expectations:
         if not np.isfinite(bound.sum()):  # of what is NaN, infinite, or may be anything
             is_kept = ~np.isfinite(bound)
             centre[is_kept], bound[is_kept] = region.centre[is_kept], region.bound[is_kept]
-        return Region(centre, bound)
+        ratio = Region(exact_output, np.broadcast_to(allowed, exact_output.shape))
+        return Narrowed(centre, bound, rounding=region, ratio=ratio)
 
     @cached_property
     def hows(self) -> dict[bool, list[Arithmetic]]:

@@ -16,7 +16,7 @@ from fa_harness.arrays import F32, F64, Bools
 from fa_harness.case.case import Case
 from fa_harness.case.modes import ByMode
 from fa_harness.judge.bounds import U16
-from fa_harness.judge.compare import Check, Judged, Region, compare
+from fa_harness.judge.compare import Check, Judged, compare
 from fa_harness.judge.expectations import Expectations
 from fa_harness.kernel import F16_MAX, Arithmetic, goes_on_in_f16
 
@@ -48,7 +48,7 @@ def _excused(judged: Judged, expect: Expectations, results: ByMode) -> Judged:
             check,
             got=np.where(is_lost, zero, check.got),
             expected=np.where(is_lost, 0, check.expected),
-            region=Region(np.where(is_lost, 0, region.centre), np.where(is_lost, 1, region.bound)),
+            region=region.without(is_lost),
         )
     ])  # fmt: skip
     return after

@@ -52,7 +52,17 @@ def in_words(share: float) -> str:
         return "inf x"
     if share <= 1:
         return f"{share:.0%}"
-    return f"{share:.3g} x" if share < 1000 or share >= 1e6 else f"{share:.0f} x"
+    if 999.5 <= share < 1e6:
+        return f"{share:.0f} x"
+    texts = (f"{share:.{digits}g}" for digits in range(3, 18))
+    return f"{next(text for text in texts if float(text) > 1)} x"
+
+
+def beyond(error: float, bound: float) -> tuple[str, str]:
+    """Return an error and the bound that it is beyond, with the digits that show that it is."""
+    texts = [(f"{error:.{digits}e}", f"{bound:.{digits}e}") for digits in range(2, 17)]
+    are_apart = (pair for pair in texts if not float(pair[0]) <= float(pair[1]))
+    return next(are_apart, texts[-1])
 
 
 def _pooled(array: F32) -> F32:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 
@@ -14,7 +15,14 @@ from fa_harness.case.inputs import Inputs
 from fa_harness.case.modes import ByMode, Run
 from fa_harness.case.rolling import CacheStep
 from fa_harness.judge import contract, overflow
-from fa_harness.judge.compare import Comparison, Judged, compare, difference, grouped
+from fa_harness.judge.compare import (
+    Comparison,
+    Judged,
+    compare,
+    difference,
+    grouped,
+    restated,
+)
 from fa_harness.judge.expectations import NAN_IS_MEANT, Expectations
 from fa_harness.judge.explain import Localisation, localise
 from fa_harness.judge.mistrust import why_mistrusted
@@ -71,15 +79,21 @@ def judge(
     """
     expect = Expectations(case, inputs, features) if expected is None else expected
     judged = compare(contract.checks(expect, run.results))
+    judged, overflows = overflow.excused(judged, expect, run.results)
+    judged = [restated(each) for each in judged]
     comparisons = grouped(judged)
     standard = run.results["standard"].output
     if inputs.model_output is not None:
         # another CPU, other threads or the cells behind the last token may round otherwise
         comparisons["standard_vs_model"] = difference(standard, inputs.model_output)
     misplaced = _misplaced(case, run.results)
-    judged, overflows = overflow.excused(judged, expect, run.results)
     first = next((each for each in judged if not each.comparison.ok), None)
-    localisation = None if first is None or misplaced else localise(judged, first)
+    localisation = None
+    if first is not None and not misplaced:
+        mode = first.check.mode
+        of_mode = {name: left for name, left in run.results.items() if name in ("standard", mode)}
+        in_f32 = contract.checks(expect.in_f32(), cast(ByMode, of_mode))
+        localisation = localise(judged, first, in_f32)
     reasons = (misplaced, _written(run), None if localisation is None else localisation.reason)
     status, reason = "fail", next(filter(None, reasons), "")
     if not reason:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from fa_harness.case.modes import MODES
-from fa_harness.judge.shares import in_words
+from fa_harness.judge.shares import beyond, in_words
 from fa_harness.judge.verdict import Verdict
 
 
@@ -26,7 +26,8 @@ def worst(verdict: Verdict) -> tuple[str, str]:
     """
     found = verdict.localisation
     if found is not None:
-        return f"{found.error:.2e}", "bits" if found.is_of_bits else in_words(found.share)
+        text, _ = beyond(found.error, found.bound)
+        return text, "bits" if found.is_of_bits else in_words(found.share)
     shares = [c.of_bound for name, c in verdict.comparisons.items() if name.endswith("_vs_oracle")]
     if not shares:
         return "-", "-"

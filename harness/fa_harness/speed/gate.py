@@ -362,7 +362,7 @@ def _grown_error(now: Mapping[str, Comparison], before: CaseRecord) -> str | Non
     more = f"; so did {len(grown) - 1} other errors" if len(grown) > 1 else ""
     return (
         f"{_in_words([name])}: takes {shares[name]:.1%} of its bound, was "
-        f"{before.of_bound[name]:.1%}, may be {allowed[name]:.1%}{more}"
+        f"{before.of_bound[name]:.1%}, may be {allowed[name]:.1%}; worst in {now[name].place}{more}"
     )
 
 
