@@ -195,6 +195,8 @@ def test_of_a_case_that_passes_each_record_is_of_one_element(compute: Compute, n
 
 # a number of one check
 
+QUICK = ("f32", "f16", "q8_0", "split-kv", "alone", "rolling", "rolling f16")
+
 
 def other_numbers(x: F32, expected: Any, bound: Any) -> Iterator[F32]:
     """Yield other numbers for one: just beyond the bound, far beyond, the next, and none."""
@@ -209,7 +211,10 @@ def key(check: Check) -> tuple[object, ...]:
     return check.mode, check.name, check.call.name, check.is_state, check.first_row
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in CASES],
+)
 def test_whatever_check_does_not_hold_its_numbers_agree(
     compute: Compute, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

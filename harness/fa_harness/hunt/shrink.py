@@ -25,7 +25,9 @@ Changes = dict[str, Any]
 
 _SIMPLE_REGIMES = ("few", "uniform", "normal")
 """Regimes that are tried instead of another, the simplest first."""
-SIMPLE_MASKS = ("none", "zeros", "causal", "leading", "masked_segment", "random", "sparse")
+SIMPLE_MASKS = (
+    "none", "zeros", "causal", "leading", "lowest", "masked_segment", "random", "sparse",
+)  # fmt: skip
 """All kinds of masks, the simplest first."""
 _PLAIN_OPTIONS: tuple[Changes, ...] = (
     {"sinks": False, "max_bias": 0.0, "logit_softcap": 0.0},
