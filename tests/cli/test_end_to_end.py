@@ -274,14 +274,14 @@ def test_a_report_in_a_file_leaves_the_table_on_standard_output(tmp_path: Path) 
     assert done.stderr == ""
 
 
-def test_infinite_differences_are_strings_in_the_report() -> None:
+def test_what_overflow_excuses_is_in_no_comparison_of_the_report() -> None:
     # flat scores over many large V: F16 numerators overflow
     overflow = (
         "FLASH_ATTN_EXT(hsk=64,hsv=64,nh=1,kv=2000,nb=2,mask=0,logit_softcap=0.01,regime=huge)"
     )
     [result] = report_of("--case", overflow)["results"]
     assert result["status"] == "unsupported"
-    assert result["comparisons"]["standard_vs_oracle"]["max_abs"] == "inf"
+    assert result["comparisons"]["standard_vs_oracle"]["max_abs"] < 1
 
 
 def test_verbose_prints_the_repro_line_of_a_case_that_passed() -> None:

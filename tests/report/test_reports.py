@@ -347,3 +347,7 @@ def test_what_was_not_checked_is_annotated_and_a_missing_baseline_is_a_warning()
     assert error.startswith(
         "::error title=fa-harness::gate failed, 1 of 7 checks made: not all was"
     )
+
+
+def test_numbers_that_json_does_not_have_are_strings() -> None:
+    assert json.plain([np.inf, -np.inf, np.nan, 1.5]) == ["inf", "-inf", "nan", 1.5]
