@@ -178,6 +178,8 @@ BLOCKS: dict[str, dict[str, tuple[str, ...]]] = {
         **{name: _OPTIONS[name] for name in (
             "mask_heads", "sinks", "max_bias", "softcap", "scale", "permute", "kv_view",
         )},
+        # with one below 1 all slopes are so large that cold tokens have no weight
+        "max_bias": ("0", "1.5", "8"),
         "regime": ("normal", "spiky", "rising", "falling", "offset", "outlier"),
     },
 }  # fmt: skip
