@@ -76,6 +76,12 @@ def test_a_reason_why_a_change_cannot_show_is_found_whatever_its_line_is() -> No
     assert (mutant.equivalent, mutant.does) == ("b is 0", "ops.cpp:9: a + b -> -")
 
 
+def test_a_reason_may_be_of_one_change_of_several_that_are_called_the_same() -> None:
+    reasons = {"attend: c = a + b; | a + b -> - (2)": "b is 0"}
+    found = [as_mutant(CHANGE, reasons, turn=turn).equivalent for turn in (1, 2, 3)]
+    assert found == ["", "b is 0", ""]
+
+
 @pytest.mark.full
 def test_generated_mutants_are_killed_or_shown(tmp_path: Path) -> None:
     report = tmp_path / "report.json"

@@ -11,6 +11,7 @@ import json
 import random
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -108,7 +109,12 @@ def load(project: Project) -> tuple[Mutant, ...]:
     """Make the mutants of the chosen upstream, and return them."""
     reasons = project.mutants / "equivalent.toml"
     equivalent = read_toml(reasons) if reasons.is_file() else {}
-    return tuple(as_mutant(change, equivalent) for change in write(project))
+    turns: Counter[str] = Counter()
+    mutants = []
+    for change in write(project):
+        turns[name(change)] += 1
+        mutants.append(as_mutant(change, equivalent, turn=turns[name(change)]))
+    return tuple(mutants)
 
 
 def sample(mutants: Sequence[Mutant], size: int, seed: int) -> tuple[Mutant, ...]:
@@ -117,11 +123,13 @@ def sample(mutants: Sequence[Mutant], size: int, seed: int) -> tuple[Mutant, ...
     return tuple(mutants[i] for i in sorted(drawn))
 
 
-def as_mutant(change: Change, equivalent: Mapping[str, str]) -> Mutant:
+def as_mutant(change: Change, equivalent: Mapping[str, str], *, turn: int = 1) -> Mutant:
     """Return a change as a mutant of the library `generated`.
 
-    `equivalent` says why some cannot show, by what `name` returns.
+    `equivalent` says why some cannot show, by what `name` returns: of all changes that are called
+    so, or with ` (2)` behind it of the second alone. `turn` counts them.
     """
+    reason = equivalent.get(f"{name(change)} ({turn})", equivalent.get(name(change), ""))
     return Mutant(
         id=str(change.number),
         class_=change.kind,
@@ -129,7 +137,7 @@ def as_mutant(change: Change, equivalent: Mapping[str, str]) -> Mutant:
         patch=f"{Path(change.file).name}, {change.function}",
         does=f"{Path(change.file).name}:{change.line}: {change.before} -> {change.after}",
         shown_by="not known: it was made by rule",
-        equivalent=equivalent.get(name(change), ""),
+        equivalent=reason,
         file=change.file,
         line=change.line,
     )
