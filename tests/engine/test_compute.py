@@ -14,7 +14,7 @@ from fa_harness.case.suites import suite
 from fa_harness.engine import compute
 from fa_harness.engine import layout as tensors
 from fa_harness.engine.compute import lacking, run_case
-from fa_harness.engine.ggml import Backend, Ggml, load
+from fa_harness.engine.ggml import Backend, Ggml, Graph, load
 from fa_harness.engine.layout import CaseTensors
 from fa_harness.engine.worker import Worker
 from fa_harness.judge.verdict import Verdict, judge
@@ -423,3 +423,26 @@ def test_each_dimension_lies_in_memory_where_permute_says(
         for tensor in (q, k, v):
             by_stride = sorted(range(4), key=tensor.nb.__getitem__)
             assert [permute[dim] for dim in by_stride] == [0, 1, 2, 3]
+
+
+def test_an_input_that_a_call_with_a_state_wrote_is_told_though_it_is_written_anew(
+    library: Ggml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[CaseTensors] = []
+    allocate, compute = CaseTensors.allocate, Backend.compute
+
+    def noted(self: CaseTensors, backend: Backend) -> None:
+        held.append(self)
+        allocate(self, backend)
+
+    def writing(self: Backend, graph: Graph) -> None:
+        compute(self, graph)
+        if len(held) == 2:  # of mode full_state
+            held[1]._q.fill(0)
+
+    monkeypatch.setattr(CaseTensors, "allocate", noted)
+    monkeypatch.setattr(Backend, "compute", writing)
+    case = F16.with_(segments=1, n_kv=20)
+    done = run_case(library, case, make_inputs(case), ("full_state",))
+    assert len(held) == 2
+    assert [text for text in done.inputs_written if " in q " in text]

@@ -133,6 +133,7 @@ class _Computation:
             self.work_size["full_state"] = graph.work_size(self._case.threads)
             [first] = self._compute([call], [graph], state)
             [again] = self._compute([call], [graph], state)
+            self._note_written(tensors)  # before the inputs are written anew
             with tensors.negated():
                 [negated] = self._compute([call], [graph], state)
         self._one_call = FullState(first=first, again=again, negated=negated)
@@ -263,7 +264,10 @@ class _Computation:
         with self._ggml.context(self._backend.outside) as ctx:
             tensors = CaseTensors(ctx, self._case, self._inputs, self._layouts)
             yield tensors
-            self.inputs_written |= dict.fromkeys(tensors.inputs_written())
+            self._note_written(tensors)
+
+    def _note_written(self, tensors: CaseTensors) -> None:
+        self.inputs_written |= dict.fromkeys(tensors.inputs_written())
 
     def _new_backend(self) -> Backend:
         return self._ggml.backend(self._case.threads, outside=self._backend.outside)

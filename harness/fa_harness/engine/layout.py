@@ -48,7 +48,7 @@ class CaseTensors:
 
         Contexts of the case share `layouts`, by name the inputs as they lie in memory. With
         `in_place` the inputs live there, so that contexts of several libraries read the same
-        memory. Otherwise each context has a copy. Calls, and states, may have a context `of_calls`.
+        memory. Otherwise each context has a copy. Calls may have a context `of_calls`.
         """
         self.ctx = ctx
         self.of_calls = ctx if of_calls is None else of_calls
