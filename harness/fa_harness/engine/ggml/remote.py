@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _SECONDS = 30.0
 """A server that takes longer to start is lost."""
+_ATTEMPTS = 3
 
 
 class Remote(Backend):
@@ -60,6 +61,12 @@ class Server:
         Raises:
             RuntimeError: It ends, or does not answer.
         """
+        # another process may take the free port first
+        if not any(self._starts(module_path) for _ in range(_ATTEMPTS)):
+            raise RuntimeError(f"{module_path}: its RPC server does not answer at {self.endpoint}")
+
+    def _starts(self, module_path: Path) -> bool:
+        """Start it at a free port, and tell whether it answers."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -72,10 +79,10 @@ class Server:
         while time.monotonic() < stop and self._process.poll() is None:
             with contextlib.suppress(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.1", port)).close()
-                return
+                return True
             time.sleep(0.01)
         self.close()
-        raise RuntimeError(f"{module_path}: its RPC server does not answer at {self.endpoint}")
+        return False
 
     def close(self) -> None:
         """End it."""
