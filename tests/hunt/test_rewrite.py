@@ -44,12 +44,13 @@ static int attention(int ia, int ib, const float * p, float * out) {
 MAIN = """
 #include <cstdio>
 #include <cstdlib>
-int ggml_fa_generated = 0;
-bool ggml_fa_generated_reach(void) { return true; }
+int ggml_fa_generated_first = 0;
+int ggml_fa_generated_count = 1;
+bool ggml_fa_generated_reach(int) { return true; }
 float    ggml_fp16_to_fp32(ggml_fp16_t x) { return 64.0f + x; }
 ggml_fp16_t ggml_fp32_to_fp16(float) { return 0; }
 int main(int, char ** argv) {
-    ggml_fa_generated = atoi(argv[1]);
+    ggml_fa_generated_first = atoi(argv[1]);
     float values[4] = {3.0f, 5.0f, 7.0f, 9.0f}, out = 0.0f;
     for (int a = 0; a < 3; ++a) {
         for (int b = 0; b < 3; ++b) {

@@ -59,6 +59,8 @@ class Runner:
         self._passed = passed
         self._worker = Worker(module_path, mutant=mutant)
         self._others: list[Worker] = []
+        self.reached: dict[Case, frozenset[str]] = {}
+        """By case, the mutants that its last result was computed with; a lost case has none."""
 
     def __enter__(self) -> Runner:
         self._worker.__enter__()
@@ -94,11 +96,6 @@ class Runner:
         """The mutants that the library has."""
         return self._worker.mutants
 
-    @property
-    def mutant_reached(self) -> bool:
-        """Whether a worker's last result was computed with the mutant, once a run has ended."""
-        return any(worker.mutant_reached for worker in (self._worker, *self._others))
-
     def run(
         self,
         cases: Sequence[Case],
@@ -126,6 +123,7 @@ class Runner:
             timeout=timeout,
             with_outputs=with_outputs,
             passed=self._passed,
+            reached=self.reached,
         )
         for n_threads, group in itertools.groupby(cases, key=lambda case: case.threads):
             some = list(group)
@@ -247,6 +245,7 @@ class _Computing:
         timeout: float | None,
         with_outputs: bool,
         passed: Passed | None,
+        reached: dict[Case, frozenset[str]],
     ) -> None:
         """Let the worker start, unless the case cannot be computed.
 
@@ -263,6 +262,7 @@ class _Computing:
         self._features = started.features
         self._with_outputs = with_outputs
         self._passed = passed
+        self._reached = reached
         self._inputs: Inputs | None = None
         self._result: Run | Lost | None = None
         self._expected: Expectations | None = None
@@ -299,6 +299,7 @@ class _Computing:
         if self._result is None:
             with self._timed():
                 self._result = self._worker.result()
+            self._reached[self._case] = self._worker.mutants_reached
 
     def verdict(self) -> Verdict:
         """Judge the worker's result."""

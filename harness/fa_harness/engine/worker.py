@@ -84,7 +84,7 @@ class Worker:
         """
         self._module_path = module_path
         self.mutant = mutant
-        """The mutant that the next cases are computed with."""
+        """The mutant that the next cases are computed with; `EVERY_MUTANT`, none is active."""
         self._lost_at_start: Lost | None = None
         self._process: subprocess.Popen[bytes] | None = None
         # of a process
@@ -96,8 +96,8 @@ class Worker:
         self._is_interrupted = False
         self.is_busy = False
         """Whether a case was submitted whose result nobody took."""
-        self.mutant_reached = False
-        """Whether the last result was computed with the mutant; unknown for a lost case."""
+        self.mutants_reached: frozenset[str] = frozenset()
+        """The mutants that the last result was computed with; unknown for a lost case."""
         # facts of the library, known once the child has started
         self.digest = digest
         self.features: tuple[str, ...] = ()
@@ -152,7 +152,7 @@ class Worker:
             return
         self._deadline = time.monotonic() + timeout
         self._timeout = timeout
-        self.mutant_reached = False
+        self.mutants_reached = frozenset()
         _set_mode(self._mode, "start")
         self.is_busy = True
         # had it died after its last reply, `result` finds the end of its output and says how
@@ -165,7 +165,7 @@ class Worker:
             return self._lost_at_start
         found: Run | Lost | SetupError
         try:
-            found, self.mutant_reached = self._receive(self._deadline)
+            found, self.mutants_reached = self._receive(self._deadline)
         except (EOFError, TimeoutError) as error:
             return self._lost(_mode_in(self._mode), error)
         except MemoryError as error:  # the rest of the reply is lost
@@ -376,7 +376,7 @@ def _serve(module_path: Path, mode_path: Path, descriptor: int) -> None:
             # nothing keeps a case, which may be large, while the child waits for the next
             _send(connection, _reply(library, shared, write_counts, *request))
         except MemoryError as error:
-            _send(connection, (Lost.of_memory(_mode_in(shared), error), False))
+            _send(connection, (Lost.of_memory(_mode_in(shared), error), frozenset()))
 
 
 def _reply(
@@ -387,26 +387,26 @@ def _reply(
     modes: tuple[str, ...],
     mutant: str | None,
     variation: Variation | None,
-) -> tuple[Run | Lost | SetupError, bool]:
-    """Return a case's results, or why there are none; and whether the mutant was reached."""
+) -> tuple[Run | Lost | SetupError, frozenset[str]]:
+    """Return a case's results, or why there are none; and the mutants that were reached."""
     try:
         inputs = make_inputs(case)
         if variation is not None:
             case, inputs = vary(case, inputs, variation)
         library.set_mutant(mutant)
         run = run_case(library, case, inputs, modes, on_mode=lambda mode: _set_mode(shared, mode))
-        return run, library.mutant_reached
+        return run, library.mutants_reached
     except (SetupError, OSError) as error:
         why = f"temporary files cannot be used ({error}); make room for them"
         why = str(error) if isinstance(error, SetupError) else why
-        return SetupError(f"mode {_mode_in(shared)}: {why}"), False
+        return SetupError(f"mode {_mode_in(shared)}: {why}"), frozenset()
     except OverflowError as error:
-        return Lost.of_memory(_mode_in(shared), error), False
+        return Lost.of_memory(_mode_in(shared), error), frozenset()
     except WrongTensorError as error:
-        return Lost(status="fail", reason=f"{_mode_in(shared)}: {error}"), library.mutant_reached
+        return Lost(status="fail", reason=f"{_mode_in(shared)}: {error}"), library.mutants_reached
     except RuntimeError as error:
         reason = f"{_mode_in(shared)}: {type(error).__name__}: {error}"
-        return Lost(status="crash", reason=reason), False
+        return Lost(status="crash", reason=reason), frozenset()
     finally:
         write_counts()  # before the reply, after which the child may be killed
 

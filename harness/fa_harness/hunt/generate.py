@@ -44,30 +44,52 @@ _DECLARATIONS = """\
     GGML_API bool         ggml_fa_mutant_set(const char * id); // NULL: none
     GGML_API bool         ggml_fa_mutant_reached(void);
     GGML_API const char * ggml_fa_mutant_id(int i);            // NULL: there are no more
+    GGML_API void         ggml_fa_mutant_note_all(void);       // none is active
+    GGML_API bool         ggml_fa_mutant_was_reached(int i);
 
 """
 _SWITCH = """
 // generated mutants
 
-int ggml_fa_generated = 0;
+int ggml_fa_generated_first = 0;
+int ggml_fa_generated_count = 0;
 
-static _Atomic bool ggml_fa_generated_was_reached;
+static _Atomic bool ggml_fa_generated_was_reached[{count}];
 
-bool ggml_fa_generated_reach(void) {{
-    ggml_fa_generated_was_reached = true;
+bool ggml_fa_generated_reach(int n) {{
+    if (!ggml_fa_generated_was_reached[n - 1]) {{
+        ggml_fa_generated_was_reached[n - 1] = true;
+    }}
 
-    return true;
+    return ggml_fa_generated_count == 1;
+}}
+
+static void ggml_fa_generated_ask(int first, int count) {{
+    for (int i = 0; i < {count}; i++) {{
+        ggml_fa_generated_was_reached[i] = false;
+    }}
+    ggml_fa_generated_first = first;
+    ggml_fa_generated_count = count;
 }}
 
 bool ggml_fa_mutant_set(const char * id) {{
-    ggml_fa_generated_was_reached = false;
-    ggml_fa_generated             = id ? atoi(id) : 0;
+    ggml_fa_generated_ask(id ? atoi(id) : 0, id ? 1 : 0);
 
     return true;
 }}
 
+void ggml_fa_mutant_note_all(void) {{
+    ggml_fa_generated_ask(1, {count});
+}}
+
+bool ggml_fa_mutant_was_reached(int i) {{
+    return ggml_fa_generated_was_reached[i];
+}}
+
 bool ggml_fa_mutant_reached(void) {{
-    return ggml_fa_generated_was_reached;
+    const int n = ggml_fa_generated_first;
+
+    return ggml_fa_generated_count == 1 && ggml_fa_generated_was_reached[n - 1];
 }}
 
 const char * ggml_fa_mutant_id(int i) {{

@@ -20,11 +20,11 @@ from typing import Any
 
 from fa_harness.build.library import Library
 from fa_harness.case.case import Case
+from fa_harness.engine.ggml import EVERY_MUTANT
 from fa_harness.engine.runner import Passed, Runner
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.files import replace_file
 from fa_harness.judge.verdict import Verdict
-from fa_harness.kernel import chain_paths, path
 from fa_harness.machine import usable_cores
 from fa_harness.project import writing
 from fa_harness.upstream.pins import read_toml
@@ -38,11 +38,8 @@ _CASE_SECONDS = 20.0
 """A mutant may loop for ever; a case takes milliseconds."""
 _ALONE = 12
 """Cases that killed a mutant lately come first, and one of them mostly kills the next, too."""
-_ONLY_ON = {
-    "ggml_compute_forward_flash_attn_ext_tiled": "tiled",
-    "ggml_flash_attn_ext_reduce_partials": "split-kv",
-}
-"""By function, the path whose calls alone enter it."""
+_WORTH_A_NOTE = 4
+"""Least generated mutants for which it pays to note first which cases reach them."""
 _KILLING = ("fail", "crash", "timeout")
 _KILLERS_HEAD = """\
 # By a fault the case that kills it. `fa-harness {of} --record` renews this file,
@@ -229,6 +226,7 @@ def run(
             suite does not kill, since it may take as long as many cases.
     """
     passed: Passed = {}  # most mutants leave the numbers of most cases as they are
+    reach = _Reach(library, mutants, passed)
     with Runner(library.module_path) as control:
 
         @functools.cache
@@ -247,9 +245,40 @@ def run(
                         if mutant.kind == "impostor":
                             outcome = _unmask(mutant, in_order, runner, passes)
                         else:
-                            outcome = _kill(mutant, in_order, runner, passes, why_equivalent)
+                            outcome = _kill(mutant, in_order, runner, passes, reach, why_equivalent)
                     outcome = replace(outcome, seconds=time.perf_counter() - start)
                 yield outcome
+
+
+class _Reach:
+    """Which cases compute with which generated mutant. The others cannot tell it, and are left out.
+
+    Up to where it is reached first, a mutant changes nothing. So a run without one tells it of all.
+    """
+
+    def __init__(self, library: Library, mutants: Sequence[Mutant], passed: Passed) -> None:
+        self._library = library
+        self._passed = passed
+        self._ids = {mutant.id for mutant in mutants if mutant.file}
+        self._reached: dict[Case, frozenset[str] | None] = {}
+        """None for a case that could not be computed."""
+
+    def cases(self, mutant: Mutant, cases: Sequence[Case]) -> list[Case]:
+        """Return those that compute with a mutant, or may."""
+        if mutant.id not in self._ids or len(self._ids) < _WORTH_A_NOTE:
+            return list(cases)
+        self._note([case for case in cases if case not in self._reached])
+        reached = self._reached
+        return [case for case in cases if (ids := reached[case]) is None or mutant.id in ids]
+
+    def _note(self, cases: Sequence[Case]) -> None:
+        if not cases:
+            return
+        path = self._library.module_path
+        with Runner(path, mutant=EVERY_MUTANT, passed=self._passed) as runner:
+            for verdict in runner.run(_by_threads(cases), timeout=_CASE_SECONDS):
+                ids = runner.reached.pop(verdict.case, frozenset())
+                self._reached[verdict.case] = (ids & self._ids) if ids else None
 
 
 def _still_killed(mutant: Mutant, case: Case, runner: Runner) -> Outcome:
@@ -283,7 +312,7 @@ def _with_mutant(
 
 def _is_reached(runner: Runner, verdict: Verdict) -> bool:
     """Tell whether the mutant was reached; a process that is lost cannot tell."""
-    return runner.mutant_reached or verdict.status in ("crash", "timeout")
+    return bool(runner.reached.get(verdict.case)) or verdict.status in ("crash", "timeout")
 
 
 def _record(mutant: Mutant) -> str:
@@ -312,13 +341,14 @@ def _kill(
     suites: Mapping[str, list[Case]],
     runner: Runner,
     passes: Callable[[Case], bool],
+    reach: _Reach,
     why_equivalent: Callable[[Mutant], str],
 ) -> Outcome:
     """Run cases until one kills the mutant; that one comes first from then on."""
     tried: set[Case] = set()
     reached = False
     for i, (suite, cases) in enumerate(suites.items()):
-        while left := [case for case in cases if case not in tried and _may_reach(mutant, case)]:
+        while left := [case for case in reach.cases(mutant, cases) if case not in tried]:
             suspect = None
             with contextlib.closing(_in_order(mutant, runner, left)) as verdicts:
                 for verdict in verdicts:
@@ -345,16 +375,6 @@ def _kill(
     return Outcome(mutant=mutant, status=status, reason=reason, n_case=n_case)
 
 
-def _may_reach(mutant: Mutant, case: Case) -> bool:
-    """Tell whether some call of a case takes the path that a generated mutant is of."""
-    only = _ONLY_ON.get(mutant.patch.rpartition(", ")[2]) if mutant.file else None
-    if Path(mutant.file).name == "simd-gemm.h":
-        only = "tiled"
-    return only is None or only in {
-        path(case), *chain_paths(case), *chain_paths(case, own_types=True)
-    }  # fmt: skip
-
-
 def _in_order(
     mutant: Mutant, runner: Runner, cases: Sequence[Case]
 ) -> Generator[Verdict, None, None]:
@@ -366,8 +386,12 @@ def _in_order(
     n_alone = _ALONE if mutant.file else len(cases)
     for case in cases[:n_alone]:
         yield from runner.run([case], timeout=_CASE_SECONDS)
-    rest = sorted(cases[n_alone:], key=lambda case: case.threads)
-    yield from runner.run(rest, timeout=_CASE_SECONDS)
+    yield from runner.run(_by_threads(cases[n_alone:]), timeout=_CASE_SECONDS)
+
+
+def _by_threads(cases: Sequence[Case]) -> list[Case]:
+    """Return cases in an order in which they run side by side."""
+    return sorted(cases, key=lambda case: case.threads)
 
 
 def _unmask(

@@ -8,8 +8,10 @@
 extern "C" {
 #endif
 
-GGML_API int  ggml_fa_generated; // the active mutant's number, 0: none
-GGML_API bool ggml_fa_generated_reach(void);
+// of the mutants from `first` on, `count` are asked for: the active one, none, or all to note them
+GGML_API int  ggml_fa_generated_first;
+GGML_API int  ggml_fa_generated_count;
+GGML_API bool ggml_fa_generated_reach(int n);
 
 #ifdef __cplusplus
 }
@@ -23,7 +25,9 @@ GGML_API bool ggml_fa_generated_reach(void);
 #define FA_M(n) ((n) == FA_ONLY)
 #else
 // is the mutant active; to ask is to reach it
-#define FA_M(n) (__builtin_expect(ggml_fa_generated == (n), 0) && ggml_fa_generated_reach())
+#define FA_M(n) \
+    (__builtin_expect((unsigned) ((n) - ggml_fa_generated_first) < (unsigned) ggml_fa_generated_count, 0) && \
+     ggml_fa_generated_reach(n))
 #endif
 
 #define FA_CONST(c, i, j)             (FA_M(i) ? c + 1 : FA_M(j) ? c - 1 : c)

@@ -13,7 +13,16 @@ Shapes are in ggml's order, `ne[0]` first. Arrays are in NumPy's: the last axis 
 """
 
 from fa_harness.engine.ggml.graphs import Backend, Context, Graph
-from fa_harness.engine.ggml.loaded import Ggml, load
+from fa_harness.engine.ggml.loaded import EVERY_MUTANT, Ggml, load
 from fa_harness.engine.ggml.tensors import Tensor, WrongTensorError
 
-__all__ = ["Backend", "Context", "Ggml", "Graph", "Tensor", "WrongTensorError", "load"]
+__all__ = [
+    "EVERY_MUTANT",
+    "Backend",
+    "Context",
+    "Ggml",
+    "Graph",
+    "Tensor",
+    "WrongTensorError",
+    "load",
+]

@@ -15,6 +15,9 @@ from fa_harness.engine.ggml.graphs import CONTEXT_BYTES, Backend, Context, Found
 from fa_harness.engine.ggml.remote import Remote, Server, has_remote
 from fa_harness.errors import SetupError
 
+EVERY_MUTANT = "*"
+"""In place of a mutant: compute with none, and note which ones would have been computed with."""
+
 _holders: dict[str, tuple[Path, int]] = {}
 """By the name of a shared library, the folder that it was loaded from and its inode."""
 
@@ -72,7 +75,8 @@ class Ggml:
             while (found := lib.ggml_fa_mutant_id(len(ids))) != ffi.NULL:
                 ids.append(ffi.string(found).decode())
         self.mutants = tuple(ids)
-        """Deliberate faults that only the library `mutants` has."""
+        """Deliberate faults that only the libraries `mutants`, `museum` and `generated` have."""
+        self._mutant: str | None = None
 
     @property
     def mask_pad(self) -> int:
@@ -80,15 +84,28 @@ class Ggml:
         return int(getattr(self._lib, "GGML_KQ_MASK_PAD", 1))
 
     @property
-    def mutant_reached(self) -> bool:
-        """Whether a mutant is set and was computed with since then."""
-        return bool(self.mutants) and bool(self._lib.ggml_fa_mutant_reached())
+    def mutants_reached(self) -> frozenset[str]:
+        """The mutants that were computed with since they were set: one, none, or noted ones."""
+        lib = self._lib
+        if self._mutant == EVERY_MUTANT:
+            was_reached = lib.ggml_fa_mutant_was_reached
+            return frozenset(id_ for i, id_ in enumerate(self.mutants) if was_reached(i))
+        if self._mutant is None or not lib.ggml_fa_mutant_reached():
+            return frozenset()
+        return frozenset([self._mutant])
 
     def set_mutant(self, id_: str | None) -> None:
-        """Compute with a mutant from now on, or with none."""
-        if id_ is not None and id_ not in self.mutants:
+        """Compute with a mutant from now on, or with none.
+
+        With `EVERY_MUTANT` it is none, too, and `mutants_reached` tells all that would have been
+        computed with; only the library `generated` can note that.
+        """
+        if id_ is not None and id_ not in (*self.mutants, EVERY_MUTANT):
             raise ValueError(f"the library has no mutant '{id_}'")
-        if self.mutants:
+        self._mutant = id_
+        if id_ == EVERY_MUTANT:
+            self._lib.ggml_fa_mutant_note_all()
+        elif self.mutants:
             self._lib.ggml_fa_mutant_set(self._ffi.NULL if id_ is None else id_.encode())
 
     def features(self) -> tuple[str, ...]:
