@@ -16,7 +16,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    "op", ["FLASH_ATTN_EXT_STATE", "FLASH_ATTN_EXT_MERGE,FLASH_ATTN_EXT_RESULT"]
+    "op", ["FLASH_ATTN_EXT_STATE", "FLASH_ATTN_EXT_MERGE_STATES,FLASH_ATTN_EXT_FROM_STATE"]
 )
 def test_upstream_s_test_passes_the_cases_of_the_series(op: str) -> None:
     result = run("test", "-b", "CPU", "-o", op)
@@ -37,7 +37,7 @@ def test_the_cases_include_chains_and_merges_on_every_path() -> None:
 
 @pytest.mark.full
 def test_arguments_of_its_own_are_passed_on() -> None:
-    assert "FLASH_ATTN_EXT_MERGE" in run("--list-ops").stdout
+    assert "FLASH_ATTN_EXT_MERGE_STATES" in run("--list-ops").stdout
 
 
 def test_an_unknown_library_is_refused_before_anything_is_built() -> None:

@@ -106,7 +106,7 @@ def test_the_cases_of_attention_have_their_lines() -> None:
     text = (
         "switch (op) {\n    case GGML_OP_FLASH_ATTN_EXT:\n    case GGML_OP_NONE:\n        {\n"
         "            if (a) { b; }\n        } break;\n    case GGML_OP_ADD: c; break;\n"
-        "    case GGML_OP_FLASH_ATTN_EXT_MERGE:\n        d;\n        break;\n}\n"
+        "    case GGML_OP_FLASH_ATTN_EXT_MERGE_STATES:\n        d;\n        break;\n}\n"
     )
     assert list(case_lines(text)) == [2, 3, 4, 5, 6, 8, 9]
 
