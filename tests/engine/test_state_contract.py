@@ -210,3 +210,30 @@ def test_a_row_that_is_nan_is_so_where_one_call_has_it(library: Ggml, path: str,
     assert not found["one"][1].any()
     np.testing.assert_array_equal(found["merged"], found["first"])
     np.testing.assert_array_equal(found["last"], found["one"])
+
+
+def merged(library: Ggml, a: F32, b: F32) -> F32:
+    with library.context() as ctx, library.backend(1) as backend:
+        tensors = [ctx.tensor("f32", a.shape[::-1]) for _ in range(2)]
+        out = ctx.merge_states(*tensors)
+        backend.allocate(ctx)
+        for tensor, state in zip(tensors, (a, b), strict=True):
+            tensor.write(state)
+        backend.compute(ctx.graph([out]))
+        return out.read()
+
+
+@pytest.mark.parametrize("type_v", ["f16", "f32"])
+def test_a_maximum_of_infinity_outweighs_all_others_in_a_chain_and_in_a_merge(
+    library: Ggml, type_v: str
+) -> None:
+    top = rows(m=np.inf, s=1.0, vkq=0.5)
+    _, chained, _ = continue_from(library, top, type_v=type_v)
+    other = rows(m=3.0, s=2.0, vkq=0.25)
+    for state in (chained, merged(library, top, other), merged(library, other, top)):
+        np.testing.assert_array_equal(state, top)
+
+
+def test_two_maxima_of_infinity_merge_to_nan_as_two_such_scores_do(library: Ggml) -> None:
+    top = rows(m=np.inf, s=1.0, vkq=0.5)
+    assert np.isnan(merged(library, top, top)[..., 1:]).all()

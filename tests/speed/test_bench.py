@@ -455,6 +455,32 @@ def test_a_row_is_measured_on_both_libraries(
     assert len(set(found.work_size.values())) == len(set(found.allocations.values())) == 1
 
 
+@pytest.mark.parametrize("case", [case for case in bench.SHAPES if case.segment_types][2:5])
+def test_a_chain_of_several_types_is_timed_against_upstreams_calls_on_its_segments(
+    library: Ggml, pristine: Library, case: Case
+) -> None:
+    other = ggml.load(pristine.module_path)
+    found = measure(library, other, case, rounds=8)
+    assert set(found.seconds) == {"standard", "again", "mixed"}
+    row = judge(case, found)
+    assert set(row.comparisons) == {"again", "segmented_2"}
+    assert row.faults == ()
+    # by a factor of 2 and more where V went through ggml-base
+    assert row.comparisons["segmented_2"].ratio.low < bench.MIXED
+
+
+def test_a_chain_of_several_types_that_takes_twice_as_long_is_over() -> None:
+    case = next(case for case in bench.SHAPES if case.segment_types)
+    seconds = {"standard": 1e-3, "again": 1e-3, "mixed": 2e-3}
+    found = Timings(
+        seconds={name: np.full(ROUNDS, each) for name, each in seconds.items()},
+        repetitions=1,
+        work_size=dict.fromkeys(seconds, 1000),
+        allocations=dict.fromkeys(seconds, 2),
+    )
+    assert judge(case, found).status == "over"
+
+
 @pytest.fixture
 def call(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], patched: Library

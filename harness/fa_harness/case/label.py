@@ -53,7 +53,8 @@ def _words(case: Case) -> list[str]:
 def speed_label(case: Case) -> str:
     """Return a case whose speed is measured in a few words."""
     size, heads = _pair(case.hsk, case.hsv), f"h{case.n_head}/{case.n_head_kv}"
-    return f"b{case.n_batch} kv{case.n_kv} hs{size} {heads} {case.type_K} t{case.threads}"
+    types = "+".join(case.segment_types) or case.type_K
+    return f"b{case.n_batch} kv{case.n_kv} hs{size} {heads} {types} t{case.threads}"
 
 
 def _pair(one: object, other: object) -> str:

@@ -20,7 +20,7 @@ from fa_harness.cli import options
 from fa_harness.cli.options import How
 from fa_harness.engine import ggml
 from fa_harness.engine.session import Clock
-from fa_harness.kernel import path
+from fa_harness.kernel import chain_paths, path
 from fa_harness.speed import bench
 from fa_harness.speed.bench import Bench, BenchRow, Interval, LimitedRatio
 from fa_harness.speed.timing import SEGMENTS
@@ -125,7 +125,7 @@ def print_row(console: Console, row: BenchRow) -> None:
     line = Text(_line(speed_label(row.case), [*cells, *map(_median, shown), row.status]))
     line.stylize(_STYLE[row.status], len(line.plain) - len(row.status))
     say(console, line)
-    second = f"  {path(row.case)}, {row.outliers} outliers"
+    second = f"  {_paths(row.case)}, {row.outliers} outliers"
     intervals = ["", "", *(_range(each.ratio) if each else "" for each in shown), ""]
     say(console, _line(second, intervals).rstrip(), "dim")
     if row.is_unsteady:
@@ -201,7 +201,7 @@ def _row(row: BenchRow) -> dict[str, Any]:
         "case": str(row.case),
         "status": row.status,
         "ok": row.status == "pass",
-        "path": path(row.case),
+        "path": _paths(row.case),
         "seconds": dict(row.seconds),
         "kv_bytes": row.kv_bytes,
         "ns_per_kv_byte": row.seconds["standard"] / row.kv_bytes * 1e9,
@@ -230,8 +230,16 @@ def _ratio(comparison: LimitedRatio) -> dict[str, Any]:
 def repro(case: Case) -> str:
     """Return the command that measures a case of the suite again."""
     fields = str(case).partition("(")[2].split(",mask=")[0]  # the sizes
-    pattern = re.sub(r"[][]", ".", f"{fields},.*type_K={case.type_K},")
+    types = f".*segment_types=[{','.join(case.segment_types)}]" if case.segment_types else ""
+    pattern = re.sub(r"[][]", ".", f"{fields},.*type_K={case.type_K},{types}")
     return shlex.join(["fa-harness", "bench", "--threads", str(case.threads), "-k", pattern])
+
+
+def _paths(case: Case) -> str:
+    """Return the paths of a case's calls."""
+    if not case.segment_types:
+        return path(case)
+    return "+".join(dict.fromkeys(chain_paths(case, own_types=True)))
 
 
 def _median(comparison: LimitedRatio | None) -> str:

@@ -15,10 +15,12 @@ row that is noisy even then is measured a third time, where more rounds can be e
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,6 +51,11 @@ LONG_DECODE = 1.00
 computing takes longer than reading, upstream's own calls on the 8 parts take more than one call,
 and that is what a chain may take."""
 
+MIXED = 1.5
+"""What a chain of segments of several types may take of upstream's own calls on them. A row that
+goes on in F32 converts an F16 V and adds it in F32: two passes over V where upstream's call has one
+in F16. With the pass over K, which stays as it is, that is at most three for two."""
+
 _MOST_ROUNDS = 8  # times those asked for, in a third measurement
 _PATIENCE = 120.0  # seconds of it at most
 _SPACER = 256 << 20  # bytes, more than the arrays of a row
@@ -76,6 +83,12 @@ def shape(
         permute=(0, 2, 1, 3),
         kv_view=False,
     )
+
+
+def mixed(n_batch: int, n_kv: int, cold: str, hot: str) -> Case:
+    """Return a shape of two segments, each with types of its own."""
+    case = shape(n_batch, n_kv, 128, (16, 4), "f32")
+    return case.with_(segments=2, segment_types=(cold, hot))
 
 
 _MLA = (576, 512)
@@ -108,6 +121,14 @@ SHAPES: tuple[Case, ...] = (
     shape(512, 2048, 256, (2, 2), "f16"),
     shape(512, 1024, _MLA, (2, 1), "f16"),
     shape(512, 1024, 128, (2, 2), "q8_0"),
+    # a mixed cache: old tokens in blocks, new ones in F16; and the other way round
+    mixed(1, 4096, "q8_0", "f16"),
+    mixed(1, 4096, "f16", "q8_0"),
+    mixed(8, 1024, "q8_0", "f16"),
+    mixed(8, 1024, "f16", "q8_0"),
+    mixed(8, 1024, "q4_0", "f16"),
+    mixed(512, 512, "q8_0", "f16"),
+    mixed(512, 512, "f16", "q8_0"),
 )
 """Decode and prefill: every value of every axis, each of the kernel's paths with types and sizes
 that it serves."""
@@ -288,15 +309,16 @@ class BenchRow:
     @property
     def faults(self) -> tuple[str, ...]:
         """What is wrong beyond ratios: a graph may take as much memory as upstream's, no more."""
+        upstreams = "standard" if self.case.segment_types else "baseline"
         return tuple(
-            f"{name}: {text.format(n, found['baseline'])}"
+            f"{name}: {text.format(n, found[upstreams])}"
             for found, text in (
                 (self.work_size, "{} bytes of work memory are planned, not {}"),
                 (self.allocations, "{} allocations in a graph, not {}"),
             )
-            if "baseline" in found  # else the library does not tell
+            if upstreams in found  # else the library does not tell
             for name, n in found.items()
-            if n != found["baseline"]
+            if n != found[upstreams]
         )
 
     @property
@@ -339,6 +361,21 @@ def judge(case: Case, timings: Timings, *, attempts: int = 1) -> BenchRow:
         return LimitedRatio(of=of, to=to, ratio=ratio, limit=limit, **more)
 
     again = compare("again", "standard", None)
+    row = partial(
+        BenchRow,
+        case=case,
+        seconds=medians,
+        outliers=sum(count_outliers(each) for each in seconds.values()),
+        rounds=len(seconds["standard"]),
+        repetitions=timings.repetitions,
+        attempts=attempts,
+        kv_bytes=kv_bytes(case),
+        work_size=timings.work_size,
+        allocations=timings.allocations,
+    )
+    if case.segment_types:
+        chain = compare("mixed", "standard", MIXED)
+        return row(comparisons={"again": again, "segmented_2": chain}, unavailable={})
     # What is as fast as standard can differ from it as far as standard differs from itself.
     noise = reach(again.ratio)
     written = state_bytes(case) * medians["stored_byte"] / medians["standard"]
@@ -381,23 +418,17 @@ def judge(case: Case, timings: Timings, *, attempts: int = 1) -> BenchRow:
             max(LONG_DECODE, of_parts.low),
             limit_high=max(LONG_DECODE, of_parts.high),
         )
-    return BenchRow(
-        case=case,
-        seconds=medians,
-        comparisons=comparisons,
-        unavailable=unavailable,
-        outliers=sum(count_outliers(each) for each in seconds.values()),
-        rounds=len(seconds["standard"]),
-        repetitions=timings.repetitions,
-        attempts=attempts,
-        kv_bytes=kv_bytes(case),
-        work_size=timings.work_size,
-        allocations=timings.allocations,
-    )
+    return row(comparisons=comparisons, unavailable=unavailable)
 
 
 def kv_bytes(case: Case) -> int:
-    """Return the bytes of K and V that a call reads; a V that is a view of K adds none."""
+    """Return the bytes of K and V that are read; a V that is a view of K adds none."""
+    if case.segment_types:
+        of_segments = itertools.pairwise(case.segment_bounds())
+        return sum(
+            kv_bytes(case.of_segment(i).with_(n_kv=stop - start, segments=1))
+            for i, (start, stop) in enumerate(of_segments)
+        )
     per_key = row_bytes(case.type_K, case.hsk)
     if not case.v_is_view_of_k:
         per_key += row_bytes(case.type_V, case.hsv)

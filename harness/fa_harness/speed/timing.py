@@ -61,6 +61,8 @@ class Timings:
                     decode, others where they are asked for
     `baseline_vec`  `standard_vec` of the baseline library, where parts take that path
     `empty_PATH`    a call of the baseline library, in a graph of many, with no key to see
+    `mixed`         the chain of a case whose segments have types of their own
+    `mixed_parts`   calls of the baseline library without a state on the same segments
     `byte`          reading or writing a byte of memory, with as many threads
     `stored_byte`   writing a byte of the state's rows from a cache to memory, one row at a time,
                     with as many threads: each line of memory is read to be written, which half a
@@ -85,8 +87,9 @@ def measure(
 ) -> Timings:
     """Time a case on two libraries in this process, of which the first has the state.
 
-    The case's segments do not matter. `seed` draws the order in each round. `parts` are those of
-    `SEGMENTS` whose calls without a state are timed, too.
+    The case's segments do not matter, unless they have types of their own: of such a case only
+    `mixed`, and `mixed_parts` twice, as `standard` and `again`, are timed. `seed` draws the order
+    in each round. `parts` are those of `SEGMENTS` whose calls without a state are timed, too.
     """
     parts = {*parts, 8} if is_long_decode(case) else {*parts}
     _allocate_work_at_pages()
@@ -97,6 +100,12 @@ def measure(
             _Graphs(ggml, stack.enter_context(ggml.context()), case, inputs, layouts)
             for ggml in (library, baseline)
         )
+        if case.segment_types:
+            calls = {"standard": theirs.mixed_parts(), "again": theirs.mixed_parts()}
+            calls |= {"mixed": ours.mixed()}
+            ours.allocate()
+            theirs.allocate()
+            return _timings(calls, calls, rounds, seed)
         calls = {
             "baseline": theirs.standard(),
             "standard": ours.standard(),
@@ -120,14 +129,21 @@ def measure(
             "byte": stack.enter_context(_copy(case.threads)),
             "stored_byte": stack.enter_context(_store_rows(case.threads, 2 + case.hsv)),
         }
-        seconds, repetitions = _rounds({**calls, **empty, **copies}, rounds, seed)
-        counts = {name: way.count_allocations() for name, way in calls.items()}
-        return Timings(
-            seconds=_units(seconds),
-            repetitions=repetitions,
-            work_size={name: way.graph.work_size(case.threads) for name, way in calls.items()},
-            allocations={name: count for name, count in counts.items() if count is not None},
-        )
+        return _timings(calls, {**calls, **empty, **copies}, rounds, seed)
+
+
+def _timings(
+    calls: Mapping[str, _Way], ways: Mapping[str, _Way | _Parts], rounds: int, seed: int
+) -> Timings:
+    """Time `ways`; of the calls among them, tell the memory that they take, too."""
+    seconds, repetitions = _rounds(ways, rounds, seed)
+    counts = {name: way.count_allocations() for name, way in calls.items()}
+    return Timings(
+        seconds=_units(seconds),
+        repetitions=repetitions,
+        work_size={name: way.graph.work_size(way.n_threads) for name, way in calls.items()},
+        allocations={name: count for name, count in counts.items() if count is not None},
+    )
 
 
 def measure_state(
@@ -340,13 +356,17 @@ class _Graphs:
 
     def chain(self, n_segments: int) -> _Way:
         """A call for each segment, with one state."""
-        case = self._case
-        shape = (case.ne3, case.n_head, case.n_batch, 2 + case.hsv_padded)
-        array = aligned(np.zeros(shape, np.float32))
-        ctx = self._tensors.ctx
-        state = ctx.tensor("f32", shape[::-1])
-        ctx.place(state, array)
+        state, array = self._state()
         return self._way(self._calls(n_segments, state=state), state=array)
+
+    def mixed(self) -> _Way:
+        """A call for each segment in its own types, with one state."""
+        state, array = self._state()
+        return self._way(self._mixed_calls(state), state=array)
+
+    def mixed_parts(self) -> _Way:
+        """A call without a state for each segment in its own types."""
+        return self._way(self._mixed_calls(None))
 
     def parts(self, n_segments: int) -> _Way:
         """A call without a state for each segment."""
@@ -357,6 +377,21 @@ class _Graphs:
         keys = self._tensors.segment_of(self._cache, (0, n_kv))
         call = partial(self._tensors.call, keys, (0, n_kv), sinks=False, hidden=True)
         return self._way([call() for _ in range(_EMPTY_CALLS)])
+
+    def _state(self) -> tuple[Tensor, F32]:
+        case = self._case
+        shape = (case.ne3, case.n_head, case.n_batch, 2 + case.hsv_padded)
+        array = aligned(np.zeros(shape, np.float32))
+        state = self._tensors.ctx.tensor("f32", shape[::-1])
+        self._tensors.ctx.place(state, array)
+        return state, array
+
+    def _mixed_calls(self, state: Tensor | None) -> list[Tensor]:
+        tensors = self._tensors
+        return [
+            tensors.call(tensors.own_segment(i), each, sinks=False, state=state)
+            for i, each in enumerate(itertools.pairwise(self._case.segment_bounds()))
+        ]
 
     def _calls(self, n_segments: int, state: Tensor | None = None) -> list[Tensor]:
         limits = list(itertools.pairwise(self._case.with_(segments=n_segments).segment_bounds()))

@@ -6,11 +6,14 @@ writes the chain's last output, then its state, to standard output as float32. `
 
     plain            one CPU backend
     allocated        graph allocator; the state is an input and an output of the graph
+    overwritten      the same, read after the allocator was used for another graph
     two-cpu          scheduler over two CPU backends, the calls given to the two in turn
     rpc              RPC backend alone, without a scheduler
     rpc-kv           scheduler over RPC and CPU: K, V there, the state here
     rpc-state        scheduler over RPC and CPU: the state there, too
     rpc-fresh        scheduler over RPC and CPU: the state is made fresh by the graph itself
+    kept             scheduler over RPC and CPU: a graph for each segment, others in between
+    kept-parallel    the same, and the scheduler copies the inputs of a graph
     supports         what the RPC backend says: without a state, with one (two numbers)
 """
 
@@ -59,10 +62,10 @@ class Chain:
         self._v = self.caches.tensor("f16", (CASE.hsv, CASE.n_kv, *heads))
         self.state_ne = (2 + CASE.hsv, CASE.n_batch, CASE.n_head, CASE.ne3)
 
-    def build(self, state: Tensor) -> Graph:
-        """Make the calls; the graph is asked for the last one alone."""
+    def build(self, state: Tensor, segments: slice = slice(None)) -> Graph:
+        """Make the calls of some segments; the graph is asked for the last one alone."""
         self.calls: list[Tensor] = []
-        for start, stop in itertools.pairwise(CASE.segment_bounds()):
+        for start, stop in list(itertools.pairwise(CASE.segment_bounds()))[segments]:
             call = self.graphs.flash_attn_ext(
                 self._q,
                 self._segment(self._k, start, stop),
@@ -109,7 +112,7 @@ def plain(library: Ggml, chain: Chain, backend: Backend) -> bytes:
     return chain.results()
 
 
-def allocated(library: Ggml, chain: Chain, backend: Backend) -> bytes:
+def allocated(library: Ggml, chain: Chain, backend: Backend, *, another: bool = False) -> bytes:
     lib = library._lib
     state = chain.graphs.tensor("f32", chain.state_ne)
     lib.ggml_set_input(state._p)
@@ -121,6 +124,12 @@ def allocated(library: Ggml, chain: Chain, backend: Backend) -> bytes:
     chain.fill()
     chain.make_fresh(state)
     backend.compute(graph)
+    if another:
+        between = chain.states  # a context without tensors
+        ones = lib.ggml_fill(between._p, between.tensor("f32", chain.state_ne)._p, 1.0)
+        other = between.graph([Tensor(library, ones, "f32")])
+        assert lib.ggml_gallocr_alloc_graph(allocator, other._p)
+        backend.compute(other)
     return chain.results()  # the allocator's memory goes with the process
 
 
@@ -141,6 +150,36 @@ def scheduled(
         return chain.results()
 
 
+def kept(
+    library: Ggml, chain: Chain, backends: Sequence[Backend], state: Tensor, *, parallel: bool
+) -> bytes:
+    """Compute each segment in a graph of its own, and between them a graph that needs much memory.
+
+    Each has a context of its own, as in llama.cpp.
+    """
+    last = CASE.segments - 1
+
+    def before_the_first() -> None:
+        chain.fill()
+        chain.make_fresh(state)
+
+    with Scheduler(library, backends, parallel=parallel) as scheduler, ExitStack() as stack:
+        for i in range(CASE.segments):
+            chain.graphs = stack.enter_context(library.context())
+            graph = chain.build(state, slice(i, i + 1))
+            outputs = [*chain.calls, *([state] if i == last else [])]
+            first = {"before": before_the_first} if i == 0 else {}
+            scheduler.compute(graph, outputs, **first)
+            if i == last:
+                return chain.results()
+            between = stack.enter_context(library.context())
+            one = between.tensor("f32", (1 << 20, 1, 1, 1))
+            library._lib.ggml_set_input(one._p)
+            ones = Tensor(library, library._lib.ggml_fill(between._p, one._p, 1.0), "f32")
+            scheduler.compute(between.graph([ones]), [ones])
+    raise AssertionError("the last segment returns")
+
+
 def run(library: Ggml, how: str, endpoint: str) -> bytes:
     lib = library._lib
     with ExitStack() as stack:
@@ -149,8 +188,8 @@ def run(library: Ggml, how: str, endpoint: str) -> bytes:
         cpu = enter(library.backend(2))
         if how == "plain":
             return plain(library, chain, cpu)
-        if how == "allocated":
-            return allocated(library, chain, cpu)
+        if how in ("allocated", "overwritten"):
+            return allocated(library, chain, cpu, another=how == "overwritten")
         if how == "two-cpu":
             state = chain.states.tensor("f32", chain.state_ne)
             allocate(cpu, chain.caches, chain.states)
@@ -172,7 +211,10 @@ def run(library: Ggml, how: str, endpoint: str) -> bytes:
             fresh = lib.ggml_fill(chain.graphs._p, empty._p, float("-inf"))
             return scheduled(library, chain, [remote, cpu], Tensor(library, fresh, "f32"))
         state = chain.states.tensor("f32", chain.state_ne)
-        allocate({"rpc-kv": cpu, "rpc-state": remote}[how], chain.states)
+        allocate(remote if how == "rpc-state" else cpu, chain.states)
+        if how.startswith("kept"):
+            parallel = how == "kept-parallel"
+            return kept(library, chain, [remote, cpu], state, parallel=parallel)
         chain.make_fresh(state)
         return scheduled(library, chain, [remote, cpu], state)
 

@@ -52,7 +52,7 @@ def server(patched: Library) -> Iterator[str]:
     of_library.close()
 
 
-def test_the_graph_allocator_keeps_a_state_that_is_input_and_output(
+def test_the_graph_allocator_keeps_a_state_that_is_input_and_output_up_to_the_graph_s_end(
     patched: Library, plain: list[float]
 ) -> None:
     assert numbers(chain(patched, "allocated")) == plain
@@ -80,17 +80,29 @@ def test_the_scheduler_computes_where_the_state_is(
     assert numbers(chain(patched, "rpc-kv", server)) == plain
 
 
-def test_without_the_scheduler_s_patch_the_state_is_lost_in_a_copy(
-    before_scheduler: Library, plain: list[float], server: str
+def test_a_state_that_the_graph_makes_is_made_where_the_calls_run(
+    patched: Library, plain: list[float], server: str
 ) -> None:
-    assert numbers(chain(before_scheduler, "rpc-kv", server)) != plain
+    assert numbers(chain(patched, "rpc-fresh", server)) == plain
 
 
-@pytest.mark.parametrize("how", ["rpc-state", "rpc-fresh"])
+@pytest.mark.parametrize("how", ["kept", "kept-parallel"])
+def test_a_state_that_the_user_allocated_is_kept_from_graph_to_graph(
+    patched: Library, plain: list[float], server: str, how: str
+) -> None:
+    assert numbers(chain(patched, how, server)) == plain
+
+
+def test_a_state_that_a_graph_allocates_is_lost_to_the_next_graph(
+    patched: Library, plain: list[float]
+) -> None:
+    assert numbers(chain(patched, "overwritten")) != plain
+
+
 def test_the_scheduler_refuses_a_state_that_it_would_have_to_copy(
-    patched: Library, server: str, how: str
+    patched: Library, server: str
 ) -> None:
-    result = chain(patched, how, server)
+    result = chain(patched, "rpc-state", server)
     assert result.returncode != 0
     message = result.stderr.decode()
     assert (

@@ -95,17 +95,21 @@ class Server:
 class Scheduler:
     """ggml's scheduler over backends, the CPU's last; released on leaving the `with` block."""
 
-    def __init__(self, ggml: Ggml, backends: Sequence[Backend]) -> None:
-        """Take the backends, each of which is held already."""
+    def __init__(self, ggml: Ggml, backends: Sequence[Backend], *, parallel: bool = False) -> None:
+        """Take the backends, each of which is held already.
+
+        If it is `parallel`, inputs of a graph have several copies, which take turns.
+        """
         self._ggml = ggml
         self._backends = backends
+        self._parallel = parallel
         self._p: Any = None
 
     def __enter__(self) -> Scheduler:
         ffi, lib = self._ggml._ffi, self._ggml._lib
         n = len(self._backends)
         pointers = ffi.new("ggml_backend_t[]", [backend._p for backend in self._backends])
-        self._p = lib.ggml_backend_sched_new(pointers, ffi.NULL, n, 2048, False, False)
+        self._p = lib.ggml_backend_sched_new(pointers, ffi.NULL, n, 2048, self._parallel, False)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -124,9 +128,10 @@ class Scheduler:
     ) -> None:
         """Compute a graph whose nodes have no memory yet; those that are `kept` can be read.
 
-        `before` is called when they have.
+        `before` is called when they have. What an earlier graph has left is lost then.
         """
         lib = self._ggml._lib
+        lib.ggml_backend_sched_reset(self._p)
         for tensor in kept:
             lib.ggml_set_output(tensor._p)
         if not lib.ggml_backend_sched_alloc_graph(self._p, graph._p):

@@ -13,6 +13,7 @@ bool               ggml_backend_supports_op(ggml_backend_t backend, const struct
 ggml_backend_sched_t ggml_backend_sched_new(ggml_backend_t * backends, ggml_backend_buffer_type_t * bufts,
         int n_backends, size_t graph_size, bool parallel, bool op_offload);
 void                 ggml_backend_sched_free(ggml_backend_sched_t sched);
+void                 ggml_backend_sched_reset(ggml_backend_sched_t sched);
 void                 ggml_backend_sched_set_tensor_backend(ggml_backend_sched_t sched, struct ggml_tensor * node, ggml_backend_t backend);
 bool                 ggml_backend_sched_alloc_graph(ggml_backend_sched_t sched, struct ggml_cgraph * graph);
 enum ggml_status     ggml_backend_sched_graph_compute(ggml_backend_sched_t sched, struct ggml_cgraph * graph);
