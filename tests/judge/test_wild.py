@@ -198,16 +198,19 @@ SCHEDULED = Case(hsk=32, hsv=32, n_head_kv=2, n_group=2, n_kv=90, n_batch=3, seg
 
 @pytest.mark.parametrize("modes", [("segmented", "scheduled"), ("scheduled",)], ids="-".join)
 @pytest.mark.parametrize("kind", ["output", "state"])
+@pytest.mark.parametrize("which", [0, 1], ids=["allocated", "made by the graph"])
 def test_a_chain_whose_keys_lie_with_another_backend_is_compared(
-    library: Ggml, modes: tuple[str, ...], kind: str
+    library: Ggml, modes: tuple[str, ...], kind: str, which: int
 ) -> None:
     inputs, features = make_inputs(SCHEDULED), library.features()
     run = run_case(library, SCHEDULED, inputs, modes)
     assert judge(SCHEDULED, inputs, run, features=features).status == "pass"
-    outputs, state = run.results["scheduled"]
+    chains = list(run.results["scheduled"])
+    outputs, state = chains[which]
     changed = [array.copy() for array in (*outputs, state)]
     changed[1 if kind == "output" else -1][0, 1, 2, 3] += 1
-    results: Any = {**run.results, "scheduled": (tuple(changed[:-1]), changed[-1])}
+    chains[which] = (tuple(changed[:-1]), changed[-1])
+    results: Any = {**run.results, "scheduled": tuple(chains)}
     verdict = judge(SCHEDULED, inputs, dataclasses.replace(run, results=results), features=features)
     other = "vs segmented" if "segmented" in modes else "vs oracle"
     name = "scheduled state" if kind == "state" and len(modes) == 1 else "scheduled"

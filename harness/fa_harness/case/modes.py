@@ -127,8 +127,9 @@ class FullState(Twice[Left]):
 
 Mixed = Twice[Chain]
 """A chain whose segments are caches of their own, in their own types, in two contexts."""
-Scheduled = tuple[tuple[F32, ...], F32]
-"""A chain in one graph under a scheduler: the output of each call, and the last state."""
+Scheduled = tuple[tuple[tuple[F32, ...], F32], tuple[tuple[F32, ...], F32]]
+"""Two chains in one graph under a scheduler: the output of each call, and the last state. The state
+of the first is allocated before, that of the second is made by the graph."""
 Fifo = Twice[Rolled]
 """A rolling cache with a graph for each of a step's two calls, and with a graph for each step."""
 

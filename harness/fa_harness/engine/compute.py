@@ -189,7 +189,10 @@ class _Computation:
         return tuple(steps)
 
     def scheduled(self) -> Scheduled:
-        """Compute the chain on the CPU from Q, K and V in the memory of another backend."""
+        """Compute the chain on the CPU from Q, K and V in the memory of another backend.
+
+        Once more it continues a state that the graph makes, which may be done on either backend.
+        """
         with (
             self._ggml.context() as ctx,
             self._ggml.context() as of_calls,
@@ -200,18 +203,28 @@ class _Computation:
         ):
             tensors = CaseTensors(ctx, self._case, self._inputs, self._layouts, of_calls=of_calls)
             state = tensors.state(of_state)
-            linked, after = self._linked(tensors, self._views(tensors), state)
-            graph = of_calls.graph([linked[-1], after], size=16 * (len(linked) + 1))
+            states = state, of_calls.filled(of_calls.tensor("f32", state.ne), float("-inf"))
+            views = self._views(tensors)
+            linked, after = zip(
+                *(self._linked(tensors, views, each) for each in states), strict=True
+            )
+            calls = [*linked[0], *linked[1]]
+            last = [*after, linked[0][-1], linked[1][-1]]
+            graph = of_calls.graph(last, size=16 * (len(calls) + 2))
             tensors.allocate(remote)
             cpu.allocate(of_state)
             make_fresh(state)
 
             def clear_all() -> None:
-                for call in linked:
+                for call in calls:
                     clear(call)
 
-            scheduler.compute(graph, linked, before=clear_all)
-            return tuple(rows_of(call) for call in linked), state.read()
+            scheduler.compute(graph, [*calls, states[1]], before=clear_all)
+            first, second = (
+                (tuple(rows_of(call) for call in chain), each.read())
+                for chain, each in zip(linked, states, strict=True)
+            )
+            return first, second
 
     def merged(self) -> Merged:
         """Compute the parts, all reductions in one graph, then parts and a reduction in one."""

@@ -186,15 +186,20 @@ def _resumed(expect: Expectations, results: ByMode) -> Iterator[Check]:
 
 def _scheduled(expect: Expectations, results: ByMode) -> Iterator[Check]:
     """Compare with the chain on one backend; where that was not computed, with the oracle."""
-    (outputs, state), calls = results["scheduled"], expect.calls(own_types=False)
-    if "segmented" in results:
-        chain = replace(results["segmented"], one_graph=(outputs, state))
-        yield from _one_graph("segmented", calls, chain, "scheduled", "the chain on one backend")
-        return
-    expected = expect.chain(None, own_types=False)
-    for call, output, after, right in zip(calls, outputs, expected, expect.outputs, strict=True):
-        yield _result("scheduled_vs_oracle", call, output, after, right)
-    yield _state("scheduled_state_vs_oracle", calls[-1], state, expected[-1])
+    calls = expect.calls(own_types=False)
+    for one_graph, how in zip(results["scheduled"], ("", " on a state of the graph"), strict=True):
+        named = [replace(call, name=f"{call.name}{how}") for call in calls]
+        if "segmented" in results:
+            chain = replace(results["segmented"], one_graph=one_graph)
+            what = "the chain on one backend"
+            yield from _one_graph("segmented", named, chain, "scheduled", what)
+            continue
+        expected = expect.chain(None, own_types=False)
+        for call, output, after, right in zip(
+            named, one_graph[0], expected, expect.outputs, strict=True
+        ):
+            yield _result("scheduled_vs_oracle", call, output, after, right)
+        yield _state("scheduled_state_vs_oracle", named[-1], one_graph[1], expected[-1])
 
 
 def _merged(expect: Expectations, results: ByMode) -> Iterator[Check]:

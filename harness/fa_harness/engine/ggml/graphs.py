@@ -146,6 +146,10 @@ class Context:
             lib.ggml_flash_attn_ext_set_n_kv_max(out, n_kv_max)
         return self._result("ggml_flash_attn_ext", out, (v.ne[0], q.ne[2], q.ne[1], q.ne[3]))
 
+    def filled(self, a: Tensor, value: float) -> Tensor:
+        """Return a new tensor of the shape of `a` that holds a value everywhere."""
+        return Tensor(self.ggml, self.ggml._lib.ggml_fill(self._p, a._p, value), a.type)
+
     def take_sinks(self, a: Tensor) -> None:
         """Take the sinks of the call `a` away again."""
         self.ggml._lib.ggml_flash_attn_ext_add_sinks(a._p, self.ggml._ffi.NULL)
