@@ -19,9 +19,12 @@ T = TypeVar("T")
 _FEW_ELEMENTS = 1 << 14
 """Of K and V: so many go to another backend and back in a few milliseconds."""
 
+MOST_PARTS = 9
+"""States of a case that one reduction takes, beside a fresh one (`GGML_MAX_SRC` is 10)."""
+
 MODES = (
-    "standard", "full_state", "segmented", "merged", "resumed", "scheduled", "mixed", "fifo",
-    "preset",
+    "standard", "full_state", "segmented", "merged", "reduced", "resumed", "scheduled", "mixed",
+    "fifo", "preset",
 )  # fmt: skip
 """In the order in which they are computed; `standard` always is."""
 
@@ -92,6 +95,30 @@ class Merged:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Reduced:
+    """A state for each segment, and results of all of them at once."""
+
+    order: tuple[int, ...]
+    """The states as `shuffled` takes them, and in which they were computed."""
+    parts: tuple[Left, ...]
+    """Each segment alone."""
+    parts_after: tuple[F32, ...]
+    """The states of the parts once they were reduced."""
+    in_turn: F32
+    """The states in the order of the segments; outputs are `[ne3, n_head, n_batch, hsv]`."""
+    reversed: F32
+    """From the last to the first."""
+    shuffled: F32
+    """In the order `order`."""
+    again: F32
+    """In turn, in one graph with the parts."""
+    with_fresh: tuple[F32, F32]
+    """In turn, with a fresh state before them and behind them."""
+    fresh: F32
+    """A fresh state alone."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Rolled:
     """A simulation of a rolling cache. In the arrays, row t of `n_batch` is step t."""
 
@@ -141,6 +168,7 @@ class ByMode(TypedDict, total=False):
     full_state: FullState
     segmented: Chain
     merged: Merged
+    reduced: Reduced
     resumed: tuple[Left, ...]
     scheduled: Scheduled
     mixed: Mixed
@@ -173,6 +201,8 @@ def modes_of(case: Case) -> tuple[str, ...]:
     if case.hot_window:
         return ("standard", "fifo")
     several = ("merged", "resumed") if case.segments > 1 else ("preset",)
+    if 1 < case.segments <= MOST_PARTS:
+        several = (*several, "reduced")
     if case.segments > 1 and not case.segment_types and _is_soon_copied(case):
         several = (*several, "scheduled")
     mixed = ("mixed",) if case.segment_types else ()

@@ -24,6 +24,7 @@ from fa_harness.case.modes import (
     Left,
     Merged,
     Mixed,
+    Reduced,
     Run,
     Scheduled,
     Standard,
@@ -45,6 +46,8 @@ def lacking(ggml: Ggml) -> dict[str, str]:
         return lacks | dict.fromkeys(MODES[1:], "ggml_flash_attn_ext_with_state")
     if not ggml.has_merge:
         lacks["merged"] = "ggml_flash_attn_ext_merge_states"
+    if not ggml.has_partial:
+        lacks["reduced"] = "ggml_flash_attn_ext_reduce"
     if not ggml.has_state_after:
         lacks["scheduled"] = "ggml_flash_attn_ext_get_state"
     elif not ggml.has_remote:
@@ -209,7 +212,7 @@ class _Computation:
                 *(self._linked(tensors, views, each) for each in states), strict=True
             )
             calls = [*linked[0], *linked[1]]
-            last = [*after, linked[0][-1], linked[1][-1]]
+            last = [*after, *self._asked(linked[0]), *self._asked(linked[1])]
             graph = of_calls.graph(last, size=16 * (len(calls) + 2))
             tensors.allocate(remote)
             cpu.allocate(of_state)
@@ -219,6 +222,9 @@ class _Computation:
                 for call in calls:
                     clear(call)
 
+            for call in calls:  # another backend may be able to compute parts, too
+                if call.part is not None:
+                    scheduler.compute_on(call.part, cpu)
             scheduler.compute(graph, [*calls, states[1]], before=clear_all)
             first, second = (
                 (tuple(rows_of(call) for call in chain), each.read())
@@ -271,6 +277,44 @@ class _Computation:
                 **merged,
             )
 
+    def reduced(self) -> Reduced:
+        """Compute the parts, all reductions in one graph, then parts and a reduction in one."""
+        order, n = order_of_parts(self._case), len(self._segments)
+        with self._tensors() as tensors:
+            ctx = tensors.ctx
+            keys = (self._own_segments if self._inputs.segments else self._views)(tensors)
+            states, fresh = [tensors.state() for _ in range(n)], tensors.state()
+            calls = [self._call(tensors, i, keys[i], states[i]) for i in range(n)]
+            graphs = [ctx.graph([call]) for call in calls]
+            results = {
+                "in_turn": ctx.reduce(states),
+                "reversed": ctx.reduce(states[::-1]),
+                "shuffled": ctx.reduce([states[i] for i in order]),
+                "fresh": ctx.reduce([fresh]),
+            }
+            with_fresh = [ctx.reduce([fresh, *states]), ctx.reduce([*states, fresh])]
+            reductions = ctx.graph([*results.values(), *with_fresh])
+            calls_again = [self._call(tensors, i, keys[i], fresh) for i in range(n)]
+            again = ctx.reduce([ctx.state_after(call) for call in calls_again])
+            all_again = ctx.graph([again], size=16 * (n + 1))
+
+            tensors.allocate(self._backend)
+            make_fresh(fresh)
+            parts = {i: self._compute([calls[i]], [graphs[i]], states[i])[0] for i in order}
+            for tensor in [*results.values(), *with_fresh, again]:
+                clear(tensor)
+            self._backend.compute(reductions)
+            after = tuple(state.read() for state in states)
+            self._backend.compute(all_again)
+            return Reduced(
+                order=order,
+                parts=tuple(parts[i] for i in range(n)),
+                parts_after=after,
+                again=rows_of(again),
+                with_fresh=(rows_of(with_fresh[0]), rows_of(with_fresh[1])),
+                **{name: rows_of(result) for name, result in results.items()},
+            )
+
     @contextmanager
     def _tensors(self) -> Iterator[CaseTensors]:
         """Give the case's tensors in a new context, and note which inputs were written to."""
@@ -304,7 +348,7 @@ class _Computation:
         graphs = [ctx.graph([call]) for call in calls]
         if self._ggml.has_state_after:  # the last call brings in the others, in their order
             linked, _ = self._linked(tensors, keys, state)
-            one_graph = ctx.graph(linked[-1:], size=16 * (n + 1))
+            one_graph = ctx.graph(self._asked(linked), size=16 * (n + 1))
         else:
             linked, one_graph = calls, ctx.graph(calls)
         tensors.allocate(self._backend)
@@ -325,6 +369,10 @@ class _Computation:
             calls.append(self._call(tensors, i, keys[i], state))
             state = tensors.of_calls.state_after(calls[-1])
         return calls, state
+
+    def _asked(self, linked: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the calls that bring in all of a chain: the last, unless results are made apart."""
+        return linked if self._ggml.has_partial else linked[-1:]
 
     def _compute(
         self, calls: Sequence[Tensor], graphs: Sequence[Graph], state: Tensor

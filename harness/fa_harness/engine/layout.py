@@ -299,6 +299,8 @@ def _fresh_rows(ne: tuple[int, ...]) -> F32:
 def clear(out: Tensor) -> None:
     """Fill an output with NaN, so that a row that is not computed shows."""
     out.fill(_NAN)
+    if out.part is not None:
+        out.part.fill(_NAN)
 
 
 def rows_of(out: Tensor) -> F32:

@@ -18,7 +18,7 @@ import numpy as np
 from fa_harness.arrays import F32, F64
 from fa_harness.case import rolling
 from fa_harness.case.case import Case
-from fa_harness.case.modes import ByMode, Chain, Left, Merged, Rolled, fresh_rows
+from fa_harness.case.modes import ByMode, Chain, Left, Merged, Reduced, Rolled, fresh_rows
 from fa_harness.judge import bounds, oracle, rolling_oracle
 from fa_harness.judge.bounds import Expected
 from fa_harness.judge.compare import Call, Check, LateRegion, Region
@@ -42,6 +42,11 @@ _PROMISED = {
         "part_vs_oracle", "part_state_vs_oracle", "part_result_vs_state", "merged_vs_oracle",
         "merged_state_vs_oracle", "merged_vs_parts", "merged_in_any_order", "merged_swapped",
         "merged_result_vs_state", "merged_again", "merged_with_fresh", "fresh_merged",
+        "parts_after_merge",
+    },
+    "reduced": {
+        "part_vs_oracle", "part_state_vs_oracle", "part_result_vs_state", "reduced_vs_parts",
+        "reduced_vs_oracle", "reduced_again", "reduced_with_fresh", "fresh_reduced",
         "parts_after_merge",
     },
     "resumed": {
@@ -81,7 +86,7 @@ def promised(mode: str, case: Case, modes: Collection[str]) -> set[str]:
         names.add("segmented_vs_full_state")
         if chain_is_exact(case):
             names.add("state_vs_full_state")
-    if mode == "merged" and uncut in modes:
+    if mode in ("merged", "reduced") and uncut in modes:
         names.add("part_vs_chain")
     return names
 
@@ -94,6 +99,7 @@ def checks(expect: Expectations, results: ByMode) -> Iterator[Check]:
         "segmented": _segmented,
         "mixed": _mixed,  # before those that are compared with it
         "merged": _merged,
+        "reduced": _reduced,
         "resumed": _resumed,
         "scheduled": _scheduled,
         "fifo": _fifo,
@@ -204,14 +210,7 @@ def _scheduled(expect: Expectations, results: ByMode) -> Iterator[Check]:
 
 def _merged(expect: Expectations, results: ByMode) -> Iterator[Check]:
     case, merged, calls = expect.case, results["merged"], expect.calls("part")
-    parts = zip(calls, merged.parts, expect.parts, expect.outputs_alone, strict=True)
-    for call, part, of_part, right in parts:
-        yield _state("part_state_vs_oracle", call, part.state, of_part)
-        yield _result("part_vs_oracle", call, part.output, of_part, right)
-        yield _result_of_state("part_result_vs_state", call, part)
-    uncut = _uncut_calls(case, results)
-    if uncut is not None:
-        yield from _same_left("part_vs_chain", calls[0], merged.parts[0], uncut[0], "the chain")
+    yield from _parts(expect, results, merged.parts)
     region = expect.merged.region
     if not expect.own_types:
         region = expect.not_far_worse(region, results["standard"].runs)
@@ -227,7 +226,53 @@ def _merged(expect: Expectations, results: ByMode) -> Iterator[Check]:
     two_fresh = Call(name="merge of two fresh states", keys=(0, 0))
     fresh = fresh_rows(case)
     yield from _same_left("fresh_merged", two_fresh, merged.fresh, fresh, "a fresh state")
-    for call, after, part in zip(calls, merged.parts_after, merged.parts, strict=True):
+    yield from _parts_after(calls, merged)
+
+
+def _reduced(expect: Expectations, results: ByMode) -> Iterator[Check]:
+    """Compare each order with the parts as they are, and with the oracle."""
+    reduced, calls = results["reduced"], expect.calls("part")
+    yield from _parts(expect, results, reduced.parts)
+    region = expect.merged.region
+    if not expect.own_types:
+        region = expect.not_far_worse(region, results["standard"].runs)
+    keys = (0, expect.case.n_kv)
+    of_parts = reduced_region([part.state for part in reduced.parts])
+    in_turn = "reduction in turn"
+    shuffled = f"reduction in the order {','.join(map(str, reduced.order))}"
+    for name, output in (
+        (in_turn, reduced.in_turn),
+        ("reduction from the last part on", reduced.reversed),
+        (shuffled, reduced.shuffled),
+    ):
+        call = Call(name=name, keys=keys)
+        yield _same("reduced_vs_parts", call, output, of_parts.centre, "the parts", of_parts)
+        yield _result("reduced_vs_oracle", call, output, expect.merged, expect.outputs[-1], region)
+    again = Call(name="parts and a reduction in one graph", keys=keys)
+    yield _same("reduced_again", again, reduced.again, reduced.in_turn, in_turn)
+    names = ("reduction of a fresh state and the parts", "reduction of the parts and a fresh state")
+    for name, output in zip(names, reduced.with_fresh, strict=True):
+        call = Call(name=name, keys=keys)
+        yield _same("reduced_with_fresh", call, output, reduced.in_turn, in_turn)
+    call, zeros = Call(name="reduction of a fresh state", keys=(0, 0)), fresh_rows(expect.case)
+    yield _same("fresh_reduced", call, reduced.fresh, zeros.output, "zeros")
+    yield from _parts_after(calls, reduced)
+
+
+def _parts(expect: Expectations, results: ByMode, lefts: Sequence[Left]) -> Iterator[Check]:
+    calls = expect.calls("part")
+    parts = zip(calls, lefts, expect.parts, expect.outputs_alone, strict=True)
+    for call, part, of_part, right in parts:
+        yield _state("part_state_vs_oracle", call, part.state, of_part)
+        yield _result("part_vs_oracle", call, part.output, of_part, right)
+        yield _result_of_state("part_result_vs_state", call, part)
+    uncut = _uncut_calls(expect.case, results)
+    if uncut is not None:
+        yield from _same_left("part_vs_chain", calls[0], lefts[0], uncut[0], "the chain")
+
+
+def _parts_after(calls: Sequence[Call], results: Merged | Reduced) -> Iterator[Check]:
+    for call, after, part in zip(calls, results.parts_after, results.parts, strict=True):
         call = replace(call, name=f"{call.name} after the merges")
         yield _same_state("parts_after_merge", call, after, part.state, "the part before")
 
@@ -362,6 +407,24 @@ def result_region(left: Left | Rolled) -> Region:
     result = np.divide(rows[..., 2:], s, out=np.zeros_like(rows[..., 2:]), where=seen)
     bound = 2.1 * bounds.U32 * np.abs(result) + 2.0**-149 * seen
     return Region(result, np.where(np.isfinite(result), bound, 0.0))
+
+
+def reduced_region(states: Sequence[F32]) -> Region:
+    """Return where the result of states lies that are reduced in any order.
+
+    Sums of numerators and S are off by at most what `bounds.merged_rows` says. So a quotient of the
+    two is at most that of the largest numerator and the smallest S; then it is rounded as in
+    `result_region`.
+    """
+    rows, bound, _ = bounds.merged_rows(states)
+    s, vkq = rows[..., 1:2], rows[..., 2:]
+    with np.errstate(all="ignore"):
+        result = np.divide(vkq, s, out=np.zeros_like(vkq), where=s != 0)
+        smallest = s - bound[..., 1:2]
+        largest = np.where(smallest > 0, (np.abs(vkq) + bound[..., 2:]) / smallest, np.inf)
+        off = largest - np.abs(result) + 2.1 * bounds.U32 * largest + 2.0**-149
+    off = np.where((s != 0) & np.isfinite(result), off, 0.0)
+    return Region(result, np.where(np.isposinf(bound[..., 2:]), np.inf, off))
 
 
 def _state(name: str, call: Call, state: F32, expected: Expected) -> Check:

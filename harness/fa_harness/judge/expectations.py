@@ -74,7 +74,10 @@ class Expectations:
     @NAN_IS_MEANT
     def prepare(self, modes: Collection[str]) -> None:
         """Compute now what would be computed later, and needs no run."""
-        known = [self.of_one, *([*self.parts, self.merged] if "merged" in modes else [])]
+        known = [
+            self.of_one,
+            *([*self.parts, self.merged] if {"merged", "reduced"} & set(modes) else []),
+        ]
         for expected in known:
             _ = expected.region
         _ = self.outputs_alone

@@ -33,7 +33,10 @@ def why_mistrusted(
     if "fifo" in results:
         rolled = results["fifo"].first
         return _why_rolled_is(case, rolled, expect.fifo(goes_on_in_f16(rolled.cold_state)))
-    if not results.keys() & {"segmented", "merged", "resumed", "mixed"} or case.segments == 1:
+    if (
+        not results.keys() & {"segmented", "merged", "reduced", "resumed", "mixed"}
+        or case.segments == 1
+    ):
         return None
     return _why_chains_are(case, expect, [end for end in ends if end is not None])
 

@@ -207,6 +207,7 @@ def _outputs(results: ByMode) -> dict[str, F32 | list[F32]]:
         "segmented": lambda: results["segmented"].calls[-1].output,
         "after_segment": lambda: [left.output for left in results["segmented"].calls],
         "merged": lambda: results["merged"].in_turn.output,
+        "reduced": lambda: results["reduced"].in_turn,
         "resumed": lambda: results["resumed"][-1].output,
         "mixed": lambda: results["mixed"].first.calls[-1].output,
         "fifo": lambda: results["fifo"].first.output,

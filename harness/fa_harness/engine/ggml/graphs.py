@@ -127,7 +127,8 @@ class Context:
     ) -> Tensor:
         """Return the attention of `q` over `k` and `v`, F32 `[hsv, n_head, n_batch, ne3]`.
 
-        With a state it continues from and into it. Q is F32 `[hsk, n_batch, n_head, ne3]`, K and V
+        With a state it continues from and into it. A library whose calls return the new state
+        copies it there in the graph of the call. Q is F32 `[hsk, n_batch, n_head, ne3]`, K and V
         are `[hsk or hsv, n_kv, n_head_kv, ne3]`, the mask is F16, contiguous,
         `[n_kv, n_batch, 1 or more, 1 or ne3]`, the state F32 `[2 + hsv, n_batch, n_head, ne3]`, its
         rows `[M, S, VKQ]`. Sinks, F32 `[n_head, 1, 1, 1]`, are for the last call of a chain only.
@@ -137,15 +138,24 @@ class Context:
         inputs = (q._p, k._p, v._p, mask._p if mask else null)
         factors = (scale, max_bias, logit_softcap)
         if state is None:
-            out = lib.ggml_flash_attn_ext(self._p, *inputs, *factors)
+            call = lib.ggml_flash_attn_ext(self._p, *inputs, *factors)
+        elif self.ggml.has_partial:
+            call = lib.ggml_flash_attn_ext_partial(self._p, *inputs, state._p, *factors)
         else:
-            out = lib.ggml_flash_attn_ext_with_state(self._p, *inputs, state._p, *factors)
+            call = lib.ggml_flash_attn_ext_with_state(self._p, *inputs, state._p, *factors)
         if sinks is not None:
-            lib.ggml_flash_attn_ext_add_sinks(out, sinks._p)
-        self._set_precision(out, prec)
+            lib.ggml_flash_attn_ext_add_sinks(call, sinks._p)
+        self._set_precision(call, prec)
         if n_kv_max:
-            lib.ggml_flash_attn_ext_set_n_kv_max(out, n_kv_max)
-        return self._result("ggml_flash_attn_ext", out, (v.ne[0], q.ne[2], q.ne[1], q.ne[3]))
+            lib.ggml_flash_attn_ext_set_n_kv_max(call, n_kv_max)
+        ne = (v.ne[0], q.ne[2], q.ne[1], q.ne[3])
+        if state is None or not self.ggml.has_partial:
+            return self._result("ggml_flash_attn_ext", call, ne)
+        part = self._result("ggml_flash_attn_ext_partial", call, state.ne, "the partial result")
+        part.kept_in = state.kept_in or state
+        out = self.reduce([part])
+        out.part = part
+        return out
 
     def filled(self, a: Tensor, value: float) -> Tensor:
         """Return a new tensor of the shape of `a` that holds a value everywhere."""
@@ -153,7 +163,8 @@ class Context:
 
     def take_sinks(self, a: Tensor) -> None:
         """Take the sinks of the call `a` away again."""
-        self.ggml._lib.ggml_flash_attn_ext_add_sinks(a._p, self.ggml._ffi.NULL)
+        call = a.part or a
+        self.ggml._lib.ggml_flash_attn_ext_add_sinks(call._p, self.ggml._ffi.NULL)
 
     def _set_precision(self, out: Any, prec: str) -> None:
         """Set the accumulator's precision, by each function that the library has for it.
@@ -180,6 +191,8 @@ class Context:
 
         A call of the same graph that continues `a` takes this as its state.
         """
+        if a.part is not None:
+            return a.part
         pointer = self.ggml._lib.ggml_flash_attn_ext_get_state(self._p, a._p)
         hsv, n_head, n_batch, ne3 = a.ne
         ne = (2 + hsv, n_batch, n_head, ne3)
@@ -196,6 +209,14 @@ class Context:
         row, n_batch, n_head, ne3 = state.ne
         ne = (row - 2, n_head, n_batch, ne3)
         return self._result("ggml_flash_attn_ext_from_state", pointer, ne, "the result of a state")
+
+    def reduce(self, states: Sequence[Tensor]) -> Tensor:
+        """Return the attention over the keys of all states, F32 `[hsv, n_head, n_batch, ne3]`."""
+        ffi, lib = self.ggml._ffi, self.ggml._lib
+        pointers = ffi.new("struct ggml_tensor *[]", [state._p for state in states])
+        pointer = lib.ggml_flash_attn_ext_reduce(self._p, pointers, len(states))
+        row, n_batch, n_head, ne3 = states[0].ne
+        return self._result("ggml_flash_attn_ext_reduce", pointer, (row - 2, n_head, n_batch, ne3))
 
     def _result(self, function: str, pointer: Any, ne: Shape, name: str = "dst") -> Tensor:
         """Return what a function of the library gives, which must be F32 of a shape."""
@@ -227,12 +248,16 @@ class Context:
     def graph(self, outputs: Sequence[Tensor], *, size: int = 64) -> Graph:
         """Return a graph that computes `outputs`, each after all before it.
 
-        It has room for `size` nodes and leaves.
+        It has room for `size` nodes and leaves. The state after a call among them is left where the
+        state of its chain is.
         """
         lib = self.ggml._lib
         pointer = lib.ggml_new_graph_custom(self._p, max(size, 8 * len(outputs)), False)
         for output in outputs:
             lib.ggml_build_forward_expand(pointer, output._p)
+            if output.part is not None and output.part.kept_in is not None:
+                kept = lib.ggml_cpy(self._p, output.part._p, output.part.kept_in._p)
+                lib.ggml_build_forward_expand(pointer, kept)
         return Graph(self.ggml, pointer)
 
 

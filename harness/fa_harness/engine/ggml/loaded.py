@@ -63,8 +63,11 @@ class Ggml:
         self._server: Server | None = None
         self._spare: list[mmap.mmap] = []
         """Mappings that contexts have left: in a new one each page is a fault anew."""
-        self.has_state = hasattr(lib, "ggml_flash_attn_ext_with_state")
-        self.has_state_after = hasattr(lib, "ggml_flash_attn_ext_get_state")
+        self.has_partial = hasattr(lib, "ggml_flash_attn_ext_partial")
+        """Whether a call returns the new state, which a reduction turns into the result, in place
+        of updating a state and returning the result."""
+        self.has_state = self.has_partial or hasattr(lib, "ggml_flash_attn_ext_with_state")
+        self.has_state_after = self.has_partial or hasattr(lib, "ggml_flash_attn_ext_get_state")
         self.has_merge = hasattr(lib, "ggml_flash_attn_ext_merge_states")
         """It has `..._from_state` and `..._get_state` then, too."""
         self.has_sinks = hasattr(lib, "ggml_flash_attn_ext_add_sinks")

@@ -131,7 +131,6 @@ class Scheduler:
         `before` is called when they have. What an earlier graph has left is lost then.
         """
         lib = self._ggml._lib
-        lib.ggml_backend_sched_reset(self._p)
         for tensor in kept:
             lib.ggml_set_output(tensor._p)
         if not lib.ggml_backend_sched_alloc_graph(self._p, graph._p):
@@ -140,6 +139,7 @@ class Scheduler:
         status = lib.ggml_backend_sched_graph_compute(self._p, graph._p)
         if status != lib.GGML_STATUS_SUCCESS:
             raise RuntimeError(f"ggml_backend_sched_graph_compute: status {status}")
+        lib.ggml_backend_sched_reset(self._p)  # else it takes no other graph
 
 
 def has_remote(ggml: Ggml) -> bool:

@@ -34,6 +34,10 @@ class Tensor:
         """The shape, in elements."""
         self.name = name
         """How it is called where something is written outside of it."""
+        self.part: Tensor | None = None
+        """Of the result of a call with a state, where the state after the call is a new tensor."""
+        self.kept_in: Tensor | None = None
+        """Of such a part, the state with which its chain began."""
 
     @property
     def nb(self) -> Shape:
