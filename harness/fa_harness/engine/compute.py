@@ -371,7 +371,7 @@ class _Computation:
         return calls, state
 
     def _asked(self, linked: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return the calls that bring in all of a chain: the last, unless results are made apart."""
+        """Return the calls that bring in all of a chain, the last unless each has a reduction."""
         return linked if self._ggml.has_partial else linked[-1:]
 
     def _compute(

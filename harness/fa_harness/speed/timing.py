@@ -26,7 +26,7 @@ from fa_harness.arrays import F32, F64, U8
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs, make_inputs
 from fa_harness.engine.ggml import Backend, Context, Ggml, Graph, Tensor
-from fa_harness.engine.layout import CaseTensors, aligned
+from fa_harness.engine.layout import CaseTensors, Keys, aligned
 from fa_harness.kernel import Q_TILE, SPLIT_KV, path
 
 Seconds = F64
@@ -387,26 +387,34 @@ class _Graphs:
         return state, array
 
     def _mixed_calls(self, state: Tensor | None) -> list[Tensor]:
-        tensors = self._tensors
-        return [
-            tensors.call(tensors.own_segment(i), each, sinks=False, state=state)
-            for i, each in enumerate(itertools.pairwise(self._case.segment_bounds()))
-        ]
+        limits = itertools.pairwise(self._case.segment_bounds())
+        keys = [(self._tensors.own_segment(i), each) for i, each in enumerate(limits)]
+        return self._linked(keys, state, sinks=False)
 
     def _calls(self, n_segments: int, state: Tensor | None = None) -> list[Tensor]:
         limits = list(itertools.pairwise(self._case.with_(segments=n_segments).segment_bounds()))
-        segment_of = partial(self._tensors.segment_of, self._cache)
-        return [
-            self._tensors.call(segment_of(each), each, sinks=each == limits[-1], state=state)
-            for each in limits
-        ]
+        keys = [(self._tensors.segment_of(self._cache, each), each) for each in limits]
+        return self._linked(keys, state, sinks=True)
+
+    def _linked(
+        self, keys: Sequence[tuple[Keys, tuple[int, int]]], state: Tensor | None, *, sinks: bool
+    ) -> list[Tensor]:
+        """Return calls whose graph computes one after another, the last with the sinks."""
+        calls: list[Tensor] = []
+        for i, (part, limits) in enumerate(keys):
+            is_last = i == len(keys) - 1
+            call = self._tensors.call(part, limits, sinks=sinks and is_last, state=state)
+            calls.append(call)
+            if call.part is not None:
+                state = call.part
+        return calls[-1:] if state is not None and self._ggml.has_partial else calls
 
     def _way(
         self, calls: list[Tensor], *, state: F32 | None = None, reference: bool = False
     ) -> _Way:
         return _Way(
             ggml=self._ggml,
-            graph=self._tensors.ctx.graph(calls),
+            graph=self._tensors.ctx.graph(calls, kept=False),
             n_threads=self._case.threads,
             state=state,
             reference=reference,

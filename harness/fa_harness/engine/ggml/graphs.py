@@ -245,19 +245,19 @@ class Context:
         # ggml gives views their place only where something is left that needs memory
         lib.ggml_new_tensor_4d(self._p, self.ggml._type("f32"), 1, 1, 1, 1)
 
-    def graph(self, outputs: Sequence[Tensor], *, size: int = 64) -> Graph:
+    def graph(self, outputs: Sequence[Tensor], *, size: int = 64, kept: bool = True) -> Graph:
         """Return a graph that computes `outputs`, each after all before it.
 
         It has room for `size` nodes and leaves. The state after a call among them is left where the
-        state of its chain is.
+        state of its chain is, unless it need not be `kept`: a library that returns it copies it.
         """
         lib = self.ggml._lib
         pointer = lib.ggml_new_graph_custom(self._p, max(size, 8 * len(outputs)), False)
         for output in outputs:
             lib.ggml_build_forward_expand(pointer, output._p)
-            if output.part is not None and output.part.kept_in is not None:
-                kept = lib.ggml_cpy(self._p, output.part._p, output.part.kept_in._p)
-                lib.ggml_build_forward_expand(pointer, kept)
+            if kept and output.part is not None and output.part.kept_in is not None:
+                copy = lib.ggml_cpy(self._p, output.part._p, output.part.kept_in._p)
+                lib.ggml_build_forward_expand(pointer, copy)
         return Graph(self.ggml, pointer)
 
 
