@@ -19,8 +19,8 @@ CHECKOUT = Path(__file__).parents[1]
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    for name in ("patches/series", "vendor/upstreams.toml"):
-        (tmp_path / name).parent.mkdir()
+    for name in ("patches/state/series", "vendor/upstreams.toml"):
+        (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
     return Project(data=tmp_path, home=tmp_path)
 
@@ -39,7 +39,7 @@ def test_elsewhere_the_checkout_of_the_package_is_taken(tmp_path: Path) -> None:
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package outside any checkout, with patches and pins of its own; where it lies."""
     package = tmp_path / "site" / "fa_harness"
-    for name in ("patches/series", "vendor/upstreams.toml"):
+    for name in ("patches/state/series", "vendor/upstreams.toml"):
         (package / "shipped" / name).parent.mkdir(parents=True)
         (package / "shipped" / name).touch()
     monkeypatch.setattr(project_module, "PACKAGE", package)
@@ -53,7 +53,7 @@ def test_an_installed_package_works_with_its_own_patches_in_the_users_cache(
     installed: Path, tmp_path: Path
 ) -> None:
     project = find_project(tmp_path)
-    assert project.series_file == installed / "shipped" / "patches" / "series"
+    assert project.series_file == installed / "shipped" / "patches" / "state" / "series"
     assert project.build == tmp_path / "user's cache" / "fa-harness" / "build"
     assert list(tmp_path.glob("user*")) == [], "looking makes no folder"
 
@@ -62,7 +62,7 @@ def test_a_checkout_around_the_working_directory_goes_before_the_installed_packa
     installed: Path, tmp_path: Path
 ) -> None:
     checkout = tmp_path / "checkout"
-    for name in ("patches/series", "vendor/upstreams.toml"):
+    for name in ("patches/state/series", "vendor/upstreams.toml"):
         (checkout / name).parent.mkdir(parents=True)
         (checkout / name).touch()
     assert find_project(checkout / "patches") == Project(data=checkout, home=checkout)
@@ -97,8 +97,8 @@ def test_a_user_without_a_home_is_told_to_name_a_folder(
 def test_an_incomplete_installation_is_told_from_a_missing_checkout(
     installed: Path, tmp_path: Path
 ) -> None:
-    (installed / "shipped" / "patches" / "series").unlink()
-    with pytest.raises(SetupError, match=r"incomplete: .* lacks patches/series .*; install it"):
+    (installed / "shipped" / "patches" / "state" / "series").unlink()
+    with pytest.raises(SetupError, match=r"incomplete: .* lacks patches/\*/series .*; install it"):
         find_project(tmp_path)
 
 
@@ -106,7 +106,7 @@ def test_what_would_change_the_installed_package_is_refused(
     installed: Path, tmp_path: Path
 ) -> None:
     project = find_project(tmp_path)
-    expected = "series drop changes patches, which belongs to the installed package; run it in "
+    expected = "series drop changes state, which belongs to the installed package; run it in "
     with pytest.raises(UsageError, match=expected):
         project.refuse_to_change_shipped(project.patches, "series drop")
     own = Project(data=tmp_path, home=tmp_path)
@@ -238,5 +238,5 @@ def test_a_gate_does_not_write_its_baseline_into_an_installed_package(
     installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="gate --update-baseline changes baselines, which belongs"):
+    with pytest.raises(UsageError, match="gate --update-baseline changes state, which belongs"):
         cli.main(["gate", "--update-baseline", "--no-speed"], standalone_mode=False)

@@ -125,7 +125,7 @@ def project(tmp_path: Path, index: Path) -> Project:
     write_files(
         root,
         {
-            "patches/series": "",
+            "patches/state/series": "",
             "vendor/upstreams.toml": (
                 'default = "mini"\n[upstreams.mini]\npackage = "mini-llama"\nversion = "1.0"\n'
                 f'sha256 = "{sha256(sdist)}"\n'

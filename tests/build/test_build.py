@@ -173,7 +173,7 @@ def test_what_runs_a_stale_library_builds_it_first_and_says_why(
     with held_library("patched", {}) as library:
         assert answer(library) == 44
     said = capsys.readouterr().err
-    assert "library 'patched' is stale (patches changed): building it again\n" in said
+    assert "library 'state' is stale (patches changed): building it again\n" in said
     with held_library("patched", {}):
         assert capsys.readouterr().err == ""
 
@@ -300,7 +300,7 @@ def test_sources_that_do_not_compile_are_reported_with_the_compilers_words(
     with pytest.raises(SetupError) as caught:
         build(ready, ["patched"])
     message = str(caught.value)
-    assert "library 'patched' of upstream 'mini' does not build" in message
+    assert "library 'state' of upstream 'mini' does not build" in message
     assert "no_such_name" in message
     log = message.rpartition("the whole output is in ")[2]
     assert "no_such_name" in Path(log).read_text()
@@ -337,7 +337,7 @@ def test_an_unknown_library_is_refused_before_anything_is_run(
 ) -> None:
     refuse_programs(monkeypatch)
     for call in (lambda: build(ready, ["pristine", "0099"]), lambda: find(ready, "0099")):
-        with pytest.raises(UsageError, match="unknown library '0099'"):
+        with pytest.raises(UsageError, match="unknown library 'state@0099'"):
             call()
 
 

@@ -40,7 +40,7 @@ def problems(report: list[Finding]) -> list[Finding]:
 
 def pretend_built(project: Project, monkeypatch: pytest.MonkeyPatch, stale: str | None) -> Library:
     library = Library(
-        name="patched",
+        name="state",
         path=project.home,
         module="_ggml.so",
         upstream="mini",
@@ -61,10 +61,10 @@ def test_a_machine_that_can_build_has_no_problem(project: Project) -> None:
     assert problems(report) == []
     assert found(report, "upstream").value == "mini abc123 (not fetched yet)"
     assert found(report, "patch series").value == "1 patches (not applied yet)"
-    library = found(report, "library patched")
+    library = found(report, "library state")
     assert (library.status, library.value) == (
         "note",
-        "library 'patched' is not built: fa-harness build patched",
+        "library 'state' is not built: fa-harness build state",
     )
 
 
@@ -102,9 +102,9 @@ def test_a_stale_library_says_why_and_what_to_do(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_built(project, monkeypatch, "patches changed")
-    library = found(check(project), "library patched")
+    library = found(check(project), "library state")
     assert library.status == "note"
-    assert library.value == "stale (patches changed): fa-harness build patched"
+    assert library.value == "stale (patches changed): fa-harness build state"
 
 
 def test_a_library_that_this_cpu_does_not_run_is_a_problem(
@@ -117,7 +117,7 @@ def test_a_library_that_this_cpu_does_not_run_is_a_problem(
         tried.append(library)
         return "SIGILL"
 
-    library = found(check(project, dies), "library patched")
+    library = found(check(project, dies), "library state")
     assert tried == [built, built]
     assert library.status == "problem"
     assert "does not run on this machine: SIGILL; build it without" in library.value
@@ -126,7 +126,7 @@ def test_a_library_that_this_cpu_does_not_run_is_a_problem(
 def test_a_library_that_runs_is_said_to(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_built(project, monkeypatch, None)
     report = check(project, lambda _library: None)
-    assert found(report, "library patched").value == "current, runs here"
+    assert found(report, "library state").value == "current, runs here"
 
 
 def test_the_places_of_configuration_patches_and_home_are_shown(project: Project) -> None:

@@ -58,11 +58,11 @@ class _Added:
 
 def lint(project: Project, source: Source) -> tuple[list[Violation], list[str]]:
     """Return the violations in the order of the patches, and what could not be checked and why."""
-    series = series_for(project, source)
-    tree = prepare_whole_tree(project, source, series)
+    stack = series_for(project, source)
+    tree = prepare_whole_tree(project, source, stack)
     findings: list[Violation] = []
     touched: set[str] = set()
-    for i, patch in enumerate(series.patches):
+    for i, patch in enumerate(stack.own.patches, stack.below):
         lines = patch.read_text("utf-8", errors="surrogateescape").splitlines()
         added = list(_added(lines))
         placed = {each.line: each for each in _placed(tree, i + 1, added)}
@@ -73,7 +73,7 @@ def lint(project: Project, source: Source) -> tuple[list[Violation], list[str]]:
         touched |= {line.removeprefix("+++ b/") for line in lines if line.startswith("+++ b/")}
     if touched and TESTS not in touched and (tree.path / TESTS).is_file():
         text = f"no patch adds cases to {TESTS}: an op that is changed needs some"
-        last = series.names[-1]
+        last = stack.names[-1]
         findings.append(Violation(level="must", rule="tests", patch=last, line=1, text=text))
     missing = []
     if not (tree.path / ".clang-format").is_file():

@@ -1,8 +1,10 @@
-"""Change the series: patches become commits in a worktree, and the commits become patches again.
+"""Change a series: patches become commits in a worktree, and the commits become patches again.
 
-Every change works in the same way. It starts from an upstream, picks commits one by one, and writes
-the result to `patches/`. It stops if a pick conflicts, or if the user wants to edit; the tree's
-repository keeps what is still to be picked. `patches/` does not change before the last pick.
+Every change works in the same way. It starts from what the series stands on, picks commits one by
+one, and writes the result to the folder of the series. It stops if a pick conflicts, or if the user
+wants to edit; the tree's repository keeps what is still to be picked. The patches do not change
+before the last pick. A conflict that was resolved before is resolved in the same way, by git's
+rerere.
 """
 
 from __future__ import annotations
@@ -19,22 +21,25 @@ from fa_harness.errors import FaHarnessError, SetupError, UsageError
 from fa_harness.files import replace_file
 from fa_harness.proc import ProgramError
 from fa_harness.project import PATCHES, Project, locked, writing
+from fa_harness.series import history
 from fa_harness.series.export import Changes, export
-from fa_harness.series.series import Series, load_series, series_for
+from fa_harness.series.history import Files
+from fa_harness.series.series import Series, as_files_are, load_series, series_for
 from fa_harness.series.tree import (
     BRANCH,
     REWORK,
-    UPSTREAM_REF,
     Tree,
     are_same_patches,
-    made_of,
+    folder_of,
+    noted_tree,
     prepare_tree,
 )
+from fa_harness.stacks import DEFAULT
 from fa_harness.upstream.git import fetch, git, unmerged
 from fa_harness.upstream.pins import Pin, set_default
 from fa_harness.upstream.source import Source
 
-_OLD_UPSTREAM = "refs/fa-harness/old-upstream"
+_OLD_BASE = "refs/fa-harness/old-base"
 _OLD_SERIES = "refs/fa-harness/old-series"
 
 
@@ -62,11 +67,19 @@ class Rework:
     todo: tuple[str, ...]  # the commits that are still to be picked, in order
     conflict_at: str = ""  # the commit on which the first conflicts; else empty
     dropped: tuple[str, ...] = ()  # titles of patches that changed nothing where they were picked
+    remembered: tuple[str, ...] = ()  # those of patches whose conflicts were resolved as before
+    base: str = ""  # the commit on which the series stands
 
 
 def worktree(project: Project, source: Source) -> Path:
     """Return the folder in which a change is made and the user edits."""
-    return project.edits / source.folder
+    return project.edits / folder_of(project, source).name
+
+
+def command_of(project: Project, command: str) -> str:
+    """Return how a command of the group `series` is called for the project's series."""
+    is_default = project.stack == (project.config.series or DEFAULT,)
+    return f"fa-harness series {command}" + ("" if is_default else f" --series {project.series}")
 
 
 def find(series: Series, patch: str) -> int:
@@ -89,7 +102,7 @@ def edit(project: Project, source: Source, patch: str) -> Path:
     with changing(project, source):
         series = load_series(project)
         tree = _tree(project, source, series)
-        return _begin(project, source, tree, "series edit", find(series, patch) + 1)
+        return _begin(project, source, tree, "edit", find(series, patch) + 1)
 
 
 def refresh(project: Project, source: Source, *, line_numbers: bool = False) -> Changes:
@@ -98,28 +111,33 @@ def refresh(project: Project, source: Source, *, line_numbers: bool = False) -> 
     `line_numbers` also writes patches of which only line numbers changed.
     """
     project.refuse_to_change_shipped(project.patches, "series refresh")
-    path = project.sources / source.folder
+    path = folder_of(project, source)
     if (rework := begun(project, source)) is not None:
         if line_numbers:
             raise UsageError(
-                f"'{rework.command}' has begun: fa-harness series refresh ends it, "
+                f"'{rework.command}' has begun: {command_of(project, 'refresh')} ends it, "
                 "and the same with --line-numbers does the rest"
             )
         return go_on(project, source)
     if not (path / ".git").exists():
         raise UsageError(f"there is no tree of '{source.label}' yet; fa-harness vendor makes it")
     with changing(project, source):
-        series = load_series(project)
-        _refuse_variants(project, source, series)
-        if made_of(project, source) != series.digests:
+        _refuse_variants(project, source, load_series(project))
+        stack = as_files_are(project, source)
+        tree = noted_tree(project, source)
+        if tree is None or tree.series != stack.digests:
             raise SetupError(
-                f"{project.relative(path)} was made of other patches than patches/ has now, and "
-                "its commits would undo what changed; fa-harness vendor brings it up to date, "
-                "unless it holds work of your own"
+                f"{project.relative(path)} was made of other patches than "
+                f"{project.relative(project.patches)} has now, and its commits would undo what "
+                "changed; fa-harness vendor brings it up to date, unless it holds work of your own"
             )
         _refuse_uncommitted(project, path)
-        changes = export(project, path, BRANCH, line_numbers=line_numbers)
-        prepare_tree(project, source, load_series(project), exactly=True, is_exported=True)
+        base, before = tree.commits[stack.below], Files.of(project)
+        _refuse_without_base(project, path, base)
+        changes = export(project, path, base, BRANCH, line_numbers=line_numbers)
+        history.keep(project, "series refresh", before)
+        stack = as_files_are(project, source)
+        prepare_tree(project, source, stack, exactly=True, is_exported=True)
     return changes
 
 
@@ -132,7 +150,7 @@ def reorder(project: Project, source: Source, order: Sequence[str]) -> Changes:
             raise UsageError("a patch is named twice; name each once")
         return [*first, *(i for i in range(len(series.names)) if i not in first)]
 
-    return _pick_anew(project, source, "series reorder", reordered)
+    return _pick_anew(project, source, "reorder", reordered)
 
 
 def drop(project: Project, source: Source, patches: Sequence[str]) -> Changes:
@@ -142,7 +160,7 @@ def drop(project: Project, source: Source, patches: Sequence[str]) -> Changes:
         gone = {find(series, patch) for patch in patches}
         return [i for i in range(len(series.names)) if i not in gone]
 
-    return _pick_anew(project, source, "series drop", kept)
+    return _pick_anew(project, source, "drop", kept)
 
 
 def add(project: Project, source: Source, mails: Sequence[Path], after: str | None) -> Changes:
@@ -159,7 +177,7 @@ def add(project: Project, source: Source, mails: Sequence[Path], after: str | No
         series = load_series(project)
         tree = _tree(project, source, series)
         at = place_in(series)
-        place = _begin(project, source, tree, "series add", at)
+        place = _begin(project, source, tree, "add", at)
         for mail in mails:
             try:
                 git(place, "am", "--quiet", "--3way", mail.resolve())
@@ -183,14 +201,16 @@ def rebase(project: Project, source: Source, onto: Source) -> Changes:
     if isinstance(onto.origin, Pin):
         project.refuse_to_change_shipped(project.pins_file, "series rebase")
     with changing(project, source, onto):
-        series = load_series(project)
-        old = _tree(project, source, series)
+        old = _tree(project, source, load_series(project))
+        base = old.commits[as_files_are(project, source).below]
         _refuse_begun(project, onto)
-        # The new tree has no patches yet, because they may not apply.
-        new = prepare_tree(project, onto, series.first(0))
-        for name, commit in ((_OLD_UPSTREAM, old.commits[0]), (_OLD_SERIES, old.commits[-1])):
+        # The new tree has none of the series' own patches yet, because they may not apply.
+        stack = as_files_are(project, onto)
+        new = prepare_tree(project, onto, stack.first(stack.below))
+        for name, commit in ((_OLD_BASE, base), (_OLD_SERIES, old.commits[-1])):
             fetch(new.path, old.path, f"+{commit}:{name}")
-        _begin(project, onto, new, "series rebase", 0, old.commits[1:])
+        todo = old.commits[old.commits.index(base) + 1 :]
+        _begin(project, onto, new, "rebase", 0, todo)
         return _finish(project, onto)
 
 
@@ -205,9 +225,8 @@ def go_on(project: Project, source: Source) -> Changes:
         rework = begun(project, source)
         if rework is None:
             raise UsageError(f"the change of the series on '{source.label}' has ended meanwhile")
-        picking = ("rev-parse", "--path-format=absolute", "--git-path", "CHERRY_PICK_HEAD")
         picked = replace(rework, todo=rework.todo[1:], conflict_at="")
-        if not Path(git(place, *picking)).exists():
+        if not _is_picking(place):
             if rework.conflict_at not in ("", git(place, "rev-parse", "HEAD")):
                 _save(project, source, picked)  # the user has committed
         else:
@@ -240,13 +259,13 @@ def begun(project: Project, source: Source) -> Rework | None:
         record = json.loads(_file(project, source).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    for field in ("series", "todo", "dropped"):
+    for field in ("series", "todo", "dropped", "remembered"):
         record[field] = tuple(record[field])
     return Rework(**record)
 
 
 def _file(project: Project, source: Source) -> Path:
-    return project.sources / source.folder / REWORK
+    return folder_of(project, source) / REWORK
 
 
 def _save(project: Project, source: Source, rework: Rework) -> None:
@@ -259,23 +278,36 @@ def _tree(project: Project, source: Source, series: Series) -> Tree:
     """Return the tree that a change starts from; refuse to lose anything in it."""
     project.refuse_to_change_shipped(project.patches, "this command")
     _refuse_variants(project, source, series)
-    tree = prepare_tree(project, source, series, exactly=True)
+    tree = prepare_tree(project, source, as_files_are(project, source), exactly=True)
     _refuse_begun(project, source)
     _refuse_uncommitted(project, tree.path)
     if not are_same_patches(tree.path, BRANCH, tree.commits[-1]):
         raise SetupError(
-            f"{project.relative(tree.path)} has commits that are not in patches/; fa-harness "
-            "series refresh writes them"
+            f"{project.relative(tree.path)} has commits that are not in "
+            f"{project.relative(project.patches)}; {command_of(project, 'refresh')} writes them"
         )
     return tree
 
 
 def _refuse_variants(project: Project, source: Source, series: Series) -> None:
-    if series_for(project, source).digests != series.digests:
+    if series_for(project, source).own.digests != series.digests:
         raise UsageError(
-            f"upstream '{source.label}' has variants of the patches (patches/variants.toml): "
-            "change the series on the newest upstream, then the variants by hand"
+            f"upstream '{source.label}' has variants of the patches "
+            f"({project.relative(project.about().file)}): change the series on the newest "
+            "upstream, then the variants by hand"
         )
+
+
+def _refuse_without_base(project: Project, path: Path, base: str) -> None:
+    try:
+        git(path, "merge-base", "--is-ancestor", base, BRANCH)
+    except ProgramError:
+        below = "+".join(project.stack[:-1]) or "upstream"
+        raise SetupError(
+            f"branch '{BRANCH}' of {project.relative(path)} no longer holds {below} as it was, on "
+            f"which {project.series} stands; put its commits on {base[:9]} (git rebase), and run "
+            "again"
+        ) from None
 
 
 def _refuse_begun(project: Project, source: Source) -> None:
@@ -304,7 +336,8 @@ def _pick_anew(
     with changing(project, source):
         series = load_series(project)
         tree = _tree(project, source, series)
-        _begin(project, source, tree, command, 0, [tree.commits[i + 1] for i in order(series)])
+        own = tree.commits[-len(series.patches) :] if series.patches else ()
+        _begin(project, source, tree, command, 0, [own[i] for i in order(series)])
         return _finish(project, source)
 
 
@@ -316,7 +349,10 @@ def _begin(
     n: int,
     todo: Sequence[str] | None = None,
 ) -> Path:
-    """Make the worktree with the first `n` patches; without a `todo`, the others follow."""
+    """Make the worktree with the first `n` patches of the series on what it stands on.
+
+    Without a `todo`, the others follow. `command` is that of the group `series`.
+    """
     place = worktree(project, source)
     if place.exists():
         raise SetupError(
@@ -326,33 +362,59 @@ def _begin(
     git(tree.path, "worktree", "prune")
     with writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
-    todo = tree.commits[n + 1 :] if todo is None else todo
-    digests = load_series(project).digests
-    _save(project, source, Rework(command=command, series=digests, todo=tuple(todo)))
-    git(tree.path, "worktree", "add", "--quiet", "--detach", place, tree.commits[n])
+    below = as_files_are(project, source).below
+    start = tree.commits[below + n]
+    rework = Rework(
+        command=f"series {command}",
+        series=load_series(project).digests,
+        todo=tuple(tree.commits[below + n + 1 :] if todo is None else todo),
+        base=tree.commits[below],
+    )
+    _save(project, source, rework)
+    _share_resolutions(project, tree.path)
+    git(tree.path, "worktree", "add", "--quiet", "--detach", place, start)
     return place
 
 
+def _share_resolutions(project: Project, repository: Path) -> None:
+    """Let git note how conflicts are resolved, in a place that all trees share."""
+    shared, own = project.sources / ".resolved", repository / ".git" / "rr-cache"
+    with writing(shared):
+        shared.mkdir(parents=True, exist_ok=True)
+        if not own.is_symlink():
+            shutil.rmtree(own, ignore_errors=True)
+            own.symlink_to(shared.resolve())
+    git(repository, "config", "rerere.enabled", "true")
+    git(repository, "config", "rerere.autoUpdate", "true")
+
+
 def _finish(project: Project, source: Source) -> Changes:
-    """Pick what is left, and write the result to `patches/`."""
-    path, place = project.sources / source.folder, worktree(project, source)
+    """Pick what is left, and write the result to the folder of the series."""
+    path, place = folder_of(project, source), worktree(project, source)
     rework = _pick_all(project, source)
     if load_series(project).digests != rework.series:
         raise SetupError(
-            f"patches/ was changed since '{rework.command}' has begun, which would undo that; put "
-            "it back as it was (git stash, or git diff to save what is new), go on, and bring it "
-            "in again; or --abort"
+            f"{project.relative(project.patches)} was changed since '{rework.command}' has begun, "
+            "which would undo that; put it back as it was (git stash, or git diff to save what is "
+            "new), go on, and bring it in again; or --abort"
         )
-    tip = git(place, "rev-parse", "HEAD")
-    changes = replace(export(project, path, tip), dropped=rework.dropped)
+    tip, before = git(place, "rev-parse", "HEAD"), Files.of(project)
+    changes = replace(
+        export(project, path, rework.base, tip),
+        dropped=rework.dropped,
+        remembered=rework.remembered,
+    )
     git(path, "checkout", "--quiet", "-B", BRANCH, tip)
     _end(project, source)
-    prepare_tree(project, source, load_series(project), exactly=True, is_exported=True)
-    if rework.command != "series rebase":
-        return changes
-    if isinstance(source.origin, Pin):
+    stack = as_files_are(project, source)
+    prepare_tree(project, source, stack, exactly=True, is_exported=True)
+    is_rebase = rework.command == "series rebase"
+    if is_rebase and isinstance(source.origin, Pin):
         set_default(project.pins_file, source.origin.name)
-    old, new = f"{_OLD_UPSTREAM}..{_OLD_SERIES}", f"{UPSTREAM_REF}..{BRANCH}"
+    history.keep(project, rework.command, before)
+    if not is_rebase:
+        return changes
+    old, new = f"{_OLD_BASE}..{_OLD_SERIES}", f"{rework.base}..{BRANCH}"
     range_diff = git(path, "range-diff", "--no-color", old, new)
     return replace(changes, onto=source.name, range_diff=range_diff)
 
@@ -369,20 +431,50 @@ def _pick_all(project: Project, source: Source) -> Rework:
             git(place, "cherry-pick", "--allow-empty", commit)
         except ProgramError as error:
             files = unmerged(place)
-            if files or "is now empty" not in error.output:
+            if not files and _is_resolved(place):
+                git(place, "-c", "core.editor=true", "cherry-pick", "--continue")
+                picked = replace(picked, remembered=(*rework.remembered, _subject(place, commit)))
+            elif files or "is now empty" not in error.output:
                 stopped = replace(rework, conflict_at=git(place, "rev-parse", "HEAD"))
                 _save(project, source, stopped)
                 raise ConflictError(_steps(project, source, rework, files)) from error
-            git(place, "cherry-pick", "--skip")
-            picked = replace(picked, dropped=(*rework.dropped, _subject(place, commit)))
+            else:
+                git(place, "cherry-pick", "--skip")
+                picked = replace(picked, dropped=(*rework.dropped, _subject(place, commit)))
         _save(project, source, picked)
         rework = picked
     return rework
 
 
+def _is_resolved(place: Path) -> bool:
+    """Tell whether git has resolved the conflicts of a pick, which then waits to be committed."""
+    return _is_picking(place) and bool(git(place, "diff", "--cached", "--name-only"))
+
+
+def _is_picking(place: Path) -> bool:
+    picking = ("rev-parse", "--path-format=absolute", "--git-path", "CHERRY_PICK_HEAD")
+    return Path(git(place, *picking)).exists()
+
+
+def undo(project: Project, source: Source) -> Changes:
+    """Undo the last finished change of the series; the changes before it can be undone next."""
+    project.refuse_to_change_shipped(project.patches, "series undo")
+    history.last(project)  # fails before it waits for a lock
+    with changing(project, source):
+        _tree(project, source, load_series(project))
+        change = history.undo(project)
+    before, after = change.before.texts, change.after.texts
+    return Changes(
+        written=tuple(name for name in before if before[name] != after.get(name)),
+        renamed=(),
+        removed=tuple(name for name in after if name not in before),
+        undone=change.command,
+    )
+
+
 def _end(project: Project, source: Source) -> None:
     shutil.rmtree(worktree(project, source), ignore_errors=True)
-    git(project.sources / source.folder, "worktree", "prune")
+    git(folder_of(project, source), "worktree", "prune")
     _file(project, source).unlink(missing_ok=True)
 
 
@@ -393,7 +485,7 @@ def _subject(repository: Path, commit: str) -> str:
 def _steps(project: Project, source: Source, rework: Rework, files: Sequence[str]) -> str:
     place = worktree(project, source)
     subject = _subject(place, rework.todo[0])
-    again = f"fa-harness {rework.command}"
+    again = command_of(project, rework.command.removeprefix("series "))
     if not isinstance(source.origin, Pin):  # a change is found by its upstream
         again = f"UPSTREAM_DIR=/path/to/{source.label.removeprefix('dir:')} {again}"
     return "\n".join(
