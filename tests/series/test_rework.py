@@ -1,7 +1,6 @@
 """Changes of the series on a small upstream: what happens to `patches/`, and what is never lost."""
 
 import shutil
-import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from fa_harness.series.status import drift, status
 from fa_harness.series.tree import current_tree, prepare_tree
 from fa_harness.upstream.git import git
 from fa_harness.upstream.source import Source, find_source, source_of
-from tiny_upstream import write_files
+from tiny_upstream import commit, replace, write_files
 
 OPS = "ggml/src/ggml-cpu/ops.c"
 OTHER = "ggml/src/ggml-backend.c"
@@ -43,20 +42,6 @@ def source(three: Project) -> Source:
 
 def contents(project: Project) -> dict[str, str]:
     return {path.name: path.read_text() for path in sorted(project.patches.glob("*.patch"))}
-
-
-def commit(place: Path, *arguments: str) -> None:
-    subprocess.run(
-        ["git", "-c", "user.name=Dev", "-c", "user.email=dev@example.org", "commit", "--quiet",
-         *arguments],
-        cwd=place, check=True, capture_output=True,
-    )  # fmt: skip
-
-
-def replace(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
 
 
 def is_settled(project: Project, source: Source) -> bool:

@@ -15,9 +15,10 @@ from fa_harness.build.builder import vendor
 from fa_harness.cli import options
 from fa_harness.cli.lazy import LazyGroup
 from fa_harness.errors import UsageError
-from fa_harness.project import Project
+from fa_harness.project import Project, find_project
 from fa_harness.series import rework
 from fa_harness.series.export import Changes
+from fa_harness.stacks import names_in
 from fa_harness.terminal import make_console, say
 from fa_harness.upstream.pins import load_pins
 from fa_harness.upstream.source import Source, chosen, find_source
@@ -156,6 +157,7 @@ def rebase(
             source = find_source(project, load_pins(project.pins_file).default)
         return rework.rebase(project, source, target)
 
+    before = load_pins(find_project().pins_file).default
     changes = _change(series, (onto,) if onto else None, go_on, abort, change)
     if no_suites or not (changes and changes.onto):
         return True
@@ -163,6 +165,11 @@ def rebase(
 
     console = make_console(stderr=False)
     project = options.project_of(series)
+    if load_pins(project.pins_file).default != before:
+        for other in names_in(project.series_folders):
+            if other != project.series:
+                command = f"series rebase --series {other} --onto {changes.onto}"
+                say(console, f"next: UPSTREAM={before} fa-harness {command}")
     [checked] = check(project, (changes.onto,), suites or project.about().suites, console)
     return checked.passed
 

@@ -31,6 +31,7 @@ def earlier(project: Project, old: str) -> Project:
     name = f"old-{project.series}"
     folder = project.build / "compared" / name
     shutil.rmtree(folder, ignore_errors=True)
+    folder.with_name(f"{name}.index").unlink(missing_ok=True)  # git's note of what is there
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         if (Path(old) / ORDER).is_file():
