@@ -83,10 +83,10 @@ class About:
 
 def names_in(folders: Sequence[Path]) -> Iterator[str]:
     """Yield the names of the series in folders, the first folder's first."""
-    seen = set()
+    seen: set[str] = set()
     for folder in folders:
         for file in sorted(folder.glob(f"*/{ORDER}")):
-            if file.parent.name not in seen:
+            if file.parent.name not in seen | RESERVED:
                 seen.add(file.parent.name)
                 yield file.parent.name
 

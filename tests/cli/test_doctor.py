@@ -19,7 +19,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A project with one patch, not fetched, and the library `patched` as if it were built."""
     monkeypatch.delenv("UPSTREAM_DIR", raising=False)
     project = Project(data=tmp_path, home=tmp_path)
-    project.patches.mkdir()
+    project.patches.mkdir(parents=True)
     project.series_file.write_text("0001-a.patch\n")
     (project.patches / "0001-a.patch").write_text("patch")
     project.pins_file.parent.mkdir()
@@ -188,7 +188,7 @@ def test_doctor_names_the_baseline_that_the_gate_lacks_here(
     monkeypatch.setattr(baseline, "machine_class", lambda *_: "some-class")
     finding = look("baseline", lambda: baseline_here(find_project()))
     assert (finding.name, finding.status) == ("baseline", "note")
-    file = f"baselines/{patched.upstream}.some-class.json"
+    file = f"baselines/state/{patched.upstream}.some-class.json"
     assert finding.value.startswith(f"no baseline: {file} does not exist (")
     assert finding.value.endswith("fa-harness gate --update-baseline makes it")
 
@@ -200,4 +200,4 @@ def test_doctor_tells_which_baseline_the_gate_compares_with_here(
     class_ = baseline.load(file).made_with["class"]
     monkeypatch.setattr(baseline, "machine_class", lambda *_: class_)
     finding = look("baseline", lambda: baseline_here(find_project()))
-    assert finding.value.startswith(f"baselines/{file.name} (machine class {class_})")
+    assert finding.value.startswith(f"baselines/state/{file.name} (machine class {class_})")

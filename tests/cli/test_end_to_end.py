@@ -505,7 +505,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh checkout: patches and pins, nothing fetched or built."""
     monkeypatch.delenv("UPSTREAM_DIR", raising=False)
     root = tmp_path / "checkout"
-    shutil.copytree(PROJECT.patches, root / "patches")
+    shutil.copytree(PROJECT.patches, root / "patches" / "state")
     (root / "vendor").mkdir()
     shutil.copy(PROJECT.pins_file, root / "vendor")
     return root
@@ -526,8 +526,9 @@ def fetched(checkout: Path, archive: Path) -> Path:
 
 def the_patch_of_ops(root: Path) -> Path:
     """The last patch of the series that changes ops.cpp and nothing else."""
-    names = (root / "patches" / "series").read_text().split("\n")[1:-1]
-    patches = [root / "patches" / name for name in names]
+    series = root / "patches" / "state"
+    names = (series / "series").read_text().split("\n")[1:-1]
+    patches = [series / name for name in names]
     files = {path: re.findall(r"^\+\+\+ b/(.+)", path.read_text(), re.M) for path in patches}
     return [path for path in patches if files[path] == ["ggml/src/ggml-cpu/ops.cpp"]][-1]
 

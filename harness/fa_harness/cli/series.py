@@ -25,9 +25,9 @@ from fa_harness.upstream.source import Source, chosen, find_source
 
 _LAZY = {
     "list": "List the series: what each stands on, its patches, and where it holds",
-    "status": "Show each patch: its files, its size, and whether upstream has it",
-    "lint": "Check the patches against upstream's coding rules",
-    "check": "Apply, build and test a series on other upstreams",
+    "status": "Show each patch of a series: its files, its size, and whether upstream has it",
+    "lint": "Check the patches of a series against upstream's coding rules",
+    "check": "Apply, build and test a series on the upstreams on which it must hold",
     "test": "Run a command on the tree of each patch",
     "compare": "Compare a series with how it was before",
 }
