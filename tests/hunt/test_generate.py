@@ -9,6 +9,11 @@ from pathlib import Path
 import pytest
 
 import schemas
+from fa_harness.build.named import held_library
+from fa_harness.build.names import GENERATED
+from fa_harness.case.suites import suite
+from fa_harness.engine.ggml import EVERY_MUTANT
+from fa_harness.engine.runner import Runner
 from fa_harness.hunt import generate
 from fa_harness.hunt.generate import as_mutant, name, sample
 from fa_harness.hunt.rewrite import KINDS, Change
@@ -80,6 +85,22 @@ def test_a_reason_may_be_of_one_change_of_several_that_are_called_the_same() -> 
     reasons = {"attend: c = a + b; | a + b -> - (2)": "b is 0"}
     found = [as_mutant(CHANGE, reasons, turn=turn).equivalent for turn in (1, 2, 3)]
     assert found == ["", "b is 0", ""]
+
+
+@pytest.mark.full
+def test_a_run_without_a_mutant_tells_which_cases_reach_it(changes: tuple[Change, ...]) -> None:
+    cases = suite("smoke")[::8]
+    with held_library(GENERATED, {}) as library:
+        with Runner(library.module_path, mutant=EVERY_MUTANT) as runner:
+            assert [verdict.status for verdict in runner.run(cases)] == ["pass"] * len(cases)
+            told = dict(runner.reached)
+        for change in changes[:: len(changes) // 20]:
+            number = str(change.number)
+            with Runner(library.module_path, mutant=number) as runner:
+                for case in cases:
+                    [verdict] = runner.run([case])
+                    reached = number in runner.reached[case] or verdict.status == "crash"
+                    assert reached == (number in told[case]), (change, case)
 
 
 @pytest.mark.full

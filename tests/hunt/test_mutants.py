@@ -17,6 +17,7 @@ from fa_harness.engine.worker import Worker
 from fa_harness.errors import SetupError
 from fa_harness.hunt import mutants
 from fa_harness.hunt.mutants import Mutant, Outcome
+from fa_harness.kernel import path
 from fa_harness.project import find_project
 from fa_harness.series.series import load_mutants
 
@@ -199,6 +200,17 @@ def test_a_mutant_whose_patch_was_left_out_is_invalid_and_the_others_are_tried(
 def test_an_equivalent_mutant_is_not_tried_and_has_its_reason(mutated: Library) -> None:
     mutant = made("norm-never-vec", equivalent="S is 1")
     assert outcomes(mutated, mutant, suites={"seed": suite("seed")}) == [("equivalent", "S is 1")]
+
+
+def test_a_generated_mutant_that_no_case_reaches_is_equivalent_where_a_reason_says_so(
+    mutated: Library,
+) -> None:
+    tiled = [case for case in suite("smoke") if path(case) == "tiled"][:1]
+    for reason, status in (("the loop is empty here", "equivalent"), ("", "survived")):
+        mutant = made("norm-never-vec", file="ops.cpp", if_unreached=reason)
+        [outcome] = mutants.run(mutated, [mutant], {"some": tiled})
+        assert outcome.status == status
+        assert outcome.reason == (reason or "none of 1 cases reaches it")
 
 
 def test_a_case_that_fails_without_the_mutant_kills_none(mutated: Library) -> None:

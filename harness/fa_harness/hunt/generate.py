@@ -13,7 +13,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,11 +130,14 @@ def load(project: Project) -> tuple[Mutant, ...]:
     """Make the mutants of the chosen upstream, and return them."""
     reasons = project.mutants / "equivalent.toml"
     equivalent = read_toml(reasons) if reasons.is_file() else {}
+    unreached = equivalent.pop("unreached", {})
     turns: Counter[str] = Counter()
     mutants = []
     for change in write(project):
         turns[name(change)] += 1
-        mutants.append(as_mutant(change, equivalent, turn=turns[name(change)]))
+        mutant = as_mutant(change, equivalent, turn=turns[name(change)])
+        reason = unreached.get(f"{change.function}: {change.source}", "")
+        mutants.append(replace(mutant, if_unreached=reason))
     return tuple(mutants)
 
 

@@ -66,6 +66,8 @@ class Mutant:
     """Which inputs show it."""
     equivalent: str = ""
     """Why it cannot show."""
+    if_unreached: str = ""
+    """Why it cannot show where no case reaches it; on another processor some may."""
     file: str = ""
     """Of a generated mutant, where it is."""
     line: int = 0
@@ -371,6 +373,10 @@ def _kill(
         if i == 0 and (reason := why_equivalent(mutant)):
             return Outcome(mutant=mutant, status="equivalent", reason=reason, n_case=len(tried))
     n_case = len(tried)
+    if not reached and mutant.if_unreached:
+        return Outcome(
+            mutant=mutant, status="equivalent", reason=mutant.if_unreached, n_case=n_case
+        )
     # a written mutant that nothing reaches is put in wrongly; else it shows a gap
     status = "survived" if reached or mutant.file or mutant.of != "mutants" else "invalid"
     reason = f"none of {n_case} cases {'fails with' if reached else 'reaches'} it"
