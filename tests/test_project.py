@@ -13,6 +13,7 @@ from fa_harness import project as project_module
 from fa_harness.cli.main import cli
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.project import HOME_VARIABLE, Project, find_project, locked, writing
+from tiny_upstream import write_files
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -29,6 +30,50 @@ def test_the_project_is_found_from_a_folder_in_it(project: Project) -> None:
     deep = project.home / "a" / "b"
     deep.mkdir(parents=True)
     assert find_project(deep) == project
+
+
+@pytest.fixture
+def own(project: Project) -> Path:
+    """A folder of the user's own in the project, with a series on ours."""
+    folder = project.home / "mine"
+    write_files(
+        folder,
+        {
+            "patches/mine/series": "",
+            "patches/mine/series.toml": 'title = "t"\nwhy = "w"\non = ["state"]\n',
+            "fa-harness.toml": 'patches = "patches"\n',
+        },
+    )
+    return folder
+
+
+def test_a_users_own_series_are_beside_ours(project: Project, own: Path) -> None:
+    found = find_project(own)
+    assert found.stack == ("state",)
+    assert found.patches == project.data / "patches" / "state"
+    mine = found.of("mine")
+    assert (mine.stack, mine.series, mine.stack_name) == (("state", "mine"), "mine", "state+mine")
+    assert mine.series_file == own / "patches" / "mine" / "series"
+    assert mine.baselines == project.data / "baselines" / "state+mine"
+    assert find_project(own, stack="mine") == mine
+
+
+def test_a_users_own_series_may_be_the_default_in_place_of_ours(own: Path) -> None:
+    with (own / "fa-harness.toml").open("a") as file:
+        file.write('series = "mine"\nbaselines = "kept"\n')
+    found = find_project(own)
+    assert found.stack == ("state", "mine")
+    assert found.baselines == own / "kept" / "state+mine"
+    assert find_project(own, stack="state").stack == ("state",)
+    write_files(own, {"patches/state/series": ""})
+    assert found.of("state").patches == own / "patches" / "state"
+
+
+def test_a_default_series_that_is_not_there_is_refused_with_its_line(own: Path) -> None:
+    (own / "fa-harness.toml").write_text('patches = "patches"\nseries = "gone"\n')
+    message = r"fa-harness\.toml:2: series: there is no series 'gone'; there are: mine, state$"
+    with pytest.raises(UsageError, match=message):
+        find_project(own)
 
 
 def test_elsewhere_the_checkout_of_the_package_is_taken(tmp_path: Path) -> None:
