@@ -19,6 +19,7 @@ from fa_harness import proc
 from fa_harness.project import Project
 from fa_harness.series.series import series_for, title
 from fa_harness.series.tree import Tree, prepare_whole_tree
+from fa_harness.stacks import ABOUT
 from fa_harness.upstream.git import git
 from fa_harness.upstream.source import Source
 
@@ -39,7 +40,7 @@ class Violation:
 
     level: str  # `must` or `should`
     rule: str
-    patch: str  # the patch's file name
+    patch: str  # the patch's file name, or that of another file of the series
     line: int  # the line of the patch file, from 1
     file: str = ""  # the upstream file; empty if the rule is about the patch as a whole
     file_line: int = 0  # the line of that file after the patch, from 1; 0 without a file
@@ -75,6 +76,9 @@ def lint(project: Project, source: Source) -> tuple[list[Violation], list[str]]:
         text = f"no patch adds cases to {TESTS}: an op that is changed needs some"
         last = stack.names[-1]
         findings.append(Violation(level="must", rule="tests", patch=last, line=1, text=text))
+    if not project.about().why:
+        text = "nothing says why the series exists, and how to tell that it is no longer needed"
+        findings.append(Violation(level="should", rule="why", patch=ABOUT, line=1, text=text))
     missing = []
     if not (tree.path / ".clang-format").is_file():
         missing.append("format: this upstream has no .clang-format")

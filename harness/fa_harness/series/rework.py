@@ -28,6 +28,7 @@ from fa_harness.series.series import Series, as_files_are, load_series, series_f
 from fa_harness.series.tree import (
     BRANCH,
     REWORK,
+    UPSTREAM_REF,
     Tree,
     are_same_patches,
     folder_of,
@@ -68,7 +69,7 @@ class Rework:
     conflict_at: str = ""  # the commit on which the first conflicts; else empty
     dropped: tuple[str, ...] = ()  # titles of patches that changed nothing where they were picked
     remembered: tuple[str, ...] = ()  # those of patches whose conflicts were resolved as before
-    base: str = ""  # the commit on which the series stands
+    base: str = UPSTREAM_REF  # the commit on which the series stands
 
 
 def worktree(project: Project, source: Source) -> Path:
@@ -80,6 +81,10 @@ def command_of(project: Project, command: str) -> str:
     """Return how a command of the group `series` is called for the project's series."""
     is_default = project.stack == (project.config.series or DEFAULT,)
     return f"fa-harness series {command}" + ("" if is_default else f" --series {project.series}")
+
+
+def _apply(project: Project) -> str:
+    return command_of(project, "apply") if project.series != DEFAULT else "fa-harness vendor"
 
 
 def find(series: Series, patch: str) -> int:
@@ -106,7 +111,7 @@ def edit(project: Project, source: Source, patch: str) -> Path:
 
 
 def refresh(project: Project, source: Source, *, line_numbers: bool = False) -> Changes:
-    """Write the commits of the worktree, or else those of the tree's branch, to `patches/`.
+    """Write the commits of the worktree, or else those of the tree's branch, to the patches.
 
     `line_numbers` also writes patches of which only line numbers changed.
     """
@@ -120,7 +125,7 @@ def refresh(project: Project, source: Source, *, line_numbers: bool = False) -> 
             )
         return go_on(project, source)
     if not (path / ".git").exists():
-        raise UsageError(f"there is no tree of '{source.label}' yet; fa-harness vendor makes it")
+        raise UsageError(f"there is no tree of '{source.label}' yet; {_apply(project)} makes it")
     with changing(project, source):
         _refuse_variants(project, source, load_series(project))
         stack = as_files_are(project, source)
@@ -129,7 +134,7 @@ def refresh(project: Project, source: Source, *, line_numbers: bool = False) -> 
             raise SetupError(
                 f"{project.relative(path)} was made of other patches than "
                 f"{project.relative(project.patches)} has now, and its commits would undo what "
-                "changed; fa-harness vendor brings it up to date, unless it holds work of your own"
+                f"changed; {_apply(project)} brings it up to date, unless it holds work of your own"
             )
         _refuse_uncommitted(project, path)
         base, before = tree.commits[stack.below], Files.of(project)
@@ -260,7 +265,7 @@ def begun(project: Project, source: Source) -> Rework | None:
     except FileNotFoundError:
         return None
     for field in ("series", "todo", "dropped", "remembered"):
-        record[field] = tuple(record[field])
+        record[field] = tuple(record.get(field, ()))
     return Rework(**record)
 
 
