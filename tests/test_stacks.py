@@ -6,7 +6,9 @@ import pytest
 
 from fa_harness import stacks
 from fa_harness.errors import SetupError, UsageError
-from fa_harness.stacks import About, about, names_in, stack_of
+from fa_harness.project import find_project
+from fa_harness.stacks import About, about, hold_on, names_in, stack_of
+from fa_harness.upstream.pins import load_pins
 from tiny_upstream import write_files
 
 HEAD = 'title = "t"\nwhy = "w"\n'
@@ -97,6 +99,17 @@ def test_a_file_says_why_a_series_exists_where_it_holds_and_what_became_of_it(
         said.pins_of(["a"])
 
 
+def test_a_pin_is_added_to_those_on_which_a_series_must_hold(folder: Path) -> None:
+    file = folder / "fast" / "series.toml"
+    file.write_text(f'{HEAD}pins = ["b"]  # all that count\n')
+    for _ in range(2):
+        hold_on(about(folder / "fast"), "c")
+    assert file.read_text() == f'{HEAD}pins = ["b", "c"]  # all that count\n'
+    file.write_text(HEAD)
+    hold_on(about(folder / "fast"), "c")
+    assert file.read_text() == HEAD, "it must hold on every pin"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -131,4 +144,5 @@ def test_the_series_of_the_project_says_what_it_is() -> None:
     said = about(folder)
     assert said.title
     assert said.why
-    assert (said.on, said.pins) == ((), ("all",))
+    assert said.on == ()
+    assert said.pins_of(tuple(load_pins(find_project().pins_file).upstreams))

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import tomlkit
+
 from fa_harness.errors import SetupError, UsageError
-from fa_harness.files import read_toml
+from fa_harness.files import read_toml, replace_file
 
 DEFAULT = "state"
 """The stack that commands take where nothing names another."""
@@ -163,6 +165,15 @@ def about(folder: Path) -> About:
         key: readers[key](f"{path}: {key}", value) for key, value in data.items()
     }
     return About(name=name, folder=folder, **found)
+
+
+def hold_on(series: About, pin: str) -> None:
+    """Add a pin to those on which a series must hold, in its file."""
+    if EVERY_PIN in series.pins or pin in series.pins:
+        return
+    document = tomlkit.parse(series.file.read_text(encoding="utf-8"))
+    document["pins"].append(pin)
+    replace_file(series.file, tomlkit.dumps(document))
 
 
 def _text(where: str, value: Any) -> str:

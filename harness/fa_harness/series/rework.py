@@ -35,7 +35,7 @@ from fa_harness.series.tree import (
     noted_tree,
     prepare_tree,
 )
-from fa_harness.stacks import DEFAULT
+from fa_harness.stacks import DEFAULT, hold_on
 from fa_harness.upstream.git import fetch, git, unmerged
 from fa_harness.upstream.pins import Pin, set_default
 from fa_harness.upstream.source import Source
@@ -416,6 +416,7 @@ def _finish(project: Project, source: Source) -> Changes:
     is_rebase = rework.command == "series rebase"
     if is_rebase and isinstance(source.origin, Pin):
         set_default(project.pins_file, source.origin.name)
+        hold_on(project.about(), source.origin.name)
     history.keep(project, rework.command, before)
     if not is_rebase:
         return changes
