@@ -100,7 +100,7 @@ def test_a_stack_that_conflicts_says_which_patches_and_where(
         said[0] == "'mine' cannot be put on 'state+fast': patch mine/0001 (ggml : mine) conflicts"
     )
     assert said[1:-1] == [f"  with fast/0002 (ggml : fastest) in {OTHER}, line 1"]
-    assert said[-1].endswith("fa-harness series edit --series mine 1")
+    assert said[-1].endswith("fa-harness series rebase --series mine")
     replace(stacks.folder_of("mine") / "series", "0001-mine.patch\n", "")
     with pytest.raises(StackConflictError) as caught:
         prepare(stacks.of("fast+mine"))
@@ -162,6 +162,50 @@ def test_a_change_of_a_series_leaves_what_it_stands_on_as_it_is(
     )
     assert rework.drop(fast, source, ["2"]).removed == ("0002-ggml-faster.patch",)
     assert log(prepare(fast))[0] == "ggml : fastest"
+
+
+def test_a_series_follows_when_what_it_stands_on_has_changed(fast: Project, source: Source) -> None:
+    state = fast.of("state")
+    with pytest.raises(UsageError, match="fast is on state as it is now"):
+        rework.rebase(fast, source, source)
+    place = rework.edit(state, source, "1")
+    replace(place / OPS, "\n\n\n\nint ggml_answer", "\n\n// more\n\nint ggml_answer")
+    replace(place / OTHER, "return 0;", "return 0; // more")
+    commit(place, "--all", "--amend", "--no-edit")
+    rework.refresh(state, source)
+    after = texts(fast, "state")
+    with pytest.raises(DoesNotApplyError, match="series rebase --series fast puts it on what it"):
+        prepare(fast)
+    with pytest.raises(ConflictError, match="the patch 'ggml : fastest' conflicts"):
+        rework.rebase(fast, source, source)
+    rework.abort(fast, source)
+    with pytest.raises(ConflictError, match="--series fast --continue"):
+        rework.rebase(fast, source, source)
+    place = rework.worktree(fast, source)
+    (place / OTHER).write_text("int ggml_backend(void) { return 9; // more }\n")
+    git(place, "add", OTHER)
+    changes = rework.go_on(fast, source)
+    assert "1:" in changes.range_diff
+    assert texts(fast, "state") == after
+    assert log(prepare(fast))[:2] == ["ggml : fastest", "ggml : faster"]
+    assert rework.undo(fast, source).undone == "series rebase"
+
+
+def test_a_series_that_was_alone_is_put_on_another(
+    stacks: Project, source: Source, add_patch: AddPatch
+) -> None:
+    add_patch("mine", {OPS: [("return 0;", "return 5;"), ("answer", "reply")]}, series="mine")
+    with pytest.raises(StackConflictError):
+        prepare(stacks.of("fast+mine"))
+    replace(stacks.folder_of("mine") / "series.toml", "on = []", 'on = ["state"]')
+    mine = stacks.of("mine")
+    with pytest.raises(ConflictError, match="the patch 'ggml : mine' conflicts"):
+        rework.rebase(mine, source, source)
+    place = rework.worktree(mine, source)
+    git(place, "checkout", "--theirs", OPS)
+    git(place, "add", OPS)
+    assert rework.go_on(mine, source).written == ("0001-ggml-mine.patch",)
+    assert log(prepare(mine))[:-1] == ["ggml : mine", "ggml : other", "ggml : answer"]
 
 
 def test_changes_of_two_series_may_be_under_way_at_once(fast: Project, source: Source) -> None:

@@ -142,16 +142,19 @@ def rebase(
     go_on: bool,
     abort: bool,
 ) -> bool:
-    """Rebase the series onto another upstream, three-way, and run suites.
+    """Rebase a series onto another upstream, three-way, and run suites.
 
-    Changes that upstream already has are dropped, and the other changes are shown. A pin becomes
-    the default. Exit code 1: the series does not build there, or fails a case that upstream passes;
-    the patches are rebased in any case. Use `fa-harness series check` for the other upstreams.
+    Without --onto, a series that stands on others moves to what those are now. Changes that
+    upstream already has are dropped, and the other changes are shown. A pin becomes the default.
+    Exit code 1: the series does not build there, or fails a case that upstream passes; the patches
+    are rebased in any case. Use `fa-harness series check` for the other upstreams.
     """
-    if not (go_on or abort) and onto is None:
-        raise UsageError("name where to: --onto NAME, a pin, or --onto DIR, a checkout")
 
     def change(project: Project, source: Source) -> Changes:
+        if onto is None:
+            if len(project.stack) == 1:
+                raise UsageError("name where to: --onto NAME, a pin, or --onto DIR, a checkout")
+            return rework.rebase(project, source, source)
         target = find_source(project, onto)
         if source.root and source.root == target.root:  # UPSTREAM_DIR is where it is to go
             source = find_source(project, load_pins(project.pins_file).default)

@@ -22,6 +22,7 @@ from fa_harness.files import replace_file
 from fa_harness.proc import ProgramError
 from fa_harness.project import PATCHES, Project, locked, writing
 from fa_harness.series import history
+from fa_harness.series.applying import DoesNotApplyError, apply
 from fa_harness.series.export import Changes, export
 from fa_harness.series.history import Files
 from fa_harness.series.series import Series, as_files_are, load_series, series_for
@@ -34,8 +35,9 @@ from fa_harness.series.tree import (
     folder_of,
     noted_tree,
     prepare_tree,
+    tree_at,
 )
-from fa_harness.stacks import DEFAULT, hold_on
+from fa_harness.stacks import DEFAULT, hold_on, names_in
 from fa_harness.upstream.git import fetch, git, unmerged
 from fa_harness.upstream.pins import Pin, set_default
 from fa_harness.upstream.source import Source
@@ -70,6 +72,7 @@ class Rework:
     dropped: tuple[str, ...] = ()  # titles of patches that changed nothing where they were picked
     remembered: tuple[str, ...] = ()  # those of patches whose conflicts were resolved as before
     base: str = UPSTREAM_REF  # the commit on which the series stands
+    to_pin: str = ""  # the pin that becomes the default
 
 
 def worktree(project: Project, source: Source) -> Path:
@@ -137,6 +140,7 @@ def refresh(project: Project, source: Source, *, line_numbers: bool = False) -> 
                 f"changed; {_apply(project)} brings it up to date, unless it holds work of your own"
             )
         _refuse_uncommitted(project, path)
+        _keep_followers(project, source)
         base, before = tree.commits[stack.below], Files.of(project)
         _refuse_without_base(project, path, base)
         changes = export(project, path, base, BRANCH, line_numbers=line_numbers)
@@ -199,24 +203,49 @@ def add(project: Project, source: Source, mails: Sequence[Path], after: str | No
 def rebase(project: Project, source: Source, onto: Source) -> Changes:
     """Move the series from one upstream to another, three-way.
 
-    If the new upstream is a pin, it becomes the default.
+    A series that stands on others may stay on its upstream: it is moved to what those are now. If
+    the upstream is another pin, that becomes the default.
     """
-    if source.digest == onto.digest:
+    stays = source.digest == onto.digest
+    if stays and len(project.stack) == 1:
         raise UsageError(f"the series is for '{onto.label}' already")
-    if isinstance(onto.origin, Pin):
+    if not stays and isinstance(onto.origin, Pin):
         project.refuse_to_change_shipped(project.pins_file, "series rebase")
     with changing(project, source, onto):
-        old = _tree(project, source, load_series(project))
-        base = old.commits[as_files_are(project, source).below]
+        series = load_series(project)
+        old = _tree_of_before(project, source, series)
+        stack = as_files_are(project, onto)
+        if stays and old.series == stack.digests:
+            raise UsageError(f"{project.series} is on {'+'.join(project.stack[:-1])} as it is now")
         _refuse_begun(project, onto)
         # The new tree has none of the series' own patches yet, because they may not apply.
-        stack = as_files_are(project, onto)
-        new = prepare_tree(project, onto, stack.first(stack.below))
+        below = stack.first(stack.below)
+        if old.path == folder_of(project, onto):  # which keeps them until the end
+            applied = apply(old.path, UPSTREAM_REF, below, onto=onto.label)
+            new = replace(old, applied=applied)
+        else:
+            new = prepare_tree(project, onto, below)
+        base = old.commits[-len(series.patches) - 1]
         for name, commit in ((_OLD_BASE, base), (_OLD_SERIES, old.commits[-1])):
             fetch(new.path, old.path, f"+{commit}:{name}")
-        todo = old.commits[old.commits.index(base) + 1 :]
-        _begin(project, onto, new, "rebase", 0, todo)
+        todo = old.commits[len(old.commits) - len(series.patches) :]
+        to_pin = onto.origin.name if isinstance(onto.origin, Pin) and not stays else ""
+        _begin(project, onto, new, "rebase", 0, todo, to_pin=to_pin)
         return _finish(project, onto)
+
+
+def _tree_of_before(project: Project, source: Source, series: Series) -> Tree:
+    """Return a tree that has the patches of the series, if only on what it stood on before."""
+    try:
+        return _tree(project, source, series)
+    except DoesNotApplyError:
+        for path in sorted(project.sources.glob(f"{source.folder}*")):
+            tree = tree_at(path)
+            n = len(series.digests)
+            if tree and n and tree.source == source.digest and tree.series[-n:] == series.digests:
+                _refuse_begun(project, source)
+                return tree
+        raise
 
 
 def go_on(project: Project, source: Source) -> Changes:
@@ -291,6 +320,7 @@ def _tree(project: Project, source: Source, series: Series) -> Tree:
             f"{project.relative(tree.path)} has commits that are not in "
             f"{project.relative(project.patches)}; {command_of(project, 'refresh')} writes them"
         )
+    _keep_followers(project, source)
     return tree
 
 
@@ -353,6 +383,8 @@ def _begin(
     command: str,
     n: int,
     todo: Sequence[str] | None = None,
+    *,
+    to_pin: str = "",
 ) -> Path:
     """Make the worktree with the first `n` patches of the series on what it stands on.
 
@@ -374,11 +406,21 @@ def _begin(
         series=load_series(project).digests,
         todo=tuple(tree.commits[below + n + 1 :] if todo is None else todo),
         base=tree.commits[below],
+        to_pin=to_pin,
     )
     _save(project, source, rework)
     _share_resolutions(project, tree.path)
     git(tree.path, "worktree", "add", "--quiet", "--detach", place, start)
     return place
+
+
+def _keep_followers(project: Project, source: Source) -> None:
+    """Make the trees of the series that stand on this one, from which a rebase lets them follow."""
+    for name in names_in(project.series_folders):
+        with contextlib.suppress(FaHarnessError):  # one that does not apply has none
+            follower = project.of(name)
+            if project.series in follower.stack[:-1]:
+                prepare_tree(follower, source, series_for(follower, source))
 
 
 def _share_resolutions(project: Project, repository: Path) -> None:
@@ -413,12 +455,11 @@ def _finish(project: Project, source: Source) -> Changes:
     _end(project, source)
     stack = as_files_are(project, source)
     prepare_tree(project, source, stack, exactly=True, is_exported=True)
-    is_rebase = rework.command == "series rebase"
-    if is_rebase and isinstance(source.origin, Pin):
-        set_default(project.pins_file, source.origin.name)
-        hold_on(project.about(), source.origin.name)
+    if rework.to_pin:
+        set_default(project.pins_file, rework.to_pin)
+        hold_on(project.about(), rework.to_pin)
     history.keep(project, rework.command, before)
-    if not is_rebase:
+    if rework.command != "series rebase":
         return changes
     old, new = f"{_OLD_BASE}..{_OLD_SERIES}", f"{rework.base}..{BRANCH}"
     range_diff = git(path, "range-diff", "--no-color", old, new)

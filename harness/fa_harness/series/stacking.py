@@ -74,7 +74,7 @@ def _pick(worktree: Path, commit: str, series: Series, commits: Sequence[str]) -
             + "\n".join(f"  {line}" for line in lines)
             + f"\nuse one of them without the other; or let '{owner}' stand on the other series "
             "(on = [...] in its series.toml) and bring its patches up to date: fa-harness series "
-            f"edit --series {owner} {series.number(number)}"
+            f"rebase --series {owner}"
         ) from None
 
 

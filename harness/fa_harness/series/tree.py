@@ -94,7 +94,7 @@ def _rebase(series: Series, source: Source) -> str:
 
 def current_tree(project: Project, source: Source, series: Series) -> Tree | None:
     """Return the tree if it was prepared for this source and series; runs no program."""
-    tree = _load(folder_of(project, source))
+    tree = tree_at(folder_of(project, source))
     if tree is None or (tree.source, tree.series) != (source.digest, series.digests):
         return None
     return tree
@@ -128,7 +128,7 @@ def prepare_tree(
         tree = current_tree(project, source, series)
         if tree is not None and (tree.applied.is_exact or not exactly):
             return tree
-        old = _load(path)
+        old = tree_at(path)
         if old is None or old.source != source.digest:
             if (path / REWORK).exists():
                 raise SetupError(
@@ -256,9 +256,12 @@ def fetch_tree(
 
 
 def _with_remedy(project: Project, series: Series, error: DoesNotApplyError) -> DoesNotApplyError:
+    owner, first = series.owners[error.number], series.owners[0]
+    remedy = "bring the patch up to date"
+    if owner != first and owner in project.stack:
+        remedy = f"fa-harness series rebase --series {owner} puts it on what it stands on now"
     return DoesNotApplyError(
-        f"{error}\nthe tree is as it was; bring the patch up to date, or correct "
-        f"{project.relative(series.file)}",
+        f"{error}\nthe tree is as it was; {remedy}, or correct {project.relative(series.file)}",
         patch=error.patch,
         number=error.number,
     )
@@ -290,7 +293,7 @@ def extend_tree(
 
 def noted_tree(project: Project, source: Source) -> Tree | None:
     """Return the tree as it was prepared last, whatever has changed since, if there is one."""
-    return _load(folder_of(project, source))
+    return tree_at(folder_of(project, source))
 
 
 def are_same_patches(repository: Path, tip: str, other: str) -> bool:
@@ -303,7 +306,7 @@ def are_same_patches(repository: Path, tip: str, other: str) -> bool:
     return tip == other or patches(tip) == patches(other)
 
 
-def _load(path: Path) -> Tree | None:
+def tree_at(path: Path) -> Tree | None:
     """Read the record of a tree; None if there is no tree, or a damaged record."""
     try:
         record = json.loads((path / STATE).read_text(encoding="utf-8"))
