@@ -132,6 +132,24 @@ def test_a_status_that_is_no_success_is_a_crash_that_names_it(
         assert worker.pid == pid
 
 
+def test_a_library_that_asks_for_more_work_memory_than_there_is_is_at_fault_not_the_case(
+    around_patched: Callable[[str], Path],
+) -> None:
+    code = (
+        "if name == 'ggml_graph_plan':\n"
+        "            def plan(*arguments):\n"
+        "                made = real.lib.ggml_graph_plan(*arguments)\n"
+        "                made.work_size = 1 << 54\n"
+        "                return made\n"
+        "            return plan"
+    )
+    with Worker(around_patched(code)) as worker:
+        result = compute(worker, SMALL)
+    assert isinstance(result, Lost)
+    assert result.status == "fail"
+    assert "asks for 18014398509481984 bytes of work memory" in result.reason
+
+
 def test_a_child_that_does_not_answer_is_a_timeout_and_ended(patched: Library) -> None:
     with Worker(patched.module_path) as worker:
         pid = worker.pid

@@ -11,6 +11,7 @@ from fa_harness.arrays import Array
 from fa_harness.engine.ggml import allocations
 from fa_harness.engine.ggml.guards import Guarded
 from fa_harness.engine.ggml.tensors import Shape, Tensor, WrongTensorError
+from fa_harness.machine import available_memory
 
 if TYPE_CHECKING:
     from fa_harness.engine.ggml.loaded import Ggml
@@ -297,6 +298,12 @@ class Backend:
         size = plan.work_size
         memory = self._work.get(size)
         if memory is None:
+            available = available_memory()
+            if available is not None and size > available:  # as estimated, the case fits
+                raise WrongTensorError(
+                    f"ggml_graph_plan asks for {size} bytes of work memory; the machine has "
+                    f"{available} left"
+                )
             memory = self._work[size] = Guarded([size])
         plan.work_data = ffi.cast("uint8_t *", memory.addresses[0])
         status = lib.ggml_graph_compute(graph._p, ffi.addressof(plan))
