@@ -1,11 +1,13 @@
 """Several series on a small upstream: one on the other, side by side, and in each other's way."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fa_harness.errors import SetupError, UsageError
+from fa_harness.proc import ProgramError
 from fa_harness.project import Project
 from fa_harness.series import rework
 from fa_harness.series.applying import DoesNotApplyError
@@ -109,6 +111,30 @@ def test_a_stack_that_conflicts_says_which_patches_and_where(
         f"  with state/0001 (ggml : answer) and fast/0001 (ggml : faster) in {OPS}, line 6",
     ]
     assert len(prepare(stacks.of("mine")).commits) == 2, "alone it applies"
+
+
+def test_a_conflict_of_a_stack_does_not_depend_on_what_was_resolved_here(
+    stacks: Project, add_patch: AddPatch
+) -> None:
+    add_patch("mine", {OTHER: [("return 0;", "return 5;")]}, series="mine")
+    project, source = stacks.of("fast+mine"), find_source(stacks)
+    with pytest.raises(StackConflictError):
+        prepare(project)
+    tree = prepare(stacks.of("fast"))
+    rework.edit(stacks.of("fast"), source, "1")  # turns git's notes on, which all trees share
+    git(tree.path, "fetch", prepare(stacks.of("mine")).path, BRANCH)
+    with pytest.raises(ProgramError):
+        git(tree.path, "cherry-pick", "FETCH_HEAD")
+    (tree.path / OTHER).write_text("int ggml_backend(void) { return 14; }\n")
+    git(tree.path, "commit", "--all", "--no-edit")
+    for path in stacks.sources.glob("mini+state+fast+mine"):
+        git(path, "config", "rerere.enabled", "true")
+        git(path, "config", "rerere.autoUpdate", "true")
+        shutil.copytree(
+            stacks.sources / ".resolved", path / ".git" / "rr-cache", dirs_exist_ok=True
+        )
+    with pytest.raises(StackConflictError):
+        prepare(project)
 
 
 def test_a_patch_that_does_not_apply_on_what_it_stands_on_is_not_merged(stacks: Project) -> None:

@@ -110,8 +110,7 @@ def merge(
         states = [state(worktree)] * (held + 1)
         for number, commit in enumerate(made_for[held + 1 :], held):
             try:
-                pick = ("cherry-pick", "--allow-empty", "--keep-redundant-commits", commit)
-                git(worktree, *pick, verbose=verbose)
+                pick(worktree, commit, verbose=verbose)
             except ProgramError:
                 files = unmerged(worktree)
                 if not files:
@@ -125,6 +124,12 @@ def merge(
             am(worktree, series, number, onto=onto, verbose=verbose)
             states.append(state(worktree))
     return Applied.of(states, held=held, is_merged=held < n_merged)
+
+
+def pick(worktree: Path, commit: str, *, verbose: bool = False) -> None:
+    """Pick a commit, in the same way everywhere: what was resolved here before plays no part."""
+    words = ("cherry-pick", "--allow-empty", "--keep-redundant-commits", commit)
+    git(worktree, "-c", "rerere.enabled=false", *words, verbose=verbose)
 
 
 def _held(repository: Path, start: str, made_for: Sequence[str]) -> int:

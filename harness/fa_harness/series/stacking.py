@@ -12,7 +12,15 @@ from pathlib import Path
 
 from fa_harness.errors import SetupError
 from fa_harness.proc import ProgramError
-from fa_harness.series.applying import Applied, DoesNotApplyError, am, clear, state, worktree_of
+from fa_harness.series.applying import (
+    Applied,
+    DoesNotApplyError,
+    am,
+    clear,
+    pick,
+    state,
+    worktree_of,
+)
 from fa_harness.series.series import Series, title
 from fa_harness.upstream.git import git, unmerged
 
@@ -58,7 +66,7 @@ def merge_stack(
 
 def _pick(worktree: Path, commit: str, series: Series, commits: Sequence[str]) -> None:
     try:
-        git(worktree, "cherry-pick", "--allow-empty", "--keep-redundant-commits", commit)
+        pick(worktree, commit)
     except ProgramError:
         files = unmerged(worktree)
         if not files:

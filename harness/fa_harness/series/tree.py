@@ -197,6 +197,8 @@ def _merge(
         return _merge_into_checkout(project, source, repository, series, refusal, verbose=verbose)
 
     def commits_of(owner: str, refusal: DoesNotApplyError) -> Sequence[str]:
+        if owner not in project.stack:  # patches that a series has beside its own
+            raise _with_remedy(project, series, refusal) from refusal
         alone = project.of(owner)
         if {*alone.stack} == {*project.stack[: project.stack.index(owner) + 1]}:
             raise _with_remedy(project, series, refusal) from refusal
