@@ -32,6 +32,7 @@ from fa_harness.model.llama import (
 )
 from fa_harness.proc import ProgramError
 from fa_harness.project import Project, find_project, locked, writing
+from fa_harness.series.rework import command_of
 from fa_harness.series.series import series_for, title
 from fa_harness.series.tree import prepare_tree
 from fa_harness.speed.bench import MIN_ROUNDS
@@ -159,8 +160,8 @@ def _try_series(project: Project, src: Path, onto: Path, *, verbose: bool) -> No
     except SetupError as error:
         parts = ", ".join(part for part in PARTS if part in _OF_LIBRARIES)
         raise SetupError(
-            f"{error}\nthe parts {parts} need that: fa-harness series rebase --onto {onto} first, "
-            f"or leave them out with --skip; nothing was changed in {onto}"
+            f"{error}\nthe parts {parts} need that: {command_of(project, 'rebase')} --onto "
+            f"{onto} first, or leave them out with --skip; nothing was changed in {onto}"
         ) from error
 
 
