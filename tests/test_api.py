@@ -21,7 +21,7 @@ def test_a_case_is_compared_with_the_oracle_in_one_line(patched: Library) -> Non
     assert result.comparisons["segmented_vs_full_state"].bitwise
     assert np.shape(result.outputs["segmented"]) == (1, 2, 3, 64)
     first, *lines = repr(result).splitlines()
-    assert first == "pass  hs64 h2 kv90 b3 f16 uniform t1 on patched of llama.cpp-0.3.36"
+    assert first == "pass  hs64 h2 kv90 b3 f16 uniform t1 on state of llama.cpp-0.3.36"
     assert any(line.split()[:2] == ["segmented_vs_full_state", "bit-identical"] for line in lines)
     assert "<td>segmented_vs_full_state</td><td>bit-identical</td>" in result._repr_html_()
 
@@ -32,7 +32,7 @@ def test_a_case_string_that_fails_says_where_and_how_to_repeat_it(bug: Library) 
     assert result.status == "fail"
     text = repr(result)
     assert "numerators are wrong" in text
-    assert f"fa-harness run --library 0001 --mode segmented --case '{SMALL}'" in text
+    assert f"fa-harness run --library state@0001 --mode segmented --case '{SMALL}'" in text
     assert 'style="color: red' in result._repr_html_()
 
 

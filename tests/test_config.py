@@ -11,8 +11,10 @@ from fa_harness.errors import UsageError
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A checkout of ggml, less its files."""
-    (tmp_path / "patches").mkdir()
-    (tmp_path / "patches" / "series").touch()
+    (tmp_path / "patches" / "mine").mkdir(parents=True)
+    (tmp_path / "patches" / "mine" / "series").touch()
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "series").touch()
     (tmp_path / "deep" / "er").mkdir(parents=True)
     return tmp_path
 
@@ -31,7 +33,8 @@ def test_a_file_holds_below_its_folder_and_its_paths_are_relative_to_it(folder: 
     write(
         folder,
         'sources = "."',
-        'series = "patches"',
+        'series = "mine"',
+        'patches = "patches"',
         'suites = ["smoke", "paths"]',
         'baselines = "gate/baselines"',
         "[build]",
@@ -42,7 +45,7 @@ def test_a_file_holds_below_its_folder_and_its_paths_are_relative_to_it(folder: 
     )
     config = load_config(folder / "deep" / "er")
     assert config.sources == folder
-    assert config.series == folder / "patches"
+    assert (config.series, config.patches) == ("mine", folder / "patches")
     assert config.suites == ("smoke", "paths")
     assert config.baselines == folder / "gate" / "baselines"
     assert config.build == {
@@ -51,7 +54,7 @@ def test_a_file_holds_below_its_folder_and_its_paths_are_relative_to_it(folder: 
         "CMAKE_BUILD_TYPE": "Debug",
         "LEVEL": "3",
     }
-    assert config.where("suites") == f"{folder / FILE}:3: suites"
+    assert config.where("suites") == f"{folder / FILE}:4: suites"
 
 
 def test_the_nearest_file_holds_alone(folder: Path) -> None:
@@ -70,12 +73,16 @@ def test_a_project_may_have_no_series(folder: Path) -> None:
 BROKEN = {
     "unknown key": (
         ["# ours", 'sources = "."', 'suits = ["smoke"]'],
-        "3: suits is unknown; the keys are sources, upstream, series, suites, baselines, build",
+        "3: suits is unknown; the keys are sources, upstream, patches, series, suites, baselines,",
     ),
     "no text": (["upstream = 3"], "1: upstream is 3; write a text, such as upstream = "),
     "no list": (["", 'suites = "smoke"'], "2: suites is 'smoke'; write a list of names, such as"),
     "no folder": (['sources = "gone"'], "1: sources there is no folder "),
-    "no series": (['series = "deep"'], "1: series "),
+    "a folder": (
+        ['series = "flat"'],
+        "1: series is the folder 'flat', and a series goes by",
+    ),
+    "no patches": (['patches = "gone"'], "1: patches there is no folder "),
     "both": (['sources = "."', 'upstream = "x"'], "2: upstream excludes sources; keep one"),
     "no table": (["build = 1"], "1: build is 1; write a table [build]"),
     "no value": (

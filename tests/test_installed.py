@@ -66,8 +66,8 @@ def test_a_run_in_an_empty_folder_fetches_builds_and_passes_and_needs_no_network
 ) -> None:
     first = installed("fa-harness", "run", "--suite", "smoke")
     assert first.returncode == 0, first.stderr
-    assert "building library 'patched'" in first.stderr
-    assert " pass | library patched of llama.cpp-" in first.stdout
+    assert "building library 'state'" in first.stderr
+    assert " pass | library state of llama.cpp-" in first.stdout
     again = installed(
         "fa-harness",
         "run",

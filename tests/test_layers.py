@@ -26,7 +26,7 @@ ORDER = (
 """Rooms; each may import itself and those before it. `engine.ggml` is the door to C."""
 
 ROOT = {
-    "arrays", "config", "errors", "files", "machine", "proc", "project", "terminal",
+    "arrays", "config", "errors", "files", "machine", "proc", "project", "stacks", "terminal",
 }  # fmt: skip
 """Modules that every room may import; any other module of the root is a front, like `cli`."""
 

@@ -13,14 +13,15 @@ from fa_harness import project as project_module
 from fa_harness.cli.main import cli
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.project import HOME_VARIABLE, Project, find_project, locked, writing
+from tiny_upstream import write_files
 
 CHECKOUT = Path(__file__).parents[1]
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    for name in ("patches/series", "vendor/upstreams.toml"):
-        (tmp_path / name).parent.mkdir()
+    for name in ("patches/state/series", "vendor/upstreams.toml"):
+        (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
     return Project(data=tmp_path, home=tmp_path)
 
@@ -31,6 +32,50 @@ def test_the_project_is_found_from_a_folder_in_it(project: Project) -> None:
     assert find_project(deep) == project
 
 
+@pytest.fixture
+def own(project: Project) -> Path:
+    """A folder of the user's own in the project, with a series on ours."""
+    folder = project.home / "mine"
+    write_files(
+        folder,
+        {
+            "patches/mine/series": "",
+            "patches/mine/series.toml": 'title = "t"\nwhy = "w"\non = ["state"]\n',
+            "fa-harness.toml": 'patches = "patches"\n',
+        },
+    )
+    return folder
+
+
+def test_a_users_own_series_are_beside_ours(project: Project, own: Path) -> None:
+    found = find_project(own)
+    assert found.stack == ("state",)
+    assert found.patches == project.data / "patches" / "state"
+    mine = found.of("mine")
+    assert (mine.stack, mine.series, mine.stack_name) == (("state", "mine"), "mine", "state+mine")
+    assert mine.series_file == own / "patches" / "mine" / "series"
+    assert mine.baselines == project.data / "baselines" / "state+mine"
+    assert find_project(own, stack="mine") == mine
+
+
+def test_a_users_own_series_may_be_the_default_in_place_of_ours(own: Path) -> None:
+    with (own / "fa-harness.toml").open("a") as file:
+        file.write('series = "mine"\nbaselines = "kept"\n')
+    found = find_project(own)
+    assert found.stack == ("state", "mine")
+    assert found.baselines == own / "kept" / "state+mine"
+    assert find_project(own, stack="state").stack == ("state",)
+    write_files(own, {"patches/state/series": ""})
+    assert found.of("state").patches == own / "patches" / "state"
+
+
+def test_a_default_series_that_is_not_there_is_refused_with_its_line(own: Path) -> None:
+    (own / "fa-harness.toml").write_text('patches = "patches"\nseries = "gone"\n')
+    message = r"fa-harness\.toml:2: series: there is no series 'gone'; there are: mine, state$"
+    with pytest.raises(UsageError, match=message):
+        find_project(own)
+
+
 def test_elsewhere_the_checkout_of_the_package_is_taken(tmp_path: Path) -> None:
     assert find_project(tmp_path) == Project(data=CHECKOUT, home=CHECKOUT)
 
@@ -39,7 +84,7 @@ def test_elsewhere_the_checkout_of_the_package_is_taken(tmp_path: Path) -> None:
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package outside any checkout, with patches and pins of its own; where it lies."""
     package = tmp_path / "site" / "fa_harness"
-    for name in ("patches/series", "vendor/upstreams.toml"):
+    for name in ("patches/state/series", "vendor/upstreams.toml"):
         (package / "shipped" / name).parent.mkdir(parents=True)
         (package / "shipped" / name).touch()
     monkeypatch.setattr(project_module, "PACKAGE", package)
@@ -53,7 +98,7 @@ def test_an_installed_package_works_with_its_own_patches_in_the_users_cache(
     installed: Path, tmp_path: Path
 ) -> None:
     project = find_project(tmp_path)
-    assert project.series_file == installed / "shipped" / "patches" / "series"
+    assert project.series_file == installed / "shipped" / "patches" / "state" / "series"
     assert project.build == tmp_path / "user's cache" / "fa-harness" / "build"
     assert list(tmp_path.glob("user*")) == [], "looking makes no folder"
 
@@ -62,7 +107,7 @@ def test_a_checkout_around_the_working_directory_goes_before_the_installed_packa
     installed: Path, tmp_path: Path
 ) -> None:
     checkout = tmp_path / "checkout"
-    for name in ("patches/series", "vendor/upstreams.toml"):
+    for name in ("patches/state/series", "vendor/upstreams.toml"):
         (checkout / name).parent.mkdir(parents=True)
         (checkout / name).touch()
     assert find_project(checkout / "patches") == Project(data=checkout, home=checkout)
@@ -97,8 +142,8 @@ def test_a_user_without_a_home_is_told_to_name_a_folder(
 def test_an_incomplete_installation_is_told_from_a_missing_checkout(
     installed: Path, tmp_path: Path
 ) -> None:
-    (installed / "shipped" / "patches" / "series").unlink()
-    with pytest.raises(SetupError, match=r"incomplete: .* lacks patches/series .*; install it"):
+    (installed / "shipped" / "patches" / "state" / "series").unlink()
+    with pytest.raises(SetupError, match=r"incomplete: .* lacks patches/\*/series .*; install it"):
         find_project(tmp_path)
 
 
@@ -106,7 +151,7 @@ def test_what_would_change_the_installed_package_is_refused(
     installed: Path, tmp_path: Path
 ) -> None:
     project = find_project(tmp_path)
-    expected = "series drop changes patches, which belongs to the installed package; run it in "
+    expected = "series drop changes state, which belongs to the installed package; run it in "
     with pytest.raises(UsageError, match=expected):
         project.refuse_to_change_shipped(project.patches, "series drop")
     own = Project(data=tmp_path, home=tmp_path)
@@ -238,5 +283,5 @@ def test_a_gate_does_not_write_its_baseline_into_an_installed_package(
     installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="gate --update-baseline changes baselines, which belongs"):
+    with pytest.raises(UsageError, match="gate --update-baseline changes state, which belongs"):
         cli.main(["gate", "--update-baseline", "--no-speed"], standalone_mode=False)

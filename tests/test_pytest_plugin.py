@@ -65,7 +65,7 @@ def test_a_failure_says_where_it_went_wrong_and_has_no_traceback(
         [
             "fail: state vs oracle: 4.00e+00, allowed 8.26e-03 at batch 0, *",
             "    *numerators are wrong*",
-            "fa-harness run --library 0001 --case 'FLASH_ATTN_EXT(hsk=4,*",
+            "fa-harness run --library state@0001 --case 'FLASH_ATTN_EXT(hsk=4,*",
         ]
     )
     done.stdout.no_fnmatch_line("*pytest_plugin*")
@@ -110,7 +110,9 @@ def test_what_cannot_be_computed_is_skipped_with_the_reason(
 
 def test_the_library_is_that_of_the_setting(pytester: pytest.Pytester, bug: Library) -> None:
     pytester.makeini("[pytest]\nfa_library = 0001\n")
-    pytester.makepyfile("def test_name(ggml_library):\n    assert ggml_library.name == '0001'\n")
+    pytester.makepyfile(
+        "def test_name(ggml_library):\n    assert ggml_library.name == 'state@0001'\n"
+    )
     pytester.runpytest().assert_outcomes(passed=1)
 
 
@@ -130,14 +132,14 @@ def test_a_library_that_cannot_be_built_is_an_error_that_says_what_to_do(
 ) -> None:
     monkeypatch.setenv("CC", "gone")
     for file, text in {
-        "patches/series": "",
+        "patches/state/series": "",
         "vendor/upstreams.toml": (
             'default = "mini"\n[upstreams.mini]\npackage = "mini"\nversion = "1.0"\n'
             f'sha256 = "{"0" * 64}"\nroot = "ggml"\ncommit = "abc123"\n'
         ),
     }.items():
         path = pytester.path / file
-        path.parent.mkdir()
+        path.parent.mkdir(parents=True)
         path.write_text(text)
     pytester.makepyfile(TEST.format('suite="seed"'))
     done = pytester.runpytest()

@@ -2,8 +2,10 @@
 
 import hashlib
 import io
+import json
 import os
 import shutil
+import subprocess
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -125,7 +127,7 @@ def project(tmp_path: Path, index: Path) -> Project:
     write_files(
         root,
         {
-            "patches/series": "",
+            "patches/state/series": "",
             "vendor/upstreams.toml": (
                 'default = "mini"\n[upstreams.mini]\npackage = "mini-llama"\nversion = "1.0"\n'
                 f'sha256 = "{sha256(sdist)}"\n'
@@ -138,28 +140,62 @@ def project(tmp_path: Path, index: Path) -> Project:
     return project
 
 
+def commit(place: Path, *arguments: str) -> None:
+    """Commit as a developer does."""
+    subprocess.run(
+        ["git", "-c", "user.name=Dev", "-c", "user.email=dev@example.org", "commit", "--quiet",
+         *arguments],
+        cwd=place, check=True, capture_output=True,
+    )  # fmt: skip
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    """Replace a text in a file that has it."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
 @pytest.fixture
 def add_patch(tmp_path: Path, project: Project) -> AddPatch:
-    """Append a patch that replaces text in files of the small upstream, made by git itself."""
+    """Append a patch that replaces text in files of the small upstream, made by git itself.
+
+    It goes to the project's series, or to another one, which may stand on several.
+    """
     repository = tmp_path / "author"
     write_files(repository, FILES)
     git(repository, "init", "--quiet")
     git(repository, "add", "--all")
     git(repository, "commit", "--quiet", "--message", "upstream")
+    git(repository, "checkout", "--quiet", "-b", project.series)
+    git(repository, "branch", "pristine")
 
-    def add(subject: str, changes: Mapping[str, list[tuple[str, str]]]) -> Path:
+    def add(
+        subject: str,
+        changes: Mapping[str, list[tuple[str, str]]],
+        *,
+        series: str = project.series,
+        on: tuple[str, ...] = (),
+    ) -> Path:
+        folder = project.data / "patches" / series
+        if not folder.is_dir():
+            git(repository, "branch", series, on[-1] if on else "pristine")
+            about = f'title = "{series}"\nwhy = "tests need it"\non = {json.dumps(on)}\n'
+            write_files(folder, {"series": "", "series.toml": about})
+        git(repository, "checkout", "--quiet", series)
         edits = [(name, *pair) for name, pairs in changes.items() for pair in pairs]
         for name, old, new in edits:
             text = (repository / name).read_text()
             assert old in text
             (repository / name).write_text(text.replace(old, new))
         git(repository, "commit", "--quiet", "--all", "--message", f"ggml : {subject}")
-        number = len(project.series_file.read_text().split()) + 1
+        order = folder / "series"
+        number = len(order.read_text().split()) + 1
         mail = git(repository, "format-patch", "--stdout", "--zero-commit", "--no-signature",
                    "--no-numbered", "-1")  # fmt: skip
-        patch = project.patches / f"{number:04}-{subject.replace(' ', '-')}.patch"
+        patch = folder / f"{number:04}-{subject.replace(' ', '-')}.patch"
         patch.write_text(mail + "\n")
-        project.series_file.write_text(project.series_file.read_text() + f"{patch.name}\n")
+        order.write_text(order.read_text() + f"{patch.name}\n")
         return patch
 
     return add

@@ -153,7 +153,7 @@ def compare(
 
     Args:
         case: A case, or a case string as a report prints it.
-        library: `pristine`, `patched`, `0001`, `asan`, ...
+        library: Its name: `pristine`, `patched`, `0001`, `state+fast`, `state@tsan`, ...
         modes: Some of `standard`, `full_state`, `segmented`, `merged`, `resumed`, `mixed` and
             `fifo`; empty for all that apply.
         options: CMake options that the library is built with.
@@ -165,7 +165,7 @@ def compare(
 
     Example:
         >>> fa_harness.compare(fa_harness.Case(n_kv=256, segments=4), "patched")
-        pass  hs128 h32 kv256 b8 f16 uniform t1 on patched of llama.cpp-0.3.36
+        pass  hs128 h32 kv256 b8 f16 uniform t1 on state of llama.cpp-0.3.36
           ...
     """
     case = captures.checked(Case.parse(case) if isinstance(case, str) else case)

@@ -31,7 +31,10 @@ class Config:
     sources: Path | None = None
     """A checkout of llama.cpp or ggml, to be built in place of a pinned upstream."""
     upstream: str | None = None
-    series: Path | None = None
+    patches: Path | None = None
+    """The folder of the user's own series, each a folder in it."""
+    series: str | None = None
+    """The stack that commands take where nothing names another."""
     has_series: bool = True
     """Whether patches are applied at all."""
     suites: tuple[str, ...] = ()
@@ -80,6 +83,7 @@ class _Reader:
         readers: dict[str, Callable[[str, Any], Any]] = {
             "sources": self._folder,
             "upstream": self._string,
+            "patches": self._folder,
             "series": self._series,
             "suites": self._strings,
             "baselines": self._path,
@@ -115,13 +119,16 @@ class _Reader:
             self._refuse(key, f"there is no folder {path}; correct the path")
         return path
 
-    def _series(self, key: str, value: Any) -> Path | None:
-        if value == NO_SERIES:
-            return None
-        path = self._folder(key, value)
-        if not (path / "series").is_file():
-            self._refuse(key, f"{path} holds no file 'series' that names the patches; write one")
-        return path
+    def _series(self, key: str, value: Any) -> str | None:
+        name = self._string(key, value)
+        is_flat = (self._file.parent / name / "series").is_file()
+        if is_flat and "patches" not in self._data:
+            self._refuse(
+                key,
+                f"is the folder '{name}', and a series goes by its name: move its files to a "
+                f'folder NAME in it, and write patches = "{name}" and series = "NAME"',
+            )
+        return None if name == NO_SERIES else name
 
     def _options(self, key: str, value: Any) -> dict[str, str]:
         if not isinstance(value, dict):

@@ -1,14 +1,21 @@
-"""Files that are written whole or not at all, whether one can be, and their digests."""
+"""Files that are written whole or not at all, whether one can be, their digests, and TOML."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from fa_harness.errors import SetupError, UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 
 def check_writable(path: Path) -> None:
@@ -70,6 +77,17 @@ def sha256(path: Path) -> str:
         while chunk := file.read(1 << 18):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file."""
+    try:
+        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SetupError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SetupError(f"{path} is not valid TOML: {error}") from error
+    return table
 
 
 def _is_device(path: Path) -> bool:

@@ -8,12 +8,12 @@ import fcntl
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import platformdirs
 
-from fa_harness import terminal
+from fa_harness import stacks, terminal
 from fa_harness.config import FILE, Config, load_config
 from fa_harness.errors import SetupError, UsageError
 
@@ -39,16 +39,49 @@ class Project:
     """Sources and builds: the same checkout, or the user's cache folder."""
     config: Config = field(default_factory=Config)
     """What the nearest `fa-harness.toml` says."""
+    stack: tuple[str, ...] = (stacks.DEFAULT,)
+    """The series that are applied, in order. The last one is what commands change and test."""
+
+    more_series: tuple[Path, ...] = ()
+    """Folders of series that go before all others."""
+
+    @property
+    def stack_name(self) -> str:
+        """The names of the series, joined with `+`."""
+        return "+".join(self.stack)
+
+    @property
+    def series(self) -> str:
+        """The name of the last series of the stack."""
+        return self.stack[-1]
+
+    @property
+    def series_folders(self) -> tuple[Path, ...]:
+        """Where series lie: the user's own folder, if there is one, goes before ours."""
+        own = self.config.patches
+        return (*self.more_series, *([own] if own else []), self.data / "patches")
+
+    def of(self, stack: str) -> Project:
+        """Return the same project with another stack, named as on the command line."""
+        return replace(self, stack=stacks.stack_of(self.series_folders, stack))
+
+    def folder_of(self, series: str) -> Path:
+        """The folder of a series."""
+        return stacks.folder_of(self.series_folders, series)
+
+    def about(self, series: str | None = None) -> stacks.About:
+        """What a series says of itself, or the last one of the stack."""
+        return stacks.about(self.folder_of(series or self.series))
 
     @property
     def patches(self) -> Path:
-        """The folder of the patch series."""
-        return self.config.series or self.data / "patches"
+        """The folder of the last series, with everything that belongs to it."""
+        return self.folder_of(self.series)
 
     @property
     def series_file(self) -> Path:
-        """The order of the patches, one file name a line."""
-        return self.patches / "series"
+        """The order of its patches, one file name a line."""
+        return self.patches / stacks.ORDER
 
     @property
     def mutants(self) -> Path:
@@ -67,8 +100,8 @@ class Project:
 
     @property
     def baselines(self) -> Path:
-        """What gates compare with, one file per upstream and machine class."""
-        return self.config.baselines or self.data / "baselines"
+        """What gates of the stack compare with, one file per upstream and machine class."""
+        return (self.config.baselines or self.data / "baselines") / self.stack_name
 
     @property
     def cache(self) -> Path:
@@ -92,8 +125,8 @@ class Project:
 
     @property
     def generated(self) -> Path:
-        """The folder of the generated mutants, a patch and a table."""
-        return self.build / "generated"
+        """The folder of the stack's generated mutants, a patch and a table."""
+        return self.build / "generated" / self.stack_name
 
     @property
     def existing_home(self) -> Path:
@@ -120,25 +153,31 @@ class Project:
             )
 
 
-def find_project(start: Path | None = None) -> Project:
+def find_project(start: Path | None = None, *, stack: str | None = None) -> Project:
     """Return the checkout of fa-harness around `start` (the working directory) or this package.
 
-    Without one it is the installation. The nearest `fa-harness.toml` configures it.
+    Without one it is the installation. The nearest `fa-harness.toml` configures it. `stack` names
+    the series; for None it is the default of that file, else ours.
     """
     start = (start or Path.cwd()).resolve()
     data = next(filter(_is_data, (start, *start.parents, *PACKAGE.parents)), SHIPPED)
     if not _is_data(data):
         raise SetupError(
-            f"the installation of fa-harness is incomplete: {SHIPPED} lacks patches/series or "
+            f"the installation of fa-harness is incomplete: {SHIPPED} lacks patches/*/series or "
             "vendor/upstreams.toml; install it again"
         )
-    config = load_config(start)
-    return Project(data=data, home=_home(data), config=config)
+    project = Project(data=data, home=_home(data), config=load_config(start))
+    if stack is None and (own := project.config.series):
+        try:
+            return project.of(own)
+        except UsageError as error:
+            raise UsageError(f"{project.config.where('series')}: {error}") from None
+    return project.of(stack or stacks.DEFAULT)
 
 
 def _is_data(folder: Path) -> bool:
-    needed = ("patches/series", "vendor/upstreams.toml")
-    return all((folder / name).is_file() for name in needed)
+    has_series = any(folder.glob(f"patches/*/{stacks.ORDER}"))
+    return has_series and (folder / "vendor" / "upstreams.toml").is_file()
 
 
 def _home(data: Path) -> Path:

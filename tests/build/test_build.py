@@ -147,6 +147,35 @@ def test_a_library_works_where_it_is_moved_to_and_tells_upstreams_commit(
         assert str(tmp_path).encode() not in product.read_bytes()
 
 
+def test_the_libraries_of_a_stack_have_each_series_and_share_what_is_compiled(
+    ready: Project, add_patch: AddPatch
+) -> None:
+    add_patch("third", {OPS: [("return 43;", "return 44;")]}, series="fast", on=("state",))
+    add_patch("fourth", {OPS: [("return 44;", "return 45;")]}, series="fast")
+    add_patch("alone", {OPS: [("return 41;", "return 51;")]}, series="partial")
+    built = build(ready, ["pristine", "state", "fast@0001", "fast", "partial"])
+    assert [answer(library) for library in built] == [41, 43, 44, 45, 51]
+    names = ["pristine", "state", "state+fast@0001", "state+fast", "partial"]
+    assert [library.name for library in built] == names
+    assert [library.path.name for library in built] == names
+    state, first, fast = built[1:4]
+    assert first.compiled == fast.compiled == ("src/ggml-cpu/ops.c",)
+    assert state.series == fast.series[:2]
+    assert fast.series[2:] == ("0001-third.patch", "0002-fourth.patch")
+    assert build(ready, ["patched", "state+fast"]) == [state, fast]
+
+
+def test_a_changed_series_makes_stale_what_stands_on_it(
+    ready: Project, add_patch: AddPatch
+) -> None:
+    add_patch("third", {OPS: [("return 43;", "return 44;")]}, series="fast", on=("state",))
+    add_patch("alone", {OPS: [("return 41;", "return 51;")]}, series="partial")
+    state, fast, partial = build(ready, ["state", "fast", "partial"])
+    add_patch("more", {"ggml/src/ggml-backend.c": [("return 0;", "return 1;")]})
+    assert is_stale(ready, state) == is_stale(ready, fast) == "patches changed"
+    assert is_stale(ready, partial) is None
+
+
 def test_a_changed_patch_makes_stale_what_has_it_and_nothing_else(
     ready: Project, add_patch: AddPatch
 ) -> None:
@@ -173,7 +202,7 @@ def test_what_runs_a_stale_library_builds_it_first_and_says_why(
     with held_library("patched", {}) as library:
         assert answer(library) == 44
     said = capsys.readouterr().err
-    assert "library 'patched' is stale (patches changed): building it again\n" in said
+    assert "library 'state' is stale (patches changed): building it again\n" in said
     with held_library("patched", {}):
         assert capsys.readouterr().err == ""
 
@@ -300,7 +329,7 @@ def test_sources_that_do_not_compile_are_reported_with_the_compilers_words(
     with pytest.raises(SetupError) as caught:
         build(ready, ["patched"])
     message = str(caught.value)
-    assert "library 'patched' of upstream 'mini' does not build" in message
+    assert "library 'state' of upstream 'mini' does not build" in message
     assert "no_such_name" in message
     log = message.rpartition("the whole output is in ")[2]
     assert "no_such_name" in Path(log).read_text()
@@ -337,7 +366,7 @@ def test_an_unknown_library_is_refused_before_anything_is_run(
 ) -> None:
     refuse_programs(monkeypatch)
     for call in (lambda: build(ready, ["pristine", "0099"]), lambda: find(ready, "0099")):
-        with pytest.raises(UsageError, match="unknown library '0099'"):
+        with pytest.raises(UsageError, match="unknown library 'state@0099'"):
             call()
 
 

@@ -1,13 +1,15 @@
 import itertools
+from pathlib import Path
 
 import pytest
 
 from fa_harness.case.case import REGIMES, Case
 from fa_harness.case.quants import TYPES
 from fa_harness.case.rolling import n_cold
-from fa_harness.case.suites import SUITES, suite
+from fa_harness.case.suites import SUITES, suite, suite_names
 from fa_harness.errors import UsageError
 from fa_harness.kernel import chain_paths, path
+from tiny_upstream import write_files
 
 IN_SUITES = [regime for regime in REGIMES if regime not in ("seed", "few", "nan")]
 DEFAULT = suite("default")
@@ -27,6 +29,27 @@ def test_an_unknown_suite_is_refused_with_the_names_that_there_are() -> None:
         UsageError, match=r"suite 'smok' is unknown; there are seed, smoke, default"
     ):
         suite("smok")
+
+
+def test_a_series_has_suites_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(hsk=32, hsv=32, n_head_kv=1, n_kv=20, n_batch=2, segments=2)
+    write_files(
+        tmp_path,
+        {
+            "fa-harness.toml": 'patches = "patches"\nseries = "mine"\n',
+            "patches/mine/series": "",
+            "patches/mine/suites/tails.txt": f"# of a tail\n{case}\n",
+            "patches/mine/suites/smoke.txt": "",
+            "patches/other/series": "",
+            "patches/other/suites/tails.txt": "",
+        },
+    )
+    monkeypatch.chdir(tmp_path)
+    assert suite("tails") == [case]
+    assert len(suite("smoke")) > 1, "the name is taken"
+    assert suite_names() == (*SUITES, "tails")
+    with pytest.raises(UsageError, match=r"'tales' is unknown; there are seed, .*, tails$"):
+        suite("tales")
 
 
 def test_the_seed_suite_is_the_case_on_which_the_bug_was_found() -> None:

@@ -19,12 +19,12 @@ def some_libraries(
     monkeypatch: pytest.MonkeyPatch, pristine: Library, bug: Library, patched: Library
 ) -> None:
     """Look at three libraries of the series only: to build all takes minutes."""
-    every = bisect.prefixes
+    every = bisect.prefixes_of
     names = [library.name for library in (pristine, bug, patched)]
     monkeypatch.setattr(
         bisect,
-        "prefixes",
-        lambda series: [prefix for prefix in every(series) if prefix.library in names],
+        "prefixes_of",
+        lambda *of: [prefix for prefix in every(*of) if prefix.library in names],
     )
 
 
@@ -39,13 +39,14 @@ def test_the_first_patch_turns_a_chain_red_and_the_series_turns_it_green() -> No
     assert bug.verdict.localisation.part == "numerators"
     assert patched.verdict.modes == ("standard", "full_state", "segmented", "merged", "resumed")
     turns = [(turn.row.prefix.library, turn.to_red) for turn in found.turns]
-    assert turns == [("0001", True), ("patched", False)]
+    assert turns == [("state@0001", True), ("state", False)]
     assert found.passed
 
 
-def test_every_prefix_of_the_series_has_a_library_and_the_last_is_patched() -> None:
-    series = load_series(find_project())
-    found = bisect.prefixes(series)
+def test_every_prefix_of_the_series_has_a_library_and_the_last_is_the_whole_one() -> None:
+    project = find_project()
+    series = load_series(project)
+    found = bisect.prefixes_of(project, series)
     assert [prefix.patch for prefix in found] == ["", *series.names]
-    assert [prefix.library for prefix in found[:3]] == ["pristine", "0001", "0002"]
-    assert found[-1].library == "patched"
+    assert [prefix.library for prefix in found[:3]] == ["pristine", "state@0001", "state@0002"]
+    assert found[-1].library == "state"

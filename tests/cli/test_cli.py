@@ -289,7 +289,7 @@ def test_a_cmake_option_without_a_name_or_a_value_is_refused(
 def test_an_unknown_library_is_refused_with_status_2(call: Call, command: list[str]) -> None:
     ended = call(*command, "0099")
     assert ended.status == 2
-    assert "unknown library '0099': the libraries are pristine, 0001, " in ended.stderr
+    assert "unknown library 'state@0099': state has 9 patches here, so " in ended.stderr
 
 
 def test_a_case_file_without_a_case_is_refused(call: Call, tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def test_lint_ends_with_status_1_where_a_rule_that_upstream_insists_on_is_broken
     monkeypatch.setattr(series_lint, "lint", lambda *_: ([found], []))
     ended = call("series", "lint")
     assert ended.status == status
-    assert f"patches/0001-a.patch:3: {level} [ascii] a.c:7: x" in ended.stdout
+    assert f"patches/state/0001-a.patch:3: {level} [ascii] a.c:7: x" in ended.stdout
 
 
 @pytest.mark.parametrize(("problem", "status"), [("does not apply", 1), ("", 0)])

@@ -21,7 +21,7 @@ def call(*arguments: object) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("run", "--library", "pristine"), "runs the library 'coverage', which counts; leave"),
+        (("run", "--library", "pristine"), "runs the library 'coverage' of a stack, which counts"),
         (("gate", "--update-baseline"), "with no baseline, and makes none; leave it or --update"),
         (("gate", "--baseline", "a.json"), "leave it or --baseline out"),
     ],

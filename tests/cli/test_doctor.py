@@ -19,7 +19,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A project with one patch, not fetched, and the library `patched` as if it were built."""
     monkeypatch.delenv("UPSTREAM_DIR", raising=False)
     project = Project(data=tmp_path, home=tmp_path)
-    project.patches.mkdir()
+    project.patches.mkdir(parents=True)
     project.series_file.write_text("0001-a.patch\n")
     (project.patches / "0001-a.patch").write_text("patch")
     project.pins_file.parent.mkdir()
@@ -40,7 +40,7 @@ def problems(report: list[Finding]) -> list[Finding]:
 
 def pretend_built(project: Project, monkeypatch: pytest.MonkeyPatch, stale: str | None) -> Library:
     library = Library(
-        name="patched",
+        name="state",
         path=project.home,
         module="_ggml.so",
         upstream="mini",
@@ -61,10 +61,10 @@ def test_a_machine_that_can_build_has_no_problem(project: Project) -> None:
     assert problems(report) == []
     assert found(report, "upstream").value == "mini abc123 (not fetched yet)"
     assert found(report, "patch series").value == "1 patches (not applied yet)"
-    library = found(report, "library patched")
+    library = found(report, "library state")
     assert (library.status, library.value) == (
         "note",
-        "library 'patched' is not built: fa-harness build patched",
+        "library 'state' is not built: fa-harness build state",
     )
 
 
@@ -102,9 +102,9 @@ def test_a_stale_library_says_why_and_what_to_do(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_built(project, monkeypatch, "patches changed")
-    library = found(check(project), "library patched")
+    library = found(check(project), "library state")
     assert library.status == "note"
-    assert library.value == "stale (patches changed): fa-harness build patched"
+    assert library.value == "stale (patches changed): fa-harness build state"
 
 
 def test_a_library_that_this_cpu_does_not_run_is_a_problem(
@@ -117,7 +117,7 @@ def test_a_library_that_this_cpu_does_not_run_is_a_problem(
         tried.append(library)
         return "SIGILL"
 
-    library = found(check(project, dies), "library patched")
+    library = found(check(project, dies), "library state")
     assert tried == [built, built]
     assert library.status == "problem"
     assert "does not run on this machine: SIGILL; build it without" in library.value
@@ -126,7 +126,7 @@ def test_a_library_that_this_cpu_does_not_run_is_a_problem(
 def test_a_library_that_runs_is_said_to(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_built(project, monkeypatch, None)
     report = check(project, lambda _library: None)
-    assert found(report, "library patched").value == "current, runs here"
+    assert found(report, "library state").value == "current, runs here"
 
 
 def test_the_places_of_configuration_patches_and_home_are_shown(project: Project) -> None:
@@ -188,7 +188,7 @@ def test_doctor_names_the_baseline_that_the_gate_lacks_here(
     monkeypatch.setattr(baseline, "machine_class", lambda *_: "some-class")
     finding = look("baseline", lambda: baseline_here(find_project()))
     assert (finding.name, finding.status) == ("baseline", "note")
-    file = f"baselines/{patched.upstream}.some-class.json"
+    file = f"baselines/state/{patched.upstream}.some-class.json"
     assert finding.value.startswith(f"no baseline: {file} does not exist (")
     assert finding.value.endswith("fa-harness gate --update-baseline makes it")
 
@@ -200,4 +200,4 @@ def test_doctor_tells_which_baseline_the_gate_compares_with_here(
     class_ = baseline.load(file).made_with["class"]
     monkeypatch.setattr(baseline, "machine_class", lambda *_: class_)
     finding = look("baseline", lambda: baseline_here(find_project()))
-    assert finding.value.startswith(f"baselines/{file.name} (machine class {class_})")
+    assert finding.value.startswith(f"baselines/state/{file.name} (machine class {class_})")

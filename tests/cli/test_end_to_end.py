@@ -108,7 +108,7 @@ def test_the_series_passes_on_the_recorded_case() -> None:
 def test_the_default_suite_passes_in_four_segments() -> None:
     done = fa_harness("run", "--segments", 4)
     assert done.returncode == 0, done.stdout
-    assert re.search(r"^\d+ cases: \d+ pass \| library patched of ", done.stdout, re.MULTILINE)
+    assert re.search(r"^\d+ cases: \d+ pass \| library state of ", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_the_report_says_what_ran_on_what(smoke: Any, patched: Library) -> None:
         "summary",
         "results",
     }
-    assert smoke["library"]["name"] == "patched"
+    assert smoke["library"]["name"] == "state"
     assert smoke["library"]["upstream"] == patched.upstream
     assert smoke["library"]["ggml_version"] == patched.ggml_version
     assert smoke["library"]["series"] == list(patched.series)
@@ -230,7 +230,7 @@ def test_a_mode_that_a_case_cannot_have_is_refused_with_the_option_to_give() -> 
 def test_a_repro_line_keeps_the_modes_and_the_library() -> None:
     [result] = report_of("--suite", "seed", "--library", "0001", "--mode", "full_state")["results"]
     words = shlex.split(result["repro"])
-    assert words[:6] == ["fa-harness", "run", "--library", "0001", "--mode", "full_state"]
+    assert words[:6] == ["fa-harness", "run", "--library", "state@0001", "--mode", "full_state"]
     assert "segmented_vs_standard" not in result["comparisons"]
 
 
@@ -287,8 +287,8 @@ def test_what_overflow_excuses_is_in_no_comparison_of_the_report() -> None:
 def test_verbose_prints_the_repro_line_of_a_case_that_passed() -> None:
     quiet = fa_harness("run", "--suite", "seed")
     verbose = fa_harness("run", "--suite", "seed", "-v")
-    assert "fa-harness run --library patched --case " not in quiet.stdout
-    assert "fa-harness run --library patched --case 'FLASH_ATTN_EXT(hsk=4," in verbose.stdout
+    assert "fa-harness run --library state --case " not in quiet.stdout
+    assert "fa-harness run --library state --case 'FLASH_ATTN_EXT(hsk=4," in verbose.stdout
 
 
 # What a person sees
@@ -505,7 +505,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh checkout: patches and pins, nothing fetched or built."""
     monkeypatch.delenv("UPSTREAM_DIR", raising=False)
     root = tmp_path / "checkout"
-    shutil.copytree(PROJECT.patches, root / "patches")
+    shutil.copytree(PROJECT.patches, root / "patches" / "state")
     (root / "vendor").mkdir()
     shutil.copy(PROJECT.pins_file, root / "vendor")
     return root
@@ -526,8 +526,9 @@ def fetched(checkout: Path, archive: Path) -> Path:
 
 def the_patch_of_ops(root: Path) -> Path:
     """The last patch of the series that changes ops.cpp and nothing else."""
-    names = (root / "patches" / "series").read_text().split("\n")[1:-1]
-    patches = [root / "patches" / name for name in names]
+    series = root / "patches" / "state"
+    names = (series / "series").read_text().split("\n")[1:-1]
+    patches = [series / name for name in names]
     files = {path: re.findall(r"^\+\+\+ b/(.+)", path.read_text(), re.M) for path in patches}
     return [path for path in patches if files[path] == ["ggml/src/ggml-cpu/ops.cpp"]][-1]
 
@@ -686,7 +687,7 @@ def test_shrink_prints_the_smallest_case_and_its_repro_line_and_writes_a_program
         "logit_softcap=0.000000,prec=f32,type_K=f32,type_V=f32,permute=[0,1,2,3],kv_view=0,"
         "v_is_view_of_k=0,n_kv_max=0,segments=2,regime=few,seed=0,threads=1)"
     )
-    assert repro == f"fa-harness run --library 0001 --case '{case}'"
+    assert repro == f"fa-harness run --library state@0001 --case '{case}'"
     again = fa_harness(*shlex.split(repro)[1:])
     assert (again.returncode, " fail\n" in again.stdout) == (1, True)
     steps = done.stderr.splitlines()

@@ -193,6 +193,22 @@ def test_without_a_model_what_needs_one_is_said_not_to_be_measured(
     assert sections["perplexity"]["notes"] == ["not measured: no --model"]
 
 
+def test_a_series_that_is_named_goes_onto_the_branch_with_what_it_stands_on(
+    mine: Path, add_patch: AddPatch
+) -> None:
+    add_patch("say 1", {OPS: [("return 0;", "return 1;")]})
+    add_patch("faster", {OPS: [("return 1;", "return 2;")]}, series="fast", on=("state",))
+    add_patch("alone", {OPS: [("return 0;", "return 3;")]}, series="partial")
+    words = ["--skip", "size", "--skip", "ops"]
+    assert call(mine, "--series", "fast", *words, skip=["proof", "suite"]) == 0
+    subjects = git(mine, "log", "--format=%s", "master..state").splitlines()
+    assert subjects == ["ggml : faster", "ggml : say 1"]
+    assert report(mine)["sections"]["mutants"]["notes"] == ["not measured: series 'fast' has none"]
+    git(mine, "branch", "--quiet", "-D", "state")
+    assert call(mine, "--series", "partial", *words, folder="out 2") == 0
+    assert git(mine, "log", "--format=%s", "master..state") == "ggml : alone"
+
+
 def test_a_model_that_does_not_run_is_an_error_with_its_last_words(
     mine: Path, model: Path, add_patch: AddPatch
 ) -> None:

@@ -182,7 +182,7 @@ def test_a_gate_names_the_baseline_it_lacks_first_and_counts_what_it_checked(
     ended = call("--no-speed")
     assert ended.status == 0
     lines = ended.stdout.splitlines()
-    file = f"baselines/{patched.upstream}.some-class.json"
+    file = f"baselines/state/{patched.upstream}.some-class.json"
     of = f"upstream {patched.upstream}, machine class some-class"
     assert lines[0].startswith(f"no baseline: {file} does not exist ({of}); ")
     assert lines[0].endswith("fa-harness gate --update-baseline makes it")

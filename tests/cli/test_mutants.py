@@ -80,6 +80,13 @@ def test_a_survivor_says_what_it_does_what_would_show_it_and_how_to_try_it_again
     ]
 
 
+def test_a_mutant_of_another_series_names_it() -> None:
+    other = dataclasses.replace(SURVIVED, mutant=dataclasses.replace(MUTANT, series="partial"))
+    assert printed(other).splitlines()[5].strip() == (
+        "fa-harness mutants --series partial -v -k '^norm-never-vec$'"
+    )
+
+
 def test_verbose_says_so_of_the_killed_ones_too() -> None:
     assert KILLED.reason in printed(KILLED, verbose=True)
 

@@ -48,12 +48,36 @@ def test_check_runs_a_suite_on_an_upstream(
     assert f"| {patched.upstream} |" in file.read_text()
 
 
+def test_a_command_is_run_on_each_patch_and_its_results_are_known_the_next_time() -> None:
+    command = "grep -q flash_attn_ext_from_state ggml/include/ggml.h"
+    first, again = (call("test", command, "--jobs", "2", "--json", "-") for _ in range(2))
+    assert (first.returncode, again.returncode) == (1, 1), first.stderr
+    report = schemas.checked(json.loads(again.stdout))
+    assert [each["patch"] for each in report["patches"]] == [*NAMES]
+    assert all(each["is_kept"] for each in report["patches"])
+    passed = [each["passed"] for each in report["patches"]]
+    assert passed == [False] * 5 + [True] * 4
+    assert "4 of 9 patches pass" in again.stderr
+
+
+def test_a_series_is_compared_with_itself(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    done = call("compare", find_project().patches, "--json", report)
+    assert done.returncode == 0, done.stderr
+    found = schemas.checked(json.loads(report.read_text()))
+    assert [line.split()[2] for line in found["range_diff"]] == ["="] * len(NAMES)
+    assert (found["suite"], found["patches"]) == (None, [])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["check", "--upstream", "gone"], "unknown upstream 'gone'"),
         (["check", "--upstream", "all", "--suite", "gone"], "gone"),
         (["edit"], "name the patch to edit"),
+        (["edit", "1", "--series", "gone"], "there is no series 'gone'; there are: "),
+        (["status", "--series", "state+state"], "names a stack; name one series, the last"),
+        (["compare", "/gone"], "'/gone' is no folder with a series and no revision"),
         (["drop"], "name one patch at least"),
         (["drop", "0042"], "no patch is called or begins with '0042'"),
         (["reorder", "1", "1"], "a patch is named twice"),

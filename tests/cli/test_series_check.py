@@ -59,7 +59,7 @@ def test_the_matrix_has_a_row_an_upstream_and_a_column_a_suite() -> None:
 
 
 def test_json_has_every_wrong_case_and_the_verdict() -> None:
-    report = schemas.checked(document([checked(OWN), checked(OURS)]))
+    report = schemas.checked(document([checked(OWN), checked(OURS)], "state"))
     assert report["schema"] == "fa-harness.series-check/1"
     assert not report["passed"]
     assert [each["passed"] for each in report["upstreams"]] == [True, False]

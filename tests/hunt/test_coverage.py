@@ -11,12 +11,12 @@ from fa_harness.build.builder import build
 from fa_harness.build.library import Library
 from fa_harness.case.suites import suite
 from fa_harness.engine.runner import Runner
+from fa_harness.files import read_toml
 from fa_harness.hunt import gcov
 from fa_harness.hunt.attention import case_lines
 from fa_harness.hunt.coverage import Branch, Coverage, Unentered, branches_of, counted, measure
 from fa_harness.project import find_project
 from fa_harness.report import json as run_report
-from fa_harness.upstream.pins import read_toml
 from gates import compared, results
 
 SOURCE = """\

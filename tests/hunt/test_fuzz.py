@@ -104,9 +104,9 @@ def test_a_failure_is_printed_with_its_explanation_and_its_repro_line(
     at = next(i for i, line in enumerate(lines) if line.startswith("fail: hs"))
     assert ", shrunk from hs" in lines[at]
     assert lines[at + 1] == f"    {first.reason}"
-    assert f"    fa-harness run --library 0001 --case '{first.case}'" in lines
+    assert f"    fa-harness run --library state@0001 --case '{first.case}'" in lines
     assert f"    kept in {file}" in lines
-    assert "kinds of failure | library 0001 of " in lines[-1]
+    assert "kinds of failure | library state@0001 of " in lines[-1]
 
 
 def test_failures_are_added_to_a_case_file(found_bug: tuple[Fuzz, str, Path]) -> None:
@@ -123,13 +123,13 @@ def test_the_report_has_what_ran_and_what_failed(found_bug: tuple[Fuzz, str, Pat
     fuzz, _, file = found_bug
     report = schemas.checked(document(fuzz))
     assert report["schema"] == "fa-harness.fuzz/1"
-    assert (report["seed"], report["library"]["name"]) == (1, "0001")
+    assert (report["seed"], report["library"]["name"]) == (1, "state@0001")
     summary = report["summary"]
     assert summary["cases"] == 7 == sum(report["coverage"]["paths"].values())
     assert summary["fail"] == sum(failure["cases"] for failure in report["failures"])
     assert summary["failures"] == len(report["failures"]) == len(fuzz.found)
     assert report["failures_file"] == str(file)
-    assert report["failures"][0]["repro"].startswith("fa-harness run --library 0001 --case ")
+    assert report["failures"][0]["repro"].startswith("fa-harness run --library state@0001 --case ")
     assert len(report["failures"][0]["explanation"]) > 1
 
 

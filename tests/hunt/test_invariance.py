@@ -238,7 +238,7 @@ def test_the_command_prints_a_table_and_writes_json(patched: Library, tmp_path: 
     assert lines[0].endswith(", vec path")
     assert lines[3] == "  micro-batches of 1           2  vec           same bits"
     assert max(map(len, lines[1:-1])) <= 80
-    assert lines[-1].startswith("1 case: 1 invariant | library patched of ")
+    assert lines[-1].startswith("1 case: 1 invariant | library state of ")
     report = schemas.checked(json.loads(file.read_text()))
     assert report["summary"] == {"cases": 1, "pass": 1, "fail": 0, "unsupported": 0}
     assert "segments=1" in report["results"][0]["case"]

@@ -188,7 +188,10 @@ def test_a_build_that_gives_two_perplexities_speaks_against_the_patches() -> Non
 
 def status(*patches: tuple[str, list[str], list[str]]) -> dict[str, object]:
     keys = ("title", "turned_green", "turned_red")
-    return {"patches": [dict(zip(keys, patch, strict=True)) for patch in patches]}
+    return {
+        "libraries": ["state", *(f"state+fast@{n + 1:04}" for n in range(len(patches)))],
+        "patches": [dict(zip(keys, patch, strict=True)) for patch in patches],
+    }
 
 
 def test_the_proof_names_a_command_for_red_and_one_for_green() -> None:
@@ -197,8 +200,8 @@ def test_the_proof_names_a_command_for_red_and_one_for_green() -> None:
     assert section.passed
     assert section.rows[1] == ("two", "seed", "2", "0")
     assert section.notes == (
-        "patch 2, red: UPSTREAM_DIR=$DIR fa-harness run --library 0001 --case 'F(a)'",
-        "patch 2, green: UPSTREAM_DIR=$DIR fa-harness run --library 0002 --case 'F(a)'",
+        "patch 2, red: UPSTREAM_DIR=$DIR fa-harness run --library state+fast@0001 --case 'F(a)'",
+        "patch 2, green: UPSTREAM_DIR=$DIR fa-harness run --library state+fast@0002 --case 'F(a)'",
     )
     turned = evidence.proof_section({"seed": status(("one", [], ["F(a)"]))}, "$DIR")
     assert turned.passed is False

@@ -62,7 +62,7 @@ def test_a_lint_report_has_the_keys_of_its_schema() -> None:
     found = Violation(
         level="must", rule="ascii", patch="0001-a.patch", line=3, file="a.c", file_line=7, text="x"
     )
-    schemas.checked(document([found], ["clang-format"], upstream="llama.cpp-1"))
+    schemas.checked(document([found], ["clang-format"], upstream="llama.cpp-1", series="state"))
 
 
 def test_a_perplexity_report_has_the_keys_of_its_schema() -> None:

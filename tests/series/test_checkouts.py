@@ -254,7 +254,7 @@ def test_patches_that_change_while_they_are_applied_are_noticed(
         return applied
 
     monkeypatch.setattr("fa_harness.series.tree.apply", meanwhile)
-    with pytest.raises(SetupError, match="patches was changed while it was applied; run again"):
+    with pytest.raises(SetupError, match="patches/state was changed while it was applied"):
         prepare(two_patches)
 
 

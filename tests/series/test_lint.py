@@ -22,6 +22,12 @@ def _no_clang_format(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lint, "_clang_format", list)
 
 
+@pytest.fixture(autouse=True)
+def _why(project: Project) -> None:
+    """The series says why it exists."""
+    project.about().file.write_text('title = "t"\nwhy = "w"\n')
+
+
 def findings(project: Project) -> list[Violation]:
     return lint.lint(project, find_source(project))[0]
 
@@ -31,6 +37,25 @@ def test_a_patch_that_keeps_all_rules_has_no_findings(
 ) -> None:
     add_patch("answer", {OPS: [("return 41;", "return 42;")]})
     assert findings(project) == []
+
+
+def test_a_series_that_does_not_say_why_it_exists_is_asked_about(
+    project: Project, add_patch: AddPatch
+) -> None:
+    add_patch("answer", {OPS: [("return 41;", "return 42;")]})
+    project.about().file.unlink()
+    [found] = findings(project)
+    assert (found.level, found.rule, found.patch) == ("should", "why", "series.toml")
+    assert found.text.startswith("nothing says why the series exists")
+
+
+def test_only_the_patches_of_the_series_itself_are_checked(
+    project: Project, add_patch: AddPatch
+) -> None:
+    add_patch("answer", {OPS: [("return 41;", "return 42; ")]})
+    add_patch("faster", {OPS: [("return 42; ", "\treturn 43;")]}, series="fast", on=("state",))
+    [found] = findings(project.of("fast"))
+    assert (found.rule, found.patch, found.file_line) == ("tabs", "0001-faster.patch", 7)
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
+from click.testing import CliRunner
 
+from fa_harness.cli import series_check
+from fa_harness.cli.main import cli
 from fa_harness.errors import UsageError
 from fa_harness.project import Project
 from fa_harness.series import rework
+from fa_harness.series.applying import DoesNotApplyError
 from fa_harness.series.rework import ConflictError
-from fa_harness.series.series import load_series
+from fa_harness.series.series import as_files_are, load_series
 from fa_harness.series.tree import current_tree
 from fa_harness.upstream import newer
 from fa_harness.upstream.git import git
@@ -127,3 +132,58 @@ def test_a_checkout_is_no_pin_and_changes_none(
 def test_a_rebase_onto_the_same_upstream_is_refused(two: Project) -> None:
     with pytest.raises(UsageError, match="the series is for 'mini' already"):
         rework.rebase(two, find_source(two), find_source(two))
+
+
+@pytest.fixture
+def fast(two: Project, add_patch: AddPatch) -> Project:
+    """A series on the two patches, whose file names the pins on which it must hold."""
+    add_patch("faster", {OPS: [("return 42;", "return 43;")]}, series="fast", on=("state",))
+    fast = two.of("fast")
+    file = fast.about().file
+    file.write_text(file.read_text() + 'pins = ["mini"]\n')
+    return fast
+
+
+def test_a_series_on_another_goes_to_a_new_upstream_with_what_it_stands_on(
+    two: Project, onto: Onto, fast: Project
+) -> None:
+    new = onto({OPS: ('#include "ggml.h"\n', '#include "ggml.h"\n// more\n// lines\n')})
+    before = contents(two)
+    changes = rework.rebase(fast, find_source(two), new)
+    assert [line.split()[2:5] for line in changes.range_diff.splitlines()] == [["=", "1:", ANY]]
+    assert contents(two) == before
+    assert load_pins(two.pins_file).default == new.label
+    assert fast.about().pins == ("mini", new.label)
+    assert current_tree(fast, new, as_files_are(fast, new)) is not None
+
+
+def test_a_series_does_not_go_where_what_it_stands_on_does_not_apply(
+    two: Project, onto: Onto, fast: Project
+) -> None:
+    new = onto({OPS: ("return 41;", "return 99;")})
+    with pytest.raises(DoesNotApplyError, match=r"patch '0001-answer\.patch' does not apply on u"):
+        rework.rebase(fast, find_source(two), new)
+    assert load_pins(two.pins_file).default == "mini"
+    assert rework.begun(fast, new) is None
+
+
+def test_after_a_rebase_the_commands_for_the_other_series_are_named(
+    two: Project, onto: Onto, fast: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = onto({OTHER: ("return 0;", "return 0; // more")})
+    monkeypatch.chdir(two.home)
+    monkeypatch.setattr(series_check, "_check", lambda *_: None)
+    arguments = ["series", "rebase", "--onto", new.label]
+    place = rework.worktree(two, new)
+    done = CliRunner().invoke(cli, arguments)
+    assert isinstance(done.exception, ConflictError)
+    (place / OTHER).write_text("int ggml_backend(void) { return 1; // more }\n")
+    git(place, "add", OTHER)
+    done = CliRunner().invoke(cli, ["series", "rebase", "--continue"], catch_exceptions=False)
+    command = f"UPSTREAM=mini fa-harness series rebase --series fast --onto {new.label}"
+    assert f"next: {command}\n" in done.stdout
+    monkeypatch.setenv("UPSTREAM", "mini")
+    done = CliRunner().invoke(cli, command.split()[2:], catch_exceptions=False)
+    assert "1:" in done.stdout
+    assert "next:" not in done.stdout
+    assert fast.about().pins == ("mini", new.label)

@@ -1,7 +1,6 @@
 """Changes of the series on a small upstream: what happens to `patches/`, and what is never lost."""
 
 import shutil
-import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from fa_harness.series.status import drift, status
 from fa_harness.series.tree import current_tree, prepare_tree
 from fa_harness.upstream.git import git
 from fa_harness.upstream.source import Source, find_source, source_of
-from tiny_upstream import write_files
+from tiny_upstream import commit, replace, write_files
 
 OPS = "ggml/src/ggml-cpu/ops.c"
 OTHER = "ggml/src/ggml-backend.c"
@@ -43,20 +42,6 @@ def source(three: Project) -> Source:
 
 def contents(project: Project) -> dict[str, str]:
     return {path.name: path.read_text() for path in sorted(project.patches.glob("*.patch"))}
-
-
-def commit(place: Path, *arguments: str) -> None:
-    subprocess.run(
-        ["git", "-c", "user.name=Dev", "-c", "user.email=dev@example.org", "commit", "--quiet",
-         *arguments],
-        cwd=place, check=True, capture_output=True,
-    )  # fmt: skip
-
-
-def replace(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
 
 
 def is_settled(project: Project, source: Source) -> bool:
@@ -139,13 +124,13 @@ def test_variants_go_with_a_patch_whose_name_git_had_cut(three: Project, source:
     by_git = written.replace("-path.patch", "-.patch")
     (three.patches / written).rename(three.patches / by_git)
     replace(three.series_file, written, by_git)
-    variants = three.patches / "variants.toml"
-    variants.write_text(f'[["{by_git}"]]\nbelow = "0.0.1"\nwithout = ["{OTHER}"]\n')
+    about = 'title = "t"\nwhy = "w"\n\n[[variants]]\npatch = "{}"\nbelow = "0.0.1"\n'
+    three.about().file.write_text(about.format(by_git))
     place = rework.edit(three, source, "3")
     replace(place / OTHER, "return 1;", "return 7;")
     commit(place, "--all", "--amend", "--no-edit")
     assert rework.refresh(three, source).written == (written,)
-    assert variants.read_text().startswith(f'[["{written}"]]\n')
+    assert three.about().file.read_text() == about.format(written)
 
 
 def test_a_commit_made_while_editing_becomes_a_patch_of_its_own(
@@ -190,7 +175,9 @@ def test_work_on_the_trees_own_branch_is_not_lost_by_another_change(
     with pytest.raises(SetupError, match="holds what is not committed"):
         rework.drop(three, source, ["3"])
     commit(tree.path, "--all", "--message", "ggml : more")
-    with pytest.raises(SetupError, match="has commits that are not in patches/"):
+    with pytest.raises(
+        SetupError, match="commits that are not in patches/state; fa-harness series refr"
+    ):
         rework.edit(three, source, "1")
     assert "return 2;" in (tree.path / OTHER).read_text()
 
@@ -374,7 +361,7 @@ def test_patches_that_came_while_a_change_had_begun_are_not_lost(
     new = add_patch("fourth", {OTHER: [("return 1;", "return 2;")]})
     before = contents(three)
     for end in (rework.refresh, rework.go_on):
-        with pytest.raises(SetupError, match="patches/ was changed since 'series edit' has begun"):
+        with pytest.raises(SetupError, match="patches/state was changed since 'series edit' has"):
             end(three, source)
         assert contents(three) == before
     new.unlink()
@@ -388,7 +375,7 @@ def test_patches_that_came_after_the_tree_was_made_are_not_lost(
     tree = prepare_tree(three, source, load_series(three))
     add_patch("fourth", {OTHER: [("return 1;", "return 2;")]})
     before = contents(three)
-    with pytest.raises(SetupError, match="was made of other patches than patches/ has now"):
+    with pytest.raises(SetupError, match="was made of other patches than patches/state has"):
         rework.refresh(three, source)
     assert contents(three) == before
     prepare_tree(three, source, load_series(three))
@@ -401,7 +388,9 @@ def test_words_changed_on_the_trees_own_branch_are_not_lost_by_another_change(
 ) -> None:
     tree = prepare_tree(three, source, load_series(three))
     commit(tree.path, "--amend", "--message", "ggml : better words")
-    with pytest.raises(SetupError, match="has commits that are not in patches/"):
+    with pytest.raises(
+        SetupError, match="commits that are not in patches/state; fa-harness series refr"
+    ):
         rework.drop(three, source, ["1"])
     assert git(tree.path, "log", "-1", "--format=%s") == "ggml : better words"
     assert rework.refresh(three, source).written == ("0003-ggml-better-words.patch",)

@@ -270,6 +270,6 @@ def test_a_mutant_that_does_not_apply_is_named_with_its_own_series(
     two_patches: Project, mutants: Path
 ) -> None:
     mutants.write_text(mutants.read_text().replace("-    return 42;", "-    return 7;"))
-    message = r"'0003-switch\.patch' does not apply.*\n.*\n.*or correct patches/mutants/series"
+    message = r"'0003-switch\.patch' does not apply.*\n.*\n.*correct patches/state/mutants/series"
     with pytest.raises(SetupError, match=message):
         extend(two_patches, prepare(two_patches))

@@ -18,6 +18,7 @@ from fa_harness.upstream.source import find_source
 OPS = "ggml/src/ggml-cpu/ops.c"
 OTHER = "ggml/src/ggml-backend.c"
 AddPatch = Callable[..., Path]
+BOTH = '[[variants]]\npatch = "0001-both.patch"\n'
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def two_files(project: Project, add_patch: AddPatch) -> Project:
 def write(project: Project, text: str, diff: str = "") -> None:
     (project.patches / "variants").mkdir(exist_ok=True)
     (project.patches / "variants" / "0001.diff").write_text(diff)
-    (project.patches / "variants.toml").write_text(text)
+    (project.patches / "series.toml").write_text(f'title = "t"\nwhy = "w"\n{text}')
 
 
 def diff_of(project: Project, file: str, old: str, new: str) -> str:
@@ -55,7 +56,7 @@ def tree_text(project: Project, file: str) -> str:
 def test_a_variant_replaces_one_files_diff_and_keeps_the_rest(two_files: Project) -> None:
     write(
         two_files,
-        '[["0001-both.patch"]]\nbelow = "0.2"\nfiles = "variants/0001.diff"\n',
+        BOTH + 'below = "0.2"\nfiles = "variants/0001.diff"\n',
         diff_of(two_files, OPS, "return 42;", "return 77;"),
     )
     assert "return 77;" in tree_text(two_files, OPS)
@@ -87,7 +88,7 @@ def test_a_variant_replaces_one_hunk_and_keeps_the_others(two_hunks: Project, i:
     new = TWO_HUNKS[i][1]
     write(
         two_hunks,
-        '[["0002-both.patch"]]\nbelow = "0.2"\nhunks = "variants/0001.diff"\n',
+        '[[variants]]\npatch = "0002-both.patch"\nbelow = "0.2"\nhunks = "variants/0001.diff"\n',
         head + hunks[i].replace(new, "int older;"),
     )
     text = tree_text(two_hunks, OPS)
@@ -98,7 +99,7 @@ def test_a_variant_replaces_one_hunk_and_keeps_the_others(two_hunks: Project, i:
 
 def test_a_hunk_that_stands_for_none_is_refused(two_hunks: Project) -> None:
     head, hunks = hunks_of(two_hunks, "0002-both.patch")
-    table = '[["0002-both.patch"]]\nbelow = "0.2"\nhunks = "variants/0001.diff"\n'
+    table = '[[variants]]\npatch = "0002-both.patch"\nbelow = "0.2"\nhunks = "variants/0001.diff"\n'
     for diff in (head + hunks[0] * 2, head + "@@ -1,1 +1,1 @@\n-nowhere\n+there\n"):
         write(two_hunks, table, diff)
         with pytest.raises(SetupError, match=r"0001\.diff: .*: no hunk of the patch is left that"):
@@ -107,7 +108,8 @@ def test_a_hunk_that_stands_for_none_is_refused(two_hunks: Project) -> None:
 
 def test_a_variant_leaves_files_out(two_files: Project) -> None:
     write(
-        two_files, '[["0001-both.patch"]]\nbelow = "0.2"\nwithout = ["ggml/src/ggml-cpu/ops.c"]\n'
+        two_files,
+        BOTH + 'below = "0.2"\nwithout = ["ggml/src/ggml-cpu/ops.c"]\n',
     )
     assert "return 41;" in tree_text(two_files, OPS)
     assert "return 2;" in tree_text(two_files, OTHER)
@@ -125,7 +127,7 @@ def test_a_variant_leaves_files_out(two_files: Project) -> None:
 def test_a_variant_holds_below_its_version_only(
     two_files: Project, limits: str, holds: bool
 ) -> None:
-    write(two_files, f'[["0001-both.patch"]]\n{limits}\nwithout = ["{OPS}"]\n')
+    write(two_files, BOTH + f'{limits}\nwithout = ["{OPS}"]\n')
     source = find_source(two_files)
     same = series_for(two_files, source).digests == load_series(two_files).digests
     assert same is not holds
@@ -134,8 +136,10 @@ def test_a_variant_holds_below_its_version_only(
 def test_of_several_variants_the_oldest_goes_last(two_files: Project) -> None:
     write(
         two_files,
-        '[["0001-both.patch"]]\nbelow = "0.1.3"\nfiles = "variants/0001.diff"\n'
-        '[["0001-both.patch"]]\nbelow = "0.3"\nfiles = "variants/newer.diff"\n',
+        BOTH
+        + 'below = "0.1.3"\nfiles = "variants/0001.diff"\n'
+        + BOTH
+        + 'below = "0.3"\nfiles = "variants/newer.diff"\n',
         diff_of(two_files, OPS, "return 42;", "return 77;"),
     )
     newer = diff_of(two_files, OPS, "return 42;", "return 55;")
@@ -144,13 +148,15 @@ def test_of_several_variants_the_oldest_goes_last(two_files: Project) -> None:
 
 
 def test_a_variant_of_the_series_ends_it_after_some_patches(two_files: Project) -> None:
-    write(two_files, '[[series]]\nbelow = "0.2"\nfirst = 1\n')
+    write(two_files, '[[variants]]\nbelow = "0.2"\nfirst = 1\n')
     assert series_for(two_files, find_source(two_files)).names == ("0001-both.patch",)
 
 
 def test_a_variant_of_a_patch_that_is_not_there_is_refused(two_files: Project) -> None:
-    write(two_files, f'[["0003-both.patch"]]\nbelow = "0.1"\nwithout = ["{OPS}"]\n')
-    with pytest.raises(SetupError, match=r"no patch '0003-both.patch'; rename its table"):
+    write(
+        two_files, f'[[variants]]\npatch = "0003-both.patch"\nbelow = "0.1"\nwithout = ["{OPS}"]\n'
+    )
+    with pytest.raises(SetupError, match=r"no patch '0003-both.patch'; correct the name"):
         series_for(two_files, find_source(two_files))
 
 
@@ -160,20 +166,17 @@ def test_variants_go_with_a_patch_that_gets_another_number(
     for name, file in (("first", OTHER), ("both", OPS)):
         add_patch(name, {file: [("return", "return 1 +")]})
     table = (
-        '# what is other\n\n[[series]]\nbelow   = "0.0.2"\nfirst = 1 # none\n\n'
-        '[[ "{}" ]]\nbelow = "0.1"  # of "0002-both.patch"\nwithout = []\n'
+        '# what is other\n\n[[variants]]\nbelow   = "0.0.2"\nfirst = 1 # none\n\n'
+        '[[variants]]\npatch   = "{}"\nbelow = "0.1"  # of "0002-both.patch"\nwithout = []\n'
     )
     write(project, table.format("0002-both.patch"))
     rework.drop(project, find_source(project), ["1"])
-    renamed = (project.patches / "variants.toml").read_text()
-    assert renamed.replace('[["0', '[[ "0').replace('h"]]', 'h" ]]') == table.format(
-        "0001-both.patch"
-    )
+    assert project.about().file.read_text().endswith(table.format("0001-both.patch"))
     series_for(project, find_source(project))
 
 
 def test_a_refresh_does_not_write_the_patches_of_an_older_upstream(two_files: Project) -> None:
-    write(two_files, f'[["0001-both.patch"]]\nbelow = "0.2"\nwithout = ["{OPS}"]\n')
+    write(two_files, BOTH + f'below = "0.2"\nwithout = ["{OPS}"]\n')
     source = find_source(two_files)
     prepare_tree(two_files, source, series_for(two_files, source))
     with pytest.raises(UsageError, match="has variants of the patches"):
@@ -181,7 +184,7 @@ def test_a_refresh_does_not_write_the_patches_of_an_older_upstream(two_files: Pr
 
 
 def test_the_series_is_not_changed_on_an_upstream_with_variants(two_files: Project) -> None:
-    write(two_files, f'[["0001-both.patch"]]\nbelow = "0.2"\nwithout = ["{OPS}"]\n')
+    write(two_files, BOTH + f'below = "0.2"\nwithout = ["{OPS}"]\n')
     with pytest.raises(UsageError, match="has variants of the patches"):
         rework.drop(two_files, find_source(two_files), ["2"])
 
@@ -196,14 +199,29 @@ def test_a_version_that_is_not_known_is_the_oldest() -> None:
     ("text", "message"),
     [
         ("x = [", "is not valid TOML"),
-        ('[["0001-both.patch"]]\nbelow = "1"\nuntil = "2"\n', "unknown key 'until'"),
-        ('[["0001-both.patch"]]\nwithout = []\n', "below is missing"),
-        ('[["0001-both.patch"]]\nbelow = 1\n', "below must be a str, not 1"),
-        ('[["0001-both.patch"]]\nbelow = "1"\nfirst = 2\n', r"first belongs to \[\[series\]\]"),
-        ('[[series]]\nbelow = "1"\n', r"first belongs to \[\[series\]\]"),
-        ('[["0001-both.patch"]]\nbelow = "1"\nwithout = ["x.c"]\n', "does not touch x.c"),
-        ('[["0001-both.patch"]]\nbelow = "1"\nfiles = "gone.diff"\n', "cannot read .*gone.diff"),
-        ('[["0001-both.patch"]]\nbelow = "1"\nhunks = "gone.diff"\n', "cannot read .*gone.diff"),
+        (
+            BOTH + 'below = "1"\nuntil = "2"\n',
+            "unknown key 'until'",
+        ),
+        (BOTH + "without = []\n", "below is missing"),
+        (BOTH + "below = 1\n", "below must be a str, not 1"),
+        (
+            BOTH + 'below = "1"\nfirst = 2\n',
+            "write either patch, or first for the",
+        ),
+        ('[[variants]]\nbelow = "1"\n', "write either patch, or first for the"),
+        (
+            BOTH + 'below = "1"\nwithout = ["x.c"]\n',
+            "does not touch x.c",
+        ),
+        (
+            BOTH + 'below = "1"\nfiles = "gone.diff"\n',
+            "cannot read .*gone.diff",
+        ),
+        (
+            BOTH + 'below = "1"\nhunks = "gone.diff"\n',
+            "cannot read .*gone.diff",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(two_files: Project, text: str, message: str) -> None:
@@ -213,13 +231,13 @@ def test_what_cannot_be_is_refused(two_files: Project, text: str, message: str) 
 
 
 def test_no_file_is_no_variant(project: Project) -> None:
-    assert load_variants(project.patches) == ()
+    assert load_variants(project.about()) == ()
 
 
 def test_a_pin_without_a_version_gets_variants_as_if_it_had_one(two_files: Project) -> None:
     pins = two_files.pins_file
     pins.write_text(pins.read_text() + 'variants_as = "0.0.7"\n')
-    write(two_files, f'[["0001-both.patch"]]\nbelow = "0.1"\nwithout = ["{OPS}"]\n')
+    write(two_files, BOTH + f'below = "0.1"\nwithout = ["{OPS}"]\n')
     assert "return 41;" in tree_text(two_files, OPS)
 
 

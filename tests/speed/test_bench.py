@@ -544,7 +544,7 @@ def test_a_run_writes_its_report(pristine: Library, patched: Library, tmp_path: 
         *("schema", "tool", "library", "baseline", "machine", "started", "seconds"),
         *("interrupted", "rounds", "level", "summary", "rows"),
     }
-    assert (document["library"]["name"], document["baseline"]["name"]) == ("patched", "pristine")
+    assert (document["library"]["name"], document["baseline"]["name"]) == ("state", "pristine")
     [row] = document["rows"]
     assert set(row) == {
         *("case", "status", "ok", "path", "seconds", "kv_bytes", "ns_per_kv_byte", "ratios"),

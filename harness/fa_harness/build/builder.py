@@ -19,7 +19,7 @@ from fa_harness import proc, terminal
 from fa_harness.build import coverage, toolchain
 from fa_harness.build.coverage import COVERAGE
 from fa_harness.build.library import Library, load, save
-from fa_harness.build.names import build_command, faults_of, patches_of
+from fa_harness.build.names import Name, build_command, find_name
 from fa_harness.build.places import Copy
 from fa_harness.build.sanitizers import SANITIZERS
 from fa_harness.engine.ggml import bindings
@@ -56,12 +56,17 @@ _TEST = "test-backend-ops"
 class _Plan:
     """All that fixes the build of a library."""
 
-    project: Project
+    project: Project  # with the library's stack
     source: Source
-    series: Series
-    name: str
+    series: Series  # the stack's patches
+    known_as: Name
     patches: Series  # the patches that the library has
     options: dict[str, str]  # all of its CMake options
+
+    @property
+    def name(self) -> str:
+        """The library's full name."""
+        return str(self.known_as)
 
     @property
     def folder(self) -> Path:
@@ -125,24 +130,25 @@ def _plans(
     project: Project, names: Iterable[str], upstream: str | None, options: Mapping[str, str]
 ) -> list[_Plan]:
     source = find_source(project, upstream)
-    series = series_for(project, source)
     asked = {**project.config.build, **options}
-    return [
-        _Plan(
-            project=project,
+    plans = []
+    for known_as in (find_name(project, name) for name in names):
+        series, part = series_for(known_as.project, source), known_as.part
+        plan = _Plan(
+            project=known_as.project,
             source=source,
             series=series,
-            name=name,
-            patches=patches_of(project, series, name),
+            known_as=known_as,
+            patches=known_as.patches(series),
             options={
                 **OPTIONS,
-                **(SANITIZERS[name].options if name in SANITIZERS else {}),
-                **(coverage.OPTIONS if name == COVERAGE else {}),
+                **(SANITIZERS[part].options if part in SANITIZERS else {}),
+                **(coverage.OPTIONS if part == COVERAGE else {}),
                 **asked,
             },
         )
-        for name in names
-    ]
+        plans.append(plan)
+    return plans
 
 
 def vendor(project: Project, *, verbose: bool = False) -> Tree:
@@ -165,7 +171,7 @@ def build(
     the library with the same headers that was built before them. `options` go on top of `OPTIONS`
     and of those of `fa-harness.toml`.
     """
-    names = list(names)
+    names = [str(find_name(project, name)) for name in names]
     libraries: dict[str, Library] = {}
     missing: dict[str, list[str]] = {}  # by build folder, which they share
     for plan in _plans(project, names, upstream, options):
@@ -237,10 +243,11 @@ def _build_missing(plans: Sequence[_Plan], *, verbose: bool) -> dict[str, Librar
     if not plans:
         return {}
     preload = {  # what must be loaded before each of them
-        name: tuple(str(toolchain.find_runtime(runtime)) for runtime in SANITIZERS[name].preload)
-        for name in (plan.name for plan in plans if plan.name in SANITIZERS)
+        plan.name: tuple(str(toolchain.find_runtime(each)) for each in SANITIZERS[part].preload)
+        for plan in plans
+        if (part := plan.known_as.part) in SANITIZERS
     }
-    if any(plan.name == COVERAGE for plan in plans):
+    if any(plan.known_as.part == COVERAGE for plan in plans):
         toolchain.find_gcov()  # of a compiler that has none, its notes could not be read
     bench = _Workbench(plans[0], verbose=verbose)
     libraries: dict[str, Library] = {}
@@ -253,13 +260,13 @@ def _build_missing(plans: Sequence[_Plan], *, verbose: bool) -> dict[str, Librar
             module=f"_ggml.{sysconfig.get_config_var('SOABI')}.so",
             upstream=plan.source.label,
             upstream_commit=plan.source.commit,
-            ggml_version=bench.tree.ggml_version,
+            ggml_version=bench.tree(plan).ggml_version,
             series=series,
             build=bench.setup,
             inputs=plan.inputs(),
             compiled=compiled,
             preload=preload.get(plan.name, ()),
-            series_note=note(plan.source, plan.series, bench.tree.applied),
+            series_note=note(plan.source, plan.series, bench.tree(plan).applied),
         )
         _install(library, copy)
         libraries[plan.name] = library
@@ -275,7 +282,8 @@ class _Workbench:
         self._configured: set[Path] = set()
         self._tools = toolchain.find_tools()
         toolchain.find_python_headers()
-        self.tree = prepare_tree(plan.project, plan.source, plan.series, verbose=verbose)
+        self._trees: dict[tuple[str, ...], Tree] = {}
+        self.tree(plan)
         self.setup = {
             **{key: tool.version for key, tool in self._tools.items()},
             "flags": _flags(),
@@ -283,6 +291,15 @@ class _Workbench:
             "options": plan.options,
             "python": platform.python_version(),
         }
+
+    def tree(self, plan: _Plan) -> Tree:
+        """Return the tree of a library's stack."""
+        stack = plan.project.stack
+        if stack not in self._trees:
+            self._trees[stack] = prepare_tree(
+                plan.project, plan.source, plan.series, verbose=self._verbose
+            )
+        return self._trees[stack]
 
     def prepare(self, plan: _Plan) -> tuple[Copy, tuple[str, ...]]:
         """Check out the patches of a library and configure; return the sources and the patches."""
@@ -299,19 +316,21 @@ class _Workbench:
     def _check_out(self, plan: _Plan) -> tuple[Copy, tuple[str, ...]]:
         count = len(plan.patches.patches)
         try:
-            tree, series = self.tree, plan.series
-            faults = faults_of(plan.project, plan.name)
+            tree, series = self.tree(plan), plan.series
+            faults = plan.known_as.faults()
             if faults is not None:
                 series = plan.patches
                 tree = extend_tree(plan.project, plan.source, tree, faults, verbose=self._verbose)
             # what has no patch is loaded beside what has some, so it shares no folder with them
             is_alone = faults is not None or count == 0
-            state = plan.name if is_alone else f"{_last_header_patch(tree, count):04}"
+            state = plan.known_as.folder
+            if not is_alone:
+                state = _header_folder(plan, _last_header_patch(tree, count))
             folder = plan.folder / "work" / state
             copy = Copy.of(plan.source, tree, tree.contents[count], folder)
             copy.check_out(verbose=self._verbose)
         except proc.ProgramError as error:
-            if current_tree(plan.project, plan.source, plan.series) == self.tree:
+            if current_tree(plan.project, plan.source, plan.series) == self.tree(plan):
                 raise
             raise SetupError(
                 f"{plan.source.label} was changed while it was built; run again"
@@ -346,6 +365,15 @@ class _Workbench:
         )
 
 
+def _header_folder(plan: _Plan, count: int) -> str:
+    """Return the build folder of the states whose last change of a header is in patch `count`."""
+    if not count:
+        return "0000"
+    owner, number = plan.series.owners[count - 1], plan.series.number(count - 1)
+    stack = plan.project.stack
+    return f"{'+'.join(stack[: stack.index(owner) + 1])}-{number:04}"
+
+
 def _last_header_patch(tree: Tree, count: int) -> int:
     """Return the last of the first `count` patches that changes a header or a CMake file, or 0.
 
@@ -369,7 +397,7 @@ def _install(library: Library, copy: Copy) -> None:
     with writing(library.path):
         shutil.copytree(copy.cmake / "lib", new, symlinks=True)
         shutil.copytree(copy.src / "ggml" / "include", new / "include")
-        if library.name == COVERAGE:
+        if library.part == COVERAGE:
             coverage.keep_notes(copy.cmake, new)
         save(dataclasses.replace(library, path=new))
         if library.path.exists():

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 COVERAGE = "coverage"
-"""Its name: the whole series, compiled for gcov."""
+"""The part of its name: the whole stack, compiled for gcov."""
 
 _FLAGS = "-O0 -DNDEBUG --coverage -fprofile-update=atomic"
 OPTIONS = {

@@ -26,9 +26,9 @@ _BETWEEN_ATTEMPTS = 0.05  # seconds; a library is replaced by two renames
 
 @dataclass(frozen=True, kw_only=True)
 class Library:
-    """One build: an upstream, a prefix of the series, build options, and its bindings."""
+    """One build: an upstream, a prefix of a stack, build options, and its bindings."""
 
-    name: str  # one of `library_names`
+    name: str  # in full: `pristine`, `STACK` or `STACK@PART`
     path: Path  # the folder with the shared libraries, the bindings and `include/`
     module: str  # file name of the cffi extension module `_ggml` in that folder
     upstream: str  # name of the pin, or `dir:<folder>` for a developer's own checkout
@@ -40,6 +40,11 @@ class Library:
     compiled: tuple[str, ...]  # the source files that its last build compiled
     preload: tuple[str, ...] = ()  # the compiler's libraries that must be loaded before all else
     series_note: str = ""  # what became of the series, unless it was simply applied
+
+    @property
+    def part(self) -> str:
+        """What of its stack it is: the number of a patch, or what it is for; empty for all."""
+        return self.name.partition("@")[2]
 
     @property
     def module_path(self) -> Path:

@@ -57,7 +57,7 @@ SANITIZERS: dict[str, Sanitizer] = {
         fixed_addresses=True,
     ),
 }
-"""By the name of the library: the whole series, built with them."""
+"""By the part of a library's name: the whole stack, built with them."""
 
 
 def started_with(module_path: Path) -> tuple[list[str], dict[str, str]]:
@@ -66,7 +66,7 @@ def started_with(module_path: Path) -> tuple[list[str], dict[str, str]]:
         library = load(module_path.parent)
     except FileNotFoundError:
         return [], {}  # no build has made this module
-    sanitizer = SANITIZERS.get(library.name)
+    sanitizer = SANITIZERS.get(library.part)
     if sanitizer is None:
         return [], {}
     environment = dict(sanitizer.settings)

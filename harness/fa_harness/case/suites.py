@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from fa_harness.case import design
 from fa_harness.case.case import REGIMES, Case
+from fa_harness.case.case_file import read_cases
 from fa_harness.errors import UsageError
+from fa_harness.project import find_project
+from fa_harness.stacks import names_in
 
 Fields = dict[str, Any]
 
@@ -53,10 +57,29 @@ _OPTIONS: tuple[Fields, ...] = (
 
 
 def suite(name: str) -> list[Case]:
-    """Return the cases of a suite."""
-    if name not in SUITES:
-        raise UsageError(f"suite {name!r} is unknown; there are {', '.join(SUITES)}")
-    return SUITES[name]()
+    """Return the cases of a suite: one of ours, or one that a series of the project has."""
+    if name in SUITES:
+        return SUITES[name]()
+    file = _of_series().get(name)
+    if file is None:
+        raise UsageError(f"suite {name!r} is unknown; there are {', '.join(suite_names())}")
+    return read_cases(file)
+
+
+def suite_names() -> tuple[str, ...]:
+    """Return the names of all suites that there are."""
+    return (*SUITES, *(name for name in _of_series() if name not in SUITES))
+
+
+def _of_series() -> dict[str, Path]:
+    """Return the files with cases that series have, by name; the default stack goes first."""
+    project = find_project()
+    names = (*reversed(project.stack), *names_in(project.series_folders))
+    found: dict[str, Path] = {}
+    for series in dict.fromkeys(names):
+        for file in sorted(project.folder_of(series).glob("suites/*.txt")):
+            found.setdefault(file.stem, file)
+    return found
 
 
 def _case(shape: Fields, types: str = "f16", **changes: Any) -> Case:

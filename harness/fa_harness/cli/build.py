@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from fa_harness.build import builder
+from fa_harness.build.names import PATCHED
 from fa_harness.cli import options
 from fa_harness.project import find_project
 
@@ -19,14 +20,17 @@ def command(*, names: tuple[str, ...], options: dict[str, str], verbose: bool) -
 
     \b
     NAME is one of
-      pristine             upstream without the patches
-      0001, 0002, ...      with the patches up to that one
-      patched              with all patches (the default)
-      mutants              with all patches and the mutants
-      generated            with all patches and mutants made by rule
-      museum               with all patches and faults that kernels really had
-      asan-ubsan, tsan     patched, with sanitizers
-      coverage             patched, counting its branches
+      pristine             upstream without a patch
+      state                a series with what it stands on (fa-harness series list)
+      state+fast           a stack: several series, one on the other
+      state@0002           the same, with the patches of the last series up to that one
+      state@PART           with all patches, and with or for
+        mutants              the mutants
+        generated            mutants made by rule
+        museum               faults that kernels really had
+        asan-ubsan, tsan     sanitizers
+        coverage             counting its branches
+      patched, 0002, PART  short for the default series (patched is what is built without a name)
 
     A library that is up to date is not built again. UPSTREAM_DIR=/path builds your own checkout
     instead of the pinned upstream; UPSTREAM=NAME builds another pin. The patches are merged
@@ -34,5 +38,5 @@ def command(*, names: tuple[str, ...], options: dict[str, str], verbose: bool) -
     --no-series, the checkout is built as it is.
     """
     project = find_project()
-    for library in builder.build(project, names or ("patched",), options=options, verbose=verbose):
+    for library in builder.build(project, names or (PATCHED,), options=options, verbose=verbose):
         click.echo(f"{library.name}: {project.relative(library.path)}", err=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from fa_harness.build.coverage import COVERAGE
 from fa_harness.build.named import held_library
+from fa_harness.build.names import find_name
 from fa_harness.case.case import Case
 from fa_harness.cli.options import How, Reports
 from fa_harness.cli.run import run_with
@@ -30,11 +31,14 @@ def run_covered(
 
     Return whether all passed, and, if it is `strict`, whether nothing was missed.
     """
-    if how.library not in (How.library, COVERAGE):
+    name = find_name(find_project(), how.library)
+    if name.part not in ("", COVERAGE):
         raise UsageError(
-            f"--coverage runs the library '{COVERAGE}', which counts; leave --library out"
+            f"--coverage runs the library '{COVERAGE}' of a stack, which counts; name the stack "
+            "with --library, or leave it out"
         )
-    how = replace(how, library=COVERAGE)
+    name = replace(name, part=COVERAGE)
+    how = replace(how, library=str(name))
     console = make_console(stderr=reports.to_stdout)
     with held_library(how.library, how.options) as library, counted() as counts:
         with Runner(library.module_path) as runner:
@@ -42,7 +46,7 @@ def run_covered(
         if results.interrupted:  # what the others would have reached is not known
             reports.write(results)
             return False
-        coverage = measure(find_project(), library, counts)
+        coverage = measure(name.project, library, counts)
     print_coverage(console, coverage)
     reports.write(replace(results, coverage=coverage.to_json()))
     return results.passed and not (strict and coverage.missed)

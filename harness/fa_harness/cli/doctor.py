@@ -16,7 +16,7 @@ import click
 from fa_harness.build import builder as build
 from fa_harness.build import toolchain
 from fa_harness.build.library import Library, held
-from fa_harness.build.names import GENERATED, MUSEUM, MUTANTS, WHOLE, library_names
+from fa_harness.build.names import PATCHED, prefixes
 from fa_harness.case.suites import suite
 from fa_harness.config import FILE
 from fa_harness.engine.runner import Runner
@@ -155,9 +155,7 @@ def _libraries(project: Project) -> list[str]:
         patches = series.series_for(project, source.find_source(project))
     except FaHarnessError:
         return []  # the finding "patch series" has it already
-    # what `patched` is, too; what checks the harness is not missed
-    skipped = (f"{len(patches.patches):04}", *WHOLE[1:], MUTANTS, GENERATED, MUSEUM)
-    return [name for name in library_names(patches) if name not in skipped]
+    return prefixes(project, patches)
 
 
 def _library(project: Project, name: str, try_library: TryLibrary | None) -> str:
@@ -211,7 +209,7 @@ def try_library(library: Library) -> str | None:
 def baseline_here(project: Project) -> str:
     """Tell whether `gate` has a baseline to compare with on this machine."""
     try:
-        with held(build.find(project, "patched")) as library, Runner(library.module_path) as runner:
+        with held(build.find(project, PATCHED)) as library, Runner(library.module_path) as runner:
             class_ = baseline.machine_class(platform.machine(), runner.features)
         file = project.baselines / baseline.file_name(library.upstream, class_)
         found = baseline.load(file)

@@ -10,21 +10,23 @@ import click
 from rich.console import Console
 
 from fa_harness.cli import options
+from fa_harness.cli.options import project_of
 from fa_harness.errors import UsageError
 from fa_harness.machine import usable_cores
 from fa_harness.model.checkout import open_checkout
 from fa_harness.model.evidence import PARTS, Section
 from fa_harness.model.gather import EvidenceRequest, gather
 from fa_harness.model.models import find_model, text_path
-from fa_harness.project import find_project, writing
+from fa_harness.project import writing
 from fa_harness.report.dossier import markdown, render
 from fa_harness.terminal import make_console, say
 
 
 @click.command("evidence")
 @options.file("--onto", text="Your checkout of llama.cpp.", metavar="DIR", required=True)
+@options.series
 @click.option(
-    "--branch", default="flash-attn-state", metavar="NAME", help="Name of the new branch."
+    "--branch", metavar="NAME", help="Name of the new branch.  [default: flash-attn-SERIES]"
 )
 @options.file("-o", "--out", text="Output folder.  [default: evidence-BRANCH]", metavar="FOLDER")
 @options.model(required=False)
@@ -54,7 +56,8 @@ from fa_harness.terminal import make_console, say
 def command(
     *,
     onto: Path,
-    branch: str,
+    series: str | None,
+    branch: str | None,
     out: Path | None,
     model: str | None,
     accept_terms: bool,
@@ -84,10 +87,12 @@ def command(
     wanted = tuple(part for part in (parts or PARTS) if part not in skip)
     if not wanted:
         raise UsageError("--skip leaves no part; name one at least with --part")
-    project = find_project()
+    project = project_of(series)
+    branch = branch or f"flash-attn-{project.series}"
     open_checkout(project, onto, branch)  # a model may be a large download, in vain
     found = find_model(project, model, accept_terms=accept_terms) if model else None
     request = EvidenceRequest(
+        series=series,
         onto=onto,
         branch=branch,
         folder=(out or Path(f"evidence-{branch.replace('/', '-')}")).resolve(),

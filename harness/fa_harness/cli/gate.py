@@ -16,7 +16,7 @@ from rich.text import Text
 
 from fa_harness.build.library import Library
 from fa_harness.build.named import held_library
-from fa_harness.build.names import patches_of
+from fa_harness.build.names import find_name
 from fa_harness.case.case import Case
 from fa_harness.case.label import label
 from fa_harness.case.selection import Selection, chosen, select
@@ -68,7 +68,9 @@ def _shard(ctx: click.Context, param: click.Parameter, text: str | None) -> tupl
 @click.command("gate")
 @_how
 @options.file(
-    "--baseline", "baseline_file", text="Baseline file.  [default: baselines/UPSTREAM.CLASS.json]"
+    "--baseline",
+    "baseline_file",
+    text="Baseline file.  [default: baselines/STACK/UPSTREAM.CLASS.json]",
 )
 @click.option("--update-baseline", "update", is_flag=True, help="Make this run the new baseline.")
 @options.seed
@@ -139,11 +141,11 @@ def command(
         is_partial=is_partial,
         strict=strict,
     )
-    project = find_project()
+    project = find_name(find_project(), how.library).project
     if update:
         where = baseline_file.absolute() if baseline_file is not None else project.baselines
         project.refuse_to_change_shipped(where, "gate --update-baseline")
-    patches_of(project, series_for(project, find_source(project)), against)  # is there such a name?
+    find_name(project, against)  # is there such a library?
     console = make_console(stderr=reports.to_stdout)
     cases = select(what)
     measured, speed_rows = Measured.nothing("left out (--no-speed)"), list[SpeedRow]()

@@ -22,9 +22,12 @@ _TEMPLATE = """\
 # Or build a pinned version in place of a checkout; leave sources out then.
 # upstream = "llama.cpp-0.3.36"
 
-# Apply the patch series in this folder, or none at all with "none".
-# Without a value: the series that comes with fa-harness.
-# series = "patches"
+# Find series of patches of your own in this folder: patches/NAME/series. Those that come with
+# fa-harness are there, too.
+# patches = "patches"
+
+# Take this series where none is named, or a stack of several (state+NAME), or with "none" no patch.
+# series = "state"
 
 # Run these suites: {suites}.
 # suites = ["smoke", "paths"]

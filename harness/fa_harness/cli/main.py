@@ -26,7 +26,7 @@ _COMMANDS = {
     "perplexity": "Compare the perplexities of a real model with and without segments",
     "evidence": "Commit the series to a branch of your checkout and gather evidence for it",
     "test-backend-ops": "Build and run upstream's test-backend-ops from a library's sources",
-    "series": "Edit the patch series; each patch is a commit while you work on it",
+    "series": "Edit series of patches; each patch is a commit while you work on it",
     "upstream": "Pin versions of upstream",
     "init": "Write a fa-harness.toml, which every command in this folder and below it obeys",
     "vendor": "Fetch the upstream sources and apply the patch series",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import click
@@ -17,7 +17,7 @@ from rich.text import Text
 
 from fa_harness.build.builder import build_test_backend_ops
 from fa_harness.build.named import held_library
-from fa_harness.build.names import MUSEUM
+from fa_harness.build.names import MUSEUM, Name
 from fa_harness.case.label import label, regex
 from fa_harness.case.suites import suite as cases_of_suite
 from fa_harness.cli import options
@@ -36,7 +36,7 @@ from fa_harness.hunt.museum import (
     upstream_sees,
 )
 from fa_harness.hunt.mutants import Outcome, load_killers, renewed, save_killers
-from fa_harness.project import Project, find_project
+from fa_harness.project import Project
 from fa_harness.terminal import counted, make_console, number_of, say, say_summary, write_json
 
 SCHEMA = "fa-harness.museum/1"
@@ -58,6 +58,7 @@ _SEEN = {True: "seen", False: "not seen", None: "not run"}
 )
 @click.option("-k", "pattern", metavar="REGEX", help="Select bugs by id.")
 @click.option("--list", "list_only", is_flag=True, help="Print the selected bugs and exit.")
+@options.series
 @options.json_path
 @click.option("-v", "--verbose", is_flag=True, help="Print what each bug was and where it was.")
 def command(
@@ -68,23 +69,28 @@ def command(
     record: bool,
     pattern: str | None,
     list_only: bool,
+    series: str | None,
     json_path: str | None,
     verbose: bool,
 ) -> bool:
     """Put bugs back that kernels really had and check who sees them.
 
     Each bug runs the cases of suite gate until one fails. What upstream's own test says is recorded
-    in patches/museum/upstream.toml; --upstream runs it, which takes minutes for a bug that it does
-    not see. Exit code 1: no case saw a bug.
+    in museum/upstream.toml of the series; --upstream runs it, which takes minutes for a bug that it
+    does not see. Exit code 1: no case saw a bug.
 
-    --killers takes seconds: it runs the cases in patches/museum/killers.toml only.
+    --killers takes seconds: it runs the cases in museum/killers.toml of the series only.
     """
     if killers and (suites or record):
         raise UsageError("--killers tries recorded cases; leave out --suite and --record")
-    project = find_project()
+    project = options.project_of(series)
     folder = project.museum
     every = load(folder / "museum.toml")
-    bugs = [bug for bug in every if regex(pattern).search(bug.mutant.id)]
+    bugs = [
+        replace(bug, mutant=replace(bug.mutant, series=series or ""))
+        for bug in every
+        if regex(pattern).search(bug.mutant.id)
+    ]
     if not bugs:
         raise UsageError(f"none of {len(every)} bugs matches -k {pattern!r}; --list shows them")
     if list_only:
@@ -96,9 +102,10 @@ def command(
     switches = [bug.mutant for bug in bugs]
     recorded = load_killers(folder / "killers.toml", [bug.mutant for bug in every])
     lines = load_upstream(folder / "upstream.toml", every)
-    program = build_test_backend_ops(project, MUSEUM, options={}) if upstream else None
+    name = str(Name(project=project, part=MUSEUM))
+    program = build_test_backend_ops(project, name, options={}) if upstream else None
     found: dict[str, Finding] = {}
-    with held_library(MUSEUM, {}) as library:
+    with held_library(name, {}) as library:
         clock = Clock(library)
         if killers:
             trials = mutants.run_killers(library, switches, recorded)
@@ -246,7 +253,8 @@ def document(score: Score) -> dict[str, Any]:
 
 
 def _repro(bug: Bug) -> str:
-    return shlex.join(["fa-harness", "museum", "-v", "-k", f"^{bug.mutant.id}$"])
+    of_series = ["--series", bug.mutant.series] if bug.mutant.series else []
+    return shlex.join(["fa-harness", "museum", *of_series, "-v", "-k", f"^{bug.mutant.id}$"])
 
 
 def _result(finding: Finding) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import shlex
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fa_harness.build.named import held_library
-from fa_harness.build.names import GENERATED, MUTANTS
+from fa_harness.build.names import GENERATED, MUTANTS, Name
 from fa_harness.case.label import label, regex
 from fa_harness.case.suites import suite as cases_of_suite
 from fa_harness.cli import options
@@ -36,8 +36,9 @@ from fa_harness.hunt.mutants import (
     renewed,
     save_killers,
 )
-from fa_harness.project import find_project
+from fa_harness.series.outcomes import keep_of_mutants
 from fa_harness.terminal import counted, make_console, number_of, say, say_summary, write_json
+from fa_harness.upstream.source import find_source
 
 SCHEMA = "fa-harness.mutants/1"
 
@@ -62,6 +63,7 @@ _STYLE = {"killed": "green", "survived": "bold red", "invalid": "bold red", "equ
 @options.count("--fuzz", "Also try N random cases, after the suites.", least=0, default=0)
 @click.option("-k", "pattern", metavar="REGEX", help="Select mutants by id.")
 @click.option("--list", "list_only", is_flag=True, help="Print the selected mutants and exit.")
+@options.series
 @options.json_path
 @click.option(
     "-v", "--verbose", is_flag=True, help="Print what each mutant does and what found it."
@@ -77,6 +79,7 @@ def command(
     fuzz: int,
     pattern: str | None,
     list_only: bool,
+    series: str | None,
     json_path: str | None,
     verbose: bool,
 ) -> bool:
@@ -86,18 +89,18 @@ def command(
     impostor, which computes nothing, must fail every case. Exit code 1: a mutant survived or was
     never executed.
 
-    --killers takes seconds: it runs the cases in patches/mutants/killers.toml only.
+    --killers takes seconds: it runs the cases in mutants/killers.toml of the series only.
 
     --generate changes one operator, constant, condition, index, variable, argument, type or
     statement at a time, and tries a sample of these changes. It says how many the suites kill, and
     with --fuzz how many random cases kill beyond that. A change that leaves the object code as it
-    is, or has a reason in patches/mutants/equivalent.toml, is equivalent.
+    is, or has a reason in mutants/equivalent.toml of the series, is equivalent.
     """
     if killers and (suite or record):
         raise UsageError("--killers tries recorded cases; leave out --suite and --record")
     if generate and (killers or record):
         raise UsageError("--generate has no recorded killers; leave out --killers and --record")
-    project = find_project()
+    project = options.project_of(series)
     folder = project.mutants
     seed = int(f"{date.today():%Y%m%d}") if seed is None else seed
     if generate:
@@ -106,7 +109,9 @@ def command(
     else:
         every = drawn = mutants.load(folder / "mutants.toml")
     selected = [
-        mutant for mutant in (every if pattern else drawn) if regex(pattern).search(mutant.id)
+        replace(mutant, series=series or "")
+        for mutant in (every if pattern else drawn)
+        if regex(pattern).search(mutant.id)
     ]
     if not selected:
         raise UsageError(f"none of {len(every)} mutants matches -k {pattern!r}; --list shows them")
@@ -123,7 +128,8 @@ def command(
         cases["fuzz"] = list(itertools.islice(draw_cases(seed), fuzz))
     recorded = load_killers(folder / "killers.toml", every) if killers else {}
     outcomes: dict[str, Outcome] = {}
-    with held_library(GENERATED if generate else MUTANTS, {}) as found:
+    name = str(Name(project=project, part=GENERATED if generate else MUTANTS))
+    with held_library(name, {}) as found:
         clock = Clock(found)
         code = ObjectCode(found)
         if killers:
@@ -147,9 +153,12 @@ def command(
     )
     print_summary(console, score)
     write_json(document(score), json_path)
+    if not (generate or pattern or suite or score.interrupted):
+        counts = Counter(outcome.status for outcome in score.outcomes)
+        keep_of_mutants(project, find_source(project), counts)
     if record:
         file = folder / "killers.toml"
-        with held_library(MUTANTS, {}) as library:
+        with held_library(name, {}) as library:
             killed = mutants.on_one_thread(library, score.outcomes)
         save_killers(file, renewed(load_killers(file, every), killed), every)
     return score.passed
@@ -259,7 +268,10 @@ def document(score: Score) -> dict[str, Any]:
 def _repro(mutant: Mutant) -> str:
     """Return the command that tries a mutant again."""
     generate = ["--generate"] if mutant.file else []
-    return shlex.join(["fa-harness", "mutants", *generate, "-v", "-k", f"^{mutant.id}$"])
+    of_series = ["--series", mutant.series] if mutant.series else []
+    return shlex.join(
+        ["fa-harness", "mutants", *of_series, *generate, "-v", "-k", f"^{mutant.id}$"]
+    )
 
 
 def _result(outcome: Outcome) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import click
 
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.files import check_writable
+from fa_harness.project import Project, find_project
 from fa_harness.terminal import write_text
 from fa_harness.upstream.source import NO_SERIES
 
@@ -91,6 +92,9 @@ PATH = click.Path(path_type=Path)
 SECONDS = _seconds
 
 library = click.option("--library", default="patched", metavar="NAME", help="Library to use.")
+series = click.option(
+    "--series", metavar="NAME", help="Series to work on.  [default: that of the project]"
+)
 define = click.option(
     "-D",
     "--define",
@@ -167,15 +171,15 @@ seconds = click.option("--seconds", type=SECONDS, default=60.0, metavar="S", hel
 
 def suites(text: str) -> Decorator:
     """Return the option for the suites that a changed series has to pass."""
-    return click.option(
-        "--suite",
-        "suites",
-        multiple=True,
-        metavar="NAME",
-        default=("seed", "smoke"),
-        show_default="seed, smoke",
-        help=text,
-    )
+    of_series = "  [default: those in series.toml]"
+    return click.option("--suite", "suites", multiple=True, metavar="NAME", help=text + of_series)
+
+
+def project_of(series: str | None) -> Project:
+    """Return the project with the series that an option names, on what that stands on."""
+    if series and "+" in series:
+        raise UsageError(f"--series {series}: names a stack; name one series, the last")
+    return find_project(stack=series)
 
 
 def model(*, required: bool) -> Decorator:

@@ -73,7 +73,7 @@ def command(
 ) -> bool:
     """Compare the perplexities of a real model with and without segments.
 
-    llama.cpp is built with patches/experimental/, which reads the number of segments from the
+    llama.cpp is built with patches/state/experimental/, which reads the number of segments from the
     environment. All printed digits must agree where the contract promises identical bits, and to
     1e-4 elsewhere. Exit code 1: they do not.
     """

@@ -15,7 +15,7 @@ from fa_harness.build.library import Library
 from fa_harness.build.named import held_library
 from fa_harness.case.case import Case
 from fa_harness.case.selection import Selection, check_modes, select
-from fa_harness.case.suites import SUITES
+from fa_harness.case.suites import suite_names
 from fa_harness.case.variations import one_call
 from fa_harness.cli import options
 from fa_harness.cli.options import How, Reports
@@ -205,10 +205,12 @@ def _with_usual_suites(what: Selection) -> Selection:
     config = find_project().config
     if not config.suites or any((what.suite, what.case_string, what.case_file, what.captured)):
         return what
+    known = suite_names()
     for name in config.suites:
-        if name not in SUITES:
-            known = ", ".join(SUITES)
-            raise UsageError(f"{config.where('suites')} '{name}' is unknown; there are {known}")
+        if name not in known:
+            raise UsageError(
+                f"{config.where('suites')} '{name}' is unknown; there are {', '.join(known)}"
+            )
     return replace(what, suite=",".join(config.suites))
 
 

@@ -5,6 +5,7 @@ Its JSON has the schema `fa-harness.series-check/1`.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,15 +16,18 @@ from rich.console import Console
 from rich.text import Text
 
 from fa_harness.build.named import built_libraries
+from fa_harness.build.names import PATCHED, PRISTINE
 from fa_harness.case.case import Case
 from fa_harness.case.suites import suite as cases_of_suite
 from fa_harness.cli import options
 from fa_harness.engine.runner import Runner
 from fa_harness.errors import SetupError
-from fa_harness.project import Project, find_project
+from fa_harness.project import Project
+from fa_harness.series.outcomes import keep_of_pin
 from fa_harness.series.series import load_series, series_for
 from fa_harness.series.status import drift
 from fa_harness.series.tree import note, prepare_tree
+from fa_harness.stacks import EVERY_PIN
 from fa_harness.terminal import make_console, say, write_json, write_text
 from fa_harness.upstream.pins import load_pins
 from fa_harness.upstream.source import find_source
@@ -36,29 +40,38 @@ SCHEMA = "fa-harness.series-check/1"
     "--upstream",
     "names",
     multiple=True,
-    required=True,
     metavar="NAME|DIR|all",
-    help="A pin, your checkout, or all pins; repeatable.",
+    help="A pin, your checkout, or all pins; repeatable.  [default: the pins in series.toml]",
 )
 @options.suites("Suite to run; repeatable.")
+@options.series
 @options.markdown
 @options.json_path
 def command(
-    *, names: tuple[str, ...], suites: tuple[str, ...], markdown: str | None, json_path: str | None
+    *,
+    names: tuple[str, ...],
+    suites: tuple[str, ...],
+    series: str | None,
+    markdown: str | None,
+    json_path: str | None,
 ) -> bool:
-    """Apply, build and test the series on other upstreams.
+    """Apply, build and test a series on the upstreams on which it must hold.
 
     A case that pristine upstream gets wrong in the same way counts as upstream's own failure. Exit
     code 1: the series does not apply or build somewhere, or another case fails.
     """
-    project = find_project()
+    project = options.project_of(series)
     pins = load_pins(project.pins_file)
-    wanted = tuple(pins.upstreams) if "all" in names else tuple(dict.fromkeys(names))
+    about = project.about()
+    suites = suites or about.suites
+    wanted = tuple(dict.fromkeys(names)) or about.pins_of(tuple(pins.upstreams))
+    if EVERY_PIN in wanted:
+        wanted = tuple(pins.upstreams)
     console = make_console(stderr="-" in (markdown, json_path))
     checked = check(project, wanted, suites, console)
     if markdown is not None:
         write_text(markdown_check(checked, suites), markdown)
-    write_json(document(checked), json_path)
+    write_json(document(checked, project.series), json_path)
     return all(each.passed for each in checked)
 
 
@@ -95,6 +108,7 @@ class CheckedUpstream:
     """What became of the series on one upstream."""
 
     upstream: str
+    library: str = PATCHED
     ggml_version: str = ""
     patches: int = 0
     """Of the whole series."""
@@ -130,7 +144,7 @@ def print_check(console: Console, checked: CheckedUpstream) -> None:
     for outcome in checked.suites.values():
         for case in outcome.wrong:
             whose = ", upstream's own" if case.is_upstreams else ""
-            run = ["fa-harness", "run", "--library", "patched", "--case", case.case]
+            run = ["fa-harness", "run", "--library", checked.library, "--case", case.case]
             repeat = f"UPSTREAM={shlex.quote(checked.upstream)} {shlex.join(run)}"
             say(console, f"    {case.status}{whose}: {case.reason}")
             say(console, f"      {repeat}", "dim")
@@ -146,13 +160,20 @@ def markdown_check(checked: Sequence[CheckedUpstream], suites: Sequence[str]) ->
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def document(checked: Sequence[CheckedUpstream]) -> dict[str, Any]:
+def document(checked: Sequence[CheckedUpstream], series: str) -> dict[str, Any]:
     """Return the JSON document."""
     return {
         "schema": SCHEMA,
+        "series": series,
         "passed": all(each.passed for each in checked),
-        "upstreams": [{**asdict(each), "passed": each.passed} for each in checked],
+        "upstreams": [{**_row(each), "passed": each.passed} for each in checked],
     }
+
+
+def _row(checked: CheckedUpstream) -> dict[str, Any]:
+    row = asdict(checked)
+    del row["library"]
+    return row
 
 
 def _cells(checked: CheckedUpstream) -> dict[str, str]:
@@ -177,11 +198,14 @@ def check(
         find_source(project, name)
     checked = []
     for name in upstreams:
-        checked.append(CheckedUpstream(upstream=name))
+        checked.append(CheckedUpstream(upstream=name, library=project.stack_name))
         try:
             _check(project, cases, checked[-1])
         except SetupError as error:
             checked[-1].problem = str(error)
+        if {*suites} >= {*project.about().suites}:
+            with contextlib.suppress(SetupError):  # patches that cannot be read
+                keep_of_pin(project, find_source(project, name), passed=checked[-1].passed)
         print_check(console, checked[-1])
     return checked
 
@@ -191,16 +215,18 @@ def _check(project: Project, suites: Mapping[str, Sequence[Case]], found: Checke
     source = find_source(project, found.upstream)
     series = series_for(project, source)
     tree = prepare_tree(project, source, series)
-    whole = load_series(project)
+    whole, own = load_series(project), series.own
     found.ggml_version, found.patches = tree.ggml_version, len(whole.patches)
     if tree.applied.conflict:
         found.problem = note(source, series, tree.applied)
         return
-    found.applied = len(series.patches)
+    found.applied = len(own.patches)
     found.drift = max(drift(tree, series), default=0) if tree.applied.is_exact else 0
-    found.variants = sum(a != b for a, b in zip(series.digests, whole.digests, strict=False))
+    found.variants = sum(a != b for a, b in zip(own.digests, whole.digests, strict=False))
     with (
-        built_libraries(project, ["patched", "pristine"], upstream=found.upstream) as libraries,
+        built_libraries(
+            project, [project.stack_name, PRISTINE], upstream=found.upstream
+        ) as libraries,
         Runner(libraries[0].module_path) as patched,
         Runner(libraries[1].module_path) as pristine,
     ):

@@ -16,11 +16,11 @@ from rich.text import Text
 
 from fa_harness import terminal
 from fa_harness.build.named import built_libraries
+from fa_harness.build.names import prefixes
 from fa_harness.case.suites import suite as cases_of_suite
 from fa_harness.cli import options
-from fa_harness.cli.bisect import prefixes
 from fa_harness.engine.runner import Runner
-from fa_harness.project import Project, find_project
+from fa_harness.project import Project
 from fa_harness.series.series import series_for
 from fa_harness.series.status import Status
 from fa_harness.series.status import status as status_of
@@ -32,19 +32,29 @@ SCHEMA = "fa-harness.series/1"
 
 @click.command("status")
 @click.option("--suite", metavar="NAME", help="Also run this suite on each prefix of the series.")
+@options.series
 @options.json_path
-def command(*, suite: str | None, json_path: str | None) -> None:
-    """Show each patch: its files, its size, and whether upstream has it.
+def command(*, suite: str | None, series: str | None, json_path: str | None) -> None:
+    """Show each patch of a series: its files, its size, and whether upstream has it.
 
     With --suite, also show which cases each patch turns from red to green. A case is red if it does
     not pass, including when the library lacks the op.
     """
-    project = find_project()
+    project = options.project_of(series)
     source = find_source(project)
     patches = status_of(project, source)
     of_suite = colours(project, suite) if suite else []
     print_status(make_console(stderr=json_path == "-"), patches, of_suite, suite=suite)
-    write_json(document(patches, of_suite, suite=suite, upstream=source.label), json_path)
+    libraries = prefixes_of(project)
+    found = document(
+        patches,
+        of_suite,
+        suite=suite,
+        upstream=source.label,
+        series=project.series,
+        libraries=libraries,
+    )
+    write_json(found, json_path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +72,16 @@ class Colours:
         return ", ".join(f"{n} {status}" for status, n in sorted(self.counts.items()))
 
 
+def prefixes_of(project: Project) -> list[str]:
+    """Return the library of each prefix of the last series, what it stands on first."""
+    stack = series_for(project, find_source(project))
+    return prefixes(project, stack)[stack.below :]
+
+
 def colours(project: Project, suite: str) -> list[Colours]:
-    """Run a suite on the library of each prefix of the series, upstream as it is first."""
+    """Run a suite on the library of each prefix of the series, what it stands on first."""
     cases = cases_of_suite(suite)
-    names = [prefix.library for prefix in prefixes(series_for(project, find_source(project)))]
+    names = prefixes_of(project)
     found = []
     with (
         built_libraries(project, names) as libraries,
@@ -85,7 +101,7 @@ def print_status(
 ) -> None:
     """Print a line a patch, and its files below it.
 
-    `colours` is what the suite's cases did on each prefix, upstream as it is first; else empty.
+    `colours` is what the suite's cases did on each prefix, what it stands on first; else empty.
     """
     width = max((len(patch.title) for patch in patches), default=0)
     for i, patch in enumerate(patches):
@@ -93,7 +109,7 @@ def print_status(
         removed = sum(file.removed for file in patch.files)
         line = Text(f"{patch.name[:4]}  {patch.title:{width}}  +{added:<4} -{removed:<4}")
         if colours:
-            line.append(f"  {_turned(colours[i], colours[i + 1])}")
+            line.append(f"  {turned(colours[i], colours[i + 1])}")
         if patch.is_upstream:
             line.append("  upstream has it", style="yellow")
         say(console, line)
@@ -107,12 +123,20 @@ def print_status(
 
 
 def document(
-    patches: Sequence[Status], colours: Sequence[Colours], *, suite: str | None, upstream: str
+    patches: Sequence[Status],
+    colours: Sequence[Colours],
+    *,
+    suite: str | None,
+    upstream: str,
+    series: str,
+    libraries: Sequence[str],
 ) -> dict[str, Any]:
     """Return the JSON document."""
     return {
         "schema": SCHEMA,
         "upstream": upstream,
+        "series": series,
+        "libraries": list(libraries),
         "suite": suite if colours else None,
         "patches": [
             {
@@ -130,7 +154,8 @@ def document(
     }
 
 
-def _turned(before: Colours, after: Colours) -> str:
+def turned(before: Colours, after: Colours) -> str:
+    """Return in words how many cases changed their colour."""
     green, red = len(before.red - after.red), len(after.red - before.red)
     words = [f"{n} {word}" for n, word in ((green, "red -> green"), (red, "green -> red")) if n]
     return ", ".join(words) or "-"

@@ -18,6 +18,7 @@ from typing import Any
 
 from fa_harness.build.library import Library
 from fa_harness.errors import SetupError
+from fa_harness.files import read_toml
 from fa_harness.hunt import gcov
 from fa_harness.hunt.attention import FILES, FUNCTIONS, added, added_between, case_lines
 from fa_harness.hunt.conditions import Statement, statements
@@ -25,11 +26,11 @@ from fa_harness.project import Project
 from fa_harness.series.series import series_for
 from fa_harness.series.tree import Tree, prepare_tree
 from fa_harness.upstream.git import fetch, git
-from fa_harness.upstream.pins import load_pins, read_toml
+from fa_harness.upstream.pins import load_pins
 from fa_harness.upstream.source import Source, find_source
 
 REASONS = "coverage.toml"
-"""Beside the series: why some branches need not be taken, by `Branch.name`."""
+"""In the folder of the series: why some branches need not be taken, by `Branch.name`."""
 
 _PREFIX = "GCOV_PREFIX"
 _ATTENTION = "attention"

@@ -23,7 +23,7 @@ class ObjectCode:
 
     def __init__(self, library: Library) -> None:
         folder = next(each for each in library.path.parents if (each / "work").is_dir())
-        self._folder = folder / "work" / library.name / "cmake"
+        self._folder = folder / "work" / library.name.replace("@", "-") / "cmake"
 
     def why_equivalent(self, mutant: Mutant) -> str:
         """Return why a mutant cannot show; nothing if its code differs, or it is a written one."""

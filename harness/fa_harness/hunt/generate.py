@@ -21,14 +21,13 @@ import fa_harness
 from fa_harness import proc
 from fa_harness.build import toolchain
 from fa_harness.errors import SetupError
-from fa_harness.files import replace_file
+from fa_harness.files import read_toml, replace_file
 from fa_harness.hunt.attention import CASES, FILES, FUNCTIONS, added
 from fa_harness.hunt.mutants import Mutant
 from fa_harness.project import Project, writing
 from fa_harness.series.series import series_for
 from fa_harness.series.tree import Tree, prepare_tree
 from fa_harness.upstream.git import check_out, git
-from fa_harness.upstream.pins import read_toml
 from fa_harness.upstream.source import find_source
 
 if TYPE_CHECKING:

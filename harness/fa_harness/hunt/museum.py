@@ -1,12 +1,12 @@
 """Faults that flash-attention kernels really had, put back one at a time: do the tests see them?
 
 The library `museum` is the patched one with the faults compiled in; a process computes with one of
-them, as with a mutant. `patches/museum/museum.toml` says what each was, where it was reported and
-when it was mended.
+them, as with a mutant. `museum/museum.toml` of the series says what each was, where it was reported
+and when it was mended.
 
 Upstream's own test gets the fault through the environment. It compares the CPU backend with the
 same library's reference, which is the vec path, so a fault there is on both sides.
-`patches/museum/upstream.toml` keeps what it said, since a whole run takes many minutes.
+`museum/upstream.toml` keeps what it said, since a whole run takes many minutes.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from fa_harness import proc
 from fa_harness.case.case import Case
 from fa_harness.engine.runner import Runner
 from fa_harness.errors import SetupError
-from fa_harness.files import replace_file
+from fa_harness.files import read_toml, replace_file
 from fa_harness.hunt.mutants import Mutant, Outcome, strings_of
 from fa_harness.hunt.shrink import Failure, shrink
 from fa_harness.project import writing
-from fa_harness.upstream.pins import read_toml
 
 SUITES = ("gate",)
 """The suites whose cases are tried."""

@@ -1,10 +1,10 @@
 """Whether the cases would notice a fault: each mutant of the kernel runs until one of them fails.
 
 The library `mutants` is the patched one with deliberate faults compiled in. A process computes with
-one of them. `patches/mutants/mutants.toml` says what each of them is. Impostors are mutants that
-answer without computing; they have to fail in every single case.
+one of them. `mutants/mutants.toml` of the series says what each of them is. Impostors are mutants
+that answer without computing; they have to fail in every single case.
 
-`patches/mutants/killers.toml` keeps which case killed a mutant. To see whether it still does takes
+`mutants/killers.toml` keeps which case killed a mutant. To see whether it still does takes
 seconds.
 """
 
@@ -23,11 +23,10 @@ from fa_harness.case.case import Case
 from fa_harness.engine.ggml import EVERY_MUTANT
 from fa_harness.engine.runner import Passed, Runner
 from fa_harness.errors import SetupError, UsageError
-from fa_harness.files import replace_file
+from fa_harness.files import read_toml, replace_file
 from fa_harness.judge.verdict import Verdict
 from fa_harness.machine import usable_cores
 from fa_harness.project import writing
-from fa_harness.upstream.pins import read_toml
 
 SUITES = ("smoke", "gate")
 """The suites whose cases are tried, one after the other."""
@@ -74,6 +73,8 @@ class Mutant:
     line: int = 0
     of: str = "mutants"
     """The command that tries it, by which its table and the folder of its patches are called."""
+    series: str = ""
+    """The series that it belongs to; empty for the default one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,7 +319,8 @@ def _is_reached(runner: Runner, verdict: Verdict) -> bool:
 
 
 def _record(mutant: Mutant) -> str:
-    return f"`fa-harness {mutant.of} --record -k '^{mutant.id}$'`"
+    of_series = f" --series {mutant.series}" if mutant.series else ""
+    return f"`fa-harness {mutant.of}{of_series} --record -k '^{mutant.id}$'`"
 
 
 def _of(mutants: Sequence[Mutant]) -> str:

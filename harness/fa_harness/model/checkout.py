@@ -18,7 +18,7 @@ from fa_harness import proc, terminal
 from fa_harness.errors import FaHarnessError, SetupError, UsageError
 from fa_harness.proc import ProgramError
 from fa_harness.project import Project, writing
-from fa_harness.series.series import Series, load_series, series_for
+from fa_harness.series.series import Series, as_files_are, series_for
 from fa_harness.series.tree import fetch_tree
 from fa_harness.upstream.git import git, make_repository, unmerged
 from fa_harness.upstream.pins import load_pins
@@ -111,7 +111,7 @@ def make_commits(
                 git(repository, "am", "--abort", verbose=verbose)
                 # the files that the patches were made for, which git needs to merge three-way
                 pin = find_source(project, load_pins(project.pins_file).default)
-                made_for, ref = load_series(project), "refs/fa-harness/pin"
+                made_for, ref = as_files_are(project, pin), "refs/fa-harness/pin"
                 fetch_tree(project, pin, made_for, repository, ref, verbose=verbose)
                 git(repository, *apply, dated=False, verbose=verbose)
         except ProgramError as error:

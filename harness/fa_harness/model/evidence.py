@@ -285,11 +285,11 @@ def proof_section(documents: Mapping[str, Mapping[str, Any]], onto: str) -> Sect
             green, red = patch["turned_green"], patch["turned_red"]
             worse = worse or bool(red)
             rows.append((patch["title"], suite, str(len(green)), str(len(red))))
-            before = "pristine" if number == 1 else f"{number - 1:04}"
+            before, after = document["libraries"][number - 1 : number + 1]
             notes += [
                 f"patch {number}, {word}: UPSTREAM_DIR={onto} fa-harness run --library {library} "
                 f"--case '{min(green, key=len)}'"
-                for word, library in (("red", before), ("green", f"{number:04}"))
+                for word, library in (("red", before), ("green", after))
                 if green
             ]
     return _section(

@@ -32,6 +32,7 @@ from fa_harness.model.llama import (
 )
 from fa_harness.proc import ProgramError
 from fa_harness.project import Project, find_project, locked, writing
+from fa_harness.series.rework import command_of
 from fa_harness.series.series import series_for, title
 from fa_harness.series.tree import prepare_tree
 from fa_harness.speed.bench import MIN_ROUNDS
@@ -54,6 +55,8 @@ _Found = tuple[Section, list[str]]
 class EvidenceRequest:
     """What is asked for."""
 
+    series: str | None
+    """The series that is put on the branch; None for the default one."""
     onto: Path
     branch: str
     folder: Path
@@ -73,7 +76,7 @@ def gather(request: EvidenceRequest, *, verbose: bool = False) -> Iterator[Evide
 
     The checkout does not change until both builds are done and the model has run.
     """
-    project = find_project()
+    project = find_project(stack=request.series)
     _check(request)
     checkout = open_checkout(project, request.onto, request.branch)
     work = project.build / "evidence" / checkout.folder
@@ -87,7 +90,9 @@ def gather(request: EvidenceRequest, *, verbose: bool = False) -> Iterator[Evide
         builds = _build(request, checkout, work, tip, verbose=verbose)
     with writing(request.folder):
         (request.folder / "raw").mkdir(parents=True, exist_ok=True)
-    gatherer = _Gatherer(request=request, checkout=checkout, tip=tip, builds=builds)
+    gatherer = _Gatherer(
+        project=project, request=request, checkout=checkout, tip=tip, builds=builds
+    )
     gatherer.try_model()
     make_branch(checkout, repository, request.branch)
     terminal.stage(f"{checkout.path} has the branch '{request.branch}'")
@@ -155,8 +160,8 @@ def _try_series(project: Project, src: Path, onto: Path, *, verbose: bool) -> No
     except SetupError as error:
         parts = ", ".join(part for part in PARTS if part in _OF_LIBRARIES)
         raise SetupError(
-            f"{error}\nthe parts {parts} need that: fa-harness series rebase --onto {onto} first, "
-            f"or leave them out with --skip; nothing was changed in {onto}"
+            f"{error}\nthe parts {parts} need that: {command_of(project, 'rebase')} --onto "
+            f"{onto} first, or leave them out with --skip; nothing was changed in {onto}"
         ) from error
 
 
@@ -172,6 +177,7 @@ def _memory() -> str:
 class _Gatherer:
     """Runs the programs, keeps their output, and makes the sections."""
 
+    project: Project
     request: EvidenceRequest
     checkout: Checkout
     tip: str
@@ -179,6 +185,11 @@ class _Gatherer:
     builds: Mapping[str, Programs]
     traps: dict[str, str] = field(default_factory=dict)
     """What this machine advertises and does not do."""
+
+    @property
+    def _of_series(self) -> list[str]:
+        """The option that names the series, if one was named."""
+        return ["--series", self.request.series] if self.request.series else []
 
     @property
     def _raw(self) -> Path:
@@ -196,6 +207,8 @@ class _Gatherer:
         """Measure a part."""
         if part in _OF_MODEL and self.request.model is None:
             return evidence.skipped_section(part, "no --model")
+        if part == "mutants" and not self.project.mutants.is_dir():
+            return evidence.skipped_section(part, f"series '{self.project.series}' has none")
         terminal.stage(f"gathering: {PARTS[part]}")
         found: Callable[[], _Found] = getattr(self, f"_{part}")
         section, commands = found()
@@ -259,20 +272,22 @@ class _Gatherer:
     def _proof(self) -> _Found:
         documents, commands = {}, []
         for suite in _PROOF_SUITES:
-            arguments = ["series", "status", "--suite", suite]
+            arguments = ["series", "status", *self._of_series, "--suite", suite]
             documents[suite], command = self._harness(arguments, f"proof-{suite}.json")
             commands.append(command)
         return evidence.proof_section(documents, _BEFORE), commands
 
     def _suite(self) -> _Found:
-        _, build = self._harness(["build", "patched"])
-        suite = self.request.suite
-        document, command = self._harness(["run", "--suite", suite], "run.json", may_fail=True)
+        library, suite = self.project.stack_name, self.request.suite
+        _, build = self._harness(["build", library])
+        run = ["run", *(["--library", library] if self._of_series else []), "--suite", suite]
+        document, command = self._harness(run, "run.json", may_fail=True)
         return evidence.suite_section(document, suite), [build, command]
 
     def _mutants(self) -> _Found:
-        _, build = self._harness(["build", "mutants"])
-        document, command = self._harness(["mutants"], "mutants.json", may_fail=True)
+        _, build = self._harness(["build", f"{self.project.stack_name}@mutants"])
+        run = ["mutants", *self._of_series]
+        document, command = self._harness(run, "mutants.json", may_fail=True)
         return evidence.mutants_section(document), [build, command]
 
     def _bench(self) -> _Found:

@@ -113,7 +113,7 @@ def build_llama(
 ) -> Programs:
     """Build programs of the chosen upstream's llama.cpp with the series.
 
-    `experimental` also applies `patches/experimental/`, `capture` also builds `CAPTURE`.
+    `experimental` also applies `experimental/` of the series, `capture` also builds `CAPTURE`.
     """
     source = find_source(project)
     whole = whole_of(source)

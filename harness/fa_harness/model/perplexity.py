@@ -1,8 +1,8 @@
 """llama-perplexity on a model, with attention in segments of the KV cache.
 
-Seen from outside, this is what `patches/experimental` makes llama.cpp do. The output is parsed and
-runs are planned. For each run it is decided beforehand whether it must print what the standard run
-prints. The caller runs the programs.
+Seen from outside, this is what `experimental` of the series makes llama.cpp do. The output is
+parsed and runs are planned. For each run it is decided beforehand whether it must print what the
+standard run prints. The caller runs the programs.
 """
 
 from __future__ import annotations

@@ -24,11 +24,15 @@ _AM = (
 
 
 class DoesNotApplyError(SetupError):
-    """A patch does not apply as it is; the message says where, and `patch` is its file name."""
+    """A patch does not apply as it is; the message says where.
 
-    def __init__(self, message: str, *, patch: str) -> None:
+    `patch` is its file name, `number` says how many patches come before it.
+    """
+
+    def __init__(self, message: str, *, patch: str, number: int) -> None:
         super().__init__(message)
         self.patch = patch
+        self.number = number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,7 @@ class Applied:
     held: int = 0  # the number of patches that the files had; their states are as given
     is_merged: bool = False  # whether the others were merged: they do not apply as they are
     conflict: str = ""  # why the merge failed; every state is the files as given then
+    stacked: tuple[str, ...] = ()  # patches that were merged with those of another series below
 
     @classmethod
     def of(cls, states: Sequence[tuple[str, str]], **more: Any) -> Applied:
@@ -70,19 +75,17 @@ def apply(
     first. Any other patch that does not apply is a `DoesNotApplyError`.
     """
     left_out = []
-    with _worktree(repository, start, verbose=verbose) as worktree:
+    with worktree_of(repository, start, verbose=verbose) as worktree:
         states = [state(worktree)]
         for number, patch in enumerate(series.patches):
             try:
-                _am(worktree, patch, onto=onto, number=number, verbose=verbose)
+                am(worktree, series, number, onto=onto, verbose=verbose)
             except DoesNotApplyError as refusal:
                 if number == 0 or not leave_out:
                     raise
                 terminal.stage(f"{refusal}\nit is left out")
                 left_out.append(patch.name)
-                git(worktree, "am", "--quit", verbose=verbose)
-                git(worktree, "reset", "--quiet", "--hard", verbose=verbose)
-                git(worktree, "clean", "--quiet", "--force", "-d", "-x", verbose=verbose)
+                clear(worktree, verbose=verbose)
             states.append(state(worktree))
     return Applied.of(states, left_out=tuple(left_out))
 
@@ -103,24 +106,30 @@ def merge(
     """
     held = _held(repository, start, made_for)
     n_merged = len(made_for) - 1
-    with _worktree(repository, start, verbose=verbose) as worktree:
+    with worktree_of(repository, start, verbose=verbose) as worktree:
         states = [state(worktree)] * (held + 1)
-        for patch, commit in zip(series.patches[held:n_merged], made_for[held + 1 :], strict=True):
+        for number, commit in enumerate(made_for[held + 1 :], held):
             try:
-                pick = ("cherry-pick", "--allow-empty", "--keep-redundant-commits", commit)
-                git(worktree, *pick, verbose=verbose)
+                pick(worktree, commit, verbose=verbose)
             except ProgramError:
                 files = unmerged(worktree)
                 if not files:
                     raise
-                conflict = f"patch {patch.name[:4]} conflicts in {', '.join(files)}"
+                label = series.label(number).removesuffix(series.names[number][4:])
+                conflict = f"patch {label} conflicts in {', '.join(files)}"
                 as_given = [states[0]] * (len(series.patches) + 1)
                 return Applied.of(as_given, held=held, conflict=conflict)
             states.append(state(worktree))
-        for number, patch in enumerate(series.patches[n_merged:], n_merged):
-            _am(worktree, patch, onto=onto, number=number, verbose=verbose)
+        for number in range(n_merged, len(series.patches)):
+            am(worktree, series, number, onto=onto, verbose=verbose)
             states.append(state(worktree))
     return Applied.of(states, held=held, is_merged=held < n_merged)
+
+
+def pick(worktree: Path, commit: str, *, verbose: bool = False) -> None:
+    """Pick a commit, in the same way everywhere: what was resolved here before plays no part."""
+    words = ("cherry-pick", "--allow-empty", "--keep-redundant-commits", commit)
+    git(worktree, "-c", "rerere.enabled=false", *words, verbose=verbose)
 
 
 def _held(repository: Path, start: str, made_for: Sequence[str]) -> int:
@@ -141,7 +150,7 @@ def _held(repository: Path, start: str, made_for: Sequence[str]) -> int:
 
 
 @contextlib.contextmanager
-def _worktree(repository: Path, start: str, *, verbose: bool) -> Iterator[Path]:
+def worktree_of(repository: Path, start: str, *, verbose: bool) -> Iterator[Path]:
     """Give a worktree of a commit beside the repository, and delete it afterwards."""
     worktree = repository.with_name(f".{repository.name}.am")
     shutil.rmtree(worktree, ignore_errors=True)
@@ -161,17 +170,35 @@ def state(worktree: Path) -> tuple[str, str]:
     return commit, content
 
 
-def _am(worktree: Path, patch: Path, *, onto: str, number: int, verbose: bool) -> None:
-    """Apply a patch that follows `number` others; one that does not apply leaves disorder."""
+def am(worktree: Path, series: Series, number: int, *, onto: str, verbose: bool) -> None:
+    """Apply the patch that follows `number` others; one that does not apply leaves disorder."""
+    patch = series.patches[number]
     try:
         git(worktree, *_AM, patch, verbose=verbose)
     except ProgramError as error:
         where = "\n".join(f"  {line}" for line in _rejects(worktree, patch, error.output))
         raise DoesNotApplyError(
-            f"patch '{patch.name}' does not apply on upstream '{onto}' after {number} patches of "
-            f"the series:\n{where}",
+            f"patch '{series.label(number)}' does not apply on upstream '{onto}' after "
+            f"{_before(series, number)}:\n{where}",
             patch=patch.name,
+            number=number,
         ) from error
+
+
+def clear(worktree: Path, *, verbose: bool) -> None:
+    """Clear up the disorder that a patch left which does not apply."""
+    git(worktree, "am", "--quit", verbose=verbose)
+    git(worktree, "reset", "--quiet", "--hard", verbose=verbose)
+    git(worktree, "clean", "--quiet", "--force", "-d", "-x", verbose=verbose)
+
+
+def _before(series: Series, number: int) -> str:
+    """Return in words which patches come before one: `9 patches of state and 1 of fast`."""
+    counts = Counter(series.owners[:number])
+    if len(set(series.owners)) == 1 or not counts:
+        return f"{number} patches of the series"
+    (first, n), *others = counts.items()
+    return " and ".join([f"{n} patches of {first}", *(f"{n} of {each}" for each, n in others)])
 
 
 def _rejects(worktree: Path, patch: Path, am_output: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Turn commits into patches: write them to `patches/` and name them."""
+"""Turn commits into patches: write them to the folder of the series and name them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from fa_harness.files import replace_file
 from fa_harness.project import Project, writing
 from fa_harness.series import variants
 from fa_harness.series.series import load_series, title
-from fa_harness.series.tree import UPSTREAM_REF
 from fa_harness.upstream.git import git
 
 _FORMAT = (
@@ -26,18 +25,22 @@ _HUNK = re.compile(r"^@@ .* @@.*$", re.MULTILINE)
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """What a finished change did to `patches/`; patches are file names."""
+    """What a finished change did to the files of a series; patches are file names."""
 
     written: tuple[str, ...]  # new patches, and patches with new contents
     renamed: tuple[tuple[str, str], ...]  # the old and new name of patches with the same contents
     removed: tuple[str, ...]
     dropped: tuple[str, ...] = ()  # titles of patches that changed nothing where they were picked
+    remembered: tuple[str, ...] = ()  # titles of patches whose conflicts were resolved as before
+    undone: str = ""  # the command that was undone
     onto: str = ""  # after a rebase, the new upstream, as `find_source` takes it
     range_diff: str = ""  # after a rebase, git's comparison of the old patches and the new
 
 
-def export(project: Project, repository: Path, tip: str, *, line_numbers: bool = False) -> Changes:
-    """Write the commits from upstream to `tip` to `patches/`.
+def export(
+    project: Project, repository: Path, base: str, tip: str, *, line_numbers: bool = False
+) -> Changes:
+    """Write the commits from `base`, on which the series stands, to `tip` as its patches.
 
     A patch with the same contents keeps every byte, because new line numbers and file ids only
     distract the reader of a diff. `line_numbers` also writes patches whose hunks have moved.
@@ -46,7 +49,7 @@ def export(project: Project, repository: Path, tip: str, *, line_numbers: bool =
     old = {patch.name: patch.read_text("utf-8") for patch in series.patches}
     same = {_content(text): name for name, text in old.items()}
     with tempfile.TemporaryDirectory() as folder:
-        git(repository, *_FORMAT, "--output-directory", folder, f"{UPSTREAM_REF}..{tip}")
+        git(repository, *_FORMAT, "--output-directory", folder, f"{base}..{tip}")
         mails = {
             file_name(path.name): path.read_text("utf-8") for path in sorted(Path(folder).iterdir())
         }
@@ -76,7 +79,7 @@ def export(project: Project, repository: Path, tip: str, *, line_numbers: bool =
         moved = {name: by_title.get(title(project.patches / name), name) for name in gone}
         for name in gone:
             (project.patches / name).unlink()
-    variants.rename(project.patches, {**moved, **dict(renamed)})
+    variants.rename(project.about(), {**moved, **dict(renamed)})
     before = {name for name, _ in renamed}
     return Changes(
         written=tuple(written),

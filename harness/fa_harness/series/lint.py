@@ -19,6 +19,7 @@ from fa_harness import proc
 from fa_harness.project import Project
 from fa_harness.series.series import series_for, title
 from fa_harness.series.tree import Tree, prepare_whole_tree
+from fa_harness.stacks import ABOUT
 from fa_harness.upstream.git import git
 from fa_harness.upstream.source import Source
 
@@ -39,7 +40,7 @@ class Violation:
 
     level: str  # `must` or `should`
     rule: str
-    patch: str  # the patch's file name
+    patch: str  # the patch's file name, or that of another file of the series
     line: int  # the line of the patch file, from 1
     file: str = ""  # the upstream file; empty if the rule is about the patch as a whole
     file_line: int = 0  # the line of that file after the patch, from 1; 0 without a file
@@ -58,11 +59,11 @@ class _Added:
 
 def lint(project: Project, source: Source) -> tuple[list[Violation], list[str]]:
     """Return the violations in the order of the patches, and what could not be checked and why."""
-    series = series_for(project, source)
-    tree = prepare_whole_tree(project, source, series)
+    stack = series_for(project, source)
+    tree = prepare_whole_tree(project, source, stack)
     findings: list[Violation] = []
     touched: set[str] = set()
-    for i, patch in enumerate(series.patches):
+    for i, patch in enumerate(stack.own.patches, stack.below):
         lines = patch.read_text("utf-8", errors="surrogateescape").splitlines()
         added = list(_added(lines))
         placed = {each.line: each for each in _placed(tree, i + 1, added)}
@@ -73,8 +74,11 @@ def lint(project: Project, source: Source) -> tuple[list[Violation], list[str]]:
         touched |= {line.removeprefix("+++ b/") for line in lines if line.startswith("+++ b/")}
     if touched and TESTS not in touched and (tree.path / TESTS).is_file():
         text = f"no patch adds cases to {TESTS}: an op that is changed needs some"
-        last = series.names[-1]
+        last = stack.names[-1]
         findings.append(Violation(level="must", rule="tests", patch=last, line=1, text=text))
+    if not project.about().why:
+        text = "nothing says why the series exists, and how to tell that it is no longer needed"
+        findings.append(Violation(level="should", rule="why", patch=ABOUT, line=1, text=text))
     missing = []
     if not (tree.path / ".clang-format").is_file():
         missing.append("format: this upstream has no .clang-format")

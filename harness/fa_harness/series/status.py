@@ -42,9 +42,9 @@ class Status:
 
 
 def status(project: Project, source: Source) -> list[Status]:
-    """Return the status of each patch."""
-    series = series_for(project, source)
-    tree = prepare_whole_tree(project, source, series)
+    """Return the status of each patch of the last series."""
+    stack = series_for(project, source)
+    tree = prepare_whole_tree(project, source, stack)
     with TemporaryDirectory() as folder:
         index = Path(folder) / "index"
         git(tree.path, "read-tree", UPSTREAM_REF, index=index)
@@ -55,7 +55,7 @@ def status(project: Project, source: Source) -> list[Status]:
                 files=_touched(tree.path, patch),
                 is_upstream=i < tree.applied.held or _is_in(tree.path, patch, index),
             )
-            for i, patch in enumerate(series.patches)
+            for i, patch in enumerate(stack.own.patches, stack.below)
         ]
 
 
@@ -79,11 +79,13 @@ def _is_in(repository: Path, patch: Path, index: Path) -> bool:
 
 
 def drift(tree: Tree, series: Series) -> list[int]:
-    """Return the largest offset of each patch's hunks in lines; the tree has the series."""
+    """Return the largest offset of the hunks of each patch that applied as it is, in lines."""
     found = []
     with TemporaryDirectory() as folder:
         index = Path(folder) / "index"
         for i, patch in enumerate(series.patches):
+            if series.label(i) in tree.applied.stacked:
+                continue
             git(tree.path, "read-tree", tree.commits[i], index=index)
             said = git(tree.path, "apply", "--cached", "--check", "--verbose", patch, index=index)
             found.append(max((abs(int(n)) for n in _OFFSET.findall(said)), default=0))

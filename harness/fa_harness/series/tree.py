@@ -1,4 +1,4 @@
-"""The tree: our own git repository with pristine upstream and the series on top."""
+"""The tree: our own git repository with pristine upstream and a stack of series on top."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from fa_harness.files import replace_file, sha256
 from fa_harness.project import Project, locked, writing
 from fa_harness.series.applying import Applied, DoesNotApplyError, apply, merge, state
 from fa_harness.series.series import Series, series_for
+from fa_harness.series.stacking import merge_stack
+from fa_harness.stacks import DEFAULT
 from fa_harness.upstream import layout
 from fa_harness.upstream.git import fetch, git, make_repository
 from fa_harness.upstream.pins import Pin, load_pins
@@ -55,6 +57,13 @@ class Tree:
         return tuple(name for name in series.names[:last] if name not in applied.left_out)
 
 
+def folder_of(project: Project, source: Source) -> Path:
+    """Return where the tree of a stack on an upstream lies: one repository for each."""
+    is_plain = project.stack == (DEFAULT,)
+    name = source.folder if is_plain else f"{source.folder}+{project.stack_name}"
+    return project.sources / name
+
+
 def note(source: Source, series: Series, applied: Applied) -> str:
     """Return one line on what became of the series, with the way out; empty if it just applied."""
     label, n, held = source.label, len(series.patches), applied.held
@@ -70,15 +79,22 @@ def note(source: Source, series: Series, applied: Applied) -> str:
             f"series: {has}not applied, {applied.conflict}; {'it' if held else label} is taken as "
             f"it is (to resolve: fa-harness series rebase --onto {shlex.quote(source.name)})"
         )
+    if applied.stacked:
+        return f"series: merged with those below: {', '.join(applied.stacked)}"
     if applied.is_merged:
         what = has or f"{n} patches are "
         return f"series: {what}merged into {label} (--no-series takes it as it is)"
     return ""
 
 
+def _rebase(series: Series, source: Source) -> str:
+    of = [] if series.owners[-1] == DEFAULT else ["--series", series.owners[-1]]
+    return shlex.join(["fa-harness", "series", "rebase", *of, "--onto", source.name])
+
+
 def current_tree(project: Project, source: Source, series: Series) -> Tree | None:
     """Return the tree if it was prepared for this source and series; runs no program."""
-    tree = _load(project.sources / source.folder)
+    tree = tree_at(folder_of(project, source))
     if tree is None or (tree.source, tree.series) != (source.digest, series.digests):
         return None
     return tree
@@ -107,12 +123,12 @@ def prepare_tree(
         SetupError: A patch does not apply (the message says which, and where), the user would
             lose work in the tree, or the source cannot be fetched.
     """
-    path = project.sources / source.folder
+    path = folder_of(project, source)
     with locked(project, source.folder):
         tree = current_tree(project, source, series)
         if tree is not None and (tree.applied.is_exact or not exactly):
             return tree
-        old = _load(path)
+        old = tree_at(path)
         if old is None or old.source != source.digest:
             if (path / REWORK).exists():
                 raise SetupError(
@@ -124,13 +140,12 @@ def prepare_tree(
                 _refuse_to_lose_work(project, path, old.commits[-1:], is_exported=is_exported)
             old = _make_tree(project, source, path, verbose=verbose)
         if series.patches:
-            terminal.stage(f"applying the patch series on {source.label}")
+            what = "the patch series" if len(project.stack) == 1 else project.stack_name
+            terminal.stage(f"applying {what} on {source.label}")
         try:
             applied = apply(path, UPSTREAM_REF, series, onto=source.label, verbose=verbose)
         except DoesNotApplyError as error:
-            if exactly or isinstance(source.origin, Pin):
-                raise _with_remedy(project, series, error) from error
-            applied = _merge(project, source, path, series, error, verbose=verbose)
+            applied = _merge(project, source, path, series, error, exactly=exactly, verbose=verbose)
         _refuse_changed(project, series)
         tips = (old.commits[-1], applied.commits[-1])
         _refuse_to_lose_work(project, path, tips, is_exported=is_exported)
@@ -148,7 +163,7 @@ def prepare_whole_tree(project: Project, source: Source, series: Series) -> Tree
     if tree.applied.conflict:
         raise SetupError(
             f"the patch series cannot be merged into {source.label}: {tree.applied.conflict}; to "
-            f"resolve: fa-harness series rebase --onto {shlex.quote(source.name)}"
+            f"resolve: {_rebase(series, source)}"
         )
     if not tree.applied.is_exact:
         terminal.stage_once(note(source, series, tree.applied))
@@ -168,6 +183,37 @@ def _refuse_changed(project: Project, series: Series) -> None:
 
 
 def _merge(
+    project: Project,
+    source: Source,
+    repository: Path,
+    series: Series,
+    refusal: DoesNotApplyError,
+    *,
+    exactly: bool,
+    verbose: bool,
+) -> Applied:
+    """Merge patches that do not apply as they are: with other series, or with a checkout."""
+    if not (exactly or isinstance(source.origin, Pin)):
+        return _merge_into_checkout(project, source, repository, series, refusal, verbose=verbose)
+
+    def commits_of(owner: str, refusal: DoesNotApplyError) -> Sequence[str]:
+        if owner not in project.stack:  # patches that a series has beside its own
+            raise _with_remedy(project, series, refusal) from refusal
+        alone = project.of(owner)
+        if {*alone.stack} == {*project.stack[: project.stack.index(owner) + 1]}:
+            raise _with_remedy(project, series, refusal) from refusal
+        own = series_for(alone, source)
+        ref = f"{MADE_FOR_REF}-{owner}"
+        tree = fetch_tree(alone, source, own, repository, ref, verbose=verbose)
+        return tree.commits[own.below + 1 :]
+
+    if refusal.number < series.owners.count(series.owners[0]):
+        raise _with_remedy(project, series, refusal) from refusal
+    onto = source.label
+    return merge_stack(repository, UPSTREAM_REF, series, commits_of, onto=onto, verbose=verbose)
+
+
+def _merge_into_checkout(
     project: Project,
     source: Source,
     repository: Path,
@@ -212,10 +258,14 @@ def fetch_tree(
 
 
 def _with_remedy(project: Project, series: Series, error: DoesNotApplyError) -> DoesNotApplyError:
+    owner, first = series.owners[error.number], series.owners[0]
+    remedy = "bring the patch up to date"
+    if owner != first and owner in project.stack:
+        remedy = f"fa-harness series rebase --series {owner} puts it on what it stands on now"
     return DoesNotApplyError(
-        f"{error}\nthe tree is as it was; bring the patch up to date, or correct "
-        f"{project.relative(series.file)}",
+        f"{error}\nthe tree is as it was; {remedy}, or correct {project.relative(series.file)}",
         patch=error.patch,
+        number=error.number,
     )
 
 
@@ -227,7 +277,7 @@ def extend_tree(
     The new commits are on no branch; the checkout and `current_tree` do not change. A patch that
     does not apply is left out with a message, except the first, which the others need.
     """
-    terminal.stage(f"applying {project.relative(series.file.parent)} on the patch series")
+    terminal.stage(f"applying {project.relative(series.file.parent)} on {project.stack_name}")
     with locked(project, source.folder):
         tip, onto = tree.commits[-1], source.label
         try:
@@ -243,10 +293,9 @@ def extend_tree(
     return replace(tree, applied=applied)
 
 
-def made_of(project: Project, source: Source) -> tuple[str, ...]:
-    """Return the digests of the patches in the tree; empty if there is no tree."""
-    tree = _load(project.sources / source.folder)
-    return tree.series if tree is not None else ()
+def noted_tree(project: Project, source: Source) -> Tree | None:
+    """Return the tree as it was prepared last, whatever has changed since, if there is one."""
+    return tree_at(folder_of(project, source))
 
 
 def are_same_patches(repository: Path, tip: str, other: str) -> bool:
@@ -259,14 +308,14 @@ def are_same_patches(repository: Path, tip: str, other: str) -> bool:
     return tip == other or patches(tip) == patches(other)
 
 
-def _load(path: Path) -> Tree | None:
+def tree_at(path: Path) -> Tree | None:
     """Read the record of a tree; None if there is no tree, or a damaged record."""
     try:
         record = json.loads((path / STATE).read_text(encoding="utf-8"))
         if "applied" not in record:  # written by 0.1.0 or older
             record["applied"] = {key: record.pop(key) for key in ("commits", "contents")}
-        applied = {"left_out": (), **record["applied"]}
-        for field in ("commits", "contents", "left_out"):
+        applied = {"left_out": (), "stacked": (), **record["applied"]}
+        for field in ("commits", "contents", "left_out", "stacked"):
             applied[field] = tuple(applied[field])
         record |= {"series": tuple(record["series"]), "applied": Applied(**applied)}
         return Tree(path=path, **record)

@@ -1,8 +1,9 @@
 """Read and apply the variants of patches for older upstreams.
 
-`patches/variants.toml` has a table for each patch and each ggml version below which the patch needs
-something else: other hunks, other diffs of some files, or fewer files. The message and the rest are
-the patch's own. If several tables apply to an upstream, the one with the lowest version comes last.
+`series.toml` has a table `[[variants]]` for each patch and each ggml version below which the patch
+needs something else: other hunks, other diffs of some files, or fewer files. The message and the
+rest are the patch's own. If several tables apply to an upstream, the one with the lowest version
+comes last.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ import tomlkit
 from fa_harness.errors import SetupError
 from fa_harness.files import replace_file
 from fa_harness.project import writing
-from fa_harness.upstream.pins import read_toml
+from fa_harness.stacks import About
 
 Version = tuple[int, ...]
-_KEYS = {"below": str, "files": str, "hunks": str, "without": list, "first": int}
-SERIES = "series"
-"""The name of the table for the series as a whole, which limits it to its `first` patches."""
+_KEYS = {"patch": str, "below": str, "files": str, "hunks": str, "without": list, "first": int}
+WHOLE = ""
+"""The patch of a table for the series as a whole, which limits it to its `first` patches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """A difference of one patch on older upstreams, or a limit of the series."""
 
-    patch: str  # the file name; `SERIES` for the series as a whole
+    patch: str  # the file name; `WHOLE` for the series as a whole
     below: Version  # the first ggml version that does not need it
     files: Path | None = None  # diffs that replace the patch's diffs of the same files
     hunks: Path | None = None  # hunks that replace those that share the most lines with them
@@ -43,29 +44,21 @@ def parse_version(text: str) -> Version:
     return tuple(int(number) for number in re.findall(r"\d+", text)) or (0,)
 
 
-def load_variants(patches: Path) -> tuple[Variant, ...]:
-    """Read the `variants.toml` in the folder of a series; it may be missing."""
-    path = patches / "variants.toml"
-    data = read_toml(path) if path.exists() else {}
-    return tuple(
-        _variant(path, patch, table)
-        for patch, tables in data.items()
-        for table in (tables if isinstance(tables, list) else [tables])
-    )
+def load_variants(about: About) -> tuple[Variant, ...]:
+    """Return the variants that a series names."""
+    return tuple(_variant(about.file, table) for table in about.variants)
 
 
-def rename(patches: Path, names: Mapping[str, str]) -> None:
-    """Rename tables in `variants.toml` as their patches were renamed: old -> new."""
-    path = patches / "variants.toml"
-    if path.exists():
-        before = tomlkit.parse(path.read_text(encoding="utf-8"))
-        after = tomlkit.document()
-        for key, tables in before.body:
-            new = tomlkit.key(names[key.key]) if key is not None and key.key in names else key
-            after.append(new, tables)
-        if after != before:
-            with writing(path):
-                replace_file(path, tomlkit.dumps(after))
+def rename(about: About, names: Mapping[str, str]) -> None:
+    """Rename patches in the tables of `series.toml` as they were renamed: old -> new."""
+    if not any(table.get("patch") in names for table in about.variants):
+        return
+    document = tomlkit.parse(about.file.read_text(encoding="utf-8"))
+    for table in document["variants"]:
+        if table.get("patch") in names:
+            table["patch"] = names[table["patch"]]
+    with writing(about.file):
+        replace_file(about.file, tomlkit.dumps(document))
 
 
 def of_version(variants: Sequence[Variant], patch: str, version: Version) -> list[Variant]:
@@ -81,7 +74,8 @@ def compose(mail: str, variant: Variant) -> str:
     unknown = sorted({*files, *hunks, *variant.without} - set(sections))
     if unknown:
         raise SetupError(
-            f"{variant.patch} does not touch {', '.join(unknown)}; correct patches/variants.toml"
+            f"{variant.patch} does not touch {', '.join(unknown)}; correct its variant in "
+            "series.toml"
         )
     sections |= files
     for name, text in hunks.items():
@@ -110,7 +104,7 @@ def _with_hunks(own: str, others: str, where: str) -> str:
             line = other.partition("\n")[0]
             raise SetupError(
                 f"{where}: no hunk of the patch is left that has a line of '{line}'; "
-                "correct it, or take files for hunks in patches/variants.toml"
+                "correct it, or take files for hunks in series.toml"
             )
         instead[i] = other
     return head + "".join(instead.get(i, hunk) for i, hunk in enumerate(hunks))
@@ -137,10 +131,11 @@ def _sections(text: str) -> tuple[str, dict[str, str]]:
     return head, sections
 
 
-def _variant(path: Path, patch: str, table: Any) -> Variant:
-    where = f"{path}: variant of '{patch}'"
+def _variant(path: Path, table: Any) -> Variant:
+    patch = table.get("patch", WHOLE) if isinstance(table, dict) else WHOLE
+    where = f"{path}: variant of '{patch}'" if patch else f"{path}: variant of the series"
     if not isinstance(table, dict):
-        raise SetupError(f"{where}: must be a table [[{patch!r}]]")
+        raise SetupError(f"{where}: must be a table [[variants]]")
     for key, value in table.items():
         if key not in _KEYS:
             raise SetupError(f"{where}: unknown key '{key}'; known: {', '.join(_KEYS)}")
@@ -148,8 +143,8 @@ def _variant(path: Path, patch: str, table: Any) -> Variant:
             raise SetupError(f"{where}: {key} must be a {_KEYS[key].__name__}, not {value!r}")
     if "below" not in table:
         raise SetupError(f"{where}: below is missing, the first ggml version that needs none")
-    if (patch == SERIES) != ("first" in table):
-        raise SetupError(f"{where}: first belongs to [[{SERIES}]], and to it alone")
+    if (patch == WHOLE) != ("first" in table):
+        raise SetupError(f"{where}: write either patch, or first for the series as a whole")
     files, hunks = table.get("files"), table.get("hunks")
     return Variant(
         patch=patch,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,14 +10,9 @@ from typing import Any
 import tomlkit
 
 from fa_harness.errors import SetupError, UsageError
-from fa_harness.files import replace_file
+from fa_harness.files import read_toml, replace_file
 from fa_harness.project import writing
 from fa_harness.upstream.repository import archive_name
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 """The names that a pin may have; a folder gets the same name."""
@@ -67,17 +61,6 @@ class Pins:
                 f"{', '.join(sorted(self.upstreams))}"
             )
         return self.upstreams[name]
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file."""
-    try:
-        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SetupError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SetupError(f"{path} is not valid TOML: {error}") from error
-    return table
 
 
 def load_pins(path: Path) -> Pins:
