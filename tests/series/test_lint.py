@@ -76,6 +76,17 @@ def test_a_line_that_breaks_a_rule_is_named_in_the_patch_and_upstream(
     assert patch.read_text().split("\n")[found.line - 1] == f"+{line}"
 
 
+def test_a_patch_that_is_wrong_alone_must_have_another_behind_it(
+    project: Project, add_patch: AddPatch
+) -> None:
+    alone = add_patch("answer (wrong without the next)", {OPS: [("return 41;", "return 42;")]})
+    [found] = findings(project)
+    assert (found.level, found.rule, found.patch) == ("must", "unfinished", alone.name)
+    assert found.text.endswith("none follows; add that patch, or drop this one")
+    add_patch("mend", {OPS: [("return 42;", "return 43;")]})
+    assert findings(project) == []
+
+
 @pytest.mark.parametrize("subject", ["Answer", "ggml: answer", "ggml : answer.", "ggml :answer"])
 def test_a_subject_of_another_form_is_a_finding(
     project: Project, add_patch: AddPatch, subject: str

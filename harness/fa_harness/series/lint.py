@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from fa_harness import proc
 from fa_harness.project import Project
-from fa_harness.series.series import series_for, title
+from fa_harness.series.series import series_for, title, why_unfinished
 from fa_harness.series.tree import Tree, prepare_whole_tree
 from fa_harness.stacks import ABOUT
 from fa_harness.upstream.git import git
@@ -76,6 +76,9 @@ def lint(project: Project, source: Source) -> tuple[list[Violation], list[str]]:
         text = f"no patch adds cases to {TESTS}: an op that is changed needs some"
         last = stack.names[-1]
         findings.append(Violation(level="must", rule="tests", patch=last, line=1, text=text))
+    if text := why_unfinished(stack.own.patches):
+        last = stack.own.patches[-1].name
+        findings.append(Violation(level="must", rule="unfinished", patch=last, line=1, text=text))
     if not project.about().why:
         text = "nothing says why the series exists, and how to tell that it is no longer needed"
         findings.append(Violation(level="should", rule="why", patch=ABOUT, line=1, text=text))

@@ -7,6 +7,7 @@ import email.policy
 import functools
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -171,6 +172,20 @@ def _load(path: Path, owner: str) -> Series:
     patches = tuple(path.parent / name for name in names)
     digests = tuple(hashlib.sha256(patch.read_bytes()).hexdigest() for patch in patches)
     return Series(file=path, patches=patches, digests=digests, owners=(owner,) * len(patches))
+
+
+WRONG_ALONE = "(wrong without the next)"
+"""At the end of a patch's subject: the tree is wrong up to the patch behind it."""
+
+
+def why_unfinished(patches: Sequence[Path]) -> str:
+    """Return why a tree with these patches is known to be wrong, and what to do; empty if not."""
+    if not patches or not title(patches[-1]).endswith(WRONG_ALONE):
+        return ""
+    return (
+        f"{patches[-1].name} says that it is wrong without the next patch, and none follows; add "
+        "that patch, or drop this one"
+    )
 
 
 def title(patch: Path) -> str:
