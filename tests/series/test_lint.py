@@ -136,6 +136,24 @@ def test_lines_that_clang_format_would_change_are_asked_about(
     assert found.text == "clang-format has: return(42);"
 
 
+def test_a_file_that_upstream_itself_formats_otherwise_is_not_checked_and_that_is_said(
+    project: Project, add_patch: AddPatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "clang-format"
+    program.write_text(
+        '#!/bin/sh\nfor file; do :; done\nsed "s/return \\(4.\\);/return(\\1);/" "$file"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(lint, "_clang_format", lambda: [str(program)])
+    add_patch("answer", {OPS: [("return 41;", "return 42;")]})
+    source = find_source(project)
+    tree = prepare_tree(project, source, load_series(project))
+    (tree.path / ".clang-format").write_text("")
+    found, missing = lint.lint(project, source)
+    assert found == []
+    assert missing == [f"format: of files that upstream itself formats otherwise, {OPS}"]
+
+
 def test_a_series_without_cases_for_upstreams_own_test_is_a_finding(
     project: Project, add_patch: AddPatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import functools
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
@@ -28,6 +29,9 @@ READABLE = 400
 SUBJECT = 72
 """Characters of a subject that git's own tools show."""
 TESTS = "tests/test-backend-ops.cpp"
+OWN_FORMAT = 0.05
+"""If clang-format would change a larger share of upstream's own lines of a file, upstream does not
+format it so, and no reviewer asks for it."""
 
 _CODE = {".c", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".m"}
 _C_FAMILY = {".c", ".cpp", ".h", ".hpp"}
@@ -63,6 +67,7 @@ def lint(project: Project, source: Source) -> tuple[list[Violation], list[str]]:
     tree = prepare_whole_tree(project, source, stack)
     findings: list[Violation] = []
     touched: set[str] = set()
+    unlike: dict[str, bool] = {}
     for i, patch in enumerate(stack.own.patches, stack.below):
         lines = patch.read_text("utf-8", errors="surrogateescape").splitlines()
         added = list(_added(lines))
@@ -70,7 +75,7 @@ def lint(project: Project, source: Source) -> tuple[list[Violation], list[str]]:
         findings += _of_message(patch, lines)
         findings += _of_lines(patch.name, [placed.get(each.line, each) for each in added])
         findings += _of_size(patch.name, lines)
-        findings += _of_format(tree, i + 1, patch.name, list(placed.values()))
+        findings += _of_format(tree, i + 1, patch.name, list(placed.values()), unlike)
         touched |= {line.removeprefix("+++ b/") for line in lines if line.startswith("+++ b/")}
     if touched and TESTS not in touched and (tree.path / TESTS).is_file():
         text = f"no patch adds cases to {TESTS}: an op that is changed needs some"
@@ -89,6 +94,10 @@ def lint(project: Project, source: Source) -> tuple[list[Violation], list[str]]:
         missing.append("format: there is no clang-format; pip install clang-format")
     elif held := tree.applied.held:
         missing.append(f"format: of the first {held} patches, which {source.label} has already")
+    if others := [file for file, is_unlike in unlike.items() if is_unlike]:
+        missing.append(
+            f"format: of files that upstream itself formats otherwise, {', '.join(others)}"
+        )
     return findings, missing
 
 
@@ -142,13 +151,22 @@ def _of_size(patch: str, lines: Sequence[str]) -> Iterator[Violation]:
             yield found(rule="new-file", line=i, text=text)
 
 
-def _of_format(tree: Tree, n: int, patch: str, added: Sequence[_Added]) -> Iterator[Violation]:
-    """Yield the lines that state `n` adds and upstream's .clang-format would change."""
+def _of_format(
+    tree: Tree, n: int, patch: str, added: Sequence[_Added], unlike: dict[str, bool]
+) -> Iterator[Violation]:
+    """Yield the lines that state `n` adds and upstream's .clang-format would change.
+
+    `unlike` collects by file whether upstream's own lines are formatted otherwise.
+    """
     style, program = tree.path / ".clang-format", _clang_format()
     if not style.is_file() or not program:
         return
     for file in dict.fromkeys(each.file for each in added):
         if PurePosixPath(file).suffix not in _C_FAMILY:
+            continue
+        if file not in unlike:
+            unlike[file] = _is_unlike(tree, file, [*program, f"--style=file:{style}"])
+        if unlike[file]:
             continue
         of_file = {each.file_line: each for each in added if each.file == file}
         before = git(tree.path, "show", f"{tree.commits[n]}:{file}")
@@ -168,6 +186,20 @@ def _of_format(tree: Tree, n: int, patch: str, added: Sequence[_Added]) -> Itera
                 text = f"clang-format has: {many}{wanted}"
                 at = of_file[changed[0]]
                 yield _at(at, level="should", rule="format", patch=patch, text=text)
+
+
+def _is_unlike(tree: Tree, file: str, program: Sequence[str]) -> bool:
+    """Tell whether upstream's own version of a file is formatted in another way."""
+    if not git(tree.path, "ls-tree", tree.commits[0], "--", file):
+        return False
+    own = git(tree.path, "show", f"{tree.commits[0]}:{file}")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / PurePosixPath(file).name
+        path.write_text(own + "\n", encoding="utf-8")
+        formatted = proc.run([*program, path])
+    lines = own.splitlines()
+    changed = Counter(lines) - Counter(formatted.splitlines())
+    return changed.total() > OWN_FORMAT * len(lines)
 
 
 def _differences(a: list[str], b: list[str]) -> Iterator[tuple[int, int, int, int]]:
