@@ -306,6 +306,7 @@ def test_lint_on_a_checkout_checks_the_lines_where_they_are_merged(
     edit((NEAR[0], NEAR[1] + "// a line more\n"))
     tree = prepare(two_patches)
     (tree.path / ".clang-format").write_text("")
+    two_patches.about().file.write_text('title = "t"\nwhy = "w"\n')
     findings, missing = lint.lint(two_patches, find_source(two_patches))
     [found] = findings
     assert (found.rule, found.patch, found.text) == (

@@ -408,7 +408,7 @@ def test_two_libraries_compute_side_by_side(library: Ggml, pristine: Library) ->
 def test_two_libraries_of_one_build_folder_are_refused(
     library: Ggml, patched: Library, before_scheduler: Library
 ) -> None:
-    message = r"0006: cannot be loaded beside .*patched, since both hold libggml.*; load it in a"
+    message = r"0006: cannot be loaded beside .*lib/state, since both hold libggml.*; load it in a"
     with pytest.raises(SetupError, match=message):
         ggml.load(before_scheduler.module_path)
 
