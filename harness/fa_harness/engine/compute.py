@@ -198,39 +198,38 @@ class _Computation:
         """
         with (
             self._ggml.context() as ctx,
-            self._ggml.context() as of_calls,
             self._ggml.context() as of_state,
             self._ggml.remote() as remote,
             self._ggml.backend(self._case.threads) as cpu,
             Scheduler(self._ggml, [remote, cpu]) as scheduler,
         ):
-            tensors = CaseTensors(ctx, self._case, self._inputs, self._layouts, of_calls=of_calls)
-            state = tensors.state(of_state)
-            states = state, of_calls.filled(of_calls.tensor("f32", state.ne), float("-inf"))
-            views = self._views(tensors)
-            linked, after = zip(
-                *(self._linked(tensors, views, each) for each in states), strict=True
-            )
-            calls = [*linked[0], *linked[1]]
-            last = [*after, *self._asked(linked[0]), *self._asked(linked[1])]
-            graph = of_calls.graph(last, size=16 * (len(calls) + 2))
+            tensors = CaseTensors(ctx, self._case, self._inputs, self._layouts)
+            state, views = tensors.state(of_state), self._views(tensors)
+            tensors.place_masks(self._segments)
             tensors.allocate(remote)
             cpu.allocate(of_state)
             make_fresh(state)
 
-            def clear_all() -> None:
-                for call in calls:
-                    clear(call)
+            def chain(*, has_state: bool) -> tuple[tuple[F32, ...], F32]:
+                """Compute the chain in one graph; without a state, that makes a fresh one."""
+                with self._ggml.context() as of_calls:
+                    tensors.of_calls = of_calls
+                    first = state if has_state else tensors.state(of_calls, is_made=True)
+                    linked, after = self._linked(tensors, views, first)
+                    asked = [*self._asked(linked), after]
+                    graph = of_calls.graph(asked, size=16 * (len(linked) + 2))
+                    for call in linked:  # another backend may be able to compute parts, too
+                        if call.part is not None:
+                            scheduler.compute_on(call.part, cpu)
 
-            for call in calls:  # another backend may be able to compute parts, too
-                if call.part is not None:
-                    scheduler.compute_on(call.part, cpu)
-            scheduler.compute(graph, [*calls, states[1]], before=clear_all)
-            first, second = (
-                (tuple(rows_of(call) for call in chain), each.read())
-                for chain, each in zip(linked, states, strict=True)
-            )
-            return first, second
+                    def clear_all() -> None:
+                        for call in linked:
+                            clear(call)
+
+                    scheduler.compute(graph, [*linked, first], before=clear_all)
+                    return tuple(rows_of(call) for call in linked), first.read()
+
+            return chain(has_state=True), chain(has_state=False)
 
     def merged(self) -> Merged:
         """Compute the parts, all reductions in one graph, then parts and a reduction in one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -42,16 +42,16 @@ class CaseTensors:
         layouts: dict[str, U8] | None = None,
         *,
         in_place: bool = False,
-        of_calls: Context | None = None,
     ) -> None:
         """Place Q and the sinks.
 
         Contexts of the case share `layouts`, by name the inputs as they lie in memory. With
         `in_place` the inputs live there, so that contexts of several libraries read the same
-        memory. Otherwise each context has a copy. Calls may have a context `of_calls`.
+        memory. Otherwise each context has a copy.
         """
         self.ctx = ctx
-        self.of_calls = ctx if of_calls is None else of_calls
+        self.of_calls = ctx
+        """The context in which calls are made."""
         self._in_place = in_place
         self._layouts = {} if layouts is None else layouts
         self._case = case
@@ -81,8 +81,10 @@ class CaseTensors:
             k_raw, v_raw = self._source.segments[i]
         return self._keys(f"[{start}:{stop}]", self._case.of_segment(i), k_raw, v_raw)
 
-    def state(self, ctx: Context | None = None) -> Tensor:
+    def state(self, ctx: Context | None = None, *, is_made: bool = False) -> Tensor:
         """Return a state of the case, not filled, in a context, or in that of the inputs.
+
+        If it `is_made`, the graph fills it, and it is fresh.
 
         With one row per head it is made from `[2 + hsv, n_head, 1, ne3]`. It is still contiguous,
         but the stride of the dimension with one element is not that of a row.
@@ -92,6 +94,8 @@ class CaseTensors:
         rows = (n_batch, n_head) if n_batch > 1 else (n_head, 1)
         ctx = self.ctx if ctx is None else ctx
         state = ctx.tensor("f32", (row, *rows, ne3), "the state")
+        if is_made:
+            state = ctx.filled(state, -np.inf)
         return state if n_batch > 1 else ctx.permute(state, (0, 2, 1, 3))
 
     def call(
@@ -118,8 +122,13 @@ class CaseTensors:
         out.name = f"dst[{segment[0]}:{segment[1]}]"
         return out
 
+    def place_masks(self, segments: Iterable[tuple[int, int]]) -> None:
+        """Place the masks of segments now, for calls that are made once there is memory."""
+        for segment in segments:
+            self._mask_columns(segment)
+
     def allocate(self, backend: Backend) -> None:
-        """Give memory to the tensors, but to none in a context `of_calls`; fill the inputs."""
+        """Give memory to the tensors of `ctx`, and fill the inputs."""
         backend.allocate(self.ctx)
         if not self._in_place:
             for tensor, data in self._inputs.values():

@@ -130,9 +130,10 @@ class Scheduler:
 
         `before` is called when they have. What an earlier graph has left is lost then.
         """
-        lib = self._ggml._lib
+        ffi, lib = self._ggml._ffi, self._ggml._lib
         for tensor in kept:
-            lib.ggml_set_output(tensor._p)
+            whole = tensor._p.view_src  # only that has memory of its own
+            lib.ggml_set_output(tensor._p if whole == ffi.NULL else whole)
         if not lib.ggml_backend_sched_alloc_graph(self._p, graph._p):
             raise MemoryError("ggml_backend_sched_alloc_graph: no memory for the graph")
         before()
