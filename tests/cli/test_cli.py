@@ -289,7 +289,7 @@ def test_a_cmake_option_without_a_name_or_a_value_is_refused(
 def test_an_unknown_library_is_refused_with_status_2(call: Call, command: list[str]) -> None:
     ended = call(*command, "0099")
     assert ended.status == 2
-    assert "unknown library 'state@0099': state has 9 patches here, so " in ended.stderr
+    assert "unknown library 'state@0099': state has 7 patches here, so " in ended.stderr
 
 
 def test_a_case_file_without_a_case_is_refused(call: Call, tmp_path: Path) -> None:

@@ -273,6 +273,7 @@ def test_a_case_has_modes_of_its_own(case: Case, expected: tuple[str, ...]) -> N
 def test_the_first_patch_alone_cannot_merge_and_orders_no_calls(bug: Library) -> None:
     assert lacking(load(bug.module_path)) == {
         "merged": "ggml_flash_attn_ext_merge_states",
+        "reduced": "ggml_flash_attn_ext_reduce",
         "scheduled": "ggml_flash_attn_ext_get_state",
     }
 

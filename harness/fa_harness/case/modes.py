@@ -5,6 +5,7 @@ All arrays of rows are `[ne3, n_head, n_batch, ...]`, the order of the state con
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Generic, TypedDict, TypeVar
 
@@ -201,14 +202,22 @@ def modes_of(case: Case) -> tuple[str, ...]:
     if case.hot_window:
         return ("standard", "fifo")
     several = ("merged", "resumed") if case.segments > 1 else ("preset",)
-    if 1 < case.segments <= MOST_PARTS:
-        several = (*several, "reduced")
     if case.segments > 1 and not case.segment_types and _is_soon_copied(case):
         several = (*several, "scheduled")
     mixed = ("mixed",) if case.segment_types else ()
     return tuple(
         mode for mode in MODES if mode in ("standard", "full_state", "segmented", *several, *mixed)
     )
+
+
+def offered(case: Case, lacks: Container[str]) -> tuple[str, ...]:
+    """Return the modes of a case without those that a library lacks.
+
+    A library that cannot merge states, but reduce them, computes `reduced` in place of `merged`.
+    """
+    reduces = "merged" in lacks and "reduced" not in lacks and case.segments <= MOST_PARTS
+    modes = ("reduced" if mode == "merged" and reduces else mode for mode in modes_of(case))
+    return tuple(mode for mode in modes if mode not in lacks)
 
 
 def _is_soon_copied(case: Case) -> bool:

@@ -28,7 +28,7 @@ from fa_harness.case.modes import (
     Run,
     Scheduled,
     Standard,
-    modes_of,
+    offered,
     order_of_parts,
 )
 from fa_harness.engine import state_file
@@ -69,7 +69,7 @@ def run_case(
     `on_mode` gets each mode before it starts, so that a crash can be assigned to it.
     """
     if modes is None:
-        modes = tuple(mode for mode in modes_of(case) if mode not in lacking(ggml))
+        modes = offered(case, lacking(ggml))
     results: dict[str, object] = {}
     seconds: dict[str, float] = {}
     written: list[str] = []

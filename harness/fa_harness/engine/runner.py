@@ -18,7 +18,7 @@ from pathlib import Path
 from fa_harness.case import captures
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs, make_inputs
-from fa_harness.case.modes import Run, modes_of
+from fa_harness.case.modes import Run, modes_of, offered
 from fa_harness.case.quants import TYPES
 from fa_harness.case.variations import Variation
 from fa_harness.engine import memory
@@ -253,9 +253,8 @@ class _Computing:
         """
         captures.checked(case)
         if modes is None:
-            modes, lacks = modes_of(case), started.lacks
-            if "full_state" not in lacks:
-                modes = tuple(mode for mode in modes if mode not in lacks)
+            lacks = started.lacks
+            modes = modes_of(case) if "full_state" in lacks else offered(case, lacks)
         self._worker = worker
         self._case = case
         self._modes = modes
