@@ -51,6 +51,12 @@ def patched() -> Library:
 
 
 @pytest.fixture(scope="session")
+def partial() -> Library:
+    """The series `partial`, whose calls return the state."""
+    return _build("partial")
+
+
+@pytest.fixture(scope="session")
 def mutated() -> Library:
     """The whole series with a switch for faults."""
     return _build("mutants")
