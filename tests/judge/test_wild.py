@@ -205,12 +205,13 @@ def test_a_chain_whose_keys_lie_with_another_backend_is_compared(
     inputs, features = make_inputs(SCHEDULED), library.features()
     run = run_case(library, SCHEDULED, inputs, modes)
     assert judge(SCHEDULED, inputs, run, features=features).status == "pass"
-    chains = list(run.results["scheduled"])
+    chains = list(run.results["scheduled"].chains)
     outputs, state = chains[which]
     changed = [array.copy() for array in (*outputs, state)]
     changed[1 if kind == "output" else -1][0, 1, 2, 3] += 1
     chains[which] = (tuple(changed[:-1]), changed[-1])
-    results: Any = {**run.results, "scheduled": tuple(chains)}
+    scheduled = dataclasses.replace(run.results["scheduled"], chains=(chains[0], chains[1]))
+    results: Any = {**run.results, "scheduled": scheduled}
     verdict = judge(SCHEDULED, inputs, dataclasses.replace(run, results=results), features=features)
     other = "vs segmented" if "segmented" in modes else "vs oracle"
     name = "scheduled state" if kind == "state" and len(modes) == 1 else "scheduled"

@@ -155,9 +155,19 @@ class FullState(Twice[Left]):
 
 Mixed = Twice[Chain]
 """A chain whose segments are caches of their own, in their own types, in two contexts."""
-Scheduled = tuple[tuple[tuple[F32, ...], F32], tuple[tuple[F32, ...], F32]]
-"""Two chains in one graph under a scheduler: the output of each call, and the last state. The state
-of the first is allocated before, that of the second is made by the graph."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scheduled:
+    """Two chains under a scheduler, each in one graph, and a call without a state."""
+
+    chains: tuple[tuple[tuple[F32, ...], F32], tuple[tuple[F32, ...], F32]]
+    """The output of each call, and the last state. The state of the first chain is allocated
+    before, that of the second is made by the graph."""
+    standard: F32
+    """The call without a state, in the graph of the first chain."""
+
+
 Fifo = Twice[Rolled]
 """A rolling cache with a graph for each of a step's two calls, and with a graph for each step."""
 

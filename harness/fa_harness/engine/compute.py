@@ -196,6 +196,8 @@ class _Computation:
 
         Once more it continues a state that the graph makes, which may be done on either backend.
         """
+        if self._case.regime == "seed" and not self._ggml.has_partial:  # once is enough
+            self._ggml.check_refusal()
         with (
             self._ggml.context() as ctx,
             self._ggml.context() as of_state,
@@ -204,8 +206,10 @@ class _Computation:
             Scheduler(self._ggml, [remote, cpu]) as scheduler,
         ):
             tensors = CaseTensors(ctx, self._case, self._inputs, self._layouts)
-            state, views = tensors.state(of_state), self._views(tensors)
-            tensors.place_masks(self._segments)
+            state, cache, whole = tensors.state(of_state), tensors.cache(), (0, self._case.n_kv)
+            views = [tensors.segment_of(cache, segment) for segment in self._segments]
+            tensors.place_masks([*self._segments, whole])
+            outputs: list[F32] = []
             tensors.allocate(remote)
             cpu.allocate(of_state)
             make_fresh(state)
@@ -217,19 +221,25 @@ class _Computation:
                     first = state if has_state else tensors.state(of_calls, is_made=True)
                     linked, after = self._linked(tensors, views, first)
                     asked = [*self._asked(linked), after]
+                    alone = [tensors.call(cache, whole, sinks=True)] if has_state else []
+                    asked += alone
+                    for call in alone:
+                        scheduler.compute_on(call, cpu)
                     graph = of_calls.graph(asked, size=16 * (len(linked) + 2))
                     for call in linked:  # another backend may be able to compute parts, too
                         if call.part is not None:
                             scheduler.compute_on(call.part, cpu)
 
                     def clear_all() -> None:
-                        for call in linked:
+                        for call in (*linked, *alone):
                             clear(call)
 
-                    scheduler.compute(graph, [*linked, first], before=clear_all)
+                    scheduler.compute(graph, [*linked, *alone, first], before=clear_all)
+                    outputs.extend(map(rows_of, alone))
                     return tuple(rows_of(call) for call in linked), first.read()
 
-            return chain(has_state=True), chain(has_state=False)
+            chains = chain(has_state=True), chain(has_state=False)
+            return Scheduled(chains=chains, standard=outputs[0])
 
     def merged(self) -> Merged:
         """Compute the parts, all reductions in one graph, then parts and a reduction in one."""

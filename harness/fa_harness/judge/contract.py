@@ -53,7 +53,9 @@ _PROMISED = {
         "resumed_vs_oracle", "resumed_prefix_vs_oracle", "resumed_state_vs_oracle",
         "resumed_result_vs_state",
     },
-    "scheduled": {"scheduled_vs_oracle", "scheduled_state_vs_oracle"},
+    "scheduled": {
+        "scheduled_vs_standard", "scheduled_vs_oracle", "scheduled_state_vs_oracle",
+    },
     "mixed": {
         "mixed_again", "mixed_vs_oracle", "mixed_prefix_vs_oracle", "mixed_state_vs_oracle",
         "mixed_result_vs_state", "one_graph_vs_mixed",
@@ -80,7 +82,7 @@ def promised(mode: str, case: Case, modes: Collection[str]) -> set[str]:
     if mode == "resumed" and uncut in modes:
         return {f"resumed_vs_{uncut}"}
     if mode == "scheduled" and "segmented" in modes:
-        return {"scheduled_vs_segmented"}
+        return {"scheduled_vs_standard", "scheduled_vs_segmented"}
     names = set(_PROMISED[mode])
     if mode == "segmented" and "full_state" in modes:
         names.add("segmented_vs_full_state")
@@ -193,7 +195,12 @@ def _resumed(expect: Expectations, results: ByMode) -> Iterator[Check]:
 def _scheduled(expect: Expectations, results: ByMode) -> Iterator[Check]:
     """Compare with the chain on one backend; where that was not computed, with the oracle."""
     calls = expect.calls(own_types=False)
-    for one_graph, how in zip(results["scheduled"], ("", " on a state of the graph"), strict=True):
+    scheduled = results["scheduled"]
+    alone = Call(name="one call under the scheduler", keys=(0, expect.case.n_kv))
+    other = "one call on one backend"
+    standard = results["standard"].output
+    yield _same("scheduled_vs_standard", alone, scheduled.standard, standard, other)
+    for one_graph, how in zip(scheduled.chains, ("", " on a state of the graph"), strict=True):
         named = [replace(call, name=f"{call.name}{how}") for call in calls]
         if "segmented" in results:
             chain = replace(results["segmented"], one_graph=one_graph)

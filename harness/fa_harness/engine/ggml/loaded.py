@@ -13,6 +13,7 @@ from fa_harness.arrays import Array
 from fa_harness.case import quants
 from fa_harness.engine.ggml.graphs import CONTEXT_BYTES, Backend, Context, Found
 from fa_harness.engine.ggml.remote import Remote, Server, has_remote
+from fa_harness.engine.ggml.tensors import WrongTensorError
 from fa_harness.errors import SetupError
 
 EVERY_MUTANT = "*"
@@ -211,10 +212,29 @@ class Ggml:
         return has_remote(self)
 
     def remote(self) -> Remote:
-        """Return the RPC backend of a server of this library, which starts with the first."""
+        """Return the RPC backend of a server of this library, which serves one at a time."""
+        return Remote(self, self._endpoint())
+
+    def check_refusal(self) -> None:
+        """Check that a scheduler refuses a state that it would have to copy.
+
+        Raises:
+            WrongTensorError: It does not.
+        """
+        from fa_harness.engine.ggml.refusal import is_refused  # it loads a library itself
+
+        mutant = None if self._mutant == EVERY_MUTANT else self._mutant
+        if not is_refused(self._module_path, self._endpoint(), mutant):
+            raise WrongTensorError(
+                "a state in the memory of another backend was not refused; its copy would be "
+                "updated in its place"
+            )
+
+    def _endpoint(self) -> str:
+        """Return the address of the server, which starts when it is first asked for."""
         if self._server is None:
             self._server = Server(self._module_path)
-        return Remote(self, self._server.endpoint)
+        return self._server.endpoint
 
     def _mapping(self) -> mmap.mmap:
         """Return memory for a context."""
