@@ -196,8 +196,6 @@ class _Computation:
 
         Once more it continues a state that the graph makes, which may be done on either backend.
         """
-        if self._case.regime == "seed" and not self._ggml.has_partial:  # once is enough
-            self._ggml.check_refusal()
         with (
             self._ggml.context() as ctx,
             self._ggml.context() as of_state,
@@ -239,7 +237,9 @@ class _Computation:
                     return tuple(rows_of(call) for call in linked), first.read()
 
             chains = chain(has_state=True), chain(has_state=False)
-            return Scheduled(chains=chains, standard=outputs[0])
+        if self._case.regime == "seed" and not self._ggml.has_partial:  # once is enough
+            self._ggml.check_refusal()
+        return Scheduled(chains=chains, standard=outputs[0])
 
     def merged(self) -> Merged:
         """Compute the parts, all reductions in one graph, then parts and a reduction in one."""
