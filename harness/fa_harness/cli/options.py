@@ -122,7 +122,8 @@ modes = words(
     "--mode",
     "modes",
     metavar="M",
-    help="Compute only this mode: standard, full_state, segmented, merged, resumed, mixed or fifo.",
+    help="Compute only this mode: standard, full_state, segmented, merged, reduced, resumed, "
+    "scheduled, mixed, fifo or preset.",
 )
 seed = click.option("--seed", type=int, metavar="S", help="Seed of the inputs.")
 coverage = click.option(

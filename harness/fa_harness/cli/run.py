@@ -119,6 +119,9 @@ def command(
       segmented   one call per segment
       resumed     one call per segment, the state saved to a file in between
       merged      one state per segment, merged at the end
+      reduced     the same, of a library that reduces states in one op
+      scheduled   under ggml's scheduler, beside another backend
+      preset      one call, on a state set by hand
       mixed       segments of different K/V types
       fifo        a rolling cache with a hot window and a cold part
 
