@@ -45,10 +45,11 @@ def judged(library: Ggml, case: Case, modes: tuple[str, ...] | None = None) -> V
 
 
 @pytest.mark.parametrize("name", ["smoke", pytest.param("default", marks=pytest.mark.full)])
+@pytest.mark.parametrize("series", ["patched", "partial"])
 def test_without_a_state_the_patched_library_is_pristine_bit_for_bit_in_the_same_work_memory(
-    name: str, patched: Library, pristine: Library
+    name: str, series: str, request: pytest.FixtureRequest, pristine: Library
 ) -> None:
-    cases = suite(name)
+    cases, patched = suite(name), request.getfixturevalue(series)
     assert {path(case) for case in cases} == {"vec", "tiled", "split-kv"}
     with Worker(pristine.module_path) as upstream, Worker(patched.module_path) as ours:
         for case in cases:
