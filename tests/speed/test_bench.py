@@ -455,6 +455,16 @@ def test_a_row_is_measured_on_both_libraries(
     assert len(set(found.work_size.values())) == len(set(found.allocations.values())) == 1
 
 
+def test_a_chain_of_calls_that_return_the_state_is_measured(
+    partial: Library, pristine: Library
+) -> None:
+    ours, theirs = (ggml.load(each.module_path) for each in (partial, pristine))
+    [case] = bench.suite((1,), TINY)
+    found = measure(ours, theirs, case.with_(n_head_kv=1), rounds=8)
+    assert {f"segmented_{n}" for n in SEGMENTS} <= found.seconds.keys()
+    assert len(set(found.work_size.values())) == 1
+
+
 @pytest.mark.parametrize("case", [case for case in bench.SHAPES if case.segment_types][2:5])
 def test_a_chain_of_several_types_is_timed_against_upstreams_calls_on_its_segments(
     library: Ggml, pristine: Library, case: Case

@@ -34,6 +34,7 @@ Seconds = F64
 SEGMENTS = (2, 8, 32)
 """The chains that are timed."""
 
+_GRAPH = 16 * SEGMENTS[-1]  # nodes and leaves of the longest chain
 _EMPTY_CALLS = 32  # in one graph, so that what a graph costs does not count
 _WARM_UP = 1e-3  # seconds at least, and one computation
 _LONG = 20e-3  # seconds of a computation to which the start of threads adds too little to matter
@@ -414,7 +415,7 @@ class _Graphs:
     ) -> _Way:
         return _Way(
             ggml=self._ggml,
-            graph=self._tensors.ctx.graph(calls, kept=False),
+            graph=self._tensors.ctx.graph(calls, kept=False, size=_GRAPH),
             n_threads=self._case.threads,
             state=state,
             reference=reference,
