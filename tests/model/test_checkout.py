@@ -211,3 +211,13 @@ def test_a_folder_inside_another_repository_is_refused(
 def test_a_branch_must_be_called_something(project: Project, mine: Path, name: str) -> None:
     with pytest.raises(FaHarnessError, match="no branch can be called so"):
         open_checkout(project, mine, name)
+
+
+def test_a_series_whose_last_patch_is_wrong_alone_is_put_on_no_branch(
+    project: Project, mine: Path, add_patch: AddPatch
+) -> None:
+    add_patch("say 42 (wrong without the next)", {OPS: [("return 41;", "return 42;")]})
+    with pytest.raises(FaHarnessError, match="says that it is wrong without the next patch"):
+        open_checkout(project, mine, "state")
+    add_patch("say 43", {OPS: [("return 42;", "return 43;")]})
+    assert len(open_checkout(project, mine, "state").series.patches) == 2

@@ -207,13 +207,16 @@ class _Computation:
             state, cache, whole = tensors.state(of_state), tensors.cache(), (0, self._case.n_kv)
             views = [tensors.segment_of(cache, segment) for segment in self._segments]
             tensors.place_masks([*self._segments, whole])
-            outputs: list[F32] = []
             tensors.allocate(remote)
             cpu.allocate(of_state)
             make_fresh(state)
 
-            def chain(*, has_state: bool) -> tuple[tuple[F32, ...], F32]:
-                """Compute the chain in one graph; without a state, that makes a fresh one."""
+            def chain(*, has_state: bool) -> tuple[tuple[tuple[F32, ...], F32], list[F32]]:
+                """Compute the chain in one graph, and beside it a call without a state.
+
+                If it does not have the state that is allocated, the graph makes a fresh one, and
+                there is no other call.
+                """
                 with self._ggml.context() as of_calls:
                     tensors.of_calls = of_calls
                     first = state if has_state else tensors.state(of_calls, is_made=True)
@@ -233,23 +236,22 @@ class _Computation:
                             clear(call)
 
                     scheduler.compute(graph, [*linked, *alone, first], before=clear_all)
-                    outputs.extend(map(rows_of, alone))
-                    return tuple(rows_of(call) for call in linked), first.read()
+                    outputs = tuple(rows_of(call) for call in linked)
+                    return (outputs, first.read()), [rows_of(call) for call in alone]
 
-            chains = chain(has_state=True), chain(has_state=False)
+            allocated, [standard] = chain(has_state=True)
+            made, _ = chain(has_state=False)
         if self._case.regime == "seed" and not self._ggml.has_partial:  # once is enough
             self._ggml.check_refusal()
-        return Scheduled(chains=chains, standard=outputs[0])
+        return Scheduled(chains=(allocated, made), standard=standard)
 
     def merged(self) -> Merged:
         """Compute the parts, all reductions in one graph, then parts and a reduction in one."""
         order, n = order_of_parts(self._case), len(self._segments)
         with self._tensors() as tensors:
             ctx = tensors.ctx
-            keys = (self._own_segments if self._inputs.segments else self._views)(tensors)
-            states, fresh = [tensors.state() for _ in range(n)], tensors.state()
-            calls = [self._call(tensors, i, keys[i], states[i]) for i in range(n)]
-            graphs = [ctx.graph([call]) for call in calls]
+            keys, states, calls = self._alone(tensors)
+            graphs, fresh = [ctx.graph([call]) for call in calls], tensors.state()
 
             reductions = _reductions(ctx, states, fresh, order)
             results = {name: ctx.from_state(state) for name, state in reductions.items()}
@@ -291,10 +293,8 @@ class _Computation:
         order, n = order_of_parts(self._case), len(self._segments)
         with self._tensors() as tensors:
             ctx = tensors.ctx
-            keys = (self._own_segments if self._inputs.segments else self._views)(tensors)
-            states, fresh = [tensors.state() for _ in range(n)], tensors.state()
-            calls = [self._call(tensors, i, keys[i], states[i]) for i in range(n)]
-            graphs = [ctx.graph([call]) for call in calls]
+            keys, states, calls = self._alone(tensors)
+            graphs, fresh = [ctx.graph([call]) for call in calls], tensors.state()
             results = {
                 "in_turn": ctx.reduce(states),
                 "reversed": ctx.reduce(states[::-1]),
@@ -349,6 +349,15 @@ class _Computation:
         # a sink belongs to one call of a chain, the last (see the comment in ggml.h)
         sinks = i == len(self._segments) - 1
         return tensors.call(keys, self._segments[i], sinks=sinks, state=state)
+
+    def _alone(self, tensors: CaseTensors) -> tuple[list[Keys], list[Tensor], list[Tensor]]:
+        """Return the keys of each segment, a state for each, and the calls over them."""
+        keys = (self._own_segments if self._inputs.segments else self._views)(tensors)
+        states = [tensors.state() for _ in keys]
+        calls = [
+            self._call(tensors, i, *each) for i, each in enumerate(zip(keys, states, strict=True))
+        ]
+        return keys, states, calls
 
     def _chain(self, tensors: CaseTensors, keys: Sequence[Keys]) -> Chain:
         ctx, n = tensors.ctx, len(keys)

@@ -18,7 +18,7 @@ from fa_harness import proc, terminal
 from fa_harness.errors import FaHarnessError, SetupError, UsageError
 from fa_harness.proc import ProgramError
 from fa_harness.project import Project, writing
-from fa_harness.series.series import Series, as_files_are, series_for
+from fa_harness.series.series import Series, as_files_are, series_for, why_unfinished
 from fa_harness.series.tree import fetch_tree
 from fa_harness.upstream.git import git, make_repository, unmerged
 from fa_harness.upstream.pins import load_pins
@@ -67,12 +67,15 @@ def open_checkout(project: Project, path: Path, new_branch: str) -> Checkout:
         raise UsageError(
             f"{path} has a branch '{new_branch}' already; name another with --branch, or delete it"
         )
+    series = series_for(project, source)
+    if why := why_unfinished(series.patches):
+        raise SetupError(why)
     return Checkout(
         path=path,
         branch=branch,
         head=_ask(path, "rev-parse", "HEAD"),
         author=_author(path),
-        series=series_for(project, source),
+        series=series,
         folder=source.folder,
     )
 

@@ -33,7 +33,7 @@ from fa_harness.model.llama import (
 from fa_harness.proc import ProgramError
 from fa_harness.project import Project, find_project, locked, writing
 from fa_harness.series.rework import command_of
-from fa_harness.series.series import series_for, title, why_unfinished
+from fa_harness.series.series import series_for, title
 from fa_harness.series.tree import prepare_tree
 from fa_harness.speed.bench import MIN_ROUNDS
 from fa_harness.upstream.git import check_out, git
@@ -79,8 +79,6 @@ def gather(request: EvidenceRequest, *, verbose: bool = False) -> Iterator[Evide
     project = find_project(stack=request.series)
     _check(request)
     checkout = open_checkout(project, request.onto, request.branch)
-    if why := why_unfinished(checkout.series.patches):
-        raise SetupError(why)
     work = project.build / "evidence" / checkout.folder
     with locked(project, f"evidence/{checkout.folder}"):
         repository = work / "repository"
