@@ -97,9 +97,14 @@ def results(
     )
 
 
-def baseline_of(run: Results, speed: Speed | None = None, **made_with: Any) -> Baseline:
+def baseline_of(
+    run: Results,
+    speed: Speed | None = None,
+    bits: Mapping[Case, bytes] | str = "left out",
+    **made_with: Any,
+) -> Baseline:
     return gate.new_baseline(
-        run, made_with={**MADE_WITH, **made_with}, seed=None, threads=None, speed=speed
+        run, made_with={**MADE_WITH, **made_with}, seed=None, threads=None, speed=speed, bits=bits
     )
 
 
@@ -107,6 +112,7 @@ def judged(
     run: Results,
     before: Baseline | NoBaseline,
     *,
+    bits: Mapping[Case, bytes] | str = "left out",
     ratios: Sequence[Ratio] | str = "left out",
     one_call: Sequence[Ratio] | str = "left out",
     counts: Sequence[Count] | str = "left out",
@@ -122,6 +128,7 @@ def judged(
         threads=None,
         baseline=before,
         file="baselines/x.json",
+        bits=bits,
         measured=Measured(speed=ratios, one_call=one_call, instructions=counts),
         strict=strict,
         part=part,

@@ -495,6 +495,8 @@ def _gate_chains() -> list[Case]:
     add(split, n_kv=1800, segments=3, mask_kind="masked_segment")  # a split call that sees no key
     # so many heads that work memory is laid out for their parts, which take more than tiles do
     add(split, n_kv=1040, segments=2, hsk=32, hsv=32, n_head_kv=16, n_group=32, threads=2)
+    # a thread without keys, whose M and S of all heads fill more than one partial result
+    add(split, n_kv=1058, segments=2, hsk=4, hsv=4, n_head_kv=3, n_group=4, threads=24)
     return cases
 
 

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from fa_harness.upstream.source import find_source
 
 _STYLE = {"ok": "green", "regressed": "bold red", "skipped": "yellow"}
 """Of a check, by its status."""
+_NOT_ALL_PASS = "not measured, since not all cases pass"
 _BECOMES_THE_BASELINE = NoBaseline(
     reason="becomes the baseline", text="this run becomes the baseline, so it is compared with none"
 )
@@ -108,9 +110,9 @@ def command(
 
     The gate runs the suite gate and a few speed rows, and compares them with the baseline of this
     upstream and machine class. One call without a state is compared with the library pristine: its
-    time, and its instructions under valgrind. Checks that cannot be made are skipped, with a
-    reason, and the verdict counts them. In a GitHub Actions job it also writes annotations and a
-    job summary.
+    bits, its time, and its instructions under valgrind. Checks that cannot be made are skipped,
+    with a reason, and the verdict counts them. In a GitHub Actions job it also writes annotations
+    and a job summary.
 
     --coverage runs the cases on a library that counts its branches, and names those of the kernel
     that no case takes. It compares nothing with the baseline and measures no time.
@@ -121,6 +123,7 @@ def command(
       a case or a comparison in the baseline is missing,
       an error grew by more than its margin,
       results that were bit-identical no longer are,
+      one call no longer has the bits of the library pristine,
       a ratio of times got worse,
       one call is slower than without the patch,
       a call executes more instructions, or
@@ -149,6 +152,7 @@ def command(
     console = make_console(stderr=reports.to_stdout)
     cases = select(what)
     measured, speed_rows = Measured.nothing("left out (--no-speed)"), list[SpeedRow]()
+    bits: Mapping[Case, bytes] | str = _NOT_ALL_PASS
     with held_library(how.library, how.options) as found, Runner(found.module_path) as runner:
         class_ = baseline.machine_class(platform.machine(), runner.features)
         file = baseline_file or project.baselines / baseline.file_name(found.upstream, class_)
@@ -158,24 +162,26 @@ def command(
         if isinstance(before, NoBaseline) and not update:
             say(console, before.text, "bold yellow")
         results = run_with(runner, found, cases, how, None, console, write=reports.write)
-        made_with = what_made(project, found, results, class_)
+        made_with = {**what_made(project, found, results, class_), "against": against}
+        sides = Sides(library=found, options=how.options, against=against, is_chosen=chosen(what))
         try:
+            if results.passed:
+                bits = sides.bits(cases)
             if not results.passed:
-                measured = Measured.nothing("not measured, since not all cases pass")
+                measured = Measured.nothing(_NOT_ALL_PASS)
             elif not no_speed:
-                sides = Sides(
-                    library=found, options=how.options, against=against, is_chosen=chosen(what)
-                )
                 measured, speed_rows = sides.measure(before, update=update)
         except KeyboardInterrupt:
             results = dataclasses.replace(results, interrupted=True)
             measured = Measured.nothing("interrupted")
+            bits = "interrupted" if isinstance(bits, str) else bits
     setting: dict[str, Any] = {"made_with": made_with, "seed": seed, "threads": threads}
     judged = gate.judge(
         results,
         **setting,
         baseline=_BECOMES_THE_BASELINE if update else before,
         file=shown,
+        bits=bits,
         measured=measured,
         strict=strict,
         part=_in_words(what),
@@ -191,7 +197,7 @@ def command(
     reports.write(results, judged)
     if update and judged.passed:
         new_speed = gate.speed_of(speed_rows, cpu=results.machine["cpu"]) if speed_rows else None
-        new = gate.new_baseline(results, **setting, speed=new_speed)
+        new = gate.new_baseline(results, **setting, speed=new_speed, bits=bits)
         _write_baseline(project, file, new, console)
     return judged.passed
 

@@ -30,9 +30,16 @@ from fa_harness.project import writing
 
 SUITES = ("smoke", "gate")
 """The suites whose cases are tried, one after the other."""
+WITH_BITS = "gate"
+"""Where a suite of this name lets a mutant pass, the bits of one call are compared, as a gate does.
+
+Without a mutant the library's bits are those of `pristine`, or its own baseline is not whole.
+"""
 KINDS = ("kernel", "api", "impostor")
 STATUSES = ("killed", "survived", "invalid", "equivalent")
 
+BITS = "bits of one call"
+"""What kills where no comparison of a case does."""
 _CASE_SECONDS = 20.0
 """A mutant may loop for ever; a case takes milliseconds."""
 _ALONE = 12
@@ -217,7 +224,8 @@ def run(
     waits for a core. Each in a process of its own, whose memory it may spoil.
 
     A case kills a mutant if its verdict is `fail`, `crash` or `timeout`, and `pass` without the
-    mutant. An impostor has to be killed by every case that passes without it.
+    mutant, and in the suite `gate` also if one call has other bits than without the mutant. An
+    impostor has to be killed by every case that passes without it.
 
     Args:
         library: The library `mutants`.
@@ -254,9 +262,10 @@ def run(
 
 
 class _Reach:
-    """Which cases compute with which generated mutant. The others cannot tell it, and are left out.
+    """What cases give without a mutant, and which of them compute with which generated mutant.
 
-    Up to where it is reached first, a mutant changes nothing. So a run without one tells it of all.
+    The others cannot tell that mutant, and are left out. Up to where it is reached first, a mutant
+    changes nothing. So a run without one tells it of all.
     """
 
     def __init__(self, library: Library, mutants: Sequence[Mutant], passed: Passed) -> None:
@@ -265,16 +274,23 @@ class _Reach:
         self._ids = {mutant.id for mutant in mutants if mutant.file}
         self._reached: dict[Case, frozenset[str] | None] = {}
         """None for a case that could not be computed."""
+        self._standard: dict[Case, bytes] = {}
 
     def cases(self, mutant: Mutant, cases: Sequence[Case]) -> list[Case]:
         """Return those that compute with a mutant, or may."""
         if mutant.id not in self._ids or len(self._ids) < _WORTH_A_NOTE:
             return list(cases)
-        self._note([case for case in cases if case not in self._reached])
+        self.note(cases)
         reached = self._reached
         return [case for case in cases if (ids := reached[case]) is None or mutant.id in ids]
 
-    def _note(self, cases: Sequence[Case]) -> None:
+    def standard(self, case: Case) -> bytes:
+        """Return the digest of a noted case's call; empty if it could not be computed."""
+        return self._standard[case]
+
+    def note(self, cases: Sequence[Case]) -> None:
+        """Compute cases without a mutant, side by side, if that was not done yet."""
+        cases = [case for case in cases if case not in self._reached]
         if not cases:
             return
         path = self._library.module_path
@@ -282,6 +298,7 @@ class _Reach:
             for verdict in runner.run(_by_threads(cases), timeout=_CASE_SECONDS):
                 ids = runner.reached.pop(verdict.case, frozenset())
                 self._reached[verdict.case] = (ids & self._ids) if ids else None
+                self._standard[verdict.case] = verdict.standard
 
 
 def _still_killed(mutant: Mutant, case: Case, runner: Runner) -> Outcome:
@@ -350,6 +367,7 @@ def _kill(
 ) -> Outcome:
     """Run cases until one kills the mutant; that one comes first from then on."""
     tried: set[Case] = set()
+    bits: dict[Case, bytes] = {}
     reached = False
     for i, (suite, cases) in enumerate(suites.items()):
         while left := [case for case in reach.cases(mutant, cases) if case not in tried]:
@@ -357,6 +375,7 @@ def _kill(
             with contextlib.closing(_in_order(mutant, runner, left)) as verdicts:
                 for verdict in verdicts:
                     tried.add(verdict.case)
+                    bits[verdict.case] = verdict.standard
                     reached |= _is_reached(runner, verdict)
                     if verdict.status in _KILLING:
                         suspect = verdict.case
@@ -370,6 +389,8 @@ def _kill(
                     cases.remove(suspect)
                     cases.insert(0, suspect)
                 return _killed(mutant, suite, verdict, len(tried))
+        if suite == WITH_BITS and (found := _changes_bits(mutant, cases, bits, reach, runner)):
+            return _killed(mutant, suite, found, len(tried))
         if i == 0 and (reason := why_equivalent(mutant)):
             return Outcome(mutant=mutant, status="equivalent", reason=reason, n_case=len(tried))
     n_case = len(tried)
@@ -381,6 +402,27 @@ def _kill(
     status = "survived" if reached or mutant.file or mutant.of != "mutants" else "invalid"
     reason = f"none of {n_case} cases {'fails with' if reached else 'reaches'} it"
     return Outcome(mutant=mutant, status=status, reason=reason, n_case=n_case)
+
+
+def _changes_bits(
+    mutant: Mutant,
+    cases: Sequence[Case],
+    bits: Mapping[Case, bytes],
+    reach: _Reach,
+    runner: Runner,
+) -> Verdict | None:
+    """Return the verdict of the first case whose call has other bits than without the mutant."""
+    computed = [case for case in cases if bits.get(case)]
+    reach.note(computed)
+    for case in computed:
+        if bits[case] == reach.standard(case):
+            continue
+        [verdict] = runner.run([case], timeout=_CASE_SECONDS)
+        # what changes from one run to the next is not for this check to say
+        if verdict.standard == bits[case] and _is_reached(runner, verdict):
+            reason = "one call has other bits than that of the library without the patch"
+            return replace(verdict, reason=reason)
+    return None
 
 
 def _in_order(
@@ -436,7 +478,7 @@ def _killed(mutant: Mutant, suite: str, verdict: Verdict, n_case: int) -> Outcom
         reason=verdict.reason,
         suite=suite,
         case=verdict.case,
-        comparison=next(bad, ""),
+        comparison=BITS if verdict.status == "pass" else next(bad, ""),
         n_case=n_case,
     )
 

@@ -56,6 +56,9 @@ class Verdict:
     """The steps of a rolling cache."""
     shares: Shares | None = None
     """None where nothing was compared, or all that was has the same bits."""
+    standard: bytes = b""
+    """A digest of the bits that one call without a state gave, of which all NaN count as one; empty
+    where the library did not finish. Two libraries with equal digests gave the same bits."""
     seconds: float = 0.0
     """From the case's start to its verdict."""
 

@@ -15,6 +15,8 @@ from fa_harness import terminal
 from fa_harness.build.library import Library
 from fa_harness.build.named import held_library
 from fa_harness.case.case import Case
+from fa_harness.case.modes import Run
+from fa_harness.engine.runner import Runner, digest_of
 from fa_harness.errors import SetupError
 from fa_harness.machine import cpu_model, usable_cores
 from fa_harness.speed import gate, instructions, rows
@@ -49,6 +51,20 @@ class Sides:
             speed, one_call, measured = self._speed(before, other, update=update)
         counts = self._instructions()
         return Measured(speed=speed, one_call=one_call, instructions=counts), measured
+
+    def bits(self, cases: Sequence[Case]) -> Mapping[Case, bytes] | str:
+        """Return the other library's digest of each case's call, as `Verdict.standard` has ours."""
+        with self._other(self.options, together=False) as other:
+            if isinstance(other, str):
+                return other
+            with Runner(other.module_path) as runner, terminal.bar("comparing bits") as advance:
+                found: dict[Case, bytes] = {}
+                for i, case in enumerate(cases):
+                    advance(i, len(cases))
+                    run = runner.compute(case)
+                    if isinstance(run, Run):
+                        found[case] = digest_of(run)
+                return found
 
     def _speed(
         self, before: Baseline | NoBaseline, other: Library | str, *, update: bool

@@ -36,6 +36,8 @@ class CaseRecord:
     bits: tuple[str, ...] = ()  # the comparisons of two runs that had the same bits
     bound: tuple[str, ...] = ()  # the others; they were within their bounds
     of_bound: Mapping[str, float] = field(default_factory=dict)  # by comparison with the oracle
+    as_other: bool | None = None
+    """Whether one call gave the bits of the library that it was compared with; None if unknown."""
 
     @property
     def comparisons(self) -> tuple[str, ...]:
@@ -59,7 +61,8 @@ class Baseline:
 
     made_with: Mapping[str, Any]
     """`tool`, `library`, `upstream`, `ggml_version`, `class`, `features`, `cpu`, `cores`, `series`
-    (digests by name) and `build` (compilers, flags, CMake options)."""
+    (digests by name), `against` (what one call was compared with) and `build` (compilers, flags,
+    CMake options)."""
     seed: int | None
     """The seed of all cases; None where each had its own."""
     threads: int | None
@@ -99,8 +102,8 @@ def missing(file: str, *, upstream: str, class_: str) -> NoBaseline:
     )
 
 
-def record(verdict: Verdict) -> CaseRecord:
-    """Return how a case came out, as a baseline holds it."""
+def record(verdict: Verdict, *, as_other: bool | None) -> CaseRecord:
+    """Return how a case came out, as a baseline holds it; `as_other` as in `CaseRecord`."""
     compared = sorted(verdict.comparisons.items())
     of_bound = {name: share(each) for name, each in compared if name.endswith("_vs_oracle")}
     others = [(name, each.bitwise) for name, each in compared if name not in of_bound]
@@ -109,6 +112,7 @@ def record(verdict: Verdict) -> CaseRecord:
         bits=tuple(name for name, bitwise in others if bitwise),
         bound=tuple(name for name, bitwise in others if not bitwise),
         of_bound=of_bound,
+        as_other=as_other,
     )
 
 
@@ -118,7 +122,7 @@ def share(comparison: Comparison) -> float:
 
 
 def render(baseline: Baseline) -> str:
-    """Return the file: sorted, four lines a case, a line a measurement."""
+    """Return the file: sorted, five lines a case, a line a measurement."""
     document = {
         "schema": json.dumps(SCHEMA),
         "made_with": "{\n" + _fields(dict(sorted(baseline.made_with.items())), 2) + "\n }",
@@ -205,6 +209,7 @@ def _read_case(fields: Any) -> CaseRecord:
         bits=tuple(_of_type(str, name) for name in _of_type(list, fields["bits"])),
         bound=tuple(_of_type(str, name) for name in _of_type(list, fields["bound"])),
         of_bound={name: _number(n) for name, n in _of_type(dict, fields["of_bound"]).items()},
+        as_other=None if (as_other := fields.get("as_other")) is None else _of_type(bool, as_other),
     )
 
 

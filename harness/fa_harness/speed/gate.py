@@ -1,6 +1,6 @@
 """Judge a run and its speed rows against a baseline. Pure functions, no I/O.
 
-Seven checks can stop a patch. A check that cannot be made is `skipped`, with a reason. It never
+Eight checks can stop a patch. A check that cannot be made is `skipped`, with a reason. It never
 counts as `ok`, and the verdict says how many checks were made.
 
 **error_grew.** The measure is the worst error of a case as a share of its bound. The same library,
@@ -9,6 +9,10 @@ operations draws the same roundings again. The largest of some hundred to a thou
 size then differs by 10 to 20 %, and by half at most. A lost bit doubles it. So a share may be 1.5
 times the baseline's plus a hundredth of the bound. The hundredth is for shares of nearly nothing.
 
+**bits of one call.** Where a call without a state had the bits of a library without the patch, it
+has to have them still. A bound leaves room for what a patch must not change: an accumulator of
+another type, or other roundings that happen to be smaller.
+
 **slower.** The measure is the ratio of a way's time to one call without a state, in the same
 process and round. The rounds of one process share its places in memory, so they are one sample, not
 many. Each process gives one number, the median of its rounds. A rank test (Mann-Whitney, one-sided)
@@ -16,8 +20,14 @@ compares the numbers of several processes with the baseline's: a busy neighbour 
 but not the ranks. A program on the core's other thread shifts all ratios of a measurement, and
 standard compared with itself does not show that. So the test asks whether a ratio is above `EFFECT`
 times the baseline's, times the noise: how far standard compared with itself reaches from 1 in
-either measurement. A ratio above that is measured again with twice the processes, and counts only
-if it is above again. Each test errs with a probability of at most `LEVEL`, beyond the drift that
+either measurement. A chain has other noise than one call. It waits at more barriers, and where a
+neighbour holds one of two cores, each wait costs a slice of the system's scheduler. The same calls
+without a state, of the library without the patch where there is one, wait as often. Of a chain the
+noise is also how far these are from what they took for the baseline; if that is more than `EFFECT`,
+a loss can be neither seen nor excluded, and the check is skipped.
+
+A ratio above all that is measured again with twice the processes, and counts only if it is above
+again. Each test errs with a probability of at most `LEVEL`, beyond the drift that
 `EFFECT` allows. `fa-harness bench`, whose limits are of one run, finds smaller losses. An interval
 wider than `EFFECT` could hide such a loss, so its check is skipped.
 
@@ -52,7 +62,7 @@ from fa_harness.judge.words import explain
 from fa_harness.speed.baseline import Baseline, CaseRecord, NoBaseline, Speed, record, share
 from fa_harness.speed.bench import Interval, median_interval, reach
 from fa_harness.speed.instructions import Count
-from fa_harness.speed.rows import OTHER, WAYS, SpeedRow
+from fa_harness.speed.rows import NOISE, OTHER, WAYS, SpeedRow
 from fa_harness.terminal import number_of
 
 GROWTH = 1.5
@@ -203,6 +213,7 @@ def judge(
     threads: int | None,
     baseline: Baseline | NoBaseline,
     file: str,
+    bits: Mapping[Case, bytes] | str,
     measured: Measured,
     strict: bool = False,
     part: str = "",
@@ -210,8 +221,10 @@ def judge(
     """Compare a run with a baseline, or say why there is nothing to compare with.
 
     `seed` and `threads` are those of all cases; None where each had its own. `file` is the
-    baseline's, as messages show it. If `strict`, what was not checked fails the gate. `part` says
-    which cases were chosen, if not all; the baseline has then no others, either (`part_of`).
+    baseline's, as messages show it. `bits` are the digests of another library's calls, as
+    `Verdict.standard` has ours, or why there are none. If `strict`, what was not checked fails the
+    gate. `part` says which cases were chosen, if not all; the baseline has then no others, either
+    (`part_of`).
     """
     checked = [_check_cases(results)]
     notes: tuple[str, ...] = ()
@@ -220,10 +233,19 @@ def judge(
         assert isinstance(baseline, Baseline)
         checked.append(_check_gone(results, baseline))
         checked.append(_check_bits(results, baseline, made_with))
-        checked.append(_check_each("errors", "error_grew", _grown_error, results, baseline))
+        checked.append(_check_bits_of_one_call(results, baseline, made_with, bits))
+        checked.append(
+            _check_each(
+                "errors",
+                "error_grew",
+                lambda v, was: _grown_error(v.comparisons, was),
+                results,
+                baseline,
+            )
+        )
         notes = tuple(_notes(baseline.made_with, made_with))
     else:
-        names = ("nothing is gone", "bit-exactness", "errors")
+        names = ("nothing is gone", "bit-exactness", "bits of one call", "errors")
         checked += [_skipped(name, nothing.reason) for name in names]
     checked.append(_check_measured("speed", measured.speed, results))
     checked.append(_check_measured("speed of one call", measured.one_call, results))
@@ -312,18 +334,64 @@ def _check_bits(results: Results, baseline: Baseline, made_with: Mapping[str, An
     whether they are, since it may fuse a product and a sum in one of the two and not in the other.
     """
     name = "bit-exactness"
+    if other_build := _other_build(baseline, made_with):
+        return _skipped(name, other_build)
+    return _check_each(
+        name,
+        "bits_lost",
+        lambda verdict, was: _lost_bits(verdict.comparisons, was),
+        results,
+        baseline,
+    )
+
+
+def _other_build(baseline: Baseline, made_with: Mapping[str, Any]) -> str:
+    """Return how the baseline's build differs; empty if it is the same."""
     theirs, ours = baseline.made_with["build"], made_with["build"]
     changed = _changed(theirs, ours)
-    if changed:
-        words = ", ".join(f"{key} {theirs.get(key)} (here {ours.get(key)})" for key in changed)
-        return _skipped(name, f"the baseline is of another build: {words}")
-    return _check_each(name, "bits_lost", _lost_bits, results, baseline)
+    words = ", ".join(f"{key} {theirs.get(key)} (here {ours.get(key)})" for key in changed)
+    return f"the baseline is of another build: {words}" if changed else ""
+
+
+def _check_bits_of_one_call(
+    results: Results,
+    baseline: Baseline,
+    made_with: Mapping[str, Any],
+    bits: Mapping[Case, bytes] | str,
+) -> _Checked:
+    """Find calls without a state that gave another library's bits and no longer do.
+
+    A bound allows for any order of the sums. A call that has always had the bits of a library
+    without the patch, and has others now, was changed, however small its error is.
+    """
+    name = "bits of one call"
+    theirs, ours = baseline.made_with.get("against"), made_with["against"]
+    if isinstance(bits, str):
+        return _skipped(name, bits)
+    if theirs != ours:
+        return _skipped(name, f"the baseline has those of {theirs or 'no library'}, not of {ours}")
+    if other_build := _other_build(baseline, made_with):
+        return _skipped(name, other_build)
+
+    def look(verdict: Verdict, before: CaseRecord) -> str | None:
+        now = as_other(verdict, bits)
+        if not before.as_other or now is None:
+            return None
+        return "" if now else f"one call: had the bits of {ours}, now has others"
+
+    return _check_each(name, "bits_lost", look, results, baseline)
+
+
+def as_other(verdict: Verdict, bits: Mapping[Case, bytes] | str) -> bool | None:
+    """Tell whether one call gave the bits of another library; None if that is not known."""
+    theirs = b"" if isinstance(bits, str) else bits.get(verdict.case, b"")
+    return verdict.standard == theirs if verdict.standard and theirs else None
 
 
 def _check_each(
     name: str,
     kind: str,
-    look: Callable[[Mapping[str, Comparison], CaseRecord], str | None],
+    look: Callable[[Verdict, CaseRecord], str | None],
     results: Results,
     baseline: Baseline,
 ) -> _Checked:
@@ -336,7 +404,7 @@ def _check_each(
         before = baseline.cases.get(str(verdict.case))
         if verdict.status != "pass" or before is None:
             continue
-        text = look(verdict.comparisons, before)
+        text = look(verdict, before)
         n_compared += text is not None
         if text:
             found.append(_regression(kind, results, verdict, text))
@@ -530,10 +598,10 @@ def compare_speed(
     if row.case.threads > cores:
         reason = f"takes {row.case.threads} threads, there are {cores} cores"
         return [Ratio(case=case, way=way, status="skipped", reason=reason) for way in WAYS]
-    if not row.ratios.keys() >= set(WAYS):
+    if not row.ratios.keys() >= {*NOISE, *WAYS}:
         reason = "the library has no flash attention with a state"
         return [Ratio(case=case, way=way, status="skipped", reason=reason) for way in WAYS]
-    history = {way: before.get(way, ()) for way in ("again", *WAYS)}
+    history = {way: before.get(way, ()) for way in (*NOISE, *WAYS)}
     return [_compare_way(case, way, row.ratios, history) for way in WAYS]
 
 
@@ -566,7 +634,9 @@ def _compare_way(
 ) -> Ratio:
     interval = median_interval(now[way])
     found = functools.partial(Ratio, case=case, way=way, now=interval)
-    n = min(len(before[way]), len(before["again"]))
+    is_chain = way == "segmented"
+    noise = NOISE if is_chain else NOISE[:1]
+    n = min(len(before[each]) for each in (way, *noise))
     if n < MIN_HISTORY:
         reason = f"too little history: {n} processes in the baseline, {MIN_HISTORY} are needed"
         return found(status="skipped", reason=reason)
@@ -577,9 +647,15 @@ def _compare_way(
         "the ratio": interval,
         "the baseline's ratio": then,
     }
+    drift = 1.0
+    if is_chain:
+        parts, parts_before = median_interval(now["parts"]), median_interval(before["parts"])
+        drift = max(parts.median / parts_before.median, parts_before.median / parts.median)
+        calls = "as many calls without a state"
+        intervals |= {calls: parts, f"{calls}, when the baseline was made,": parts_before}
     noisiest = max(intervals, key=lambda where: intervals[where].width)
     width = intervals[noisiest].width
-    allowed = EFFECT * max(reach(own), reach(own_before))
+    allowed = EFFECT * max(reach(own), reach(own_before), drift)
     p = p_greater(now[way], [ratio * allowed for ratio in before[way]])
     change = f"{interval.median / then.median - 1:+.1%}, allowed {allowed - 1:+.1%}"
     if p < LEVEL:
@@ -587,6 +663,12 @@ def _compare_way(
         reason = (
             f"takes {interval.median:.3f} of one call without a state, was {then.median:.3f}: "
             f"{change} (p = {p:.1g})"
+        )
+    elif drift > EFFECT:
+        status = "skipped"
+        reason = (
+            f"too noisy: {calls} take {parts.median:.3f} of one call, were "
+            f"{parts_before.median:.3f}; the machine does something else, too"
         )
     elif width > EFFECT - 1:
         status = "skipped"
@@ -665,21 +747,25 @@ def new_baseline(
     seed: int | None,
     threads: int | None,
     speed: Speed | None,
+    bits: Mapping[Case, bytes] | str,
 ) -> Baseline:
-    """Return the baseline of a run."""
+    """Return the baseline of a run; `bits` as in `judge`."""
     return Baseline(
         made_with=made_with,
         seed=seed,
         threads=threads,
-        cases={str(verdict.case): record(verdict) for verdict in results.verdicts},
+        cases={
+            str(verdict.case): record(verdict, as_other=as_other(verdict, bits))
+            for verdict in results.verdicts
+        },
         speed=speed,
     )
 
 
 def speed_of(rows: Sequence[SpeedRow], *, cpu: str) -> Speed:
     """Return the speed of a baseline, without the rows that could not be measured."""
-    whole = [row for row in rows if not row.fault and row.ratios.keys() >= set(WAYS)]
-    ways = ("again", *WAYS)
+    whole = [row for row in rows if not row.fault and row.ratios.keys() >= {*NOISE, *WAYS}]
+    ways = (*NOISE, *WAYS)
     return Speed(
         cpu=cpu, rows={str(row.case): {way: row.ratios[way] for way in ways} for row in whole}
     )
@@ -709,6 +795,8 @@ def _case_changes(was: CaseRecord, now: CaseRecord) -> Iterator[str]:
     ):
         if names:
             yield f"{what}, {', '.join(sorted(names))}"
+    if was.as_other != now.as_other and None not in (was.as_other, now.as_other):
+        yield f"one call, bits of the other library {'gained' if now.as_other else 'lost'}"
     for name, share_now in now.of_bound.items():
         share_was = was.of_bound.get(name, share_now)
         if share_was != share_now:

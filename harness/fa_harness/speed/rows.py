@@ -25,7 +25,9 @@ from fa_harness.speed.bench import shape
 from fa_harness.terminal import Advance
 
 WAYS = ("full_state", "segmented")
-"""What is compared with the baseline; `again`, one call without a state, tells the noise."""
+"""What is compared with the baseline."""
+NOISE = ("again", "parts")
+"""What tells the noise: one call without a state again, and a call without one per segment."""
 OTHER = "other"
 """One call of another library, to which one call is compared."""
 PROCESSES = 12
@@ -55,7 +57,7 @@ class SpeedRow:
 
     case: Case
     ratios: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """The time of `again` and of each of `WAYS` to that of `standard`, process by process.
+    """The time of each of `NOISE` and `WAYS` to that of `standard`, process by process.
 
     `OTHER` is the time of `standard` to that of one call of another library, where there is one.
     """

@@ -154,8 +154,9 @@ def measure_state(
 
     The segments are equal, the seed draws the order in each round. Return the seconds of one
     computation, `[rounds]`, by the way to compute it: `standard`, `again` and `full_state` as in
-    `Timings`, `segmented`, and `other`, one call without a state of another library. A library
-    without a state has only those that take none.
+    `Timings`, `segmented`, `parts`, a call without a state for each segment, and `other`, one call
+    without a state of another library. `parts` is of that library, too, if there is one: what a
+    patch does moves none of its calls. A library without a state has only ways that take none.
     """
     _allocate_work_at_pages()
     inputs = make_inputs(case)
@@ -169,11 +170,12 @@ def measure_state(
         ways = {"standard": ours.standard(), "again": ours.standard()}
         if library.has_state:
             ways |= {"full_state": ours.chain(1), "segmented": ours.chain(case.segments)}
-        ours.allocate()
+        theirs = ours if other is None else graphs_of(other)
+        ways["parts"] = theirs.parts(case.segments)
         if other is not None:
-            theirs = graphs_of(other)
             ways["other"] = theirs.standard()
             theirs.allocate()
+        ours.allocate()
         seconds, _ = _rounds(ways, rounds, seed)
         return seconds
 
