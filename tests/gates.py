@@ -27,6 +27,7 @@ MADE_WITH: dict[str, Any] = {
     "cpu": "some",
     "cores": 2,
     "series": {"0001-a.patch": "12ab"},
+    "against": "pristine",
     "build": {"c_compiler": "gcc 1"},
 }
 

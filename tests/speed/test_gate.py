@@ -11,12 +11,13 @@ import pytest
 
 from fa_harness.case.case import Case
 from fa_harness.engine.session import Results
+from fa_harness.judge.verdict import Verdict
 from fa_harness.report import html, markdown
 from fa_harness.speed import gate
 from fa_harness.speed.baseline import Baseline, NoBaseline, Speed
 from fa_harness.speed.gate import Ratio
+from fa_harness.speed.rows import NOISE, WAYS, SpeedRow
 from fa_harness.speed.rows import OTHER as OTHER_LIBRARY
-from fa_harness.speed.rows import WAYS, SpeedRow
 from gates import (
     CASE,
     MADE_WITH,
@@ -217,6 +218,54 @@ def test_what_was_not_run_after_the_first_failure_is_not_checked_and_not_gone() 
     assert "1 of 2 cases: 1 fail; " in found.verdict
 
 
+BITS, OTHER_BITS = (bytes([i]) * 32 for i in range(2))
+
+
+def of_one_call(bits: bytes = BITS, *, case: Case = CASE) -> Verdict:
+    return dataclasses.replace(compared(case), standard=bits)
+
+
+def test_one_call_that_had_the_other_librarys_bits_must_keep_them() -> None:
+    run, theirs = results(of_one_call()), {CASE: BITS}
+    before = baseline_of(run, bits=theirs)
+    assert before.cases[str(CASE)].as_other is True
+    assert status(judged(run, before, bits=theirs), "bits of one call")[0] == "ok"
+    found = judged(results(of_one_call(OTHER_BITS)), before, bits=theirs)
+    assert kinds(found) == ["bits_lost"]
+    assert found.findings[0].text == "one call: had the bits of pristine, now has others"
+    # what never had them, or nobody compared, is free
+    for bits in ({CASE: OTHER_BITS}, {}, "no such library"):
+        found = judged(results(of_one_call(OTHER_BITS)), baseline_of(run, bits=bits), bits=theirs)
+        assert status(found, "bits of one call")[0] == "skipped"
+
+
+@pytest.mark.parametrize(
+    ("changed", "bits", "reason"),
+    [
+        ({}, "library 'pristine' cannot be had", "library 'pristine' cannot be had"),
+        ({"against": "0001"}, {CASE: BITS}, "the baseline has those of pristine, not of 0001"),
+        ({"build": {"c_compiler": "clang"}}, {CASE: BITS}, "the baseline is of another build: "),
+    ],
+)
+def test_bits_of_one_call_that_cannot_be_compared_are_skipped(
+    changed: dict[str, Any], bits: dict[Case, bytes] | str, reason: str
+) -> None:
+    run = results(of_one_call(OTHER_BITS))
+    before = baseline_of(results(of_one_call()), bits={CASE: BITS})
+    found = judged(run, before, bits=bits, made_with={**MADE_WITH, **changed})
+    assert kinds(found) == []
+    assert status(found, "bits of one call")[0] == "skipped"
+    assert status(found, "bits of one call")[1].startswith(reason)
+
+
+def test_a_baseline_tells_where_one_call_got_or_lost_the_other_librarys_bits() -> None:
+    had, lost = (
+        baseline_of(results(of_one_call(bits)), bits={CASE: BITS}) for bits in (BITS, OTHER_BITS)
+    )
+    assert gate.changes(had, lost) == [f"one call, bits of the other library lost: {CASE}"]
+    assert gate.changes(lost, had) == [f"one call, bits of the other library gained: {CASE}"]
+
+
 def test_a_comparison_that_is_no_longer_made_is_gone() -> None:
     run = results(verdict(standard_again=comparison(bitwise=True)), compared(OTHER))
     found = judged(run, baseline_of(GOOD))
@@ -330,6 +379,7 @@ def ratios(centre: float, spread: float = 0.005, n: int = 12, seed: int = 0) -> 
 def history(*, spread: float = 0.005, n: int = 24) -> dict[str, tuple[float, ...]]:
     return {
         "again": ratios(1, spread, n, 1),
+        "parts": ratios(1.2, spread, n, 2),
         "full_state": ratios(1, spread, n, 3),
         "segmented": ratios(1.105, spread, n, 5),
     }
@@ -338,16 +388,28 @@ def history(*, spread: float = 0.005, n: int = 24) -> dict[str, tuple[float, ...
 def ratio_of(
     full_state: float, *, spread: float = 0.005, before: dict[str, tuple[float, ...]]
 ) -> Ratio:
+    first, _ = both_ratios(full_state=full_state, spread=spread, before=before)
+    return first
+
+
+def both_ratios(
+    *,
+    full_state: float = 1.0,
+    segmented: float = 1.1,
+    parts: float = 1.2,
+    spread: float = 0.005,
+    before: dict[str, tuple[float, ...]],
+) -> list[Ratio]:
     row = SpeedRow(
         case=ROW,
         ratios={
             "again": ratios(1, spread, seed=7),
+            "parts": ratios(parts, spread, seed=6),
             "full_state": ratios(full_state, spread, seed=8),
-            "segmented": ratios(1.1, spread, seed=9),
+            "segmented": ratios(segmented, spread, seed=9),
         },
     )
-    first, _ = gate.compare_speed(row, before, cores=2)
-    return first
+    return gate.compare_speed(row, before, cores=2)
 
 
 def test_the_same_speed_is_ok() -> None:
@@ -370,7 +432,7 @@ def test_a_faster_ratio_is_ok() -> None:
 
 def test_one_process_that_a_neighbour_spoilt_does_not_decide() -> None:
     spoilt = (*ratios(1, 0.005, 11, 8), 40.0)
-    row = SpeedRow(case=ROW, ratios=dict.fromkeys(("again", "full_state", "segmented"), spoilt))
+    row = SpeedRow(case=ROW, ratios=dict.fromkeys((*NOISE, *WAYS), spoilt))
     assert gate.compare_speed(row, history(), cores=2)[0].status == "ok"
 
 
@@ -382,6 +444,27 @@ def test_a_noisy_machine_is_skipped_with_the_reason_never_ok() -> None:
 
 def test_what_is_far_beyond_the_noise_is_slower_nevertheless() -> None:
     assert ratio_of(3.0, spread=0.05, before=history()).status == "regressed"
+
+
+def test_a_chain_that_waits_longer_as_the_same_calls_without_a_state_do_is_no_slower() -> None:
+    # two cores of which a neighbour holds one: each barrier costs a slice of time
+    one_call, chain = both_ratios(segmented=2.0, parts=2.2, before=history())
+    assert (one_call.status, chain.status) == ("ok", "skipped")
+    assert "too noisy: as many calls without a state take 2.2" in chain.reason
+    # less than they do shows nothing, either
+    assert both_ratios(segmented=1.1, parts=0.6, before=history())[1].status == "skipped"
+
+
+def test_a_chain_that_is_slower_than_such_calls_explain_is_slower() -> None:
+    assert both_ratios(segmented=1.21, before=history())[1].status == "regressed"
+    assert both_ratios(segmented=3.0, parts=2.2, before=history())[1].status == "regressed"
+
+
+def test_without_such_calls_in_the_baseline_only_one_call_with_a_state_is_compared() -> None:
+    before = {way: each for way, each in history().items() if way != "parts"}
+    one_call, chain = both_ratios(before=before)
+    assert one_call.status == "ok"
+    assert "too little history: 0 processes" in chain.reason
 
 
 @pytest.mark.parametrize("before", [{}, history(n=9)])
@@ -511,7 +594,7 @@ def test_false_alarms_of_the_same_speed_are_rarer_than_the_level() -> None:
     before = history()
     draws = [
         SpeedRow(case=ROW, ratios={way: ratios(centre, seed=100 + i) for way, centre in (
-            ("again", 1.0), ("full_state", 1.0), ("segmented", 1.105))})
+            ("again", 1.0), ("parts", 1.2), ("full_state", 1.0), ("segmented", 1.105))})
         for i in range(300)
     ]  # fmt: skip
     found = [ratio for row in draws for ratio in gate.compare_speed(row, before, cores=2)]
@@ -558,7 +641,7 @@ def test_cases_errors_and_bits_that_changed_are_told() -> None:
 def test_speed_that_changed_is_told() -> None:
     was, now = (
         gate.speed_of(
-            [SpeedRow(case=ROW, ratios=dict.fromkeys(("again", *WAYS), (ratio,) * 24))], cpu="some"
+            [SpeedRow(case=ROW, ratios=dict.fromkeys((*NOISE, *WAYS), (ratio,) * 24))], cpu="some"
         )
         for ratio in (1.0, 0.5)
     )
