@@ -100,7 +100,7 @@ def test_a_gate_passes_against_its_own_baseline(call: Call, file: Path) -> None:
         assert line in ended.stdout
     assert "skipped    speed              left out (--no-speed)" in ended.stdout
     made = (
-        "gate: pass, 2 cases: 2 pass; 4 of 7 checks made; not checked: speed, speed of one call, "
+        "gate: pass, 2 cases: 2 pass; 5 of 8 checks made; not checked: speed, speed of one call, "
         "instructions"
     )
     assert f"{made} | baseline {file}" in ended.stdout
@@ -186,10 +186,11 @@ def test_a_gate_names_the_baseline_it_lacks_first_and_counts_what_it_checked(
     of = f"upstream {patched.upstream}, machine class some-class"
     assert lines[0].startswith(f"no baseline: {file} does not exist ({of}); ")
     assert lines[0].endswith("fa-harness gate --update-baseline makes it")
-    assert ended.stdout.count("skipped  ") == 6
+    assert ended.stdout.count("skipped  ") == 7
     assert lines[-1] == (
-        "gate: pass, 2 cases: 2 pass; 1 of 7 checks made; not checked: nothing is gone, "
-        "bit-exactness, errors, speed, speed of one call, instructions | no baseline"
+        "gate: pass, 2 cases: 2 pass; 1 of 8 checks made; not checked: nothing is gone, "
+        "bit-exactness, bits of one call, errors, speed, speed of one call, instructions | "
+        "no baseline"
     )
 
 
@@ -198,12 +199,12 @@ def test_a_strict_gate_fails_where_something_was_not_checked(
 ) -> None:
     ended = call("--baseline", file, "--no-speed", "--strict")
     assert ended.status == 1
-    assert "gate: fail (--strict), 2 cases: 2 pass; 4 of 7 checks made; not c" in ended.stdout
+    assert "gate: fail (--strict), 2 cases: 2 pass; 5 of 8 checks made; not c" in ended.stdout
     monkeypatch.setattr(baseline, "machine_class", lambda *_: "some-class")
     ended = call("--strict", "--no-speed")
     assert ended.status == 1
     assert ended.stdout.startswith("no baseline: ")
-    assert "gate: fail (--strict), 2 cases: 2 pass; 1 of 7 checks made; not c" in ended.stdout
+    assert "gate: fail (--strict), 2 cases: 2 pass; 1 of 8 checks made; not c" in ended.stdout
 
 
 @pytest.mark.parametrize(
@@ -256,7 +257,7 @@ def test_the_reports_are_of_one_run_and_json_stands_alone_on_standard_output(
     assert (document["schema"], document["gate"]["passed"]) == ("fa-harness.gate/1", True)
     assert [result["case"] for result in document["results"]] == [*map(str, CASES)]
     assert ET.parse(paths["junit"]).getroot().get("failures") == "0"
-    headline = "gate passed, 4 of 7 checks made: 2 cases"
+    headline = "gate passed, 5 of 8 checks made: 2 cases"
     assert paths["markdown"].read_text().startswith(f"## ✅ {headline}")
     assert headline in paths["html"].read_text()
 
@@ -274,7 +275,7 @@ def test_in_github_actions_what_is_wrong_is_annotated_and_the_summary_added_to(
     assert len(commands) == 2
     assert all(line.startswith("::error title=fail%3A hs") for line in commands)
     assert summary.read_text().startswith(
-        "# before\n## ❌ gate failed, 1 of 7 checks made: 2 finding"
+        "# before\n## ❌ gate failed, 1 of 8 checks made: 2 finding"
     )
 
 

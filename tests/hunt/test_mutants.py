@@ -162,6 +162,21 @@ def test_a_mutant_that_no_case_notices_survives_with_status_1(mutated: Library) 
     assert "1 mutant: 1 survived" in done.stdout
 
 
+def test_in_the_gate_other_bits_of_one_call_kill_a_mutant_that_the_verdicts_let_pass(
+    mutated: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mutants, "_KILLING", ())
+    by_id = {each.id: each for each in EVERY}
+    for id_, name, status in (
+        ("base-2-exp-vec", "gate", "killed"),
+        ("base-2-exp-vec", "smoke", "survived"),
+        ("reset-always-vec", "gate", "survived"),  # of a call without a state it changes nothing
+    ):
+        [outcome] = mutants.run(mutated, [by_id[id_]], {name: suite("smoke")[:1]})
+        assert outcome.status == status, id_
+        assert outcome.comparison == (mutants.BITS if status == "killed" else "")
+
+
 def test_a_mutant_that_no_case_reaches_is_invalid_with_status_1(mutated: Library) -> None:
     score = score_of("--suite", "seed", "-k", "^tile-rows$", status=1)
     assert score["summary"] | {"mutants": 1, "invalid": 1, "killed": 0} == score["summary"]

@@ -116,7 +116,7 @@ def test_junit_is_xml_whatever_a_reason_holds(text: str) -> None:
 def test_markdown_begins_with_the_verdict() -> None:
     assert markdown.render(GOOD).startswith("## ✅ run passed: 2 cases (2 pass)")
     assert markdown.render(GROWN, judged(GROWN, WAS)).startswith(
-        "## ❌ gate failed, 4 of 7 checks made: 1 finding, "
+        "## ❌ gate failed, 5 of 8 checks made: 1 finding, "
     )
 
 
@@ -297,7 +297,7 @@ def as_text(kind: str, run: Results, gate: Gate) -> str:
 @pytest.mark.parametrize("kind", RENDER)
 def test_every_report_of_a_gate_counts_what_was_checked_and_names_what_was_not(kind: str) -> None:
     text = as_text(kind, GOOD, judged(GOOD, baseline_of(GOOD)))
-    assert "4 of 7 checks made" in text
+    assert "5 of 8 checks made" in text
     assert "not checked: speed" in text
 
 
@@ -305,16 +305,16 @@ def test_every_report_of_a_gate_counts_what_was_checked_and_names_what_was_not(k
 def test_every_report_names_the_baseline_that_a_gate_lacks_before_its_checks(kind: str) -> None:
     text = as_text(kind, GOOD, judged(GOOD, NONE))
     assert text.index(NONE.text) < text.index("bit-exactness")
-    assert "1 of 7 checks made" in text
-    assert "not checked: nothing is gone, bit-exactness, errors, speed, " in text
+    assert "1 of 8 checks made" in text
+    assert "not checked: nothing is gone, bit-exactness, bits of one call, errors, speed, " in text
     assert "baselines/x.json" not in text  # a file that does not exist
 
 
 def test_the_json_of_a_gate_counts_what_was_checked_and_names_what_was_not() -> None:
     found = json.document(GOOD, judged(GOOD, NONE))["gate"]
-    assert found["verdict"].startswith("pass, 2 cases: 2 pass; 1 of 7 checks made; not checked: ")
+    assert found["verdict"].startswith("pass, 2 cases: 2 pass; 1 of 8 checks made; not checked: ")
     assert found["checks_made"] == 1
-    names = ["nothing is gone", "bit-exactness", "errors"]
+    names = ["nothing is gone", "bit-exactness", "bits of one call", "errors"]
     assert found["not_checked"] == [*names, "speed", "speed of one call", "instructions"]
     assert found["without_baseline"] == NONE.text
     assert (found["passed"], found["strict"]) == (True, False)
@@ -327,25 +327,25 @@ def test_a_page_is_green_only_where_most_was_checked() -> None:
     assert state(judged(GOOD, baseline_of(GOOD))) == "good"
     assert state(judged(GOOD, NONE)) == "unchecked"
     assert state(judged(GOOD, NONE, strict=True)) == "bad"
-    assert markdown.render(GOOD, judged(GOOD, NONE)).startswith("## ⚠️ gate passed, 1 of 7")
+    assert markdown.render(GOOD, judged(GOOD, NONE)).startswith("## ⚠️ gate passed, 1 of 8")
 
 
 def test_a_strict_gate_has_a_failure_in_junit_for_each_check_that_was_not_made() -> None:
     root = ET.fromstring(junit.render(GOOD, judged(GOOD, NONE, strict=True)))
-    assert (root.get("failures"), root.get("skipped")) == ("6", "0")
+    assert (root.get("failures"), root.get("skipped")) == ("7", "0")
 
 
 def test_what_was_not_checked_is_annotated_and_a_missing_baseline_is_a_warning() -> None:
     assert annotate(GOOD, judged(GOOD, baseline_of(GOOD))) == (
-        "::notice title=not checked::gate passed, 4 of 7 checks made: 2 cases (2 pass)"
+        "::notice title=not checked::gate passed, 5 of 8 checks made: 2 cases (2 pass)"
         "%0Anot checked: speed, speed of one call, instructions\n"
     )
     [warning] = annotate(GOOD, judged(GOOD, NONE)).splitlines()
-    assert warning.startswith("::warning title=not checked::gate passed, 1 of 7 checks made")
+    assert warning.startswith("::warning title=not checked::gate passed, 1 of 8 checks made")
     assert f"%0A{NONE.text}%0Anot checked: nothing is gone, " in warning
     [error, _] = annotate(GOOD, judged(GOOD, NONE, strict=True)).splitlines()
     assert error.startswith(
-        "::error title=fa-harness::gate failed, 1 of 7 checks made: not all was"
+        "::error title=fa-harness::gate failed, 1 of 8 checks made: not all was"
     )
 
 

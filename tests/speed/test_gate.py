@@ -19,6 +19,7 @@ from fa_harness.speed.gate import Ratio
 from fa_harness.speed.rows import NOISE, WAYS, SpeedRow
 from fa_harness.speed.rows import OTHER as OTHER_LIBRARY
 from gates import (
+    BITS,
     CASE,
     MADE_WITH,
     NONE,
@@ -54,11 +55,11 @@ def all_told(run: Results, before: Baseline | NoBaseline, **more: Any) -> gate.G
 
 def test_a_gate_counts_the_checks_that_it_made() -> None:
     assert judged(GOOD, NONE).verdict == (
-        "pass, 2 cases: 2 pass; 1 of 7 checks made; not checked: nothing is gone, bit-exactness, "
-        "errors, speed, speed of one call, instructions"
+        "pass, 2 cases: 2 pass; 1 of 8 checks made; not checked: nothing is gone, bit-exactness, "
+        "bits of one call, errors, speed, speed of one call, instructions"
     )
     assert all_told(GOOD, baseline_of(GOOD)).verdict == (
-        "pass, 2 cases: 2 pass; 7 of 7 checks made"
+        "pass, 2 cases: 2 pass; 8 of 8 checks made"
     )
 
 
@@ -68,13 +69,22 @@ def test_a_gate_counts_the_checks_that_it_made() -> None:
         pytest.param(
             results(*GOOD.verdicts, verdict(CASE.with_(seed=3), "unsupported")),
             baseline_of(results(*GOOD.verdicts, verdict(CASE.with_(seed=3), "unsupported"))),
-            ("cases (1 of 3 cases)", "bit-exactness (1 of 3 cases)", "errors (1 of 3 cases)"),
+            (
+                "cases (1 of 3 cases)",
+                "bit-exactness (1 of 3 cases)",
+                "bits of one call (1 of 3 cases)",
+                "errors (1 of 3 cases)",
+            ),
             id="unsupported",
         ),
         pytest.param(
             GOOD,
             baseline_of(results(GOOD.verdicts[0])),
-            ("bit-exactness (1 of 2 cases)", "errors (1 of 2 cases)"),
+            (
+                "bit-exactness (1 of 2 cases)",
+                "bits of one call (1 of 2 cases)",
+                "errors (1 of 2 cases)",
+            ),
             id="new",
         ),
         pytest.param(
@@ -90,6 +100,7 @@ def test_a_gate_counts_the_checks_that_it_made() -> None:
                 "cases (1 of 2 cases)",
                 "nothing is gone",
                 "bit-exactness (1 of 2 cases)",
+                "bits of one call (1 of 2 cases)",
                 "errors (1 of 2 cases)",
             ),
             id="interrupted",
@@ -106,7 +117,7 @@ def test_a_part_of_a_check_that_is_missing_is_named(
 def test_a_run_in_which_every_case_crashed_is_not_as_in_the_baseline() -> None:
     run = results(verdict(status="crash"), verdict(OTHER, "crash"))
     found = judged(run, baseline_of(GOOD))
-    for name in ("bit-exactness", "errors"):
+    for name in ("bit-exactness", "bits of one call", "errors"):
         assert status(found, name)[0] == "skipped"
 
 
@@ -124,7 +135,7 @@ def test_a_strict_gate_passes_only_where_all_was_checked() -> None:
     found = all_told(GOOD, baseline_of(GOOD), counts="there is no valgrind", strict=True)
     assert not found.passed
     assert found.verdict == (
-        "fail (--strict), 2 cases: 2 pass; 6 of 7 checks made; not checked: instructions"
+        "fail (--strict), 2 cases: 2 pass; 7 of 8 checks made; not checked: instructions"
     )
     assert found.findings == ()
 
@@ -132,7 +143,7 @@ def test_a_strict_gate_passes_only_where_all_was_checked() -> None:
 def test_the_same_run_passes_with_every_check_told() -> None:
     found = judged(GOOD, baseline_of(GOOD))
     assert found.passed
-    assert [check.status for check in found.checks] == ["ok"] * 4 + ["skipped"] * 3
+    assert [check.status for check in found.checks] == ["ok"] * 5 + ["skipped"] * 3
 
 
 @pytest.mark.parametrize("bad", ["fail", "crash", "timeout", "mistrusted", "oversized"])
@@ -149,7 +160,7 @@ def test_a_run_without_a_baseline_passes_with_the_rest_skipped_and_the_reason() 
     assert found.passed
     assert found.without_baseline == NONE.text
     assert status(found, "cases")[0] == "ok"
-    for name in ("nothing is gone", "bit-exactness", "errors"):
+    for name in ("nothing is gone", "bit-exactness", "bits of one call", "errors"):
         assert status(found, name) == ("skipped", "there is none")
 
 
@@ -218,7 +229,7 @@ def test_what_was_not_run_after_the_first_failure_is_not_checked_and_not_gone() 
     assert "1 of 2 cases: 1 fail; " in found.verdict
 
 
-BITS, OTHER_BITS = (bytes([i]) * 32 for i in range(2))
+OTHER_BITS = bytes([1]) * 32
 
 
 def of_one_call(bits: bytes = BITS, *, case: Case = CASE) -> Verdict:
@@ -346,7 +357,7 @@ def test_a_case_that_fails_is_not_told_twice() -> None:
 def test_another_upstream_or_class_is_skipped_never_a_pass(before: Baseline, reason: str) -> None:
     found = judged(results(verdict()), before)
     assert found.passed
-    for name in ("nothing is gone", "bit-exactness", "errors"):
+    for name in ("nothing is gone", "bit-exactness", "bits of one call", "errors"):
         assert status(found, name)[0] == "skipped"
         assert reason in status(found, name)[1]
 

@@ -294,7 +294,8 @@ class _Reach:
         if not cases:
             return
         path = self._library.module_path
-        with Runner(path, mutant=EVERY_MUTANT, passed=self._passed) as runner:
+        mutant = EVERY_MUTANT if self._ids else None  # only a library of generated ones can note
+        with Runner(path, mutant=mutant, passed=self._passed) as runner:
             for verdict in runner.run(_by_threads(cases), timeout=_CASE_SECONDS):
                 ids = runner.reached.pop(verdict.case, frozenset())
                 self._reached[verdict.case] = (ids & self._ids) if ids else None
@@ -389,8 +390,11 @@ def _kill(
                     cases.remove(suspect)
                     cases.insert(0, suspect)
                 return _killed(mutant, suite, verdict, len(tried))
-        if suite == WITH_BITS and (found := _changes_bits(mutant, cases, bits, reach, runner)):
-            return _killed(mutant, suite, found, len(tried))
+        if suite == WITH_BITS and (found := _with_other_bits(cases, bits, reach, runner)):
+            reason = "one call has other bits than that of the library without the patch"
+            return replace(
+                _killed(mutant, suite, found, len(tried)), comparison=BITS, reason=reason
+            )
         if i == 0 and (reason := why_equivalent(mutant)):
             return Outcome(mutant=mutant, status="equivalent", reason=reason, n_case=len(tried))
     n_case = len(tried)
@@ -404,24 +408,19 @@ def _kill(
     return Outcome(mutant=mutant, status=status, reason=reason, n_case=n_case)
 
 
-def _changes_bits(
-    mutant: Mutant,
-    cases: Sequence[Case],
-    bits: Mapping[Case, bytes],
-    reach: _Reach,
-    runner: Runner,
+def _with_other_bits(
+    cases: Sequence[Case], bits: Mapping[Case, bytes], reach: _Reach, runner: Runner
 ) -> Verdict | None:
     """Return the verdict of the first case whose call has other bits than without the mutant."""
     computed = [case for case in cases if bits.get(case)]
     reach.note(computed)
     for case in computed:
-        if bits[case] == reach.standard(case):
+        if bits[case] == reach.standard(case) or not reach.standard(case):
             continue
         [verdict] = runner.run([case], timeout=_CASE_SECONDS)
         # what changes from one run to the next is not for this check to say
         if verdict.standard == bits[case] and _is_reached(runner, verdict):
-            reason = "one call has other bits than that of the library without the patch"
-            return replace(verdict, reason=reason)
+            return verdict
     return None
 
 
@@ -478,7 +477,7 @@ def _killed(mutant: Mutant, suite: str, verdict: Verdict, n_case: int) -> Outcom
         reason=verdict.reason,
         suite=suite,
         case=verdict.case,
-        comparison=BITS if verdict.status == "pass" else next(bad, ""),
+        comparison=next(bad, ""),
         n_case=n_case,
     )
 

@@ -128,7 +128,7 @@ def render(baseline: Baseline) -> str:
         "made_with": "{\n" + _fields(dict(sorted(baseline.made_with.items())), 2) + "\n }",
         "seed": json.dumps(baseline.seed),
         "threads": json.dumps(baseline.threads),
-        "cases": _of_cases({case: vars(kept) for case, kept in baseline.cases.items()}),
+        "cases": _of_cases({case: _known(kept) for case, kept in baseline.cases.items()}),
         "speed": "null",
     }
     if baseline.speed is not None:
@@ -140,6 +140,11 @@ def render(baseline: Baseline) -> str:
         document["speed"] = f'{{"cpu": {cpu}, "rows": {_of_cases(rows)}}}'
     lines = [f" {json.dumps(name)}: {text}" for name, text in document.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _known(record: CaseRecord) -> dict[str, Any]:
+    """Return a record's fields, without what nobody compared."""
+    return {name: value for name, value in vars(record).items() if value is not None}
 
 
 def _fields(values: Mapping[str, Any], indent: int) -> str:
