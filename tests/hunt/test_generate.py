@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,22 @@ def test_a_reason_may_be_of_one_change_of_several_that_are_called_the_same() -> 
     reasons = {"attend: c = a + b; | a + b -> - (2)": "b is 0"}
     found = [as_mutant(CHANGE, reasons, turn=turn).equivalent for turn in (1, 2, 3)]
     assert found == ["", "b is 0", ""]
+
+
+def test_a_series_may_take_the_reasons_of_another(tmp_path: Path) -> None:
+    for series, text in (
+        ("state", '"a" = "one"\n"b" = "two"\n[unreached]\n"c" = "three"\n'),
+        ("partial", 'as_in = ["state"]\n"b" = "four"\n[unreached]\n"d" = "five"\n'),
+    ):
+        folder = tmp_path / series / "mutants"
+        folder.mkdir(parents=True)
+        (folder / "equivalent.toml").write_text(text)
+        (tmp_path / series / "series").write_text("")
+    project = replace(find_project(), more_series=(tmp_path,))
+    assert generate.reasons(project.of("partial")) == (
+        {"a": "one", "b": "four"},
+        {"c": "three", "d": "five"},
+    )
 
 
 @pytest.mark.full

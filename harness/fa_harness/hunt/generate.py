@@ -128,9 +128,7 @@ def write(project: Project) -> tuple[Change, ...]:
 
 def load(project: Project) -> tuple[Mutant, ...]:
     """Make the mutants of the chosen upstream, and return them."""
-    reasons = project.mutants / "equivalent.toml"
-    equivalent = read_toml(reasons) if reasons.is_file() else {}
-    unreached = equivalent.pop("unreached", {})
+    equivalent, unreached = reasons(project)
     turns: Counter[str] = Counter()
     mutants = []
     for change in write(project):
@@ -139,6 +137,23 @@ def load(project: Project) -> tuple[Mutant, ...]:
         reason = unreached.get(f"{change.function}: {change.source}", "")
         mutants.append(replace(mutant, if_unreached=reason))
     return tuple(mutants)
+
+
+def reasons(project: Project) -> tuple[dict[str, str], dict[str, str]]:
+    """Return why some changes cannot show, and why others cannot where no case reaches them.
+
+    `as_in` in the file names series whose reasons hold here, too.
+    """
+    path = project.mutants / "equivalent.toml"
+    found = read_toml(path) if path.is_file() else {}
+    equivalent: dict[str, str] = {}
+    unreached: dict[str, str] = {}
+    for other in found.pop("as_in", []):
+        more = reasons(project.of(other))
+        equivalent |= more[0]
+        unreached |= more[1]
+    unreached |= found.pop("unreached", {})
+    return {**equivalent, **found}, unreached
 
 
 def sample(mutants: Sequence[Mutant], size: int, seed: int) -> tuple[Mutant, ...]:
