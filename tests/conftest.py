@@ -63,6 +63,12 @@ def mutated() -> Library:
 
 
 @pytest.fixture(scope="session")
+def mutated_partial() -> Library:
+    """The series `partial` with a switch for faults."""
+    return _build("partial@mutants")
+
+
+@pytest.fixture(scope="session")
 def museum_library() -> Library:
     """The whole series with faults that kernels really had."""
     return _build("museum")

@@ -77,6 +77,12 @@ def _one_bit_with_fresh(reduced: Reduced) -> Reduced:
     return dataclasses.replace(reduced, with_fresh=(reduced.with_fresh[0], output))
 
 
+def _nan_of_top(reduced: Reduced) -> Reduced:
+    output = reduced.with_top[0].copy()
+    output[HERE] = np.nan
+    return dataclasses.replace(reduced, with_top=(output, reduced.with_top[1]))
+
+
 def _nan_of_fresh(reduced: Reduced) -> Reduced:
     return dataclasses.replace(reduced, fresh=np.full_like(reduced.fresh, np.nan))
 
@@ -103,6 +109,7 @@ def _wrong_part(reduced: Reduced) -> Reduced:
         (_output("shuffled"), "reduced_vs_parts"),
         (_output("again"), "reduced_again"),
         (_one_bit_with_fresh, "reduced_with_fresh"),
+        (_nan_of_top, "reduced_with_top"),
         (_nan_of_fresh, "fresh_reduced"),
         (_part_written, "parts_after_merge"),
         (_wrong_part, "part_state_vs_oracle"),

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import subprocess
@@ -44,8 +45,35 @@ CLASSES = {
 }
 """Every way that is known in which a kernel or its API goes wrong."""
 
-PATCHES = find_project().mutants
-EVERY = mutants.load(PATCHES / "mutants.toml")
+CLASSES_OF = {
+    "state": CLASSES,
+    "partial": {
+        *(CLASSES - {"state-shared"}),  # each call returns a state of its own
+        *("prev-source", "prev-none", "row-layout", "masked-row-unwritten", "nan-row"),
+        *("f16-stored", "f32-accumulator", "last-dropped", "source-limit", "source-twice"),
+        *("single-source", "rows-dropped", "m-infinite", "prec-lost"),
+    },
+}
+"""By series, the classes of its mutants."""
+
+PATCHES = {series: find_project(stack=series).mutants for series in CLASSES_OF}
+MUTANTS = {series: mutants.load(folder / "mutants.toml") for series, folder in PATCHES.items()}
+EVERY = MUTANTS["state"]
+
+
+@pytest.fixture(params=CLASSES_OF)
+def series(request: pytest.FixtureRequest) -> str:
+    """Each series that has mutants."""
+    return str(request.param)
+
+
+@pytest.fixture
+def mutated_series(series: str, request: pytest.FixtureRequest) -> Library:
+    """The library with the mutants of `series`."""
+    fixture = "mutated" if series == "state" else f"mutated_{series}"
+    library = request.getfixturevalue(fixture)
+    assert isinstance(library, Library)
+    return library
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -71,32 +99,43 @@ def made(id_: str, **changes: str) -> Mutant:
     return Mutant(id=id_, **{**fields, **changes})
 
 
-def test_every_class_of_faults_has_a_mutant_and_no_mutant_is_of_another() -> None:
-    assert {mutant.class_ for mutant in EVERY if mutant.kind != "impostor"} == CLASSES
+def test_every_class_of_faults_has_a_mutant_and_no_mutant_is_of_another(series: str) -> None:
+    classes = {mutant.class_ for mutant in MUTANTS[series] if mutant.kind != "impostor"}
+    assert classes == CLASSES_OF[series]
 
 
-def test_every_mutant_is_in_its_patch() -> None:
-    for mutant in EVERY:
+def test_every_mutant_is_in_its_patch(series: str) -> None:
+    for mutant in MUTANTS[series]:
         name = mutant.id.upper().replace("-", "_")
-        assert f"GGML_FA_MUTANT({name})" in (PATCHES / mutant.patch).read_text(), mutant.id
+        patch = (PATCHES[series] / mutant.patch).read_text()
+        assert f"GGML_FA_MUTANT({name})" in patch, mutant.id
 
 
-def test_every_place_in_a_patch_is_of_a_mutant_that_is_described() -> None:
+def test_every_place_in_a_patch_is_of_a_mutant_that_is_described(series: str) -> None:
     found = {
         name.lower().replace("_", "-")
-        for patch in load_mutants(find_project()).patches
+        for patch in load_mutants(find_project(stack=series)).patches
         for name in re.findall(r"GGML_FA_MUTANT\(([A-Z0-9_]+)\)", patch.read_text())
     }
-    assert found == {mutant.id for mutant in EVERY}
+    assert found == {mutant.id for mutant in MUTANTS[series]}
 
 
-def test_the_library_has_the_mutants_that_are_described(mutated: Library) -> None:
-    with Worker(mutated.module_path) as worker:
-        assert worker.mutants == tuple(mutant.id for mutant in EVERY)
+def test_the_library_has_the_mutants_that_are_described(
+    series: str, mutated_series: Library
+) -> None:
+    with Worker(mutated_series.module_path) as worker:
+        assert worker.mutants == tuple(mutant.id for mutant in MUTANTS[series])
 
 
-def test_no_mutant_is_equivalent() -> None:
-    assert [mutant.id for mutant in EVERY if mutant.equivalent] == []
+def test_no_mutant_is_equivalent(series: str) -> None:
+    assert [mutant.id for mutant in MUTANTS[series] if mutant.equivalent] == []
+
+
+def test_a_fault_that_two_series_have_is_called_the_same_in_both() -> None:
+    state, partial = ({mutant.id: mutant for mutant in MUTANTS[series]} for series in CLASSES_OF)
+    shared = state.keys() & partial.keys()
+    assert [id_ for id_ in shared if state[id_].class_ != partial[id_].class_] == []
+    assert len(shared) > 100
 
 
 def test_another_library_has_no_mutants(patched: Library) -> None:
@@ -110,13 +149,13 @@ def test_another_library_has_no_mutants(patched: Library) -> None:
 
 @pytest.mark.parametrize("some", ["vec$", "tiled$", "^(?!.*(vec|tiled)$)"])
 def test_every_mutant_is_killed_by_the_case_that_is_recorded_as_its_killer(
-    mutated: Library, some: str
+    series: str, mutated_series: Library, some: str
 ) -> None:
-    score = score_of("--killers", "-k", some)
+    score = score_of("--killers", "--series", series, "-k", some)
     assert [r["mutant"] for r in score["results"] if r["status"] != "killed"] == []
-    ids = [mutant.id for mutant in EVERY if re.search(some, mutant.id)]
+    ids = [mutant.id for mutant in MUTANTS[series] if re.search(some, mutant.id)]
     assert [r["mutant"] for r in score["results"]] == ids
-    assert 20 < len(ids) < len(EVERY) - 40
+    assert 20 < len(ids) < len(MUTANTS[series]) - 40
 
 
 @pytest.fixture(scope="module")
@@ -302,6 +341,9 @@ def test_recorded_cases_are_read_as_they_were_written_in_the_order_of_the_mutant
     assert mutants.load_killers(file, [first, second]) == killers
     lines = file.read_text().splitlines()
     assert [line.partition(" = ")[0] for line in lines[-2:]] == ["first", "second"]
+    of_series = dataclasses.replace(first, series="partial"), second
+    mutants.save_killers(file, killers, of_series)
+    assert "`fa-harness mutants --series partial --record`" in file.read_text()
 
 
 def test_a_search_renews_the_cases_of_the_mutants_that_it_tried() -> None:

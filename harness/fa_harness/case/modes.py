@@ -112,9 +112,11 @@ class Reduced:
     shuffled: F32
     """In the order `order`."""
     again: F32
-    """In turn, in one graph with the parts."""
+    """In turn, in one graph with the parts, of which every other one continues nothing."""
     with_fresh: tuple[F32, F32]
-    """In turn, with a fresh state before them and behind them."""
+    """In turn, with as many fresh states as a reduction takes before them and behind them."""
+    with_top: tuple[F32, F32]
+    """In turn, with a state of `top_rows` before them and behind them."""
     fresh: F32
     """A fresh state alone."""
 
@@ -249,6 +251,14 @@ def order_of_parts(case: Case) -> tuple[int, ...]:
     """Return the segments in the order in which mode `merged` computes them, from the seed."""
     rank = np.random.Philox(key=case.seed).random_raw(case.segments)
     return tuple(int(i) for i in np.argsort(rank, kind="stable"))
+
+
+def top_rows(case: Case) -> Left:
+    """Return a state whose maximum of +INFINITY outweighs all others, and its result."""
+    rows = (case.ne3, case.n_head, case.n_batch)
+    output = np.full((*rows, case.hsv_padded), 0.5, np.float32)
+    state = np.concatenate([np.full((*rows, 2), (np.inf, 1), np.float32), output], axis=-1)
+    return Left(output=output, state=state)
 
 
 def fresh_rows(case: Case) -> Left:

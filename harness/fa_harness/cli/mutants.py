@@ -108,10 +108,11 @@ def command(
         drawn = generated.sample(every, sample, seed)
     else:
         every = drawn = mutants.load(folder / "mutants.toml")
+    every, drawn = (
+        tuple(replace(mutant, series=series or "") for mutant in some) for some in (every, drawn)
+    )
     selected = [
-        replace(mutant, series=series or "")
-        for mutant in (every if pattern else drawn)
-        if regex(pattern).search(mutant.id)
+        mutant for mutant in (every if pattern else drawn) if regex(pattern).search(mutant.id)
     ]
     if not selected:
         raise UsageError(f"none of {len(every)} mutants matches -k {pattern!r}; --list shows them")

@@ -17,6 +17,7 @@ from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
 from fa_harness.case.modes import (
     MODES,
+    MOST_PARTS,
     ByMode,
     Chain,
     Fifo,
@@ -30,6 +31,7 @@ from fa_harness.case.modes import (
     Standard,
     offered,
     order_of_parts,
+    top_rows,
 )
 from fa_harness.engine import state_file
 from fa_harness.engine.fifo import roll
@@ -295,22 +297,28 @@ class _Computation:
             ctx = tensors.ctx
             keys, states, calls = self._alone(tensors)
             graphs, fresh = [ctx.graph([call]) for call in calls], tensors.state()
+            top = tensors.state()
             results = {
                 "in_turn": ctx.reduce(states),
                 "reversed": ctx.reduce(states[::-1]),
                 "shuffled": ctx.reduce([states[i] for i in order]),
                 "fresh": ctx.reduce([fresh]),
             }
-            with_fresh = [ctx.reduce([fresh, *states]), ctx.reduce([*states, fresh])]
-            reductions = ctx.graph([*results.values(), *with_fresh])
-            calls_again = [self._call(tensors, i, keys[i], fresh) for i in range(n)]
+            filled_up = [fresh] * (MOST_PARTS + 1 - n)  # as many as a reduction takes
+            with_fresh = [ctx.reduce([*filled_up, *states]), ctx.reduce([*states, *filled_up])]
+            with_top = [ctx.reduce([top, *states]), ctx.reduce([*states, top])]
+            reductions = ctx.graph([*results.values(), *with_fresh, *with_top])
+            calls_again = [
+                self._call(tensors, i, keys[i], fresh, starts=i % 2 == 1) for i in range(n)
+            ]
             again = ctx.reduce([ctx.state_after(call) for call in calls_again])
             all_again = ctx.graph([again], size=16 * (n + 1))
 
             tensors.allocate(self._backend)
             make_fresh(fresh)
+            top.write(top_rows(self._case).state)
             parts = {i: self._compute([calls[i]], [graphs[i]], states[i])[0] for i in order}
-            for tensor in [*results.values(), *with_fresh, again]:
+            for tensor in [*results.values(), *with_fresh, *with_top, *calls_again, again]:
                 clear(tensor)
             self._backend.compute(reductions)
             after = tuple(state.read() for state in states)
@@ -321,6 +329,7 @@ class _Computation:
                 parts_after=after,
                 again=rows_of(again),
                 with_fresh=(rows_of(with_fresh[0]), rows_of(with_fresh[1])),
+                with_top=(rows_of(with_top[0]), rows_of(with_top[1])),
                 **{name: rows_of(result) for name, result in results.items()},
             )
 
@@ -345,10 +354,12 @@ class _Computation:
     def _own_segments(self, tensors: CaseTensors) -> list[Keys]:
         return [tensors.own_segment(i) for i in range(len(self._segments))]
 
-    def _call(self, tensors: CaseTensors, i: int, keys: Keys, state: Tensor) -> Tensor:
+    def _call(
+        self, tensors: CaseTensors, i: int, keys: Keys, state: Tensor, *, starts: bool = False
+    ) -> Tensor:
         # a sink belongs to one call of a chain, the last (see the comment in ggml.h)
         sinks = i == len(self._segments) - 1
-        return tensors.call(keys, self._segments[i], sinks=sinks, state=state)
+        return tensors.call(keys, self._segments[i], sinks=sinks, state=state, starts=starts)
 
     def _alone(self, tensors: CaseTensors) -> tuple[list[Keys], list[Tensor], list[Tensor]]:
         """Return the keys of each segment, a state for each, and the calls over them."""
@@ -389,8 +400,12 @@ class _Computation:
         return calls, state
 
     def _asked(self, linked: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return the calls that bring in all of a chain, the last unless each has a reduction."""
-        return linked if self._ggml.has_partial else linked[-1:]
+        """Return the calls that bring in all of a chain, the last unless each has a reduction.
+
+        The last comes first and brings in the parts of the others, whose reductions come after the
+        calls that continued them.
+        """
+        return linked[::-1] if self._ggml.has_partial else linked[-1:]
 
     def _compute(
         self, calls: Sequence[Tensor], graphs: Sequence[Graph], state: Tensor

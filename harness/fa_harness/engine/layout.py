@@ -106,9 +106,11 @@ class CaseTensors:
         sinks: bool,
         state: Tensor | None = None,
         hidden: bool = False,
+        starts: bool = False,
     ) -> Tensor:
         """Return the attention over the keys of a segment, continuing from and into a state.
 
+        If it `starts` a chain, the state need not be fresh in a library whose calls return it.
         If `hidden`, a mask of the same shape hides every key, instead of the case's own.
         """
         if hidden:
@@ -116,7 +118,9 @@ class CaseTensors:
             mask: Tensor | None = self._mask(f"hidden{segment}", columns.astype(np.float16))
         else:
             mask = self._mask_columns(segment)
-        out = attention(self.of_calls, self._case, self._q, keys, mask, state, self._sinks)
+        out = attention(
+            self.of_calls, self._case, self._q, keys, mask, state, self._sinks, starts=starts
+        )
         if self._sinks is not None and not sinks:  # the function for them also takes them away
             self.of_calls.take_sinks(out)
         out.name = f"dst[{segment[0]}:{segment[1]}]"
@@ -268,6 +272,8 @@ def attention(
     mask: Tensor | None,
     state: Tensor | None,
     sinks: Tensor | None,
+    *,
+    starts: bool = False,
 ) -> Tensor:
     """Return the attention of `q` over keys, with the options of a case."""
     return ctx.flash_attn_ext(
@@ -281,6 +287,7 @@ def attention(
         sinks=sinks,
         prec=case.prec,
         n_kv_max=case.n_kv_max,
+        starts=starts,
     )
 
 

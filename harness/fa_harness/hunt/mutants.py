@@ -152,7 +152,7 @@ def load_killers(path: Path, mutants: Sequence[Mutant]) -> dict[str, Case]:
         raise SetupError(
             f"{path}: {_of(mutants)}.toml has no '{unknown[0]}'; delete its line, or correct the id"
         )
-    return {id_: _case(f"{path}: {id_}", text, _of(mutants)) for id_, text in texts.items()}
+    return {id_: _case(f"{path}: {id_}", text, _command(mutants)) for id_, text in texts.items()}
 
 
 def renewed(killers: Mapping[str, Case], outcomes: Iterable[Outcome]) -> dict[str, Case]:
@@ -188,7 +188,8 @@ def save_killers(path: Path, killers: Mapping[str, Case], mutants: Sequence[Muta
     """Write `killers.toml`, in the order of the mutants."""
     lines = [f'{mutant.id} = "{killers[mutant.id]}"' for mutant in mutants if mutant.id in killers]
     with writing(path):
-        replace_file(path, _KILLERS_HEAD.format(of=_of(mutants)) + "\n".join(lines) + "\n")
+        head = _KILLERS_HEAD.format(of=_command(mutants))
+        replace_file(path, head + "\n".join(lines) + "\n")
 
 
 def run_killers(
@@ -343,6 +344,12 @@ def _record(mutant: Mutant) -> str:
 
 def _of(mutants: Sequence[Mutant]) -> str:
     return mutants[0].of if mutants else "mutants"
+
+
+def _command(mutants: Sequence[Mutant]) -> str:
+    """Return the command that tries mutants of one series."""
+    series = mutants[0].series if mutants else ""
+    return _of(mutants) + (f" --series {series}" if series else "")
 
 
 def _unfit(mutant: Mutant, library: Library, known: Sequence[str]) -> Outcome | None:

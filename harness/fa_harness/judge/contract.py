@@ -18,7 +18,16 @@ import numpy as np
 from fa_harness.arrays import F32, F64
 from fa_harness.case import rolling
 from fa_harness.case.case import Case
-from fa_harness.case.modes import ByMode, Chain, Left, Merged, Reduced, Rolled, fresh_rows
+from fa_harness.case.modes import (
+    ByMode,
+    Chain,
+    Left,
+    Merged,
+    Reduced,
+    Rolled,
+    fresh_rows,
+    top_rows,
+)
 from fa_harness.judge import bounds, oracle, rolling_oracle
 from fa_harness.judge.bounds import Expected
 from fa_harness.judge.compare import Call, Check, LateRegion, Region
@@ -46,8 +55,8 @@ _PROMISED = {
     },
     "reduced": {
         "part_vs_oracle", "part_state_vs_oracle", "part_result_vs_state", "reduced_vs_parts",
-        "reduced_vs_oracle", "reduced_again", "reduced_with_fresh", "fresh_reduced",
-        "parts_after_merge",
+        "reduced_vs_oracle", "reduced_again", "reduced_with_fresh", "reduced_with_top",
+        "fresh_reduced", "parts_after_merge",
     },
     "resumed": {
         "resumed_vs_oracle", "resumed_prefix_vs_oracle", "resumed_state_vs_oracle",
@@ -257,10 +266,21 @@ def _reduced(expect: Expectations, results: ByMode) -> Iterator[Check]:
         yield _result("reduced_vs_oracle", call, output, expect.merged, expect.outputs[-1], region)
     again = Call(name="parts and a reduction in one graph", keys=keys)
     yield _same("reduced_again", again, reduced.again, reduced.in_turn, in_turn)
-    names = ("reduction of a fresh state and the parts", "reduction of the parts and a fresh state")
+    names = ("reduction of fresh states and the parts", "reduction of the parts and fresh states")
     for name, output in zip(names, reduced.with_fresh, strict=True):
         call = Call(name=name, keys=keys)
         yield _same("reduced_with_fresh", call, output, reduced.in_turn, in_turn)
+    # a part that has such a maximum, too, or NaN, makes the row NaN
+    states, top = np.stack([part.state for part in reduced.parts]), top_rows(expect.case).output
+    is_below = np.isfinite(states).all(axis=-1, keepdims=True) | np.isneginf(states[..., :1])
+    names = (
+        "reduction of a maximum of +INFINITY and the parts",
+        "reduction of the parts and a maximum of +INFINITY",
+    )
+    for name, output in zip(names, reduced.with_top, strict=True):
+        right = np.where(is_below.all(axis=0), top, output)
+        call = Call(name=name, keys=keys)
+        yield _same("reduced_with_top", call, output, right, "the part with this maximum")
     call, zeros = Call(name="reduction of a fresh state", keys=(0, 0)), fresh_rows(expect.case)
     yield _same("fresh_reduced", call, reduced.fresh, zeros.output, "zeros")
     yield from _parts_after(calls, reduced)

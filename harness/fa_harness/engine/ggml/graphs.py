@@ -124,11 +124,13 @@ class Context:
         sinks: Tensor | None = None,
         prec: str = "f32",
         n_kv_max: int = 0,
+        starts: bool = False,
     ) -> Tensor:
         """Return the attention of `q` over `k` and `v`, F32 `[hsv, n_head, n_batch, ne3]`.
 
         With a state it continues from and into it. A library whose calls return the new state
-        copies it there in the graph of the call. Q is F32 `[hsk, n_batch, n_head, ne3]`, K and V
+        copies it there in the graph of the call; a call that `starts` a chain is given none to
+        continue, as if the state were fresh. Q is F32 `[hsk, n_batch, n_head, ne3]`, K and V
         are `[hsk or hsv, n_kv, n_head_kv, ne3]`, the mask is F16, contiguous,
         `[n_kv, n_batch, 1 or more, 1 or ne3]`, the state F32 `[2 + hsv, n_batch, n_head, ne3]`, its
         rows `[M, S, VKQ]`. Sinks, F32 `[n_head, 1, 1, 1]`, are for the last call of a chain only.
@@ -140,7 +142,8 @@ class Context:
         if state is None:
             call = lib.ggml_flash_attn_ext(self._p, *inputs, *factors)
         elif self.ggml.has_partial:
-            call = lib.ggml_flash_attn_ext_partial(self._p, *inputs, state._p, *factors)
+            earlier = null if starts else state._p
+            call = lib.ggml_flash_attn_ext_partial(self._p, *inputs, earlier, *factors)
         else:
             call = lib.ggml_flash_attn_ext_with_state(self._p, *inputs, state._p, *factors)
         if sinks is not None:
@@ -153,6 +156,7 @@ class Context:
             return self._result("ggml_flash_attn_ext", call, ne)
         part = self._result("ggml_flash_attn_ext_partial", call, state.ne, "the partial result")
         part.kept_in = state.kept_in or state
+        part.continued = None if starts else state
         out = self.reduce([part])
         out.part = part
         return out
@@ -248,15 +252,19 @@ class Context:
     def graph(self, outputs: Sequence[Tensor], *, size: int = 64, kept: bool = True) -> Graph:
         """Return a graph that computes `outputs`, each after all before it.
 
-        It has room for `size` nodes and leaves. The state after a call among them is left where the
-        state of its chain is, unless it need not be `kept`: a library that returns it copies it.
+        It has room for `size` nodes and leaves. The state after the last call of a chain is left
+        where the state of the chain is, unless it need not be `kept`: a library that returns it
+        copies it. A call between would find it there even if it continued the wrong one.
         """
         lib = self.ggml._lib
         pointer = lib.ggml_new_graph_custom(self._p, max(size, 8 * len(outputs)), False)
         for output in outputs:
             lib.ggml_build_forward_expand(pointer, output._p)
-            if kept and output.part is not None and output.part.kept_in is not None:
-                copy = lib.ggml_cpy(self._p, output.part._p, output.part.kept_in._p)
+        parts = [output.part for output in outputs if output.part is not None] if kept else []
+        continued = [part.continued for part in parts]
+        for part in parts:
+            if part.kept_in is not None and part not in continued:
+                copy = lib.ggml_cpy(self._p, part._p, part.kept_in._p)
                 lib.ggml_build_forward_expand(pointer, copy)
         return Graph(self.ggml, pointer)
 

@@ -38,6 +38,8 @@ class Tensor:
         """Of the result of a call with a state, where the state after the call is a new tensor."""
         self.kept_in: Tensor | None = None
         """Of such a part, the state with which its chain began."""
+        self.continued: Tensor | None = None
+        """Of such a part, the part or state that it continues."""
 
     @property
     def nb(self) -> Shape:
