@@ -41,6 +41,14 @@ class Left:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Preset(Left):
+    """What a call leaves behind that continues a state set by hand."""
+
+    alone: F32 | None
+    """The result of that state itself, shaped as `output`; None where the library gives none."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Standard:
     """One `ggml_flash_attn_ext`; each output is `[ne3, n_head, n_batch, hsv]`."""
 
@@ -186,7 +194,7 @@ class ByMode(TypedDict, total=False):
     scheduled: Scheduled
     mixed: Mixed
     fifo: Fifo
-    preset: Left
+    preset: Preset
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -25,6 +25,7 @@ from fa_harness.case.modes import (
     Left,
     Merged,
     Mixed,
+    Preset,
     Reduced,
     Run,
     Scheduled,
@@ -144,16 +145,24 @@ class _Computation:
         self._one_call = FullState(first=first, again=again, negated=negated)
         return self._one_call
 
-    def preset(self) -> Left:
+    def preset(self) -> Preset:
         with self._tensors() as tensors:
-            state = tensors.state()
+            ctx, state = tensors.ctx, tensors.state()
             call = tensors.call(tensors.cache(), (0, self._case.n_kv), sinks=True, state=state)
-            graph = tensors.ctx.graph([call])
+            graph = ctx.graph([call])
+            result = None
+            if self._ggml.has_merge or self._ggml.has_partial:
+                result = ctx.from_state(state) if self._ggml.has_merge else ctx.reduce([state])
+            of_result = ctx.graph([] if result is None else [result])
             tensors.allocate(self._backend)
             state.write(preset.rows(self._case))
+            if result is not None:
+                clear(result)
+                self._backend.compute(of_result)
             clear(call)
             self._backend.compute(graph)
-            return Left(output=rows_of(call), state=state.read())
+            alone = None if result is None else rows_of(result)
+            return Preset(output=rows_of(call), state=state.read(), alone=alone)
 
     def segmented(self) -> Chain:
         call = self._one_call
