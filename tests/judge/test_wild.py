@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from fa_harness.arrays import F32, Bools
+from fa_harness.build.library import Library
 from fa_harness.case import preset
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import make_inputs
 from fa_harness.case.modes import Left, Run
+from fa_harness.engine import ggml
 from fa_harness.engine.compute import run_case
 from fa_harness.engine.ggml import Ggml
 from fa_harness.judge import oracle
@@ -52,8 +54,11 @@ def _changed(case: Case, run: Run, mode: str, change: Change) -> Run:
         change(case, negated)
         results[mode] = dataclasses.replace(run.results["full_state"], negated=negated)
     elif mode == "preset":
-        results[mode] = _copy(run.results["preset"])
-        change(case, results[mode])
+        left = _copy(run.results["preset"])
+        change(case, left)
+        results[mode] = dataclasses.replace(
+            run.results["preset"], output=left.output, state=left.state
+        )
     else:
         chain = run.results["segmented"]
         left = _copy(chain.calls[-1])
@@ -179,6 +184,22 @@ def test_each_kind_of_row_is_looked_at(library: Ggml, kind: str, part: str) -> N
     else:
         assert verdict.status == "fail"
         assert verdict.reason.startswith("preset")
+
+
+def test_a_fresh_row_gives_0_whatever_else_it_holds(library: Ggml, partial: Library) -> None:
+    for each in (library, ggml.load(partial.module_path)):
+        inputs = make_inputs(PRESET)
+        run = run_case(each, PRESET, inputs)
+        left = run.results["preset"]
+        assert left.alone is not None
+        for kind, of_kind in (("fresh", "fail"), ("f16", "pass")):
+            alone = left.alone.copy()
+            alone[preset.are_of(kind, PRESET)] = 17
+            results: Any = {**run.results, "preset": dataclasses.replace(left, alone=alone)}
+            changed = dataclasses.replace(run, results=results)
+            verdict = judge(PRESET, inputs, changed, features=each.features())
+            assert verdict.status == of_kind
+            assert kind != "fresh" or verdict.reason.startswith("preset fresh alone")
 
 
 @pytest.mark.parametrize("column", [0, 1, 2, 41])
