@@ -57,6 +57,12 @@ def partial() -> Library:
 
 
 @pytest.fixture(scope="session")
+def fast() -> Library:
+    """The series `fast`, which has no state."""
+    return _build("fast")
+
+
+@pytest.fixture(scope="session")
 def mutated() -> Library:
     """The whole series with a switch for faults."""
     return _build("mutants")

@@ -99,6 +99,13 @@ def test_a_file_says_why_a_series_exists_where_it_holds_and_what_became_of_it(
         said.pins_of(["a"])
 
 
+def test_a_stack_has_modes_only_if_each_of_its_series_names_some(folder: Path) -> None:
+    for name, modes in (("partial", '["standard"]'), ("fast", '["standard", "preset"]')):
+        (folder / name / "series.toml").write_text(f"{HEAD}modes = {modes}\n")
+    assert stacks.modes_of([folder], ["partial", "fast"]) == ("standard", "preset")
+    assert stacks.modes_of([folder], ["partial", "state"]) == ()
+
+
 def test_a_pin_is_added_to_those_on_which_a_series_must_hold(folder: Path) -> None:
     file = folder / "fast" / "series.toml"
     file.write_text(f'{HEAD}pins = ["b"]  # all that count\n')
@@ -115,7 +122,10 @@ def test_a_pin_is_added_to_those_on_which_a_series_must_hold(folder: Path) -> No
     [
         ("title = [", "is not valid TOML"),
         ('title = "t"\n', "why is missing; say it in one sentence"),
-        (f"{HEAD}of = 1\n", "unknown key 'of'; known: title, why, on, pins, suites, upstream, v"),
+        (
+            f"{HEAD}of = 1\n",
+            "unknown key 'of'; known: title, why, on, pins, suites, modes, ",
+        ),
         (f'{HEAD}on = "state"\n', "on is 'state'; write a list of names"),
         (f'{HEAD}upstream = "#1"\n', r"upstream is '#1'; write a table \[upstream\]"),
         (f'{HEAD}[upstream]\npr = "#1"\n', "upstream: unknown key 'pr'; known: issue, pull_requ"),

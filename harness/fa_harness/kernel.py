@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,18 @@ FP16_DOT = "FP16_DOT"
 FP16_MAD = "FP16_MAD_"
 """Begins the name of the CPU feature that multiplies and adds F16 V in FP16 registers; the number
 of elements in a step follows."""
+GROUPED = "GROUPED"
+"""Feature of a library that computes the heads which share K and V together."""
+CHUNK = 512
+"""Keys of a part of a chunked call, counted from the call's first key."""
+CHUNKED_ROWS = 96
+"""The most rows of a KV head, heads of its group times batch, whose keys are chunked."""
+DOT_ROWS = 8
+"""With fewer rows in a tile the scores are dot products, each row's own."""
+SEES_HIDDEN, SEES_NAN, SEES_SOME, SEES_VISIBLE = 0.5, 0.75, 1.0, 2.0
+"""What `Partial.loose` of a row says: a masked key is not finite, and the row sees none; it sees a
+score of NaN; a masked key is not finite, and the row sees others; or a visible key is not finite in
+a way that all kernels may treat differently."""
 IN_F32 = "in F32"
 """No CPU has this feature. With it nothing but Q is rounded to less than F32, and Q as the oracle
 rounds it: what a kernel may be off that is as good as can be."""
@@ -43,11 +56,14 @@ _DOT_TYPE = {
 """By K's type, the type that the vec path converts Q to for the dot product."""
 
 
-def path(case: Case, n_kv: int | None = None) -> str:
-    """Return the path of one call over `n_kv` keys, or all: `vec`, `tiled` or `split-kv`.
+def path(case: Case, n_kv: int | None = None, features: Collection[str] = ()) -> str:
+    """Return the path of one call over `n_kv` keys, or all, on a library with these features.
 
-    A state does not change it.
+    Upstream's are `vec`, `tiled` and `split-kv`; those of a library that groups heads `chunked` and
+    `grouped`. A state does not change it.
     """
+    if GROUPED in features:
+        return "chunked" if case.n_group * case.n_batch <= CHUNKED_ROWS else "grouped"
     n_kv = case.n_kv if n_kv is None else n_kv
     if case.type_K == case.type_V and case.type_K in TILE_TYPES:
         if case.n_batch == 1 and case.ne3 == 1 and n_kv >= SPLIT_KV:
@@ -57,29 +73,35 @@ def path(case: Case, n_kv: int | None = None) -> str:
     return "vec"
 
 
-def chain_paths(case: Case, *, own_types: bool = False) -> tuple[str, ...]:
+def chain_paths(
+    case: Case, features: Collection[str] = (), *, own_types: bool = False
+) -> tuple[str, ...]:
     """Return the path of each call of the chain, in the cache's types or each segment's own."""
     limits = itertools.pairwise(case.segment_bounds())
     return tuple(
-        path(case.of_segment(i) if own_types else case, stop - start)
+        path(case.of_segment(i) if own_types else case, stop - start, features)
         for i, (start, stop) in enumerate(limits)
     )
 
 
-def chain_is_exact(case: Case) -> bool:
+def chain_is_exact(case: Case, features: Collection[str] = ()) -> bool:
     """Tell whether the chain has to give the bits of one call.
 
     The vec path takes the keys one at a time, so it does not see where a call ends. The tiled path
-    takes them by tiles, counted from the start of a call. Split-KV sums parts of a call apart.
+    takes them by tiles, counted from the start of a call, and so does the grouped one. Split-KV
+    sums parts of a call apart, as many as there are threads. A chunked call has parts of as many
+    keys whatever the threads are, and adds them to the state in their order.
     """
-    paths = {path(case), *chain_paths(case)}
-    if paths == {"tiled"}:
+    paths = {path(case, features=features), *chain_paths(case, features)}
+    steps = {"tiled": KV_TILE, "grouped": KV_TILE, "chunked": CHUNK}
+    [name, *others] = paths
+    if not others and name in steps:
         inner = case.segment_bounds()[1:-1]
-        return all(limit % KV_TILE == 0 or limit == case.n_kv for limit in inner)
+        return all(limit % steps[name] == 0 or limit == case.n_kv for limit in inner)
     return paths == {"vec"}
 
 
-def keeps_bits(case: Case, varied: Case, kind: str) -> bool:
+def keeps_bits(case: Case, varied: Case, kind: str, features: Collection[str] = ()) -> bool:
     """Tell whether one call has to give a variation of its case the same bits.
 
     `kind` is one of `variations.KINDS`; not on the bits of a zero's sign in tiles.
@@ -94,13 +116,23 @@ def keeps_bits(case: Case, varied: Case, kind: str) -> bool:
       keys begin at the call's first key, so cells behind the last change none of them.
     - split-kv: a part is `n_kv / threads` keys, rounded up. Both make other parts, if there are
       several.
+    - chunked, grouped: as tiled, and a tile's rows are those of all heads of a group. With few rows
+      a tile computes scores by dot products, and sums the weights in another order. The parts of a
+      chunked call do not depend on the threads.
     """
-    if kind == "cells" or path(case) != path(varied):
+    own, other = (path(each, features=features) for each in (case, varied))
+    if kind == "cells" or own != other:
         return False
-    if path(case) != "split-kv":
+    if own == "chunked":
+        return _takes_dots(case) == _takes_dots(varied)
+    if own != "split-kv":
         return True
     same_keys = case.n_kv == varied.n_kv or case.threads == 1
     return same_keys and case.threads == varied.threads
+
+
+def _takes_dots(case: Case) -> bool:
+    return case.n_group * case.n_batch < DOT_ROWS
 
 
 def n_tiles(case: Case, bounds: tuple[int, ...]) -> int:
@@ -130,8 +162,8 @@ class Arithmetic:
     """Dot products add in F16 registers."""
     f16_factors: bool = False
     """What multiplies V and VKQ is rounded to F16."""
-    adds_masked: bool = False
-    """A masked key takes part with a weight of 0, and a score of NaN may be left out."""
+    loose_from: float = SEES_VISIBLE
+    """From which `Partial.loose` on a row may be anything."""
     is_q_known: bool = False
     """Q has the values that the oracle rounds it to, next to a tie, too."""
     n_partials: int = 0
@@ -145,8 +177,21 @@ class Arithmetic:
 
 def arithmetic(case: Case, path: str, features: tuple[str, ...]) -> Arithmetic:
     """Return what a path computes a case in, on CPU features as `Ggml.features` names them."""
-    if path == "tiled":
-        return Arithmetic(q_type="f32", f16_numerators=False, adds_masked=True)
+    if path in ("tiled", "grouped"):
+        return Arithmetic(q_type="f32", f16_numerators=False, loose_from=SEES_HIDDEN)
+    if path == "chunked":
+        loose_from = SEES_HIDDEN
+        if _takes_dots(case):
+            # a row without keys is left out, and so is a key that no row of the tile sees
+            is_shared = case.n_batch == 1 and case.mask_heads == 1
+            loose_from = SEES_VISIBLE if is_shared else SEES_SOME
+        n_chunks = math.ceil(case.n_kv / CHUNK)
+        return Arithmetic(
+            q_type="f32",
+            f16_numerators=False,
+            loose_from=loose_from,
+            n_partials=max(1, n_chunks),
+        )
     n_partials = case.threads if path == "split-kv" else 0
     if IN_F32 in features:
         return Arithmetic(

@@ -6,6 +6,7 @@ stack is several series, one on the other. Its name joins theirs: `state+fast`.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -59,6 +60,7 @@ class About:
     on: tuple[str, ...] = ()  # the series that it stands on, in order; none for pristine upstream
     pins: tuple[str, ...] = (EVERY_PIN,)  # on which it must hold
     suites: tuple[str, ...] = _SUITES  # that it must pass there
+    modes: tuple[str, ...] = ()  # in which cases are computed, if it has no state; else empty
     upstream: Fate = field(default_factory=Fate)
     variants: tuple[Any, ...] = ()  # as the file has them; `series/variants.py` reads them
 
@@ -81,6 +83,12 @@ class About:
                     f"{self.file}: pins: '{name}' is no pin; there are {', '.join(known)}"
                 )
         return self.pins
+
+
+def modes_of(folders: Sequence[Path], stack: Sequence[str]) -> tuple[str, ...]:
+    """Return the modes that the series of a stack name; none where one of them names none."""
+    of_each = [about(folder_of(folders, name)).modes for name in stack]
+    return tuple(dict.fromkeys(itertools.chain(*of_each))) if all(of_each) else ()
 
 
 def names_in(folders: Sequence[Path]) -> Iterator[str]:
@@ -152,6 +160,7 @@ def about(folder: Path) -> About:
         "on": _texts,
         "pins": _texts,
         "suites": _texts,
+        "modes": _texts,
         "upstream": _fate,
         "variants": _tables,
     }

@@ -23,6 +23,7 @@ from fa_harness.judge import bounds, contract, oracle
 from fa_harness.judge.compare import Check
 from fa_harness.judge.contract import promised
 from fa_harness.judge.verdict import Verdict, judge
+from fa_harness.kernel import chain_is_exact
 from runs import changed, does_not_hold
 
 Fault = Callable[[Case, Inputs, Run], Run]
@@ -1027,7 +1028,8 @@ def test_the_comparisons_that_modes_need_are_those_that_are_made(
         modes = ("standard", *asked)
         gone = [mode for mode in others if mode not in asked]
         verdict = judged(case, changed(run, **dict.fromkeys(gone)))
-        needed = [promised(mode, case, modes) for mode in modes]
+        exact = chain_is_exact(case)
+        needed = [promised(mode, case, modes, is_exact=exact) for mode in modes]
         assert set(verdict.comparisons) == set().union(*needed)
 
 

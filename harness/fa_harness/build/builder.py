@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fa_harness
-from fa_harness import proc, terminal
+from fa_harness import proc, stacks, terminal
 from fa_harness.build import coverage, toolchain
 from fa_harness.build.coverage import COVERAGE
 from fa_harness.build.library import Library, load, save
-from fa_harness.build.names import Name, build_command, find_name
+from fa_harness.build.names import PRISTINE, Name, build_command, find_name
 from fa_harness.build.places import Copy
 from fa_harness.build.sanitizers import SANITIZERS
 from fa_harness.engine.ggml import bindings
@@ -69,6 +69,13 @@ class _Plan:
         return str(self.known_as)
 
     @property
+    def modes(self) -> tuple[str, ...]:
+        """The modes that its series name; empty for all."""
+        if self.known_as.part == PRISTINE:
+            return ()
+        return stacks.modes_of(self.project.series_folders, self.project.stack)
+
+    @property
     def folder(self) -> Path:
         """The build folder: one per upstream, Python ABI and set of options."""
         key = str(sysconfig.get_config_var("SOABI"))
@@ -107,6 +114,7 @@ class _Plan:
             "Python": f"{sysconfig.get_config_var('SOABI')} {platform.python_version()}",
             "bindings": bindings.source_digest(),
             "native/CMakeLists.txt": _digest((NATIVE / "CMakeLists.txt").read_text("utf-8")),
+            **({"modes of its series": " ".join(self.modes)} if self.modes else {}),
         }
 
     def why_stale(self, library: Library) -> str | None:
@@ -267,6 +275,7 @@ def _build_missing(plans: Sequence[_Plan], *, verbose: bool) -> dict[str, Librar
             compiled=compiled,
             preload=preload.get(plan.name, ()),
             series_note=note(plan.source, plan.series, bench.tree(plan).applied),
+            modes=plan.modes,
         )
         _install(library, copy)
         libraries[plan.name] = library

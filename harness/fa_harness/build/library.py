@@ -40,6 +40,7 @@ class Library:
     compiled: tuple[str, ...]  # the source files that its last build compiled
     preload: tuple[str, ...] = ()  # the compiler's libraries that must be loaded before all else
     series_note: str = ""  # what became of the series, unless it was simply applied
+    modes: tuple[str, ...] = ()  # that its series name, see `stacks.About`; empty for pristine
 
     @property
     def part(self) -> str:
@@ -88,8 +89,8 @@ def load(path: Path) -> Library:
         raise SetupError(f"cannot read {path / RECORD}: {error}; delete {path}") from error
     try:
         record = json.loads(text)
-        for field in ("series", "compiled", "preload"):
-            record[field] = tuple(record[field])
+        for field in ("series", "compiled", "preload", "modes"):
+            record[field] = tuple(record.get(field, ()))
         return Library(path=path, **record)
     except (ValueError, TypeError, KeyError) as error:
         raise SetupError(

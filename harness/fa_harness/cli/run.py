@@ -25,6 +25,7 @@ from fa_harness.errors import FaHarnessError, UsageError
 from fa_harness.hunt.invariance import Found, vary_all
 from fa_harness.hunt.invariance import Verdict as Varied
 from fa_harness.judge.verdict import Verdict
+from fa_harness.kernel import path
 from fa_harness.project import find_project
 from fa_harness.report import invariance as varied_report
 from fa_harness.report.console import Table, print_summary
@@ -180,7 +181,7 @@ def vary_cases(cases: Sequence[Case], how: How, console: Console) -> Found:
         clock = Clock(library, how.options)
         try:
             for case in different:
-                varied_report.say_case(console, case)
+                varied_report.say_case(console, case, path(case, features=runner.features))
                 verdict = vary_all(
                     runner,
                     case,

@@ -21,6 +21,7 @@ from fa_harness.case.case import Case
 from fa_harness.case.suites import suite as cases_of_suite
 from fa_harness.cli import options
 from fa_harness.engine.runner import Runner
+from fa_harness.engine.session import offered_modes
 from fa_harness.errors import SetupError
 from fa_harness.project import Project
 from fa_harness.series.outcomes import keep_of_pin
@@ -230,12 +231,17 @@ def _check(project: Project, suites: Mapping[str, Sequence[Case]], found: Checke
         Runner(libraries[0].module_path) as patched,
         Runner(libraries[1].module_path) as pristine,
     ):
-        found.suites = {name: _outcome(patched, pristine, cases) for name, cases in suites.items()}
+        modes = offered_modes(patched, libraries[0])
+        found.suites = {
+            name: _outcome(patched, pristine, cases, modes) for name, cases in suites.items()
+        }
 
 
-def _outcome(patched: Runner, pristine: Runner, cases: Sequence[Case]) -> SuiteOutcome:
+def _outcome(
+    patched: Runner, pristine: Runner, cases: Sequence[Case], modes: tuple[str, ...] | None
+) -> SuiteOutcome:
     wrong = []
-    for verdict in patched.run(cases):
+    for verdict in patched.run(cases, modes=modes):
         if verdict.status in ("pass", "unsupported"):
             continue
         [without] = pristine.run([verdict.case], modes=())

@@ -340,7 +340,7 @@ class _Computing:
         return Verdict(
             case=self._case,
             status=status,
-            path=path(self._case),
+            path=path(self._case, features=self._features),
             reason=reason,
             seconds=self._seconds,
         )

@@ -105,7 +105,12 @@ class Clock:
 
 
 def offered_modes(runner: Runner, library: Library) -> tuple[str, ...] | None:
-    """Return the one mode of a checkout that did not take the series; else None, for each."""
+    """Return the modes that a library's series names, else None: each case has its own.
+
+    A checkout that did not take the series has one.
+    """
+    if library.modes and not runner.has_state:
+        return library.modes
     if not library.series_note or runner.has_state:
         return None
     stage_once(f"{library.upstream} has no flash attention with a state: only mode standard runs")

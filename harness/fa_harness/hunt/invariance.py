@@ -96,9 +96,15 @@ def vary_all(
         rows.append(row)
         on_row(row)
 
+    name = path(case, features=runner.features)
     if isinstance(first, Lost):
         if first.status == "unsupported":
-            return Verdict(case=case, path=path(case), rows=(), unsupported=first.reason)
+            return Verdict(
+                case=case,
+                path=name,
+                rows=(),
+                unsupported=first.reason,
+            )
         add(_lost(AS_IT_IS, 1, first))
     else:
         inputs = make_inputs(case)
@@ -106,7 +112,7 @@ def vary_all(
         add(_row(AS_IT_IS, [judge.against_oracle()]))
         for varied in variations_of(case, inputs):
             add(_of(runner, case, varied, judge, timeout))
-    return Verdict(case=case, path=path(case), rows=tuple(rows))
+    return Verdict(case=case, path=name, rows=tuple(rows))
 
 
 def _of(

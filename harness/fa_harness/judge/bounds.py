@@ -197,7 +197,7 @@ class Expected:
             walk=self.walk * va + u[..., None] * walk,
             walk_norm=np.hypot(self.walk_norm * va, u[..., None] * walk_norm),
             n_u=self.n_u + u * own.n_roundings,
-            is_loose=self.is_loose | (truth.loose >= (1 if how.adds_masked else 2)),
+            is_loose=self.is_loose | (truth.loose >= how.loose_from),
             other_s=self.other_s * wa + n_additions * truth.s,
             other_vkq=other_vkq,
         )

@@ -32,7 +32,7 @@ from fa_harness.judge import bounds, oracle, rolling_oracle
 from fa_harness.judge.bounds import Expected
 from fa_harness.judge.compare import Call, Check, LateRegion, Region
 from fa_harness.judge.expectations import Expectations
-from fa_harness.kernel import chain_is_exact, goes_on_in_f16, path
+from fa_harness.kernel import goes_on_in_f16
 
 IN_TURN = "merges in turn"
 """The name of the call that stands for the states merged one after another."""
@@ -82,10 +82,10 @@ AFTER_SEGMENT = frozenset(
 """Names of the checks of a chain after each segment."""
 
 
-def promised(mode: str, case: Case, modes: Collection[str]) -> set[str]:
+def promised(mode: str, case: Case, modes: Collection[str], *, is_exact: bool) -> set[str]:
     """Return the comparisons of a mode without which a verdict says nothing about it.
 
-    They depend on which `modes` are computed of the case.
+    They depend on which `modes` are computed of the case, and on whether its chain `is_exact`.
     """
     uncut = _uncut(case)
     if mode == "resumed" and uncut in modes:
@@ -95,7 +95,7 @@ def promised(mode: str, case: Case, modes: Collection[str]) -> set[str]:
     names = set(_PROMISED[mode])
     if mode == "segmented" and "full_state" in modes:
         names.add("segmented_vs_full_state")
-        if chain_is_exact(case):
+        if is_exact:
             names.add("state_vs_full_state")
     if mode in ("merged", "reduced") and uncut in modes:
         names.add("part_vs_chain")
@@ -377,9 +377,9 @@ def _fifo(expect: Expectations, results: ByMode) -> Iterator[Check]:
             Call(
                 name=f"{name} call of step {step}",
                 keys=keys,
-                path=path(rows[name], n_kv),
+                path=(path_ := expect.path(rows[name], n_kv)),
                 index=step,
-                f16_numerators=rows[name].type_V == "f16",
+                f16_numerators=expect.arithmetic(rows[name], path_).f16_numerators,
             )
             for name, n_kv, keys in (
                 ("cold", n_cold, (0, n_cold)),

@@ -49,9 +49,9 @@ class Expectations:
         self.case = case
         self._inputs = inputs
         self._features = features
-        self.how = arithmetic(case, path(case), features)
+        self.how = arithmetic(case, path(case, features=features), features)
         """What one call over the whole case computes in."""
-        self.chain_is_exact = chain_is_exact(case)
+        self.chain_is_exact = chain_is_exact(case, features)
         """Whether the chain has to give the bits of one call."""
         self.own_types = bool(case.segment_types)
         """Whether parts, and chains that are cut, are of segments in types of their own."""
@@ -62,6 +62,14 @@ class Expectations:
         self._of_segments: dict[tuple[int, Arithmetic], Expected] = {}
         self._of_fifo: dict[bytes, ExpectedSteps] = {}
         self._reaches: dict[tuple[int, int, Arithmetic, int | None], F64] = {}
+
+    def path(self, case: Case, n_kv: int | None = None) -> str:
+        """Return the path that the library takes for a call, as `kernel.path` does."""
+        return path(case, n_kv, self._features)
+
+    def arithmetic(self, case: Case, path: str) -> Arithmetic:
+        """Return what the library computes a call in."""
+        return arithmetic(case, path, self._features)
 
     def in_f32(self) -> Expectations:
         """Return the same of a kernel that rounds to F32 throughout, but for Q."""
@@ -114,14 +122,14 @@ class Expectations:
         return Call(
             name="the only call",
             keys=(0, self.case.n_kv),
-            path=path(self.case),
+            path=path(self.case, features=self._features),
             f16_numerators=self.how.f16_numerators,
         )
 
     def calls(self, name: str = "segment", *, own_types: bool | None = None) -> list[Call]:
         """Return the calls of a chain, or of the parts of a merge."""
         own_types = self.own_types if own_types is None else own_types
-        paths = chain_paths(self.case, own_types=own_types)
+        paths = chain_paths(self.case, self._features, own_types=own_types)
         return [
             Call(
                 name=f"{name} {i} (of 0 to {self.case.segments - 1})",
@@ -257,7 +265,7 @@ class Expectations:
         return {
             own_types: [
                 arithmetic(case.of_segment(i) if own_types else case, path_, self._features)
-                for i, path_ in enumerate(chain_paths(case, own_types=own_types))
+                for i, path_ in enumerate(chain_paths(case, self._features, own_types=own_types))
             ]
             for own_types in (False, True)
         }

@@ -62,7 +62,7 @@ class Invariance:
         comparison = _compare(self._output, expect.outputs[-1], region, lost)
         return Outcome(
             variation=as_it_is(self._case),
-            path=path(self._case),
+            path=path(self._case, features=self._features),
             required="bound",
             outcome=_in_words(comparison, "bound"),
             comparison=comparison,
@@ -77,9 +77,10 @@ class Invariance:
         """
         varied, _ = vary(self._case, self._inputs, variation)
         expected = as_seen(self._case, variation, self._output)
-        exact = keeps_bits(self._case, varied, variation.kind)
+        exact = keeps_bits(self._case, varied, variation.kind, self._features)
         lost = np.zeros(got.shape[:3], bool)
-        if exact and path(varied) == "tiled":  # the sign of zeros is not promised
+        name = path(varied, features=self._features)
+        if exact and name not in ("vec", "split-kv"):  # the sign of zeros is not promised
             got, expected = got + np.float32(0), expected + np.float32(0)
         comparison = _compare(got, expected, None, lost)
         if not comparison.bitwise:
@@ -100,7 +101,7 @@ class Invariance:
         required = "bits" if exact else "bound"
         return Outcome(
             variation=variation,
-            path=path(varied),
+            path=name,
             required=required,
             outcome=_in_words(comparison, required),
             comparison=comparison,

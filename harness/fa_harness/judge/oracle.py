@@ -32,6 +32,7 @@ import numpy as np
 from fa_harness.arrays import F32, F64, Bools
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import Inputs
+from fa_harness.kernel import SEES_HIDDEN, SEES_NAN, SEES_SOME, SEES_VISIBLE
 
 _LOWEST = np.finfo(np.float64).min
 _SCORES = 1 << 18
@@ -85,7 +86,7 @@ class Partial:
     far_bias: F64
     """Weighted sum of the |slope * mask| that `bias_max` leaves out."""
     loose: F64
-    """1 where the tiled path, 2 where any path may give other numbers: see `_hide_wild`."""
+    """One of `kernel.SEES_...` where a path may give other numbers, else 0: see `_hide_wild`."""
 
 
 def fresh(case: Case) -> Partial:
@@ -177,7 +178,8 @@ def merge(a: Partial, b: Partial) -> Partial:
     m, loose = np.maximum(a.m, b.m), np.maximum(a.loose, b.loose)
     for part in (a, b):
         if not math.isfinite(part.vkq.sum()):
-            loose[(part.m < m - _FAR) & ~np.isfinite(part.vkq).all(axis=-1)] = 2.0
+            loose[(part.m < m - _FAR) & ~np.isfinite(part.vkq).all(axis=-1)] = SEES_VISIBLE
+    loose[(loose == SEES_HIDDEN) & ~np.isneginf(m)] = SEES_SOME
     wa, wb = weight(a.m, m), weight(b.m, m)
     va, vb = wa[..., None], wb[..., None]
     vkq_a = a.vkq * va
@@ -392,12 +394,14 @@ def _hide_wild(scores: F64, bias: F64 | None, keys: _Keys) -> F64:
     is_masked = np.zeros(scores.shape, np.bool_) if bias is None else np.isneginf(bias)
     is_nan, is_lost = np.isnan(scores), np.isinf(scores) & ~is_masked
     scores[is_masked] = -np.inf
-    loose[is_nan.any(axis=-1)] = 1.0
+    loose[is_nan.any(axis=-1)] = SEES_NAN
+    loose[(is_nan & is_masked).any(axis=-1)] = SEES_SOME
     m = scores.max(axis=-1)
     for h, j, _, value in keys.wild_v:
-        loose[h, is_masked[h, :, j] | math.isinf(value)] = 1.0
+        loose[h, is_masked[h, :, j] | math.isinf(value)] = SEES_SOME
         is_lost[h, :, j] |= ~is_masked[h, :, j] & (scores[h, :, j] < m[h] - _FAR)
-    loose[is_lost.any(axis=-1)] = 2.0
+    loose[(loose > 0) & is_masked.all(axis=-1)] = SEES_HIDDEN
+    loose[is_lost.any(axis=-1)] = SEES_VISIBLE
     return loose
 
 

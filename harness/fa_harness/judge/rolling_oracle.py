@@ -60,15 +60,18 @@ def expect(
     as_they_are = Arithmetic(q_type="f32", f16_numerators=False)
     cold, hot = _cold(case, cold_inputs, as_they_are), _hot(case, inputs, as_they_are)
 
-    vec, split = (arithmetic(of_cold, name, features) for name in ("vec", "split-kv"))
-    rounded_cold = _cold(case, cold_inputs, vec)
-    after_cold = bounds.nothing(case, inputs).then(rounded_cold, vec)
-    splits = np.array([path(of_cold, int(n)) == "split-kv" for n in rolling.n_cold(case)])
-    if splits.any():
-        after_split = bounds.nothing(case, inputs).then(rounded_cold, split)
-        after_cold = _of_steps(splits, after_split, after_cold)
+    paths = np.array([path(of_cold, int(n), features) for n in rolling.n_cold(case)])
+    name, *others = sorted(set(paths))
 
-    how = arithmetic(of_hot, path(of_hot, case.hot_window), features)
+    def after(name: str) -> Expected:
+        how = arithmetic(of_cold, name, features)
+        return bounds.nothing(case, inputs).then(_cold(case, cold_inputs, how), how)
+
+    after_cold = after(name)
+    for other in others:  # both round Q to one type
+        after_cold = _of_steps(paths == other, after(other), after_cold)
+
+    how = arithmetic(of_hot, path(of_hot, case.hot_window, features), features)
     # partials of split-KV start from nothing, whatever the state
     in_f16 = None if how.n_partials else goes_on_in_f16
     return ExpectedSteps(

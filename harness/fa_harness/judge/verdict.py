@@ -105,7 +105,7 @@ def judge(
     return Verdict(
         case=case,
         status=status,
-        path=path(case),
+        path=path(case, features=features),
         modes=run.modes,
         reason=reason,
         localisation=localisation,
@@ -131,7 +131,7 @@ def _status(
         return "fail", wrong_size
     made = {each.check.name for each in judged}
     for mode in modes:
-        missing = contract.promised(mode, case, modes) - made
+        missing = contract.promised(mode, case, modes, is_exact=expect.chain_is_exact) - made
         if missing:
             names = ", ".join(sorted(missing))
             return "mistrusted", f"mode {mode} was asked for, and not compared: {names}"

@@ -16,7 +16,6 @@ from fa_harness.engine.session import Session
 from fa_harness.hunt.invariance import NOT_VARIED, Found, Row, Verdict
 from fa_harness.judge.invariance import DIFFERS, ROUNDED, Outcome
 from fa_harness.judge.shares import in_words
-from fa_harness.kernel import path
 from fa_harness.report.json import plain
 from fa_harness.terminal import number_of, say, say_summary
 
@@ -24,9 +23,9 @@ SCHEMA = "fa-harness.invariance/1"
 _STYLES = {ROUNDED: "yellow", NOT_VARIED: "dim"}
 
 
-def say_case(console: Console, case: Case) -> None:
+def say_case(console: Console, case: Case, path: str) -> None:
     """Print the head of a case's table."""
-    say(console, f"{label(case)}, {path(case)} path", "bold")
+    say(console, f"{label(case)}, {path} path", "bold")
     say(console, f"  {'variation':23}  {'calls':>5}  {'path':12}  result", "bold")
 
 

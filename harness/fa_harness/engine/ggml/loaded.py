@@ -15,6 +15,10 @@ from fa_harness.engine.ggml.graphs import CONTEXT_BYTES, Backend, Context, Found
 from fa_harness.engine.ggml.remote import Remote, Server, has_remote
 from fa_harness.engine.ggml.tensors import WrongTensorError
 from fa_harness.errors import SetupError
+from fa_harness.kernel import CHUNK, GROUPED
+
+_MANY = 8192
+"""Chunks, of which the results need more memory than a tile does."""
 
 EVERY_MUTANT = "*"
 """In place of a mutant: compute with none, and note which ones would have been computed with."""
@@ -117,7 +121,8 @@ class Ggml:
 
         Ours are found by what FP16 cannot hold, since upstream does not list them for x86:
         `FP16_DOT`, F16 dot products add in FP16 registers; `FP16_MAD_128`, in steps of 128 elements
-        an F16 V is multiplied by weights that are F16 numbers, too.
+        an F16 V is multiplied by weights that are F16 numbers, too. `GROUPED` is of a library that
+        computes the heads of a group together: it plans memory for each chunk of the keys.
         """
         ffi, lib = self._ffi, self._lib
         reg = lib.ggml_backend_cpu_reg()
@@ -130,6 +135,8 @@ class Ggml:
                 feature += 1
         if self._dot_adds_in_fp16():
             names.append("FP16_DOT")
+        if self._work_size(_MANY * CHUNK) > self._work_size(CHUNK):
+            names.append(GROUPED)
         step = self._step_of_f16_weights()
         if step is not None:
             names.append(f"FP16_MAD_{step}")
@@ -144,6 +151,13 @@ class Ggml:
             if traits.ggml_type < lib.GGML_TYPE_COUNT
             and string(lib.ggml_get_type_traits(traits.ggml_type).type_name).decode() == name
         )
+
+    def _work_size(self, n_kv: int) -> int:
+        """Return the bytes of work memory planned for one row and so many keys; none is taken."""
+        with self.context() as ctx:
+            size, row = 64, (64, 1, 1, 1)
+            q, k, v = ctx.tensor("f32", row), *(ctx.tensor("f16", (size, n_kv, 1, 1)) for _ in "kv")
+            return ctx.graph([ctx.flash_attn_ext(q, k, v, None, scale=1.0)]).work_size(1)
 
     def _dot_adds_in_fp16(self) -> bool:
         n = 4096

@@ -1,0 +1,144 @@
+"""The series `fast`: heads of a group computed together, judged by what such a kernel promises."""
+
+import pytest
+
+from fa_harness.build.library import Library
+from fa_harness.case.case import Case
+from fa_harness.case.inputs import make_inputs
+from fa_harness.case.suites import suite
+from fa_harness.engine import ggml
+from fa_harness.engine.compute import run_case
+from fa_harness.engine.ggml import Ggml
+from fa_harness.engine.layout import CaseTensors, rows_of
+from fa_harness.engine.runner import Runner
+from fa_harness.engine.session import offered_modes
+from fa_harness.kernel import (
+    CHUNK,
+    CHUNKED_ROWS,
+    DOT_ROWS,
+    GROUPED,
+    SEES_HIDDEN,
+    SEES_SOME,
+    SEES_VISIBLE,
+    arithmetic,
+    chain_is_exact,
+    keeps_bits,
+    path,
+)
+
+FEATURES = ("AVX2", GROUPED)
+DECODE = Case(hsk=64, hsv=64, n_head_kv=2, n_group=4, n_kv=1300, n_batch=1, threads=1)
+FEW = DECODE.with_(n_batch=20, n_kv=150)
+MANY = DECODE.with_(n_batch=40, n_kv=150)
+
+
+@pytest.fixture(scope="module")
+def grouping(fast: Library) -> Ggml:
+    return ggml.load(fast.module_path)
+
+
+def test_a_library_that_groups_heads_is_known_by_the_memory_that_it_plans(
+    grouping: Ggml, library: Ggml
+) -> None:
+    assert GROUPED in grouping.features()
+    assert GROUPED not in library.features()
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        (DECODE, "chunked"),
+        (DECODE.with_(n_batch=CHUNKED_ROWS // 4), "chunked"),
+        (DECODE.with_(n_batch=CHUNKED_ROWS // 4 + 1), "grouped"),
+        (DECODE.with_(n_batch=CHUNKED_ROWS, n_group=1), "chunked"),
+    ],
+)
+def test_the_rows_of_a_kv_head_alone_choose_the_path(case: Case, name: str) -> None:
+    for changes in ({}, {"type_K": "q8_0"}, {"n_kv": 17}, {"threads": 7}):
+        assert path(case.with_(**changes), features=FEATURES) == name
+
+
+@pytest.mark.parametrize(
+    ("case", "bounds", "is_exact"),
+    [
+        (DECODE, (CHUNK, 2 * CHUNK), True),
+        (DECODE, (CHUNK, 2 * CHUNK - 64), False),
+        (FEW, (64,), False),
+        (MANY, (64, 128), True),
+        (MANY, (63,), False),
+    ],
+)
+def test_a_chain_is_exact_where_each_call_begins_with_a_chunk_or_a_tile(
+    case: Case, bounds: tuple[int, ...], is_exact: bool
+) -> None:
+    cut = case.with_(segments=len(bounds) + 1, boundaries=bounds)
+    assert chain_is_exact(cut, FEATURES) == is_exact
+
+
+def test_few_rows_are_summed_in_another_order_than_more() -> None:
+    one, more = DECODE.with_(n_group=1), DECODE.with_(n_group=1, n_batch=DOT_ROWS)
+    assert keeps_bits(one, more.with_(n_batch=DOT_ROWS - 1), "rows", FEATURES)
+    assert not keeps_bits(one, more, "rows", FEATURES)
+    assert keeps_bits(one, one.with_(threads=9), "threads", FEATURES)
+
+
+@pytest.mark.parametrize(
+    ("case", "loose_from"),
+    [
+        (DECODE, SEES_VISIBLE),
+        (DECODE.with_(mask_heads=2), SEES_SOME),
+        (DECODE.with_(n_batch=2, n_group=2), SEES_SOME),
+        (FEW, SEES_HIDDEN),
+        (MANY, SEES_HIDDEN),
+    ],
+)
+def test_what_a_masked_key_may_do_depends_on_the_rows_beside(case: Case, loose_from: float) -> None:
+    how = arithmetic(case, path(case, features=FEATURES), FEATURES)
+    assert (how.loose_from, how.q_type, how.f16_numerators) == (loose_from, "f32", False)
+
+
+def test_every_case_of_smoke_passes_with_bounds_of_f32(fast: Library) -> None:
+    with Runner(fast.module_path) as runner:
+        modes = offered_modes(runner, fast)
+        assert modes == ("standard",)
+        verdicts = list(runner.run(suite("smoke"), modes=modes))
+    assert {verdict.status for verdict in verdicts} == {"pass"}
+    assert {verdict.path for verdict in verdicts} == {"chunked", "grouped"}
+
+
+@pytest.mark.parametrize("case", [DECODE, FEW, MANY], ids=["decode", "few", "many"])
+@pytest.mark.parametrize("types", [("f16", "f16"), ("q8_0", "q4_0"), ("bf16", "f32")])
+def test_any_number_of_threads_gives_the_same_bits(
+    grouping: Ggml, case: Case, types: tuple[str, str]
+) -> None:
+    typed = case.with_(type_K=types[0], type_V=types[1])
+    inputs = make_inputs(typed)
+    found = {
+        run_case(grouping, typed.with_(threads=threads), inputs, ("standard",))
+        .results["standard"]
+        .output.tobytes()
+        for threads in (1, 2, 3, 8, 16)
+    }
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("case", [DECODE, FEW, MANY], ids=["decode", "few", "many"])
+@pytest.mark.parametrize("types", [("f16", "f16"), ("q8_0", "q4_0"), ("q5_1", "iq4_nl")])
+def test_the_reference_keeps_upstreams_bits(
+    grouping: Ggml, pristine: Library, case: Case, types: tuple[str, str]
+) -> None:
+    upstream = ggml.load(pristine.module_path)
+    typed = case.with_(type_K=types[0], type_V=types[1])
+    outputs = [_reference(each, typed) for each in (grouping, upstream)]
+    assert outputs[0] == outputs[1]
+
+
+def _reference(library: Ggml, case: Case) -> bytes:
+    """Return the bits of one call that upstream's reference computes."""
+    with library.context() as ctx, library.backend(case.threads, reference=True) as backend:
+        tensors = CaseTensors(ctx, case, make_inputs(case))
+        call = tensors.call(tensors.cache(), (0, case.n_kv), sinks=True)
+        graph = ctx.graph([call])
+        tensors.allocate(backend)
+        backend.compute(graph)
+        return rows_of(call).tobytes()
