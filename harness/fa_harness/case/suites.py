@@ -497,6 +497,9 @@ def _gate_chains() -> list[Case]:
     add(split, n_kv=1040, segments=2, hsk=32, hsv=32, n_head_kv=16, n_group=32, threads=2)
     # a thread without keys, whose M and S of all heads fill more than one partial result
     add(split, n_kv=1058, segments=2, hsk=4, hsv=4, n_head_kv=3, n_group=4, threads=24)
+    # so many keys that the threads would share them, but for the types
+    add(split, "f16/f32", n_kv=700, threads=2)
+    add(split, "f32/f16", n_kv=700, threads=2)
     return cases
 
 
