@@ -37,7 +37,7 @@ def grouping(fast: Library) -> Ggml:
     return ggml.load(fast.module_path)
 
 
-def test_a_library_that_groups_heads_is_known_by_the_memory_that_it_plans(
+def test_a_library_that_groups_heads_is_known_by_its_function(
     grouping: Ggml, library: Ggml
 ) -> None:
     assert GROUPED in grouping.features()

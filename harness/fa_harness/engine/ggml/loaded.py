@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import mmap
 from pathlib import Path
@@ -15,10 +16,9 @@ from fa_harness.engine.ggml.graphs import CONTEXT_BYTES, Backend, Context, Found
 from fa_harness.engine.ggml.remote import Remote, Server, has_remote
 from fa_harness.engine.ggml.tensors import WrongTensorError
 from fa_harness.errors import SetupError
-from fa_harness.kernel import CHUNK, GROUPED
+from fa_harness.kernel import GROUPED
 
-_MANY = 8192
-"""Chunks, of which the results need more memory than a tile does."""
+_GROUPED = "ggml_compute_forward_flash_attn_ext_grouped"
 
 EVERY_MUTANT = "*"
 """In place of a mutant: compute with none, and note which ones would have been computed with."""
@@ -122,7 +122,7 @@ class Ggml:
         Ours are found by what FP16 cannot hold, since upstream does not list them for x86:
         `FP16_DOT`, F16 dot products add in FP16 registers; `FP16_MAD_128`, in steps of 128 elements
         an F16 V is multiplied by weights that are F16 numbers, too. `GROUPED` is of a library that
-        computes the heads of a group together: it plans memory for each chunk of the keys.
+        computes the heads of a group together: the CPU backend has a function for it.
         """
         ffi, lib = self._ffi, self._lib
         reg = lib.ggml_backend_cpu_reg()
@@ -135,7 +135,7 @@ class Ggml:
                 feature += 1
         if self._dot_adds_in_fp16():
             names.append("FP16_DOT")
-        if self._work_size(_MANY * CHUNK) > self._work_size(CHUNK):
+        if self._groups_heads():
             names.append(GROUPED)
         step = self._step_of_f16_weights()
         if step is not None:
@@ -152,12 +152,10 @@ class Ggml:
             and string(lib.ggml_get_type_traits(traits.ggml_type).type_name).decode() == name
         )
 
-    def _work_size(self, n_kv: int) -> int:
-        """Return the bytes of work memory planned for one row and so many keys; none is taken."""
-        with self.context() as ctx:
-            size, row = 64, (64, 1, 1, 1)
-            q, k, v = ctx.tensor("f32", row), *(ctx.tensor("f16", (size, n_kv, 1, 1)) for _ in "kv")
-            return ctx.graph([ctx.flash_attn_ext(q, k, v, None, scale=1.0)]).work_size(1)
+    def _groups_heads(self) -> bool:
+        """Tell whether the CPU backend has a function for the heads of a group; none is called."""
+        files = self._folder.glob("libggml-cpu*.so")  # loaded already
+        return any(hasattr(ctypes.CDLL(str(file)), _GROUPED) for file in files)
 
     def _dot_adds_in_fp16(self) -> bool:
         n = 4096
