@@ -165,7 +165,7 @@ def command(
         made_with = {**what_made(project, found, results, class_), "against": against}
         sides = Sides(library=found, options=how.options, against=against, is_chosen=chosen(what))
         try:
-            if results.passed:
+            if results.passed and (update or isinstance(before, Baseline)):
                 bits = sides.bits(cases)
             if not results.passed:
                 measured = Measured.nothing(_NOT_ALL_PASS)

@@ -99,12 +99,7 @@ def vary_all(
     name = path(case, features=runner.features)
     if isinstance(first, Lost):
         if first.status == "unsupported":
-            return Verdict(
-                case=case,
-                path=name,
-                rows=(),
-                unsupported=first.reason,
-            )
+            return Verdict(case=case, path=name, rows=(), unsupported=first.reason)
         add(_lost(AS_IT_IS, 1, first))
     else:
         inputs = make_inputs(case)
