@@ -37,9 +37,9 @@ GROUPED = "GROUPED"
 """Feature of a library that computes the heads which share K and V together."""
 CHUNK = 512
 """Keys of a part of a chunked call, counted from the call's first key."""
-CHUNKED_ROWS = 96
+CHUNKED_ROWS = 128
 """The most rows of a KV head, heads of its group times batch, whose keys are chunked."""
-DOT_ROWS = 8
+DOT_ROWS = 16
 """With fewer rows in a tile the scores are dot products, each row's own."""
 SEES_HIDDEN, SEES_NAN, SEES_SOME, SEES_VISIBLE = 0.5, 0.75, 1.0, 2.0
 """What `Partial.loose` of a row says: a masked key is not finite, and the row sees none; it sees a

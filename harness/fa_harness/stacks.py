@@ -58,6 +58,7 @@ class About:
     title: str = ""
     why: str = ""  # why it exists, and how to tell that it is no longer needed
     on: tuple[str, ...] = ()  # the series that it stands on, in order; none for pristine upstream
+    joins: bool = False  # it belongs to every stack that has all of these
     pins: tuple[str, ...] = (EVERY_PIN,)  # on which it must hold
     suites: tuple[str, ...] = _SUITES  # that it must pass there
     modes: tuple[str, ...] = ()  # in which cases are computed, if it has no state; else empty
@@ -111,7 +112,8 @@ def stack_of(folders: Sequence[Path], text: str) -> tuple[str, ...]:
     """Return the series of a stack in the order in which they are applied.
 
     `text` joins names with `+`. What a series stands on comes before it, whether it is named or
-    not, so that `fast` on `state` is the stack `state+fast`.
+    not, so that `fast` on `state` is the stack `state+fast`. A series that joins others comes
+    behind them, whether it is named or not.
 
     Raises:
         UsageError: There is no such series.
@@ -120,6 +122,10 @@ def stack_of(folders: Sequence[Path], text: str) -> tuple[str, ...]:
     stack: list[str] = []
     for name in text.split("+"):
         _put(folders, name, stack, ())
+    for name in names_in(folders):
+        series = about(folder_of(folders, name))
+        if series.joins and name not in stack and {*series.on} <= {*stack}:
+            stack.append(name)
     return tuple(stack)
 
 
@@ -158,6 +164,7 @@ def about(folder: Path) -> About:
         "title": _text,
         "why": _text,
         "on": _texts,
+        "joins": _bool,
         "pins": _texts,
         "suites": _texts,
         "modes": _texts,
@@ -188,6 +195,12 @@ def hold_on(series: About, pin: str) -> None:
 def _text(where: str, value: Any) -> str:
     if not isinstance(value, str):
         raise SetupError(f'{where} is {value!r}; write a text, such as "..."')
+    return value
+
+
+def _bool(where: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise SetupError(f"{where} is {value!r}; write true or false")
     return value
 
 
