@@ -47,10 +47,11 @@ class Pin:
 
 @dataclass(frozen=True, kw_only=True)
 class Pins:
-    """All pinned upstreams, and the name of the default one."""
+    """All pinned upstreams, the name of the default one, and the peers of `bench --peer`."""
 
     default: str
     upstreams: dict[str, Pin]
+    peers: dict[str, Pin]
 
     def get(self, name: str | None = None) -> Pin:
         """Return a pin, the default one for None."""
@@ -66,19 +67,20 @@ class Pins:
 def load_pins(path: Path) -> Pins:
     """Read `vendor/upstreams.toml`."""
     data = read_toml(path)
-    unknown = sorted(set(data) - {"default", "upstreams"})
+    unknown = sorted(set(data) - {"default", "upstreams", "peers"})
     if unknown:
-        raise SetupError(f"{path}: unknown key '{unknown[0]}'; known: default, upstreams")
+        raise SetupError(f"{path}: unknown key '{unknown[0]}'; known: default, upstreams, peers")
     tables = data.get("upstreams")
     if not isinstance(tables, dict) or not tables:
         raise SetupError(f'{path}: no upstream; add a table [upstreams."NAME"]')
     upstreams = {name: _pin(path, name, table) for name, table in tables.items()}
+    peers = {name: _pin(path, name, table) for name, table in data.get("peers", {}).items()}
     default: Any = data.get("default")
     if default not in upstreams:
         raise SetupError(
             f"{path}: default is {default!r}, but the upstreams are {', '.join(sorted(upstreams))}"
         )
-    return Pins(default=default, upstreams=upstreams)
+    return Pins(default=default, upstreams=upstreams, peers=peers)
 
 
 def set_default(path: Path, name: str) -> None:
