@@ -1,6 +1,7 @@
 """Ways timed cold: they compute the same, on copies in turn, and one that is wrong is not timed."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from fa_harness.speed.bench import kv_bytes, shape
 from fa_harness.speed.cold import FMA, MEMORY, Cold, Way, measure
 from fa_harness.speed.compare import ROWS
 from fa_harness.speed.limits import Limits, build_limits
+from fa_harness.speed.peers import by_name
 from fa_harness.speed.peers.ik import IkPeer, _why_not
 from fa_harness.speed.peers.torch import TorchPeer
 from fa_harness.upstream.pins import load_pins
@@ -221,6 +223,20 @@ def test_a_shape_that_ends_a_child_process_is_not_tried_in_this_one(tmp_path: Pa
     assert reason is not None
     assert reason.startswith("exit status 1: fa_harness.errors.SetupError: ")
     assert reason.endswith("delete it and run again")
+
+
+@pytest.mark.parametrize(("variable", "spins"), [("OMP_WAIT_POLICY", None), ("OTHER", "20000")])
+def test_threads_of_a_peer_spin_shortly_unless_the_user_says_how(
+    monkeypatch: pytest.MonkeyPatch, variable: str, spins: str | None
+) -> None:
+    for name in by_name._SPIN_VARIABLES:
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(variable, "active")
+    peer = Double(np.zeros(0, np.float32))
+    monkeypatch.setitem(by_name._OPEN, "double", lambda _project: peer)
+    assert by_name.open_peer(find_project(), "double") is peer
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
 
 
 # limits

@@ -30,7 +30,7 @@ def test_peers_are_pinned_and_are_no_upstreams(tmp_path: Path) -> None:
     assert pins.peers["ik_llama.cpp"].package == "ik-llama-cpp-python"
     assert not pins.peers.keys() & pins.upstreams.keys()
     wrong = GOOD + '[peers.b]\npackage = "b"\n'
-    with pytest.raises(SetupError, match="upstream 'b': version is missing"):
+    with pytest.raises(SetupError, match="peer 'b': version is missing"):
         load_pins(write(tmp_path, wrong))
     assert not load_pins(write(tmp_path, GOOD)).peers
 
