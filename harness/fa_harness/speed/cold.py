@@ -132,17 +132,17 @@ def measure(
 
 def _wrong(ways: Mapping[str, Way]) -> dict[str, str]:
     """Compute each way once; return which differ from the first, and how far."""
-    found: dict[str, str] = {}
-    expected: F32 | None = None
+    results: dict[str, F32] = {}
     for name, way in ways.items():
         with way.ready() as compute:
             compute(0)
-        result = np.array(way.result())
-        if expected is None:
-            expected = result
-        nmse = float(np.sum((result - expected) ** 2) / np.sum(expected**2))
+        results[name] = np.array(way.result())
+    first, *others = results
+    expected, found = results[first], {}
+    for name in others:
+        nmse = float(np.sum((results[name] - expected) ** 2) / np.sum(expected**2))
         if not nmse <= MAX_NMSE:  # NaN, too
-            found[name] = f"its result is wrong: NMSE {nmse:.2g}, at most {MAX_NMSE:g}"
+            found[name] = f"its result is not that of {first}: NMSE {nmse:.2g} > {MAX_NMSE:g}"
     return found
 
 
