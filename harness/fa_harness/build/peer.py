@@ -13,6 +13,8 @@ from fa_harness.machine import cpu_features
 from fa_harness.project import Project, locked
 from fa_harness.upstream.pins import Pin
 
+_PROJECT = NATIVE / "peer"
+
 OPTIONS = {
     "BUILD_SHARED_LIBS": "ON",
     "CMAKE_BUILD_TYPE": "Release",
@@ -42,16 +44,18 @@ def build_peer(project: Project, pin: Pin) -> Path:
         before="",
         after="",
     )
+    what = f"peer '{pin.name}'"
     tools = toolchain.find_tools()
     setup = {
         **{name: tool.version for name, tool in tools.items()},
         "options": OPTIONS,
         "cpu": cpu_features(),
+        "project": (_PROJECT / "CMakeLists.txt").read_text("utf-8"),
     }
     with locked(project, str(folder.relative_to(project.build))):
         _unpack(project, pin, copy.src)
         toolchain.prepare_cmake_dir(copy.cmake, setup)
-        if not (copy.cmake / "build.ninja").is_file():
+        if not _built(copy):
             terminal.stage(f"configuring {pin.name} {pin.version}; its build takes many minutes")
             definitions = {
                 **OPTIONS,
@@ -59,13 +63,16 @@ def build_peer(project: Project, pin: Pin) -> Path:
                 "FA_HARNESS_PEER": str(copy.src / "ggml"),
             }
             log = folder / "configure.log"
-            toolchain.configure(copy, NATIVE / "peer", definitions, log=log, verbose=False)
-        what = f"peer '{pin.name}'"
-        toolchain.run_ninja(copy, ["ggml"], what=what, log=folder / "build.log", verbose=False)
-    found = sorted((copy.cmake / "lib").glob("libggml.*"))
-    if not found:
+            toolchain.configure(copy, _PROJECT, definitions, log=log, verbose=False)
+            log = folder / "build.log"
+            toolchain.run_ninja(copy, ["ggml"], what=what, log=log, verbose=False)
+    if not (found := _built(copy)):
         raise SetupError(f"{what}: its build made no library in {copy.cmake / 'lib'}")
     return found[0]
+
+
+def _built(copy: Copy) -> list[Path]:
+    return sorted((copy.cmake / "lib").glob("libggml.*"))
 
 
 def _unpack(project: Project, pin: Pin, target: Path) -> None:
