@@ -41,7 +41,7 @@ MAX_NMSE = 5e-4
 _MOST_COLD = 512 << 20  # bytes of the copies, where the cache is huge: it has other users, too
 _MOST_COPIES = 256  # a context has room for the graphs of so many; no row needs more
 _USUAL_CACHE = 32 << 20
-_TIMED = 20e-3  # seconds of a timing at least, unless they are too many
+_TIMED = 20e-3  # seconds of a timing at least, unless that takes more calls than
 _MOST_REPETITIONS = 8
 _LONG = 20e-3  # seconds of a computation to which the start of threads adds too little to matter
 _NODES = 8  # of a graph with one call
@@ -57,7 +57,7 @@ class Cold:
     q: F32
     """`[n_batch, n_head, hsk]`."""
     mask: F16 | None
-    """`[n_batch, n_kv]`; None where it hides nothing."""
+    """`[n_batch, n_kv]`; None where the case has none."""
     copies: tuple[tuple[U8, U8 | None], ...]
     """K and V, `[n_kv, n_head_kv, bytes of a row]`; where V is None, it is a view of K."""
 
