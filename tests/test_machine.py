@@ -1,7 +1,13 @@
 import os
 from pathlib import Path
 
-from fa_harness.machine import available_memory, cpu_features, cpu_model, usable_cores
+from fa_harness.machine import (
+    available_memory,
+    cpu_features,
+    cpu_model,
+    last_level_cache,
+    usable_cores,
+)
 
 
 def test_the_processor_has_a_name_and_features_are_sorted() -> None:
@@ -59,3 +65,11 @@ def test_memory_of_the_older_cgroups_counts_too(tmp_path: Path) -> None:
     ):  # fmt: skip
         (tmp_path / "memory" / f"memory.{name}").write_text(f"{text}\n")
     assert available_memory(tmp_path / "none", tmp_path) == 2010
+
+
+def test_the_last_cache_is_the_largest(tmp_path: Path) -> None:
+    for i, size in enumerate(("48K", "2048K", "260M", "")):
+        (tmp_path / f"index{i}").mkdir()
+        (tmp_path / f"index{i}" / "size").write_text(f"{size}\n")
+    assert last_level_cache(tmp_path) == 260 << 20
+    assert last_level_cache(tmp_path / "index0") is None

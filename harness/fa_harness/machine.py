@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -34,6 +35,16 @@ def cpu_features() -> tuple[str, ...]:
     """
     info = _cpuinfo()
     return tuple(sorted((info.get("flags") or info.get("Features") or "").split()))
+
+
+def last_level_cache(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int | None:
+    """Bytes of the largest cache that the first core uses; None where the system does not say."""
+    found = []
+    for path in folder.glob("index*/size"):
+        with contextlib.suppress(OSError):
+            if size := re.fullmatch(r"(\d+)([KM])", path.read_text("utf-8").strip()):
+                found.append(int(size[1]) << {"K": 10, "M": 20}[size[2]])
+    return max(found, default=None)
 
 
 def available_memory(

@@ -6,6 +6,7 @@ import errno
 import os
 import shlex
 import subprocess
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -35,13 +36,15 @@ def run(
     env: Mapping[str, str] | None = None,
     log: Path | None = None,
     on_line: Callable[[str], None] | None = None,
+    idle_seconds: float | None = None,
     excerpt: Callable[[list[str]], list[str]] = lambda lines: lines[-SHOWN_LINES:],
     verbose: bool = False,
 ) -> str:
     """Run `command` to its end and return what it printed (both streams, as they came).
 
     `env` is the whole environment. The log gets the command and its output while it runs.
-    `on_line` is called with each line, without its end. `verbose` prints the command first.
+    `on_line` is called with each line, without its end. A program that prints nothing for
+    `idle_seconds` is killed. `verbose` prints the command first.
 
     Raises:
         ProgramError: The program ended with a status other than 0; the message has an
@@ -57,9 +60,11 @@ def run(
     with writing(log_path), log_path.open("w", encoding="utf-8") as log_file:
         log_file.write(f"$ {pasteable}\n")
         process = _start(words, cwd=cwd, env=env)
+        watch = _Watch(process, idle_seconds)
         try:
             assert process.stdout is not None
             for raw in process.stdout:
+                watch.restart()
                 line = raw.rstrip("\n")
                 lines.append(line)
                 log_file.write(raw)
@@ -71,6 +76,8 @@ def run(
             process.terminate()
             process.wait()
             raise
+        finally:
+            watch.stop()
     output = "\n".join(lines)
     if status != 0:
         message = _failure(words[0], pasteable, status, excerpt(lines), log)
@@ -78,6 +85,27 @@ def run(
             message += f"\n{DISK_IS_FULL}"
         raise ProgramError(message, output=output, status=status)
     return output
+
+
+class _Watch:
+    """Kills a program that is silent for too long."""
+
+    def __init__(self, process: subprocess.Popen[str], seconds: float | None) -> None:
+        self._process = process
+        self._seconds = seconds
+        self._timer: threading.Timer | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        self.stop()
+        if self._seconds is not None:
+            self._timer = threading.Timer(self._seconds, self._process.kill)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 def paste(command: Sequence[str | Path], *, cwd: Path | None = None) -> str:

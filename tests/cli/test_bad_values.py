@@ -69,6 +69,10 @@ BAD = [
     *of("bench", "--rounds", *NUMBERS, "0", "7"),
     *of("bench", "-k", "(", "nothing matches this"),
     *of("bench", "--json", *FILES, "."),
+    *of("bench", "--peer", "", "nope"),
+    *of("bench", "--plot", *FILES, "."),
+    *of("bench", "--threads", *NUMBERS, "0", "513", also=("--against", "pristine")),
+    *of("bench", "-k", "(", "nothing matches this", also=("--peer", "torch")),
 ]
 
 

@@ -149,6 +149,7 @@ def test_the_document_has_a_summary_and_a_row_a_mutant() -> None:
     assert made["summary"] == {
         "mutants": 2, "killed": 1, "survived": 1, "invalid": 0, "equivalent": 0, "faults": 2,
         "killed_by_first_suite": 1, "killed_by_suites": {"smoke": 1, "default": 1},
+        "tried_by_upstream": 0, "killed_by_upstream": 0, "killed_beside_upstream": 0,
     }  # fmt: skip
     assert made["results"][0] == {
         "mutant": "norm-never-vec",
@@ -167,5 +168,20 @@ def test_the_document_has_a_summary_and_a_row_a_mutant() -> None:
         "cases": 1,
         "seconds": 0.25,
         "repro": "fa-harness mutants -v -k '^norm-never-vec$'",
+        "upstream": None,
     }
     assert made["results"][1]["case"] is None
+
+
+def test_what_upstream_s_own_test_sees_stands_beside() -> None:
+    other = dataclasses.replace(MUTANT, id="norm-never-tiled")
+    survived = dataclasses.replace(SURVIVED, mutant=other)
+    lines = {MUTANT.id: "", other.id: "FLASH_ATTN_EXT(hsk=64)"}
+    found = dataclasses.replace(score(KILLED, survived), upstream=lines)
+    made = schemas.checked(document(found))
+    assert [made["summary"][f"{key}_upstream"] for key in ("tried_by", "killed_by")] == [2, 1]
+    assert made["summary"]["killed_beside_upstream"] == 1
+    assert [row["upstream"] for row in made["results"]] == ["", "FLASH_ATTN_EXT(hsk=64)"]
+    file = io.StringIO()
+    print_summary(Console(file=file, width=300), found)
+    assert "upstream's test sees 1 of 2, the suites 1 of these" in file.getvalue()

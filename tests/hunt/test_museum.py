@@ -1,5 +1,4 @@
 import re
-import stat
 from pathlib import Path
 
 import pytest
@@ -141,46 +140,6 @@ def test_a_bug_needs_a_state_if_only_a_call_with_one_shows_it() -> None:
     assert not told("", "standard: SIGABRT")
     assert told("full_state_state_vs_oracle")
     assert told("", "merged: SIGABRT")
-
-
-@pytest.fixture
-def upstream_test(tmp_path: Path) -> Path:
-    """A program that prints lines as upstream's test does, the bug's name among them."""
-    program = tmp_path / "test-backend-ops"
-    program.write_text(
-        "#!/bin/sh\n"
-        'test "$GGML_FA_MUTANT" = no-line && exit 0\n'
-        "echo '  FLASH_ATTN_EXT(hsk=64,nb=1): \033[1;32mOK\033[0m'\n"
-        'test "$GGML_FA_MUTANT" = crash && kill -ABRT $$\n'
-        "error='' result='\033[1;32mOK\033[0m'\n"
-        'test "$GGML_FA_MUTANT" = fail && error="[FLASH_ATTN_EXT] ERR = 1 > 0.0005" result=FAIL\n'
-        'echo "$error  FLASH_ATTN_EXT(hsk=64,nb=3): $result"\n'
-        'test "$GGML_FA_MUTANT" = fail && exec sleep 600\n'
-        "exit 0\n"
-    )
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    return program
-
-
-@pytest.mark.parametrize(
-    ("id_", "line"),
-    [
-        ("pass", ""),
-        ("fail", "FLASH_ATTN_EXT(hsk=64,nb=3)"),
-        ("crash", "after FLASH_ATTN_EXT(hsk=64,nb=1)"),
-    ],
-)
-def test_upstream_s_test_ends_at_the_first_line_that_fails(
-    upstream_test: Path, id_: str, line: str
-) -> None:
-    assert museum.upstream_sees(upstream_test, bug(id_)) == line
-
-
-def test_an_upstream_s_test_that_tests_nothing_sees_nothing_and_is_told(
-    upstream_test: Path,
-) -> None:
-    with pytest.raises(SetupError, match="it has no test FLASH_ATTN_EXT"):
-        museum.upstream_sees(upstream_test, bug("no-line"))
 
 
 def test_what_upstream_s_test_said_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import errno
 import http.server
 import io
@@ -136,6 +137,10 @@ def test_without_a_network_the_error_says_what_was_tried_and_what_to_do(
     assert "refused" in message
     assert f"put mini_llama-1.0.tar.gz into {project.cache} by hand" in message
     assert "UPSTREAM_DIR=" in message
+    with pytest.raises(SetupError) as caught:
+        fetch(project, dataclasses.replace(pin, kind="peer"))
+    assert str(caught.value).startswith("peer 'mini': ")
+    assert "UPSTREAM_DIR=" not in str(caught.value)  # which chooses no peer
 
 
 def test_broken_sources_before_a_good_one_do_not_stop_the_fetch(

@@ -25,6 +25,16 @@ def test_the_project_pins_ggml_0_25_3_by_default() -> None:
     assert pin.archive_name == "llama_cpp_python-0.3.36.tar.gz"
 
 
+def test_peers_are_pinned_and_are_no_upstreams(tmp_path: Path) -> None:
+    pins = load_pins(CHECKOUT / "vendor" / "upstreams.toml")
+    assert pins.peers["ik_llama.cpp"].package == "ik-llama-cpp-python"
+    assert not pins.peers.keys() & pins.upstreams.keys()
+    wrong = GOOD + '[peers.b]\npackage = "b"\n'
+    with pytest.raises(SetupError, match="peer 'b': version is missing"):
+        load_pins(write(tmp_path, wrong))
+    assert not load_pins(write(tmp_path, GOOD)).peers
+
+
 def test_commit_and_ggml_version_may_be_unknown(tmp_path: Path) -> None:
     pin = load_pins(write(tmp_path, GOOD)).get("a")
     assert (pin.commit, pin.ggml_version) == ("", "")
@@ -42,7 +52,11 @@ def test_an_unknown_upstream_is_refused_with_the_known_ones(tmp_path: Path) -> N
         ("[upstreams.a]", "[upstreams.a", "is not valid TOML"),
         ('default = "a"', 'default = "b"', "default is 'b', but the upstreams are a"),
         ('default = "a"', "", "default is None, but the upstreams are a"),
-        ('default = "a"', 'defaults = "a"', "unknown key 'defaults'; known: default, upstreams"),
+        (
+            'default = "a"',
+            'defaults = "a"',
+            "unknown key 'defaults'; known: default, upstreams, peers",
+        ),
         ("[upstreams.a]", "[upstreams]", "upstream 'package': must be a table"),
         ("[upstreams.a]", '[upstreams."../a"]', "upstream '../a': the name must be usable"),
         ('version = "1.0"\n', "", "upstream 'a': version is missing"),

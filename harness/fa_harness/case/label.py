@@ -57,6 +57,13 @@ def speed_label(case: Case) -> str:
     return f"b{case.n_batch} kv{case.n_kv} hs{size} {heads} {types} t{case.threads}"
 
 
+def speed_pattern(case: Case) -> str:
+    """Return the regular expression by which `-k` finds such a case alone among its like."""
+    fields = str(case).partition("(")[2].split(",mask=")[0]  # the sizes
+    types = f".*segment_types=[{','.join(case.segment_types)}]" if case.segment_types else ""
+    return re.sub(r"[][]", ".", f"{fields},.*type_K={case.type_K},{types}")
+
+
 def _pair(one: object, other: object) -> str:
     return f"{one}" if one == other else f"{one}/{other}"
 

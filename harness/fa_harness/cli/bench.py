@@ -1,11 +1,11 @@
 """`bench`: what the state costs, on two libraries in this process.
 
-Its JSON has the schema `fa-harness.bench/1`.
+Its JSON has the schema `fa-harness.bench/1`. With `--against` or `--peer`, `bench_against.py` takes
+over.
 """
 
 from __future__ import annotations
 
-import re
 import shlex
 from typing import Any
 
@@ -15,14 +15,18 @@ from rich.text import Text
 
 from fa_harness.build.named import held_library
 from fa_harness.case.case import Case
-from fa_harness.case.label import speed_label
+from fa_harness.case.label import speed_label, speed_pattern
 from fa_harness.cli import options
+from fa_harness.cli.bench_against import DEFAULT_ROUNDS, Choice, compare
 from fa_harness.cli.options import How
 from fa_harness.engine import ggml
 from fa_harness.engine.session import Clock
+from fa_harness.errors import UsageError
 from fa_harness.kernel import chain_paths, path
 from fa_harness.speed import bench
 from fa_harness.speed.bench import Bench, BenchRow, Interval, LimitedRatio
+from fa_harness.speed.compare import MIN_ROUNDS
+from fa_harness.speed.peers.by_name import NAMES
 from fa_harness.speed.timing import SEGMENTS
 from fa_harness.terminal import counted, make_console, number_of, say, say_summary, write_json
 
@@ -30,6 +34,7 @@ SCHEMA = "fa-harness.bench/1"
 
 _STYLE = {"pass": "green", "over": "bold red", "noisy": "bold magenta"}
 _CASE_WIDTH = 37
+_ROUNDS = 25
 _RATIOS = {  # by comparison: the column's heading
     "standard": "no state",
     "full_state": "full state",
@@ -47,15 +52,40 @@ _AS_THEY_ARE = ("outliers", "rounds", "repetitions", "attempts", "work_size", "a
 
 @click.command("bench")
 @options.pattern
-@options.numbers("--threads", metavar="T", help="Number of threads.  [default: 1,2]")
-@options.count("--rounds", "Number of measurements per case and mode.", least=8, default=25)
+@options.numbers(
+    "--threads",
+    metavar="T",
+    help="Number of threads.  [default: 1,2; usable cores with --against or --peer]",
+)
+@options.count(
+    "--rounds",
+    "Number of measurements per case and mode.  [default: 25; 7 with --against or --peer]",
+    least=MIN_ROUNDS,
+)
 @options.library_of
 @click.option(
     "--baseline-library",
     "baseline",
-    default="pristine",
     metavar="NAME",
-    help="Library without the patches.",
+    help="Library without the patches.  [default: pristine]",
+)
+@click.option(
+    "--against",
+    metavar="NAME",
+    help="Measure speed instead: times, beside this library and the machine's limits.",
+)
+@click.option(
+    "--peer",
+    "peers",
+    type=click.Choice(NAMES),
+    multiple=True,
+    help="Measure speed instead, beside another implementation; repeatable.",
+)
+@click.option(
+    "--plot",
+    metavar="FILE",
+    callback=options.writable,
+    help="With --against or --peer, draw the ratios over n_kv as SVG; - is standard output.",
 )
 @options.list_only
 @options.json_path
@@ -63,17 +93,41 @@ def command(
     *,
     pattern: str | None,
     threads: tuple[int, ...],
-    rounds: int,
+    rounds: int | None,
     how: How,
-    baseline: str,
+    baseline: str | None,
+    against: str | None,
+    peers: tuple[str, ...],
+    plot: str | None,
     list_only: bool,
     json_path: str | None,
 ) -> bool:
     """Measure the cost of the state, as ratios of times taken in one process.
 
     Run it on an idle machine: other work adds noise. Exit code 1: a ratio exceeds its limit, or
-    every row is too noisy to judge.
+    every row is too noisy to judge. With --against or --peer no ratio has a limit.
     """
+    if against or peers:
+        if baseline:
+            raise UsageError("--baseline-library: is of the state's cost; use --against NAME alone")
+        return compare(
+            Choice(
+                pattern=pattern,
+                threads=threads,
+                rounds=rounds or DEFAULT_ROUNDS,
+                against=against,
+                peers=tuple(dict.fromkeys(peers)),
+            ),
+            how,
+            plot=plot,
+            list_only=list_only,
+            json_path=json_path,
+        )
+    if plot:
+        raise UsageError("--plot: draws what --against or --peer measures; add one of them")
+    rounds = _ROUNDS if rounds is None else rounds
+    bench.order_rank(rounds)  # refuses too few
+    baseline = baseline or "pristine"
     cases = bench.suite(threads or (1, 2), pattern)
     if list_only:
         click.echo("\n".join(map(str, cases)))
@@ -229,10 +283,8 @@ def _ratio(comparison: LimitedRatio) -> dict[str, Any]:
 
 def repro(case: Case) -> str:
     """Return the command that measures a case of the suite again."""
-    fields = str(case).partition("(")[2].split(",mask=")[0]  # the sizes
-    types = f".*segment_types=[{','.join(case.segment_types)}]" if case.segment_types else ""
-    pattern = re.sub(r"[][]", ".", f"{fields},.*type_K={case.type_K},{types}")
-    return shlex.join(["fa-harness", "bench", "--threads", str(case.threads), "-k", pattern])
+    words = ["--threads", str(case.threads), "-k", speed_pattern(case)]
+    return shlex.join(["fa-harness", "bench", *words])
 
 
 def _paths(case: Case) -> str:

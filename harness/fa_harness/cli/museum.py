@@ -24,7 +24,7 @@ from fa_harness.cli import options
 from fa_harness.cli.mutants import told_by
 from fa_harness.engine.session import Clock, Session
 from fa_harness.errors import UsageError
-from fa_harness.hunt import mutants
+from fa_harness.hunt import mutants, upstream_test
 from fa_harness.hunt.museum import (
     SUITES,
     Bug,
@@ -33,7 +33,6 @@ from fa_harness.hunt.museum import (
     needs_state,
     save_upstream,
     smallest,
-    upstream_sees,
 )
 from fa_harness.hunt.mutants import Outcome, load_killers, renewed, save_killers
 from fa_harness.project import Project
@@ -118,7 +117,7 @@ def command(
         ):
             for bug, outcome in _with_bugs(bugs, trials):
                 if program:
-                    lines[bug.mutant.id] = upstream_sees(program, bug)
+                    lines[bug.mutant.id] = upstream_test.sees(program, bug.mutant.id)
                 if record:
                     outcome = smallest(library.module_path, outcome)
                 finding = Finding(bug=bug, outcome=outcome, line=lines.get(bug.mutant.id))

@@ -9,7 +9,8 @@ import contextlib
 import itertools
 import shlex
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any
 
@@ -17,6 +18,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from fa_harness.build.builder import build_test_backend_ops
 from fa_harness.build.named import held_library
 from fa_harness.build.names import GENERATED, MUTANTS, Name
 from fa_harness.case.label import label, regex
@@ -25,7 +27,7 @@ from fa_harness.cli import options
 from fa_harness.engine.session import Clock, Session
 from fa_harness.errors import UsageError
 from fa_harness.hunt import generate as generated
-from fa_harness.hunt import mutants
+from fa_harness.hunt import mutants, upstream_test
 from fa_harness.hunt.equivalent import ObjectCode
 from fa_harness.hunt.mutants import (
     STATUSES,
@@ -61,6 +63,9 @@ _STYLE = {"killed": "green", "survived": "bold red", "invalid": "bold red", "equ
     "--seed", "Seed of the sample and of --fuzz.  [default: today's date]", least=0, metavar="S"
 )
 @options.count("--fuzz", "Also try N random cases, after the suites.", least=0, default=0)
+@options.count(
+    "--upstream", "Also run upstream's own test on N of the generated mutants.", least=0, default=0
+)
 @click.option("-k", "pattern", metavar="REGEX", help="Select mutants by id.")
 @click.option("--list", "list_only", is_flag=True, help="Print the selected mutants and exit.")
 @options.series
@@ -77,6 +82,7 @@ def command(
     sample: int,
     seed: int | None,
     fuzz: int,
+    upstream: int,
     pattern: str | None,
     list_only: bool,
     series: str | None,
@@ -94,12 +100,16 @@ def command(
     --generate changes one operator, constant, condition, index, variable, argument, type or
     statement at a time, and tries a sample of these changes. It says how many the suites kill, and
     with --fuzz how many random cases kill beyond that. A change that leaves the object code as it
-    is, or has a reason in mutants/equivalent.toml of the series, is equivalent.
+    is, or has a reason in mutants/equivalent.toml of the series, is equivalent. --upstream takes
+    mutants at equal distances and leaves out those that are equivalent; one that upstream's test
+    does not see takes minutes.
     """
     if killers and (suite or record):
         raise UsageError("--killers tries recorded cases; leave out --suite and --record")
     if generate and (killers or record):
         raise UsageError("--generate has no recorded killers; leave out --killers and --record")
+    if upstream and not generate:
+        raise UsageError("--upstream tries generated mutants; add --generate")
     project = options.project_of(series)
     folder = project.mutants
     seed = int(f"{date.today():%Y%m%d}") if seed is None else seed
@@ -130,6 +140,9 @@ def command(
     recorded = load_killers(folder / "killers.toml", every) if killers else {}
     outcomes: dict[str, Outcome] = {}
     name = str(Name(project=project, part=GENERATED if generate else MUTANTS))
+    program = build_test_backend_ops(project, name, options={}) if upstream else None
+    by_upstream = {mutant.id for mutant in _spread(selected, upstream)}
+    lines: dict[str, str] = {}
     with held_library(name, {}) as found:
         clock = Clock(found)
         code = ObjectCode(found)
@@ -143,14 +156,18 @@ def command(
             counted(console, "mutants", len(selected)) as advance,
         ):
             for outcome in trials:
-                outcomes[outcome.mutant.id] = outcome
+                id_ = outcome.mutant.id
+                outcomes[id_] = outcome
                 print_outcome(console, outcome, verbose=verbose)
+                if program and id_ in by_upstream and outcome.status in ("killed", "survived"):
+                    lines[id_] = upstream_test.sees(program, id_)
                 advance()
     score = Score(
         **clock.fields(interrupted=len(outcomes) < len(selected)),
         suites=tuple(cases),
         selected=tuple(selected),
         outcomes=tuple(outcomes[m.id] for m in selected if m.id in outcomes),
+        upstream=lines,
     )
     print_summary(console, score)
     write_json(document(score), json_path)
@@ -174,6 +191,8 @@ class Score(Session):
     selected: tuple[Mutant, ...]
     outcomes: tuple[Outcome, ...]
     """In the order of `selected`; fewer where the run was interrupted."""
+    upstream: Mapping[str, str] = field(default_factory=dict)
+    """By id, of those that upstream's own test was run on: the line that fails, or an empty one."""
 
     def count(self, status: str) -> int:
         """Return how many mutants have a status."""
@@ -195,6 +214,11 @@ class Score(Session):
         return dict(
             zip(self.suites, itertools.accumulate(counts[s] for s in self.suites), strict=True)
         )
+
+    @property
+    def killed_beside_upstream(self) -> int:
+        """How many of those that upstream's own test was run on the suites kill."""
+        return sum(o.status == "killed" and o.mutant.id in self.upstream for o in self.outcomes)
 
     @property
     def passed(self) -> bool:
@@ -241,6 +265,10 @@ def print_summary(console: Console, score: Score) -> None:
             for (_, before), (suite, n) in itertools.pairwise([first, *others])
             if n > before
         )
+    if score.upstream:
+        seen = sum(map(bool, score.upstream.values()))
+        by += f"; upstream's test sees {seen} of {len(score.upstream)}"
+        by += f", the suites {score.killed_beside_upstream} of these"
     head = f"{mutants}: {', '.join(parts) or 'none ran'}"
     rest = f"{by} | ggml {score.library['ggml_version']} | {score.seconds:.1f} s"
     say_summary(console, head, rest, passed=score.passed)
@@ -261,9 +289,20 @@ def document(score: Score) -> dict[str, Any]:
             "faults": len(score.faults),
             "killed_by_first_suite": next(iter(score.by_suite.values()), 0),
             "killed_by_suites": score.by_suite,
+            "tried_by_upstream": len(score.upstream),
+            "killed_by_upstream": sum(map(bool, score.upstream.values())),
+            "killed_beside_upstream": score.killed_beside_upstream,
         },
-        "results": [_result(outcome) for outcome in score.outcomes],
+        "results": [
+            {**_result(outcome), "upstream": score.upstream.get(outcome.mutant.id)}
+            for outcome in score.outcomes
+        ],
     }
+
+
+def _spread(mutants: Sequence[Mutant], n: int) -> Sequence[Mutant]:
+    """Return some of the mutants, at most `n`, at equal distances."""
+    return mutants[:: -(-len(mutants) // n)] if n else ()
 
 
 def _repro(mutant: Mutant) -> str:

@@ -141,7 +141,8 @@ pattern = click.option(
 )
 
 
-def _writable(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
+def writable(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
+    """Refuse before a run a report that could not be written after it."""
     Reports(json=path).check()
     return path
 
@@ -150,13 +151,13 @@ json_path = click.option(
     "--json",
     "json_path",
     metavar="FILE",
-    callback=_writable,
+    callback=writable,
     help="Write a JSON report; - is standard output.",
 )
 markdown = click.option(
     "--markdown",
     metavar="FILE",
-    callback=_writable,
+    callback=writable,
     help="Write the results as a Markdown table; - is standard output.",
 )
 exit_first = click.option(

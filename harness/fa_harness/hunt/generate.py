@@ -77,6 +77,11 @@ bool ggml_fa_mutant_set(const char * id) {{
     return true;
 }}
 
+// for programs that cannot call ggml_fa_mutant_set
+__attribute__((constructor)) static void ggml_fa_mutant_from_environment(void) {{
+    ggml_fa_mutant_set(getenv("GGML_FA_MUTANT"));
+}}
+
 void ggml_fa_mutant_note_all(void) {{
     ggml_fa_generated_ask(1, {count});
 }}

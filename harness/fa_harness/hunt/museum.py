@@ -4,21 +4,17 @@ The library `museum` is the patched one with the faults compiled in; a process c
 them, as with a mutant. `museum/museum.toml` of the series says what each was, where it was reported
 and when it was mended.
 
-Upstream's own test gets the fault through the environment. It compares the CPU backend with the
-same library's reference, which is the vec path, so a fault there is on both sides.
-`museum/upstream.toml` keeps what it said, since a whole run takes many minutes.
+`museum/upstream.toml` keeps what upstream's own test said of each, since a whole run takes many
+minutes.
 """
 
 from __future__ import annotations
 
-import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fa_harness import proc
 from fa_harness.case.case import Case
 from fa_harness.engine.runner import Runner
 from fa_harness.errors import SetupError
@@ -36,14 +32,11 @@ _KEYS = ("title", "backend", "kind", "patch", "what", "shown_by", "reported", "m
 _BUG_SECONDS = 15.0
 """For the smallest case of a bug; what is not tried then stays as it is."""
 _CASE_SECONDS = 5.0
-_FROM_ENVIRONMENT = "GGML_FA_MUTANT"
-_UPSTREAM_CALL = ("test", "-b", "CPU", "-o", "FLASH_ATTN_EXT")
 _UPSTREAM_HEAD = """\
 # By a bug a line of upstream's own test that fails with it; empty: the whole test passes.
 # `fa-harness museum --upstream --record` renews this file.
 
 """
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,42 +85,6 @@ def save_upstream(path: Path, lines: Mapping[str, str], bugs: Sequence[Bug]) -> 
     text = "".join(f"{id_} = '{lines[id_]}'\n" for id_ in ids)
     with writing(path):
         replace_file(path, _UPSTREAM_HEAD + text)
-
-
-class _FailedError(Exception):
-    """A line of upstream's test failed."""
-
-
-def upstream_sees(program: Path, bug: Bug) -> str:
-    """Return the first line of upstream's own test that fails with a bug; empty where none does.
-
-    The test ends at that line. A line during which the program ended counts as failed.
-
-    Raises:
-        SetupError: The test did not run.
-    """
-    last = ""
-
-    def note(line: str) -> None:
-        nonlocal last
-        if found := re.search(r"(FLASH_ATTN_EXT\(.*?\)): *(\w+)", _ANSI.sub("", line)):
-            last = found[1]
-            if found[2] == "FAIL":
-                raise _FailedError
-
-    environment = {**os.environ, _FROM_ENVIRONMENT: bug.mutant.id}
-    try:
-        proc.run([program, *_UPSTREAM_CALL], env=environment, on_line=note)
-    except _FailedError:
-        return last
-    except proc.ProgramError as error:
-        if not last:
-            raise SetupError(f"{error}\nupstream's test did not run") from error
-        # the output of a program that ends is whole, but for the line that it was at
-        return f"after {last}"
-    if not last:
-        raise SetupError(f"{program}: it has no test FLASH_ATTN_EXT; choose another upstream")
-    return ""
 
 
 def smallest(module_path: Path, outcome: Outcome) -> Outcome:

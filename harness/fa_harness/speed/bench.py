@@ -134,9 +134,11 @@ SHAPES: tuple[Case, ...] = (
 that it serves."""
 
 
-def suite(threads: Sequence[int] = (1, 2), pattern: str | None = None) -> list[Case]:
+def suite(
+    threads: Sequence[int] = (1, 2), pattern: str | None = None, shapes: Sequence[Case] = SHAPES
+) -> list[Case]:
     """Return every shape that matches once with each number of threads."""
-    cases = [case.with_(threads=n) for case in SHAPES for n in threads]
+    cases = [case.with_(threads=n) for case in shapes for n in threads]
     selected = list(filter(wanted(pattern), cases))
     if not selected:
         raise UsageError(
@@ -182,10 +184,10 @@ def order_rank(n: int, level: float = LEVEL) -> int:
     return rank
 
 
-def median_interval(samples: F64 | Sequence[float]) -> Interval:
-    """Return the median of independent samples and its interval of coverage `LEVEL`."""
+def median_interval(samples: F64 | Sequence[float], level: float = LEVEL) -> Interval:
+    """Return the median of independent samples and its interval of at least that coverage."""
     ordered = np.sort(samples)
-    rank = order_rank(len(ordered))
+    rank = order_rank(len(ordered), level)
     return Interval(
         median=float(np.median(ordered)),
         low=float(ordered[rank - 1]),

@@ -93,7 +93,7 @@ def measure(
     in each round. `parts` are those of `SEGMENTS` whose calls without a state are timed, too.
     """
     parts = {*parts, 8} if is_long_decode(case) else {*parts}
-    _allocate_work_at_pages()
+    allocate_work_at_pages()
     inputs = make_inputs(case)
     layouts: dict[str, U8] = {}
     with ExitStack() as stack:
@@ -158,7 +158,7 @@ def measure_state(
     without a state of another library. `parts` is of that library, too, if there is one: what a
     patch does moves none of its calls. A library without a state has only ways that take none.
     """
-    _allocate_work_at_pages()
+    allocate_work_at_pages()
     inputs = make_inputs(case)
     layouts: dict[str, U8] = {}
     with ExitStack() as stack:
@@ -207,7 +207,7 @@ def is_long_decode(case: Case) -> bool:
     return case.n_batch == 1 and case.n_kv >= 8192
 
 
-def _allocate_work_at_pages() -> None:
+def allocate_work_at_pages() -> None:
     """Let glibc take every work memory from the system, so that all begin 16 bytes into a page.
 
     There a program's first large one lies. Later ones would come from the heap, at any multiple of

@@ -66,7 +66,7 @@ def cached(project: Project, pin: Pin) -> Path | None:
         return None
     if pin.sha256 and (found := checksum(pin, archive)) != pin.sha256:
         raise SetupError(
-            f"upstream '{pin.name}': sha256 is {found}, the lock says {pin.sha256}; delete "
+            f"{pin.kind} '{pin.name}': sha256 is {found}, the lock says {pin.sha256}; delete "
             f"{project.relative(archive)} and fetch again, or correct vendor/upstreams.toml"
         )
     return archive
@@ -87,8 +87,10 @@ def fetch(project: Project, pin: Pin) -> Path:
 
 
 def _fetch(project: Project, pin: Pin) -> Path:
-    owner = f"upstream '{pin.name}'"
+    owner = f"{pin.kind} '{pin.name}'"
     if not pin.git:
+        by_hand = f"put {pin.archive_name} into {project.cache} by hand"
+        checkout = ", or use a checkout of your own with UPSTREAM_DIR=/path/to/llama.cpp"
         sdist = PackageFile(
             owner=owner,
             package=pin.package,
@@ -96,8 +98,7 @@ def _fetch(project: Project, pin: Pin) -> Path:
             kind="sdist",
             sha256=pin.sha256,
             remedy="correct vendor/upstreams.toml",
-            otherwise=f"put {pin.archive_name} into {project.cache} by hand, or use a checkout of "
-            "your own with UPSTREAM_DIR=/path/to/llama.cpp",
+            otherwise=by_hand if pin.kind == "peer" else by_hand + checkout,
         )
         return download(sdist, project.cache / pin.archive_name)
     _, archive = fetch_commit(project, owner, pin.git, pin.commit)

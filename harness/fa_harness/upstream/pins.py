@@ -20,9 +20,10 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class Pin:
-    """One upstream: an sdist or a git commit, known by its sha256."""
+    """One upstream, or peer: an sdist or a git commit, known by its sha256."""
 
     name: str
+    kind: str = "upstream"  # or "peer": how messages begin
     package: str = ""  # the sdist's project on the package index; empty for a commit
     version: str = ""  # the sdist's version there
     sha256: str  # of the sdist, or of a commit's files (`repository.contents_sha256`)
@@ -47,10 +48,11 @@ class Pin:
 
 @dataclass(frozen=True, kw_only=True)
 class Pins:
-    """All pinned upstreams, and the name of the default one."""
+    """All pinned upstreams, the name of the default one, and the peers of `bench --peer`."""
 
     default: str
     upstreams: dict[str, Pin]
+    peers: dict[str, Pin]
 
     def get(self, name: str | None = None) -> Pin:
         """Return a pin, the default one for None."""
@@ -66,19 +68,22 @@ class Pins:
 def load_pins(path: Path) -> Pins:
     """Read `vendor/upstreams.toml`."""
     data = read_toml(path)
-    unknown = sorted(set(data) - {"default", "upstreams"})
+    unknown = sorted(set(data) - {"default", "upstreams", "peers"})
     if unknown:
-        raise SetupError(f"{path}: unknown key '{unknown[0]}'; known: default, upstreams")
+        raise SetupError(f"{path}: unknown key '{unknown[0]}'; known: default, upstreams, peers")
     tables = data.get("upstreams")
     if not isinstance(tables, dict) or not tables:
         raise SetupError(f'{path}: no upstream; add a table [upstreams."NAME"]')
     upstreams = {name: _pin(path, name, table) for name, table in tables.items()}
+    peers = {
+        name: _pin(path, name, table, kind="peer") for name, table in data.get("peers", {}).items()
+    }
     default: Any = data.get("default")
     if default not in upstreams:
         raise SetupError(
             f"{path}: default is {default!r}, but the upstreams are {', '.join(sorted(upstreams))}"
         )
-    return Pins(default=default, upstreams=upstreams)
+    return Pins(default=default, upstreams=upstreams, peers=peers)
 
 
 def set_default(path: Path, name: str) -> None:
@@ -89,13 +94,13 @@ def set_default(path: Path, name: str) -> None:
         replace_file(path.resolve(), tomlkit.dumps(pins))
 
 
-def _pin(path: Path, name: str, table: Any) -> Pin:
-    where = f"{path}: upstream '{name}'"
+def _pin(path: Path, name: str, table: Any, *, kind: str = "upstream") -> Pin:
+    where = f"{path}: {kind} '{name}'"
     if not NAME.fullmatch(name):
         raise SetupError(f"{where}: the name must be usable as a folder's name")
     if not isinstance(table, dict):
-        raise SetupError(f'{where}: must be a table [upstreams."{name}"]')
-    known = [field.name for field in fields(Pin) if field.name != "name"]
+        raise SetupError(f'{where}: must be a table [{kind}s."{name}"]')
+    known = [field.name for field in fields(Pin) if field.name not in ("name", "kind")]
     for key, value in table.items():
         if key not in known:
             raise SetupError(f"{where}: unknown key '{key}'; known: {', '.join(known)}")
@@ -107,7 +112,7 @@ def _pin(path: Path, name: str, table: Any) -> Pin:
     for key in (*needed, "sha256", "root"):
         if not table.get(key):
             raise SetupError(f"{where}: {key} is missing")
-    pin = Pin(name=name, **table)
+    pin = Pin(name=name, kind=kind, **table)
     if not re.fullmatch(r"[0-9a-f]{64}", pin.sha256):
         raise SetupError(
             f"{where}: sha256 must be 64 hexadecimal digits in lower case, not '{pin.sha256}'"
