@@ -62,6 +62,12 @@ def fast() -> Library:
     return _build("fast")
 
 
+@pytest.fixture(scope="session", params=["state+fast", "partial+fast"])
+def fast_with_state(request: pytest.FixtureRequest) -> Library:
+    """The series `fast` with either form of the state."""
+    return _build(request.param)
+
+
 @pytest.fixture(scope="session")
 def mutated() -> Library:
     """The whole series with a switch for faults."""

@@ -50,6 +50,29 @@ def test_what_a_series_stands_on_comes_before_it_once(
     assert stack_of([folder], text) == stack
 
 
+@pytest.mark.parametrize(
+    ("text", "stack"),
+    [
+        ("partial+fast", ("partial", "state", "fast", "both")),
+        ("fast+partial", ("state", "fast", "partial", "both")),
+        ("both", ("partial", "state", "fast", "both")),
+        ("partial+faster", ("partial", "state", "fast", "faster", "both")),
+        ("fast", ("state", "fast")),
+        ("partial", ("partial",)),
+    ],
+)
+def test_a_series_that_joins_others_comes_behind_all_of_them(
+    folder: Path, text: str, stack: tuple[str, ...]
+) -> None:
+    write_files(
+        folder,
+        {"both/series": "", "both/series.toml": f'{HEAD}on = ["partial", "fast"]\njoins = true\n'},
+    )
+    assert stack_of([folder], text) == stack
+    (folder / "both" / "series.toml").write_text(f'{HEAD}on = ["partial", "fast"]\n')
+    assert stack_of([folder], "partial+fast") == ("partial", "state", "fast")
+
+
 def test_folders_without_an_order_are_no_series(folder: Path) -> None:
     assert list(names_in([folder])) == ["fast", "faster", "partial", "state"]
 
@@ -124,9 +147,10 @@ def test_a_pin_is_added_to_those_on_which_a_series_must_hold(folder: Path) -> No
         ('title = "t"\n', "why is missing; say it in one sentence"),
         (
             f"{HEAD}of = 1\n",
-            "unknown key 'of'; known: title, why, on, pins, suites, modes, ",
+            "unknown key 'of'; known: title, why, on, joins, pins, suites",
         ),
         (f'{HEAD}on = "state"\n', "on is 'state'; write a list of names"),
+        (f"{HEAD}joins = 1\n", "joins is 1; write true or false"),
         (f'{HEAD}upstream = "#1"\n', r"upstream is '#1'; write a table \[upstream\]"),
         (f'{HEAD}[upstream]\npr = "#1"\n', "upstream: unknown key 'pr'; known: issue, pull_requ"),
         (f"{HEAD}[upstream]\nissue = 1\n", r"upstream\.issue is 1; write a text"),

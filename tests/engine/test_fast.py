@@ -106,6 +106,36 @@ def test_every_case_of_smoke_passes_with_bounds_of_f32(fast: Library) -> None:
     assert {verdict.path for verdict in verdicts} == {"chunked", "grouped"}
 
 
+def test_with_a_state_every_case_of_smoke_passes_in_every_mode(fast_with_state: Library) -> None:
+    with Runner(fast_with_state.module_path) as runner:
+        assert offered_modes(runner, fast_with_state) is None  # all
+        verdicts = list(runner.run(suite("smoke")))
+    assert {verdict.status for verdict in verdicts} == {"pass"}
+    assert {verdict.path for verdict in verdicts} == {"chunked", "grouped"}
+
+
+@pytest.mark.parametrize(
+    ("case", "bounds"),
+    [(DECODE, (CHUNK, 2 * CHUNK)), (FEW.with_(n_kv=1300), (CHUNK,)), (MANY, (64, 128))],
+    ids=["decode", "few", "many"],
+)
+def test_a_chain_of_whole_chunks_gives_the_bits_of_one_call_whatever_the_threads(
+    fast_with_state: Library, case: Case, bounds: tuple[int, ...]
+) -> None:
+    library = ggml.load(fast_with_state.module_path)
+    cut = case.with_(segments=len(bounds) + 1, boundaries=bounds)
+    inputs = make_inputs(cut)
+    found = set()
+    for threads in (1, 2, 3, 8, 16):
+        results = run_case(
+            library, cut.with_(threads=threads), inputs, ("standard", "full_state", "segmented")
+        ).results
+        found.add(results["standard"].output.tobytes())
+        found.add(results["full_state"].first.output.tobytes())
+        found.add(results["segmented"].calls[-1].output.tobytes())
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize("case", [DECODE, FEW, MANY], ids=["decode", "few", "many"])
 @pytest.mark.parametrize("types", [("f16", "f16"), ("q8_0", "q4_0"), ("bf16", "f32")])
 def test_any_number_of_threads_gives_the_same_bits(

@@ -619,6 +619,13 @@ def test_a_row_that_saw_no_key_has_no_result_but_0(compute: Compute) -> None:
     assert (found.ok, found.bound) == (False, 0.0)
 
 
+def test_where_1_over_s_is_beyond_f32_anything_may_follow_and_only_there() -> None:
+    state = np.array([[[[0, 2.0**-140, 2.0**-140, 1], [0, 2, 2.0**-140, 1]]]], np.float32)
+    region = contract.result_region(Left(output=state[..., 2:], state=state))
+    assert np.isposinf(region.bound[0, 0, 0]).all()
+    assert (region.bound[0, 0, 1] < 1e-6).all()
+
+
 # independent states, merged
 
 MERGE = VEC.with_(segments=5, mask_kind="leading", regime="normal", sinks=True)

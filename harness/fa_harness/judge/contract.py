@@ -436,14 +436,18 @@ def result_region(left: Left | Rolled) -> Region:
     turns F16 numerators into F32 before either; split-KV joins its partials and the state first.)
     So there are two roundings, each of u = 2^-24 relative: at most 2 u + u^2 in all. S is at least
     about 1, since the key at the maximum adds exp(0), and at most the number of keys, so 1 / S is a
-    normal number; a product below F32's normal range is off by half the spacing there, 2^-150.
+    normal number; a product below F32's normal range is off by half the spacing there, 2^-150. Only
+    a state that was set by hand has a smaller S: where 1 / S is beyond F32, anything may follow.
     """
     rows = left.state.astype(np.float64)
     s = rows[..., 1:2]
     seen = s != 0
     result = np.divide(rows[..., 2:], s, out=np.zeros_like(rows[..., 2:]), where=seen)
     bound = 2.1 * bounds.U32 * np.abs(result) + 2.0**-149 * seen
-    return Region(result, np.where(np.isfinite(result), bound, 0.0))
+    bound = np.where(np.isfinite(result), bound, 0.0)
+    with np.errstate(all="ignore"):
+        is_lost = np.isinf(np.float32(1) / left.state[..., 1:2]) & seen
+    return Region(result, np.where(is_lost, np.inf, bound))
 
 
 def reduced_region(states: Sequence[F32]) -> Region:
