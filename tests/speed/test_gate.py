@@ -206,6 +206,17 @@ def test_a_case_that_passed_and_can_no_longer_be_told_is_a_finding(worse: str) -
     assert judged(run, NONE).statuses[worse] == (1, None)
 
 
+def test_a_case_that_the_baseline_has_as_mistrusted_too_is_counted_and_fails_nothing() -> None:
+    run = results(*GOOD.verdicts, verdict(CASE.with_(seed=3), "mistrusted", "all is 0"))
+    found = judged(run, baseline_of(run))
+    assert found.passed
+    assert status(found, "cases")[1].startswith("2 pass, 1 mistrusted")
+    assert found.verdict.startswith("pass, 3 cases: 2 pass, 1 mistrusted; ")
+    assert not judged(run, baseline_of(run), strict=True).passed
+    assert kinds(judged(run, baseline_of(GOOD))) == ["failed"]
+    assert kinds(judged(run, NONE)) == ["failed"]
+
+
 # a part of the cases
 
 

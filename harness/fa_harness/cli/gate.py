@@ -164,10 +164,11 @@ def command(
         results = run_with(runner, found, cases, how, None, console, write=reports.write)
         made_with = {**what_made(project, found, results, class_), "against": against}
         sides = Sides(library=found, options=how.options, against=against, is_chosen=chosen(what))
+        is_well = not (results.stopped or gate.failing(results, before, update=update))
         try:
-            if results.passed and (update or isinstance(before, Baseline)):
+            if is_well and (update or isinstance(before, Baseline)):
                 bits = sides.bits(cases)
-            if not results.passed:
+            if not is_well:
                 measured = Measured.nothing(_NOT_ALL_PASS)
             elif not no_speed:
                 measured, speed_rows = sides.measure(before, update=update)
@@ -185,6 +186,7 @@ def command(
         measured=measured,
         strict=strict,
         part=_in_words(what),
+        update=update,
     )
     _print(console, judged)
     if update and not judged.passed:

@@ -217,6 +217,7 @@ def judge(
     measured: Measured,
     strict: bool = False,
     part: str = "",
+    update: bool = False,
 ) -> Gate:
     """Compare a run with a baseline, or say why there is nothing to compare with.
 
@@ -224,9 +225,10 @@ def judge(
     baseline's, as messages show it. `bits` are the digests of another library's calls, as
     `Verdict.standard` has ours, or why there are none. If `strict`, what was not checked fails the
     gate. `part` says which cases were chosen, if not all; the baseline has then no others, either
-    (`part_of`).
+    (`part_of`). With `update` the run becomes the baseline.
     """
-    checked = [_check_cases(results)]
+    bad = failing(results, baseline, update=update)
+    checked = [_check_cases(results, bad)]
     notes: tuple[str, ...] = ()
     nothing = _incomparable(baseline, made_with, seed=seed, threads=threads)
     if nothing is None:
@@ -253,7 +255,7 @@ def judge(
     checks = tuple(check for check, _ in checked)
     findings = tuple(finding for _, found in checked for finding in found)
     is_complete = not any(check.not_checked for check in checks)
-    is_well = results.passed and not results.stopped and not findings
+    is_well = _is_whole(results, bad) and not results.stopped and not findings
     return Gate(
         baseline=file,
         without_baseline="" if nothing is None else nothing.text,
@@ -495,22 +497,50 @@ def _unsupported(results: Results, baseline: Baseline | NoBaseline) -> Iterator[
         yield (f"{len(verdicts)} unsupported{since}: {reason}; such as {label(verdicts[0].case)}")
 
 
-def _check_cases(results: Results) -> _Checked:
-    found = [
-        _regression("failed", results, verdict, f"{verdict.status}: {explain(verdict)[0]}")
+def failing(
+    results: Results, baseline: Baseline | NoBaseline, *, update: bool = False
+) -> list[Verdict]:
+    """Return the verdicts that fail a gate.
+
+    A case that says nothing of a library is mistrusted. Where the baseline has it so, too, or is to
+    have it, it is counted and fails nothing: with another path of the kernel it may say something.
+    """
+    before = baseline.cases if isinstance(baseline, Baseline) else {}
+
+    def is_known(verdict: Verdict) -> bool:
+        record = before.get(str(verdict.case))
+        return update or (record is not None and record.status == "mistrusted")
+
+    return [
+        verdict
         for verdict in results.verdicts
         if not is_good(verdict.status)
+        and not (verdict.status == "mistrusted" and is_known(verdict))
+    ]
+
+
+def _is_whole(results: Results, bad: Sequence[Verdict]) -> bool:
+    """Tell whether all cases ran, none failed and one passed."""
+    return len(results.verdicts) == results.selected and not bad and results.count("pass") > 0
+
+
+def _check_cases(results: Results, bad: Sequence[Verdict]) -> _Checked:
+    found = [
+        _regression("failed", results, verdict, f"{verdict.status}: {explain(verdict)[0]}")
+        for verdict in bad
     ]
     n_pass, unsupported = results.count("pass"), results.count("unsupported")
-    n_unknown = results.selected - len(results.verdicts) + unsupported
+    mistrusted = results.count("mistrusted") - sum(v.status == "mistrusted" for v in bad)
+    n_unknown = results.selected - len(results.verdicts) + unsupported + mistrusted
     if found:
         status, reason = "regressed", f"{len(found)} do not pass"
         reason += f"; {results.stopped}" if results.stopped else ""
-    elif results.stopped or not results.passed:
+    elif results.stopped or not _is_whole(results, bad):
         status, reason = "regressed", f"{results.stopped or 'none passed'}: {n_pass} passed"
     else:
         status = "ok"
         reason = f"{n_pass} pass" + (f", {unsupported} unsupported" if unsupported else "")
+        reason += f", {mistrusted} mistrusted" if mistrusted else ""
         reason += _covered(results)
     not_checked = f"{n_unknown} of {results.selected} cases" if n_unknown else ""
     return GateCheck(name="cases", status=status, reason=reason, not_checked=not_checked), found
