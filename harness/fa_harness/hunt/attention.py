@@ -23,6 +23,16 @@ CASES = re.compile(r"case GGML_OP_FLASH_ATTN_EXT\w*:")
 """So do the lines of these cases of a `switch`."""
 
 
+def files(tree: Tree) -> tuple[tuple[str, str], ...]:
+    """Return `FILES`, and the sources of the CPU backend that the series has added."""
+    span = (tree.commits[0], tree.commits[-1])
+    text = git(
+        tree.path, "diff", "--name-only", "--diff-filter=A", *span, "--", "ggml/src/ggml-cpu"
+    )
+    names = [line.removeprefix("ggml/src/") for line in text.splitlines()]
+    return (*FILES, *((name, name) for name in names if name.endswith((".c", ".cpp"))))
+
+
 def added(tree: Tree, name: str) -> Iterator[int]:
     """Yield the lines of a file that the series has added."""
     return added_between(tree, tree.commits[0], tree.commits[-1], name)

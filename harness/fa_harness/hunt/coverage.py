@@ -19,8 +19,8 @@ from typing import Any
 from fa_harness.build.library import Library
 from fa_harness.errors import SetupError
 from fa_harness.files import read_toml
-from fa_harness.hunt import gcov
-from fa_harness.hunt.attention import FILES, FUNCTIONS, added, added_between, case_lines
+from fa_harness.hunt import attention, gcov
+from fa_harness.hunt.attention import FUNCTIONS, added, added_between, case_lines
 from fa_harness.hunt.conditions import Statement, statements
 from fa_harness.project import Project
 from fa_harness.series.series import series_for
@@ -158,7 +158,7 @@ def measure(project: Project, library: Library, counts: Path) -> Coverage:
     files = gcov.read(library, counts)
     own, note = own_lines(project, source, tree)
     scope = f"what {source.label} has changed" if own else _ATTENTION
-    names = list(own) or [f"ggml/src/{name}" for _, name in FILES]
+    names = list(own) or [f"ggml/src/{name}" for _, name in attention.files(tree)]
     file_of_reasons = project.patches / REASONS
     reasons = read_toml(file_of_reasons) if file_of_reasons.is_file() else {}
     branches: list[Branch] = []

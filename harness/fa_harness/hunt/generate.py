@@ -22,7 +22,8 @@ from fa_harness import proc
 from fa_harness.build import toolchain
 from fa_harness.errors import SetupError
 from fa_harness.files import read_toml, replace_file
-from fa_harness.hunt.attention import CASES, FILES, FUNCTIONS, added
+from fa_harness.hunt import attention
+from fa_harness.hunt.attention import CASES, FUNCTIONS, added
 from fa_harness.hunt.mutants import Mutant
 from fa_harness.project import Project, writing
 from fa_harness.series.series import series_for
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 _HEADER = "ggml-fa-generated.h"
 _PATCH = "0001-generated-mutants.patch"
 _TABLE = "mutants.json"
+_REASONS = "equivalent.toml"
 _DECLARATIONS = """\
     // generated mutants
     GGML_API bool         ggml_fa_mutant_set(const char * id); // NULL: none
@@ -121,7 +123,7 @@ def write(project: Project) -> tuple[Change, ...]:
         # CMake makes this header, which no mutant needs
         version = '#pragma once\n#define GGML_VERSION ""\n#define GGML_COMMIT ""\n'
         (sources / "ggml" / "src" / "ggml-version.h").write_text(version)
-        texts, changes = _rewritten(tree, sources)
+        texts, changes = _rewritten(tree, sources, replaced=_replaced(project))
         patch = _patch(tree, Path(temporary, "index"), _with_switch(sources, texts, len(changes)))
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,8 +151,9 @@ def reasons(project: Project) -> tuple[dict[str, str], dict[str, str]]:
 
     `as_in` in the file names series whose reasons hold here, too.
     """
-    path = project.mutants / "equivalent.toml"
+    path = project.mutants / _REASONS
     found = read_toml(path) if path.is_file() else {}
+    found.pop("replaces_attention", None)
     equivalent: dict[str, str] = {}
     unreached: dict[str, str] = {}
     for other in found.pop("as_in", []):
@@ -192,8 +195,17 @@ def name(change: Change) -> str:
     return f"{change.function}: {change.source} | {change.before} -> {change.after}"
 
 
-def _rewritten(tree: Tree, sources: Path) -> tuple[dict[str, str], list[Change]]:
-    """Return the new texts by their place in the sources, and all changes."""
+def _replaced(project: Project) -> bool:
+    """Tell whether a series has a kernel of its own, in place of upstream's functions."""
+    path = project.mutants / _REASONS
+    return path.is_file() and read_toml(path).get("replaces_attention") is True
+
+
+def _rewritten(tree: Tree, sources: Path, *, replaced: bool) -> tuple[dict[str, str], list[Change]]:
+    """Return the new texts by their place in the sources, and all changes.
+
+    If attention is `replaced`, only lines of the series are changed.
+    """
     try:
         from fa_harness.hunt.rewrite import Rewriter
     except ImportError as error:
@@ -203,7 +215,7 @@ def _rewritten(tree: Tree, sources: Path) -> tuple[dict[str, str], list[Change]]
     texts: dict[str, str] = {}
     changes: list[Change] = []
     units: dict[str, TranslationUnit] = {}
-    for unit_name, name in FILES:
+    for unit_name, name in attention.files(tree):
         shown = f"ggml/src/{name}"
         path = sources / shown
         if not path.is_file():
@@ -211,7 +223,7 @@ def _rewritten(tree: Tree, sources: Path) -> tuple[dict[str, str], list[Change]]
         if unit_name not in units:
             units[unit_name] = _parse(sources, sources / "ggml/src" / unit_name)
         unit = units[unit_name]
-        lines = {*added(tree, shown), *_of_attention(unit, path)}
+        lines = {*added(tree, shown), *(() if replaced else _of_attention(unit, path))}
         rewriter = Rewriter(
             unit, path, shown=shown, wanted=lines.__contains__, first=len(changes) + 1
         )
