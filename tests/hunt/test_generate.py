@@ -57,6 +57,16 @@ def test_the_functions_of_attention_and_the_lines_of_the_series_are_changed(
     }
 
 
+def test_of_a_series_with_a_kernel_of_its_own_that_alone_is_changed() -> None:
+    changes = generate.write(find_project().of("fast"))
+    assert {Path(change.file).name for change in changes} == {
+        "flash-attn.cpp", "ops.cpp", "ggml-cpu.c",
+    }  # fmt: skip
+    elsewhere = [change for change in changes if "flash-attn" not in change.file]
+    assert 0 < len(elsewhere) < 20  # where the kernel is called, not upstream's functions
+    assert "fa_block_rows" in {change.function for change in changes}
+
+
 def test_the_patch_is_made_anew_with_the_same_bytes(changes: tuple[Change, ...]) -> None:
     project = find_project()
     [patch] = load_generated(project).patches
