@@ -8,7 +8,8 @@ READY  := $(VENV)/.ready
 DEV    := $(VENV)/.ready-dev
 ARGS   ?=
 # what tests need; those that need more are not in `make test`
-LIBRARIES = pristine 0001 0006 patched partial fast state+fast partial+fast mutants partial@mutants museum asan-ubsan
+LIBRARIES = pristine 0001 0006 patched partial fast state+fast partial+fast mutants partial@mutants \
+            fast@mutants state-on-fast@mutants museum asan-ubsan
 # what measures no time runs on all cores
 SIDE_BY_SIDE = -n auto --maxprocesses 8 --dist worksteal
 # unless ARGS cuts the cache in its own way

@@ -81,6 +81,18 @@ def mutated_partial() -> Library:
 
 
 @pytest.fixture(scope="session")
+def mutated_fast() -> Library:
+    """The series `fast` with a switch for faults."""
+    return _build("fast@mutants")
+
+
+@pytest.fixture(scope="session")
+def mutated_state_on_fast() -> Library:
+    """The state on the series `fast` with a switch for faults of it."""
+    return _build("state-on-fast@mutants")
+
+
+@pytest.fixture(scope="session")
 def museum_library() -> Library:
     """The whole series with faults that kernels really had."""
     return _build("museum")

@@ -51,14 +51,21 @@ class Runner:
 
     Results that are in `passed` are not judged again, which saves most of the time where a library
     computes the same cases with one mutant after another. Of such a case only the status is told.
+    `modes` are those of cases that are run without naming any.
     """
 
     def __init__(
-        self, module_path: Path, *, mutant: str | None = None, passed: Passed | None = None
+        self,
+        module_path: Path,
+        *,
+        mutant: str | None = None,
+        passed: Passed | None = None,
+        modes: tuple[str, ...] = (),
     ) -> None:
         self._module_path = module_path
         self._mutant = mutant
         self._passed = passed
+        self._modes = modes or None
         self._worker = Worker(module_path, mutant=mutant)
         self._others: list[Worker] = []
         self.reached: dict[Case, frozenset[str]] = {}
@@ -114,10 +121,11 @@ class Runner:
         last is judged if a core is free for it.
 
         `modes` are some of `modes.MODES` that apply to the cases; `standard` is always computed.
-        Without them it is each case's own modes, less those for which a library that has the state
-        lacks another function. `timeout` is in seconds for a case, by default a generous estimate.
-        `with_outputs` also keeps the numbers of large outputs.
+        Without them it is the runner's, or else each case's own modes, less those for which a
+        library that has the state lacks another function. `timeout` is in seconds for a case, by
+        default a generous estimate. `with_outputs` also keeps the numbers of large outputs.
         """
+        modes = modes or self._modes
         submit = functools.partial(
             _Computing,
             self._worker,

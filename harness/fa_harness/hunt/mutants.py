@@ -200,7 +200,7 @@ def run_killers(
     One process computes with one mutant after another. A failure counts if the same case passes in
     that process right after, without the mutant. Otherwise, and after a crash, a new process tells.
     """
-    with Runner(library.module_path) as runner:
+    with _runner(library) as runner:
         for mutant in mutants:
             start = time.perf_counter()
             outcome = _unfit(mutant, library, runner.mutants)
@@ -239,7 +239,7 @@ def run(
     """
     passed: Passed = {}  # most mutants leave the numbers of most cases as they are
     reach = _Reach(library, mutants, passed)
-    with Runner(library.module_path) as control:
+    with _runner(library) as control:
 
         @functools.cache
         def passes(case: Case) -> bool:
@@ -253,7 +253,7 @@ def run(
                 start = time.perf_counter()
                 outcome = _unfit(mutant, library, control.mutants)
                 if outcome is None:
-                    with Runner(library.module_path, mutant=mutant.id, passed=passed) as runner:
+                    with _runner(library, mutant.id, passed) as runner:
                         if mutant.kind == "impostor":
                             outcome = _unmask(mutant, in_order, runner, passes)
                         else:
@@ -294,13 +294,17 @@ class _Reach:
         cases = [case for case in cases if case not in self._reached]
         if not cases:
             return
-        path = self._library.module_path
         mutant = EVERY_MUTANT if self._ids else None  # only a library of generated ones can note
-        with Runner(path, mutant=mutant, passed=self._passed) as runner:
+        with _runner(self._library, mutant, self._passed) as runner:
             for verdict in runner.run(_by_threads(cases), timeout=_CASE_SECONDS):
                 ids = runner.reached.pop(verdict.case, frozenset())
                 self._reached[verdict.case] = (ids & self._ids) if ids else None
                 self._standard[verdict.case] = verdict.standard
+
+
+def _runner(library: Library, mutant: str | None = None, passed: Passed | None = None) -> Runner:
+    """Return a runner of the modes that the library's series name."""
+    return Runner(library.module_path, mutant=mutant, passed=passed, modes=library.modes)
 
 
 def _still_killed(mutant: Mutant, case: Case, runner: Runner) -> Outcome:
