@@ -500,6 +500,8 @@ def _gate_chains() -> list[Case]:
     # so many keys that the threads would share them, but for the types
     add(split, "f16/f32", n_kv=700, threads=2)
     add(split, "f32/f16", n_kv=700, threads=2)
+    # one row, and NaN in keys that it does not see: nothing else may read them
+    add(decode, n_kv=97, n_head_kv=3, n_group=1, hsk=64, hsv=64, segments=1, regime="nan")
     return cases
 
 
