@@ -6,6 +6,7 @@ stack is several series, one on the other. Its name joins theirs: `state+fast`.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -123,9 +124,10 @@ def stack_of(folders: Sequence[Path], text: str) -> tuple[str, ...]:
     for name in text.split("+"):
         _put(folders, name, stack, ())
     for name in names_in(folders):
-        series = about(folder_of(folders, name))
-        if series.joins and name not in stack and {*series.on} <= {*stack}:
-            stack.append(name)
+        with contextlib.suppress(SetupError):  # of one that cannot be read, `series list` says so
+            series = about(folder_of(folders, name))
+            if series.joins and name not in stack and {*series.on} <= {*stack}:
+                stack.append(name)
     return tuple(stack)
 
 
