@@ -73,6 +73,13 @@ def test_a_series_that_joins_others_comes_behind_all_of_them(
     assert stack_of([folder], "partial+fast") == ("partial", "state", "fast")
 
 
+def test_a_series_that_may_join_a_stack_and_cannot_be_read_is_told(folder: Path) -> None:
+    write_files(folder, {"both/series": "", "both/series.toml": 'title = "t"\n'})
+    with pytest.raises(SetupError, match=r"both/series\.toml: why is missing"):
+        stack_of([folder], "partial+fast")
+    assert stack_of([folder], "partial") == ("partial",)  # one alone has nothing to join
+
+
 def test_folders_without_an_order_are_no_series(folder: Path) -> None:
     assert list(names_in([folder])) == ["fast", "faster", "partial", "state"]
 

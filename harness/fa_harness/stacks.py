@@ -6,7 +6,6 @@ stack is several series, one on the other. Its name joins theirs: `state+fast`.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -123,11 +122,10 @@ def stack_of(folders: Sequence[Path], text: str) -> tuple[str, ...]:
     stack: list[str] = []
     for name in text.split("+"):
         _put(folders, name, stack, ())
-    for name in names_in(folders):
-        with contextlib.suppress(SetupError):  # of one that cannot be read, `series list` says so
-            series = about(folder_of(folders, name))
-            if series.joins and name not in stack and {*series.on} <= {*stack}:
-                stack.append(name)
+    for name in names_in(folders) if len(stack) > 1 else ():  # one alone has nothing to join
+        series = about(folder_of(folders, name))
+        if series.joins and name not in stack and {*series.on} <= {*stack}:
+            stack.append(name)
     return tuple(stack)
 
 
