@@ -1,8 +1,11 @@
 """Imports run downwards, from the command line to the root."""
 
 import ast
+import fnmatch
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 import fa_harness
 
@@ -110,3 +113,11 @@ def test_no_command_and_no_report_have_a_module_of_the_same_name() -> None:
         {path.stem for path in (PACKAGE / of).glob("[!_]*.py")} for of in ("cli", "report")
     )
     assert cli & report == set()
+
+
+def test_pytest_leaves_out_no_folder_of_tests(pytestconfig: pytest.Config) -> None:
+    left_out = pytestconfig.getini("norecursedirs")
+    folders = {path.parent for path in Path(__file__).parent.rglob("test_*.py")}
+    assert not [
+        folder for folder in folders for name in left_out if fnmatch.fnmatch(folder.name, name)
+    ]

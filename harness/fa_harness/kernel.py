@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,6 +35,8 @@ FP16_MAD = "FP16_MAD_"
 of elements in a step follows."""
 GROUPED = "GROUPED"
 """Feature of a library that computes the heads which share K and V together."""
+GROUPED_Q8 = "GROUPED_Q8"
+"""Feature of a library whose tiles, of heads together, multiply some types of K in 8 bits."""
 CHUNK = 512
 """Keys of a part of a chunked call, counted from the call's first key."""
 CHUNKED_ROWS = 128
@@ -54,6 +56,8 @@ _DOT_TYPE = {
     "iq4_nl": "q8_0", "q2_0": "q8_0", "q1_0": "q8_0", "q4_1": "q8_1", "q5_1": "q8_1",
 }  # fmt: skip
 """By K's type, the type that the vec path converts Q to for the dot product."""
+_TILE_Q8 = ("q8_0", "q4_0")
+"""Types of K that tiles multiply in 8 bits, with `GROUPED_Q8`."""
 
 
 def path(case: Case, n_kv: int | None = None, features: Collection[str] = ()) -> str:
@@ -177,21 +181,24 @@ class Arithmetic:
 
 def arithmetic(case: Case, path: str, features: tuple[str, ...]) -> Arithmetic:
     """Return what a path computes a case in, on CPU features as `Ggml.features` names them."""
+    in_8_bits = GROUPED_Q8 in features and case.type_K in _TILE_Q8
+    tiles = Arithmetic(
+        q_type="q8" if in_8_bits else "f32",
+        f16_numerators=False,
+        loose_from=SEES_HIDDEN,
+        is_q_known=IN_F32 in features,
+    )
     if path in ("tiled", "grouped"):
-        return Arithmetic(q_type="f32", f16_numerators=False, loose_from=SEES_HIDDEN)
+        return tiles
     if path == "chunked":
-        loose_from = SEES_HIDDEN
+        n_chunks = math.ceil(case.n_kv / CHUNK)
+        chunked = replace(tiles, n_partials=max(1, n_chunks))
         if _takes_dots(case):
             # a row without keys is left out, and so is a key that no row of the tile sees
             is_shared = case.n_batch == 1 and case.mask_heads == 1
             loose_from = SEES_VISIBLE if is_shared else SEES_SOME
-        n_chunks = math.ceil(case.n_kv / CHUNK)
-        return Arithmetic(
-            q_type="f32",
-            f16_numerators=False,
-            loose_from=loose_from,
-            n_partials=max(1, n_chunks),
-        )
+            return replace(chunked, q_type="f32", loose_from=loose_from)
+        return chunked
     n_partials = case.threads if path == "split-kv" else 0
     if IN_F32 in features:
         return Arithmetic(

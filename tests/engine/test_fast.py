@@ -1,5 +1,8 @@
 """The series `fast`: heads of a group computed together, judged by what such a kernel promises."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from fa_harness.build.library import Library
@@ -17,6 +20,7 @@ from fa_harness.kernel import (
     CHUNKED_ROWS,
     DOT_ROWS,
     GROUPED,
+    GROUPED_Q8,
     SEES_HIDDEN,
     SEES_SOME,
     SEES_VISIBLE,
@@ -42,6 +46,56 @@ def test_a_library_that_groups_heads_is_known_by_its_function(
 ) -> None:
     assert GROUPED in grouping.features()
     assert GROUPED not in library.features()
+
+
+def test_tiles_of_a_library_multiply_in_8_bits_where_the_cpu_can(
+    grouping: Ggml, library: Ggml
+) -> None:
+    features = grouping.features()
+    assert (GROUPED_Q8 in features) == ("AVX512_VNNI" in features)
+    assert GROUPED_Q8 not in library.features()
+
+
+@pytest.mark.parametrize(
+    ("case", "q_type"),
+    [
+        (DECODE.with_(type_K="q8_0", type_V="f16"), "f32"),
+        (FEW.with_(type_K="q8_0", type_V="f16"), "q8"),
+        (MANY.with_(type_K="q4_0", type_V="f16"), "q8"),
+        (MANY.with_(type_K="q5_0", type_V="q8_0"), "f32"),
+    ],
+)
+def test_tiles_round_q_for_the_types_that_are_multiplied_in_8_bits(case: Case, q_type: str) -> None:
+    features = (*FEATURES, GROUPED_Q8)
+    assert arithmetic(case, path(case, features=features), features).q_type == q_type
+    assert arithmetic(case, path(case, features=FEATURES), FEATURES).q_type == "f32"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_in_a_row_of_q_shows_in_that_row_alone(
+    grouping: Ggml, value: float
+) -> None:
+    case = FEW.with_(type_K="q8_0", type_V="f16")
+    inputs = make_inputs(case)
+    q = inputs.q.copy()
+    q[0, 5, 7, 3] = value
+    output = (
+        run_case(grouping, case, replace(inputs, q=q), ("standard",)).results["standard"].output
+    )
+    wrong = ~np.isfinite(output).all(axis=-1)
+    assert np.argwhere(wrong).tolist() == [[0, 5, 7]]
+
+
+def test_rows_of_q_near_0_have_the_mean_of_v(grouping: Ggml) -> None:
+    case = FEW.with_(type_K="q8_0", type_V="f32", mask=False, mask_kind="none")
+    inputs = make_inputs(case)
+    mean = np.repeat(inputs.v.astype(np.float64).mean(axis=2), case.n_group, axis=1)
+    for size in (1e-45, 1e-38, 1e-30):
+        tiny = replace(inputs, q=np.full_like(inputs.q, size))
+        output = run_case(grouping, case, tiny, ("standard",)).results["standard"].output
+        np.testing.assert_allclose(
+            output, np.broadcast_to(mean[:, :, None], output.shape), atol=1e-6
+        )
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ CLASSES_OF = {
         *("mask-class", "mask-row", "sink-head", "alibi-head", "nan-row", "unseeing-row"),
         *("masked-row-nan", "vkq-not-rescaled", "s-not-rescaled", "neighbour-row", "last-wins"),
         *("keys-left-over", "rows-left-over", "columns-left-over", "heads-left-over", "last-key"),
+        *("truncated", "saturates"),
         *("tile-tail", "tile-rows", "split-last-chunk", "first-dropped", "partials", "no-barrier"),
         *("merge-empty", "merge-weight", "m-max-local", "sink-every-segment", "scratch-carry"),
         *("item-skipped", "panel", "work-size"),
@@ -113,6 +114,12 @@ def made(id_: str, **changes: str) -> Mutant:
         "class_": "c", "kind": "kernel", "patch": "p", "does": "d", "shown_by": "s",
     }  # fmt: skip
     return Mutant(id=id_, **{**fields, **changes})
+
+
+def has_vnni() -> bool:
+    """Tell whether GCC makes `GGML_NATIVE` code with 8-bit dot products here."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        return "avx512_vnni" in file.read()
 
 
 def test_every_class_of_faults_has_a_mutant_and_no_mutant_is_of_another(series: str) -> None:
@@ -177,7 +184,10 @@ def test_every_mutant_is_killed_by_the_case_that_is_recorded_as_its_killer(
     series: str, mutated_series: Library, some: str
 ) -> None:
     score = score_of("--killers", "--series", series, "-k", some)
-    assert [r["mutant"] for r in score["results"] if r["status"] != "killed"] == []
+    left = [r["mutant"] for r in score["results"] if r["status"] != "killed"]
+    if not has_vnni():
+        left = [id_ for id_ in left if not id_.endswith("-8-bits")]
+    assert left == []
     ids = [mutant.id for mutant in MUTANTS[series] if re.search(some, mutant.id)]
     assert [r["mutant"] for r in score["results"]] == ids
     assert not some or 20 < len(ids) < len(MUTANTS[series]) - 40

@@ -90,7 +90,7 @@ def load(path: Path) -> Library:
     try:
         record = json.loads(text)
         for field in ("series", "compiled", "preload", "modes"):
-            record[field] = tuple(record.get(field, ()))
+            record[field] = tuple(record[field])
         return Library(path=path, **record)
     except (ValueError, TypeError, KeyError) as error:
         raise SetupError(

@@ -316,6 +316,8 @@ def _still_killed(mutant: Mutant, case: Case, runner: Runner) -> Outcome:
         runner.compute_with(None, restart=True)
     if control.status != "pass":
         why = f"the recorded case does not pass without it: {control.status}, {control.reason}"
+    elif not reached and mutant.if_unreached:
+        return Outcome(mutant=mutant, status="equivalent", reason=mutant.if_unreached, n_case=1)
     elif not reached:
         why = "the recorded case does not reach it"
     elif verdict.status not in _KILLING:
@@ -511,5 +513,5 @@ def _case(where: str, text: Any, of: str) -> Case:
 
 
 def _mutant(where: str, id_: str, table: Any) -> Mutant:
-    table = strings_of(where, id_, table, _KEYS, optional=("equivalent",))
+    table = strings_of(where, id_, table, _KEYS, optional=("equivalent", "if_unreached"))
     return Mutant(id=id_, class_=table.pop("class"), **table)

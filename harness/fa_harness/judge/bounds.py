@@ -60,11 +60,13 @@ _F16_SPACING = 2.0**-24
 _F32_SPACING = 2.0**-149
 _LAMBDA = 8.0
 
-_Q8 = ("q8_0", "q8_1")
+_Q8 = ("q8_0", "q8_1", "q8")
 
 
 def rounded_q(q: F32, q_type: str) -> tuple[F32, F64]:
     """Return Q `[..., hsk]` as a dot product of `q_type` sees it, and how far off that may be.
+
+    `q8` is Q8_0 with a step that is not rounded to F16.
 
     The doubt, `[..., hsk]`, is one step of Q8 where a value is so near to a tie that another order
     of operations rounds it the other way, else 0.
@@ -74,7 +76,7 @@ def rounded_q(q: F32, q_type: str) -> tuple[F32, F64]:
         return decode(encode(q, q_type), q_type), doubt
     steps, step = _q8_steps(q)
     near_tie = np.abs(np.abs(steps - np.trunc(steps)) - 0.5) < 127 * 8 * U32
-    rounded = np.rint(steps) * _as_f16(step)
+    rounded = np.rint(steps) * (step if q_type == "q8" else _as_f16(step))
     doubt = np.where(near_tie, step, 0.0).reshape(q.shape)
     return rounded.astype(np.float32).reshape(q.shape), doubt
 

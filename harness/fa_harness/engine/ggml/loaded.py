@@ -16,7 +16,7 @@ from fa_harness.engine.ggml.graphs import CONTEXT_BYTES, Backend, Context, Found
 from fa_harness.engine.ggml.remote import Remote, Server, has_remote
 from fa_harness.engine.ggml.tensors import WrongTensorError
 from fa_harness.errors import SetupError
-from fa_harness.kernel import GROUPED
+from fa_harness.kernel import DOT_ROWS, GROUPED, GROUPED_Q8
 
 _GROUPED = "ggml_compute_forward_flash_attn_ext_grouped"
 
@@ -122,7 +122,8 @@ class Ggml:
         Ours are found by what FP16 cannot hold, since upstream does not list them for x86:
         `FP16_DOT`, F16 dot products add in FP16 registers; `FP16_MAD_128`, in steps of 128 elements
         an F16 V is multiplied by weights that are F16 numbers, too. `GROUPED` is of a library that
-        computes the heads of a group together: the CPU backend has a function for it.
+        computes the heads of a group together: the CPU backend has a function for it. `GROUPED_Q8`,
+        its tiles round Q to 8 bits where K is Q8_0 or Q4_0.
         """
         ffi, lib = self._ffi, self._lib
         reg = lib.ggml_backend_cpu_reg()
@@ -137,6 +138,8 @@ class Ggml:
             names.append("FP16_DOT")
         if self._groups_heads():
             names.append(GROUPED)
+            if self._tiles_round_q():
+                names.append(GROUPED_Q8)
         step = self._step_of_f16_weights()
         if step is not None:
             names.append(f"FP16_MAD_{step}")
@@ -156,6 +159,25 @@ class Ggml:
         """Tell whether the CPU backend has a function for the heads of a group; none is called."""
         files = self._folder.glob("libggml-cpu*.so")  # loaded already
         return any(hasattr(ctypes.CDLL(str(file)), _GROUPED) for file in files)
+
+    def _tiles_round_q(self) -> bool:
+        """Tell whether a tile over two keys, K = 0 and K = k, rounds a q * k of 0.4 to 0."""
+        n = 32
+        q_row = np.zeros((DOT_ROWS, n), np.float32)
+        q_row[:, :2] = 127, 0.4
+        k_rows = np.zeros((2, n), np.float32)
+        k_rows[1, 1] = 1
+        with self.context() as ctx, self.backend(1) as backend:
+            q = ctx.tensor("f32", (n, DOT_ROWS, 1, 1))
+            keys, values = ctx.tensor("q8_0", (n, 2, 1, 1)), ctx.tensor("f32", (1, 2, 1, 1))
+            output = ctx.flash_attn_ext(q, keys, values, None, scale=1.0)
+            graph = ctx.graph([output])
+            backend.allocate(ctx)
+            q.write(q_row)
+            keys.write(quants.encode(k_rows, "q8_0"))
+            values.write(np.array([0, 1], np.float32))
+            backend.compute(graph)
+            return bool((np.abs(output.read() - 0.5) < 2**-10).all())
 
     def _dot_adds_in_fp16(self) -> bool:
         n = 4096
