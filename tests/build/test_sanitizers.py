@@ -79,7 +79,7 @@ def test_a_write_past_the_work_memory_is_a_crash_that_says_where(tmp_path: Path)
     assert verdict.status == "crash"
     assert verdict.reason.splitlines()[:4] == [
         "standard: SIGABRT",
-        "  AddressSanitizer: heap-buffer-overflow",
+        "  AddressSanitizer: use-after-poison",
         "  WRITE of size 1 by a thread",
         f"    in {FUNCTION} at {PLACE}",
     ]
