@@ -251,6 +251,15 @@ def test_in_the_gate_other_bits_of_one_call_kill_a_mutant_that_the_verdicts_let_
         assert outcome.comparison == (mutants.BITS if status == "killed" else "")
 
 
+def test_of_a_kernel_with_other_bits_than_upstreams_the_gate_compares_none(
+    mutated_fast: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mutants, "_KILLING", ())
+    [mutant] = [each for each in MUTANTS["fast"] if each.id == "gqa-map-k"]
+    [outcome] = mutants.run(mutated_fast, [mutant], {"gate": suite("smoke")[1:2]})
+    assert outcome.status == "survived"
+
+
 def test_a_mutant_that_no_case_reaches_is_invalid_with_status_1(mutated: Library) -> None:
     score = score_of("--suite", "seed", "-k", "^tile-rows$", status=1)
     assert score["summary"] | {"mutants": 1, "invalid": 1, "killed": 0} == score["summary"]

@@ -25,6 +25,7 @@ from fa_harness.engine.runner import Passed, Runner
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.files import read_toml, replace_file
 from fa_harness.judge.verdict import Verdict
+from fa_harness.kernel import GROUPED
 from fa_harness.machine import usable_cores
 from fa_harness.project import writing
 
@@ -33,7 +34,8 @@ SUITES = ("smoke", "gate")
 WITH_BITS = "gate"
 """Where a suite of this name lets a mutant pass, the bits of one call are compared, as a gate does.
 
-Without a mutant the library's bits are those of `pristine`, or its own baseline is not whole.
+A gate compares them with those of `pristine`, which are the library's own without a mutant. Of a
+kernel with other bits, one that groups heads, it compares none.
 """
 KINDS = ("kernel", "api", "impostor")
 STATUSES = ("killed", "survived", "invalid", "equivalent")
@@ -403,7 +405,8 @@ def _kill(
                     cases.remove(suspect)
                     cases.insert(0, suspect)
                 return _killed(mutant, suite, verdict, len(tried))
-        if suite == WITH_BITS and (found := _with_other_bits(cases, bits, reach, runner)):
+        has_bits = suite == WITH_BITS and GROUPED not in runner.features
+        if has_bits and (found := _with_other_bits(cases, bits, reach, runner)):
             reason = "one call has other bits than that of the library without the patch"
             return replace(
                 _killed(mutant, suite, found, len(tried)), comparison=BITS, reason=reason
