@@ -14,6 +14,7 @@ def program(tmp_path: Path) -> Path:
     path.write_text(
         "#!/bin/sh\n"
         'test "$GGML_FA_MUTANT" = no-line && exit 0\n'
+        'test "$GGML_FA_MUTANT" = crash-first && kill -FPE $$\n'
         "echo '  FLASH_ATTN_EXT(hsk=64,nb=1): \033[1;32mOK\033[0m'\n"
         'test "$GGML_FA_MUTANT" = crash && kill -ABRT $$\n'
         "error='' result='\033[1;32mOK\033[0m'\n"
@@ -32,6 +33,7 @@ def program(tmp_path: Path) -> Path:
         ("pass", ""),
         ("fail", "FLASH_ATTN_EXT(hsk=64,nb=3)"),
         ("crash", "after FLASH_ATTN_EXT(hsk=64,nb=1)"),
+        ("crash-first", "the first line"),
     ],
 )
 def test_upstream_s_test_ends_at_the_first_line_that_fails(

@@ -161,6 +161,8 @@ def command(
                 print_outcome(console, outcome, verbose=verbose)
                 if program and id_ in by_upstream and outcome.status in ("killed", "survived"):
                     lines[id_] = upstream_test.sees(program, id_)
+                    by = lines[id_] or "nothing"
+                    say(console, f"    upstream's test fails at: {by}", "dim")
                 advance()
     score = Score(
         **clock.fields(interrupted=len(outcomes) < len(selected)),

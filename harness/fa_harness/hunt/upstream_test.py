@@ -51,10 +51,10 @@ def sees(program: Path, fault: str) -> str:
     except _FailedError:
         return last
     except proc.ProgramError as error:
-        if not last:
+        if not last and error.status >= 0:
             raise SetupError(f"{error}\nupstream's test did not run") from error
         # the output of a program that ends is whole, but for the line that it was at
-        return f"after {last}"
+        return f"after {last}" if last else "the first line"
     if not last:
         raise SetupError(f"{program}: it has no test FLASH_ATTN_EXT; choose another upstream")
     return ""
