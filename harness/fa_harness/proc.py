@@ -1,10 +1,11 @@
-"""The one function that runs programs."""
+"""How other programs are run."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shlex
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -144,3 +145,28 @@ def _failure(program: str, pasteable: str, status: int, shown: list[str], log: P
     if log is not None:
         parts.append(f"the whole output is in {log}")
     return "\n".join(parts)
+
+
+def ended(
+    command: Sequence[object], *, seconds: float, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a program of our own to its end, whatever that is, and keep what it printed.
+
+    Raises:
+        subprocess.TimeoutExpired: It took longer than `seconds`, and was killed.
+    """
+    return subprocess.run(
+        [str(word) for word in command],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=seconds,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def ending(code: int) -> str:
+    """Return how a process ended, in words."""
+    return signal.Signals(-code).name if code < 0 else f"exit status {code}"

@@ -37,10 +37,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from fa_harness import proc
 from fa_harness.case.case import Case
 from fa_harness.speed.bench import state_bytes
 from fa_harness.speed.rows import ROWS as SPEED_ROWS
-from fa_harness.speed.rows import ending
 
 PORTABLE = {"GGML_NATIVE": "OFF"}
 """CMake options of a library that valgrind can run."""
@@ -131,20 +131,12 @@ def _count(module_path: Path, cases: Sequence[Case]) -> Counts:
             sys.executable, "-m", __name__, str(module_path), *map(str, cases),
         ]  # fmt: skip
         try:
-            done = subprocess.run(
+            done = proc.ended(
                 command,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_TIMEOUT,
-                check=False,
-                env={
-                    **os.environ,
-                    "GGML_NO_BACKTRACE": "1",
-                    "OPENBLAS_NUM_THREADS": "1",
-                    "PYTHONHASHSEED": "0",
-                },
+                seconds=_TIMEOUT,
+                GGML_NO_BACKTRACE="1",
+                OPENBLAS_NUM_THREADS="1",
+                PYTHONHASHSEED="0",
             )
         except subprocess.TimeoutExpired:
             raise CannotCountError(f"valgrind has no result after {_TIMEOUT:g} s") from None
@@ -178,7 +170,8 @@ def _last_words(stderr: str, code: int) -> str:
     """Return how a process ended, and what was said of it: of an unknown instruction, or last."""
     lines = [line for line in stderr.splitlines() if not _FRAME.match(line)]
     unknown = [line for line in lines if "unhandled instruction" in line]
-    return f"{ending(code)}: {[*lines, *unknown][-1]}" if lines else ending(code)
+    how = proc.ending(code)
+    return f"{how}: {[*lines, *unknown][-1]}" if lines else how
 
 
 def compare(ours: Counts, theirs: Counts | str, other: str) -> list[Count]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fa_harness import proc
 from fa_harness.case.case import Case
 from fa_harness.speed.bench import shape
 from fa_harness.terminal import Advance
@@ -94,30 +94,17 @@ def _with_one_more(row: SpeedRow, module_path: Path, other: Path | None, *, seed
     command = [sys.executable, "-m", "fa_harness.speed.rows", row.case, ROUNDS, seed, module_path]
     command += [] if other is None else [other]
     try:
-        done = subprocess.run(
-            [str(word) for word in command],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT,
-            check=False,
-            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
-        )
+        done = proc.ended(command, seconds=_TIMEOUT, GGML_NO_BACKTRACE="1")
     except subprocess.TimeoutExpired:
         return SpeedRow(case=row.case, fault=f"no result after {_TIMEOUT:g} s")
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()[-3:]
-        return SpeedRow(case=row.case, fault="\n  ".join([ending(done.returncode), *lines]))
+        fault = "\n  ".join([proc.ending(done.returncode), *lines])
+        return SpeedRow(case=row.case, fault=fault)
     medians: dict[str, float] = json.loads(done.stdout)
     return replace(
         row, ratios={way: (*row.ratios.get(way, ()), median) for way, median in medians.items()}
     )
-
-
-def ending(code: int) -> str:
-    """Return how a process ended, in words."""
-    return signal.Signals(-code).name if code < 0 else f"exit status {code}"
 
 
 def _serve(case: str, rounds: str, seed: str, *module_paths: str) -> None:

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fa_harness import proc
 from fa_harness.arrays import F32
 from fa_harness.build.peer import build_peer
 from fa_harness.case.case import Case
 from fa_harness.engine.ggml.ik import Ik, IkCalls
 from fa_harness.project import Project
 from fa_harness.speed.cold import Cold, make_cold
-from fa_harness.speed.rows import ending
 from fa_harness.upstream.pins import load_pins
 
 _TRIED = 512  # keys
@@ -65,15 +65,7 @@ def _why_not(library: Path, case: Case) -> str | None:
     """Return why a child process did not compute a case, or None."""
     command = [sys.executable, "-m", __name__, str(library), str(case)]
     try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT,
-            check=False,
-        )
+        done = proc.ended(command, seconds=_TIMEOUT)
     except subprocess.TimeoutExpired:
         return f"no result after {_TIMEOUT:g} s"
     if done.returncode == 0:
@@ -81,7 +73,7 @@ def _why_not(library: Path, case: Case) -> str | None:
     said = [line.strip("= ") for line in done.stderr.splitlines() if line.strip("= ")]
     # an abort says why first, an exception last
     why = said[0 if done.returncode < 0 else -1] if said else "it says nothing"
-    return f"{ending(done.returncode)}: {why}"
+    return f"{proc.ending(done.returncode)}: {why}"
 
 
 def _try(library: str, case: str) -> None:
