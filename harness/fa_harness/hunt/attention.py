@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from fa_harness.files import read_toml
+from fa_harness.project import Project
 from fa_harness.series.tree import Tree
 from fa_harness.upstream.git import git
 
@@ -21,6 +23,16 @@ FUNCTIONS = re.compile("flash_attn_ext|simd_gemm")
 """Every line of these belongs to it; elsewhere those lines do that the series has added."""
 CASES = re.compile(r"case GGML_OP_FLASH_ATTN_EXT\w*:")
 """So do the lines of these cases of a `switch`."""
+
+
+EQUIVALENT = "equivalent.toml"
+"""Beside a series' mutants: whether it replaces attention, and which changes of it cannot show."""
+
+
+def is_replaced(project: Project) -> bool:
+    """Tell whether a series has a kernel of its own, in place of upstream's functions."""
+    path = project.mutants / EQUIVALENT
+    return path.is_file() and read_toml(path).get("replaces_attention") is True
 
 
 def files(tree: Tree) -> tuple[tuple[str, str], ...]:

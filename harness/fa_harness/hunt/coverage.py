@@ -149,15 +149,16 @@ def counted() -> Iterator[Path]:
 def measure(project: Project, library: Library, counts: Path) -> Coverage:
     """Return the branches of what is measured, with the counts in a folder.
 
-    Of a pin that is attention: its functions, and the lines of the series. Of a checkout it is what
-    that has changed against the pin with its version of ggml; if it changed nothing or there is no
-    such pin, it is attention.
+    Of a pin that is attention: its functions, and the lines of the series, or these alone where the
+    series replaces the functions. Of a checkout it is what that has changed against the pin with its
+    version of ggml; if it changed nothing or there is no such pin, it is attention.
     """
     source = find_source(project)
     tree = prepare_tree(project, source, series_for(project, source))
     files = gcov.read(library, counts)
     own, note = own_lines(project, source, tree)
     scope = f"what {source.label} has changed" if own else _ATTENTION
+    is_replaced = attention.is_replaced(project)
     names = list(own) or [f"ggml/src/{name}" for _, name in attention.files(tree)]
     file_of_reasons = project.patches / REASONS
     reasons = read_toml(file_of_reasons) if file_of_reasons.is_file() else {}
@@ -168,7 +169,9 @@ def measure(project: Project, library: Library, counts: Path) -> Coverage:
         if file is None:
             continue  # not compiled on this machine, or without code
         text = git(tree.path, "show", f"{tree.commits[-1]}:{name}")
-        lines = own[name] if own else _lines_of_attention(tree, name, text, file)
+        lines = own[name] if own else {*added(tree, name)}
+        if not own and not is_replaced:
+            lines |= _lines_of_attention(text, file)
         branches += branches_of(name, text, file, lines)
         functions += [
             Unentered(file=name, line=function.lines.start, function=function.name)
@@ -237,9 +240,9 @@ def _has_value_of_its_own(statement: Statement, arcs: list[int]) -> bool:
     )
 
 
-def _lines_of_attention(tree: Tree, name: str, text: str, file: gcov.File) -> set[int]:
+def _lines_of_attention(text: str, file: gcov.File) -> set[int]:
     functions = [function.lines for function in file.functions if FUNCTIONS.search(function.name)]
-    return {*added(tree, name), *case_lines(text), *(n for lines in functions for n in lines)}
+    return {*case_lines(text), *(n for lines in functions for n in lines)}
 
 
 def own_lines(project: Project, source: Source, tree: Tree) -> tuple[dict[str, set[int]], str]:

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 _HEADER = "ggml-fa-generated.h"
 _PATCH = "0001-generated-mutants.patch"
 _TABLE = "mutants.json"
-_REASONS = "equivalent.toml"
 _DECLARATIONS = """\
     // generated mutants
     GGML_API bool         ggml_fa_mutant_set(const char * id); // NULL: none
@@ -123,7 +122,7 @@ def write(project: Project) -> tuple[Change, ...]:
         # CMake makes this header, which no mutant needs
         version = '#pragma once\n#define GGML_VERSION ""\n#define GGML_COMMIT ""\n'
         (sources / "ggml" / "src" / "ggml-version.h").write_text(version)
-        texts, changes = _rewritten(tree, sources, replaced=_replaced(project))
+        texts, changes = _rewritten(tree, sources, replaced=attention.is_replaced(project))
         patch = _patch(tree, Path(temporary, "index"), _with_switch(sources, texts, len(changes)))
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -151,7 +150,7 @@ def reasons(project: Project) -> tuple[dict[str, str], dict[str, str]]:
 
     `as_in` in the file names series whose reasons hold here, too.
     """
-    path = project.mutants / _REASONS
+    path = project.mutants / attention.EQUIVALENT
     found = read_toml(path) if path.is_file() else {}
     found.pop("replaces_attention", None)
     equivalent: dict[str, str] = {}
@@ -193,12 +192,6 @@ def as_mutant(change: Change, equivalent: Mapping[str, str], *, turn: int = 1) -
 def name(change: Change) -> str:
     """Return what a change is called in `equivalent.toml`, whatever its line is."""
     return f"{change.function}: {change.source} | {change.before} -> {change.after}"
-
-
-def _replaced(project: Project) -> bool:
-    """Tell whether a series has a kernel of its own, in place of upstream's functions."""
-    path = project.mutants / _REASONS
-    return path.is_file() and read_toml(path).get("replaces_attention") is True
 
 
 def _rewritten(tree: Tree, sources: Path, *, replaced: bool) -> tuple[dict[str, str], list[Change]]:
