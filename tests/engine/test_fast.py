@@ -207,6 +207,20 @@ def test_any_number_of_threads_gives_the_same_bits(
 
 
 @pytest.mark.parametrize("case", [DECODE, FEW, MANY], ids=["decode", "few", "many"])
+@pytest.mark.parametrize("types", [("f16", "f16"), ("q8_0", "q4_0"), ("bf16", "f32")])
+def test_with_no_state_given_the_bits_are_those_of_the_series_alone(
+    grouping: Ggml, fast_with_state: Library, case: Case, types: tuple[str, str]
+) -> None:
+    typed = case.with_(type_K=types[0], type_V=types[1])
+    inputs = make_inputs(typed)
+    outputs = [
+        run_case(library, typed, inputs, ("standard",)).results["standard"].output.tobytes()
+        for library in (grouping, ggml.load(fast_with_state.module_path))
+    ]
+    assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("case", [DECODE, FEW, MANY], ids=["decode", "few", "many"])
 @pytest.mark.parametrize("types", [("f16", "f16"), ("q8_0", "q4_0"), ("q5_1", "iq4_nl")])
 def test_the_reference_keeps_upstreams_bits(
     grouping: Ggml, pristine: Library, case: Case, types: tuple[str, str]
