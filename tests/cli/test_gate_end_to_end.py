@@ -90,6 +90,27 @@ def file(tmp_path: Path, call: Call, patched: Library) -> Path:
     return path
 
 
+def test_a_case_whose_numbers_show_nothing_is_drawn_again_where_a_seed_is_given(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(
+        hsk=256, hsv=40, n_head_kv=3, n_group=4, n_kv=1023, n_batch=1, mask_kind="causal",
+        permute=(0, 2, 1, 3), segments=3, boundaries=(0, 341), regime="rising", threads=2,
+    )  # fmt: skip
+    monkeypatch.setitem(suites.SUITES, "gate", lambda: [case])
+    done = call("--seed", 5075, "--no-speed", "-v")
+    statuses = [
+        line.split()[-1] for line in done.stdout.splitlines() if line.startswith("hs256/40")
+    ]
+    assert {*statuses[:-1]} == {"mistrusted"}
+    assert statuses[-1] == "pass"
+    last = 5075 + len(statuses) - 1
+    assert f"seed={last}" in done.stdout
+    assert done.status == 0
+    assert "1 case: 1 pass" in done.stdout
+    assert call("--seed", last, "--no-speed").stdout.count("hs256/40") == 1
+
+
 def test_a_gate_passes_against_its_own_baseline(call: Call, file: Path) -> None:
     ended = call("--baseline", file, "--no-speed")
     assert ended.status == 0

@@ -42,6 +42,8 @@ from fa_harness.upstream.source import find_source
 
 _STYLE = {"ok": "green", "regressed": "bold red", "skipped": "yellow"}
 """Of a check, by its status."""
+_REDRAWS = 10
+"""With --seed, further seeds for a case whose numbers could show no fault, at most."""
 _NOT_ALL_PASS = "not measured, since not all cases pass"
 _BECOMES_THE_BASELINE = NoBaseline(
     reason="becomes the baseline", text="this run becomes the baseline, so it is compared with none"
@@ -161,7 +163,10 @@ def command(
         before = gate.part_of(before, chosen(what))
         if isinstance(before, NoBaseline) and not update:
             say(console, before.text, "bold yellow")
-        results = run_with(runner, found, cases, how, None, console, write=reports.write)
+        redraws = 0 if seed is None else _REDRAWS  # whose numbers nobody chose
+        results = run_with(
+            runner, found, cases, how, None, console, write=reports.write, redraws=redraws
+        )
         made_with = {**what_made(project, found, results, class_), "against": against}
         sides = Sides(library=found, options=how.options, against=against, is_chosen=chosen(what))
         is_well = not (results.stopped or gate.failing(results, before, update=update))

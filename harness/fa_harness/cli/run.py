@@ -240,9 +240,11 @@ def run_with(
     console: Console,
     *,
     write: Callable[[Results], None],
+    redraws: int = 0,
 ) -> Results:
     """Run cases on a library that a runner has, print a line for each, then the summary.
 
+    A case whose numbers could show no fault is tried with so many of the next seeds, until it can.
     Ctrl-C ends the run, not the report: what ran until then is returned. If an error ends it (a
     disk is full, say, or nobody reads the table), `write` gets what ran until then.
     """
@@ -262,6 +264,13 @@ def run_with(
                 advance()
                 if how.exit_first and not is_good(verdict.status):
                     break
+            for i, verdict in enumerate(verdicts):
+                for n in range(1, redraws + 1):
+                    if verdicts[i].status != "mistrusted":
+                        break
+                    again = verdict.case.with_(seed=verdict.case.seed + n)
+                    [verdicts[i]] = runner.run([again], modes=modes, timeout=how.timeout)
+                    table.add(verdicts[i], repeat.repro(again))
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # rich exits at a broken pipe
             ended = error
     final = Results(

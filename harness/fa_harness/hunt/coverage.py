@@ -150,8 +150,8 @@ def measure(project: Project, library: Library, counts: Path) -> Coverage:
     """Return the branches of what is measured, with the counts in a folder.
 
     Of a pin that is attention: its functions, and the lines of the series, or these alone where the
-    series replaces the functions. Of a checkout it is what that has changed against the pin with its
-    version of ggml; if it changed nothing or there is no such pin, it is attention.
+    series replaces the functions. Of a checkout it is what that has changed against the pin with
+    its version of ggml; if it changed nothing or there is no such pin, it is attention.
     """
     source = find_source(project)
     tree = prepare_tree(project, source, series_for(project, source))

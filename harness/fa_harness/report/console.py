@@ -75,6 +75,8 @@ class Table:
             "of_bound": of_bound,
             "status": verdict.status,
         }
+        if verdict.case not in self._labels:  # it was drawn again
+            self._labels |= short_labels([verdict.case], self._case_width)
         line = self._line(self._labels[verdict.case], cells, "")
         line.stylize(STATUS_STYLE[verdict.status], len(line.plain) - len(verdict.status))
         say(self._console, line)
