@@ -40,6 +40,25 @@ static int attention(int ia, int ib, const float * p, float * out) {
     }
     return sum;
 }
+
+struct reader {
+    static constexpr int next(int k) { return k + 3; }
+    static int after(int k) { return k + 2; }
+};
+
+template <class T, int N> static int spread(T x, int k) {
+    static_assert(N + 1 > 3, "");
+    int total = 0;
+    T values[N] = {};
+    if constexpr (N - 1 == 2) {
+        total += 7*k;
+    }
+    const auto add = [&](int y) {
+        total += y*N;
+    };
+    add(k - 1);
+    return total + reader::after(k) + times<N + 1>(k) + int(*(values + 1) + x + x);
+}
 """
 MAIN = """
 #include <cstdio>
@@ -54,7 +73,7 @@ int main(int, char ** argv) {
     float values[4] = {3.0f, 5.0f, 7.0f, 9.0f}, out = 0.0f;
     for (int a = 0; a < 3; ++a) {
         for (int b = 0; b < 3; ++b) {
-            const int sum = attention(a, b, values + 0, &out);
+            const int sum = attention(a, b, values + 0, &out) + spread<float, 3>(values[b], a);
             printf("%d %g ", sum, (double) out);
         }
     }
@@ -85,7 +104,7 @@ def rewritten(folder: Path, source: str, lines: range = range(1000)) -> tuple[st
 def attention(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[Change]]:
     """A program that computes with the mutant of a number, its text, and the changes."""
     folder = tmp_path_factory.mktemp("rewritten")
-    text, changes = rewritten(folder, SOURCE, range(7, 33))
+    text, changes = rewritten(folder, SOURCE, range(7, 60))
     (folder / "ggml.h").write_text(GGML)
     (folder / "main.cpp").write_text(f'#include "ggml-fa-generated.h"\n{text}{MAIN}')
     compiler = [*find_cxx_compiler().command, "-std=c++17", "-O1", "-w", f"-I{folder}"]
@@ -150,6 +169,11 @@ def test_mutants_change_what_is_computed_and_each_kind_is_there(
         ("statement", "continue", "deleted"),
         ("statement", "other(ia)", "deleted"),
         ("operator", "sum += TWICE(i) + times<3>(i)", "="),
+        ("operator", "k + 2", "-"),
+        ("operator", "total += 7*k", "-="),
+        ("operator", "y*N", "/"),
+        ("index", "values + 1", "-"),
+        ("statement", "add(k - 1)", "deleted"),
     ],
 )
 def test_a_change_says_what_it_changes(
@@ -167,8 +191,13 @@ def test_what_must_be_constant_and_other_lines_stay(
         "    static constexpr int SIZE = 4;",
         "static float table[3] = {1.0f, 2.0f, 4.0f};",
         "static int other(int k) { return k + 1; }",
+        "    static constexpr int next(int k) { return k + 3; }",
+        '    static_assert(N + 1 > 3, "");',
+        "    if constexpr (N - 1 == 2) {",
     ):
         assert line in text.splitlines()
     assert "times<3>(" in text
+    assert "times<N + 1>(" in text
+    assert " + x + x)" in text  # of a type that the template does not know
     assert "case 1:" in text
     assert "TWICE(i)" in text

@@ -267,7 +267,8 @@ def _of_attention(unit: TranslationUnit, path: Path) -> Iterator[int]:
     for cursor in unit.cursor.get_children():
         if not (cursor.location.file and cursor.location.file.name == str(path)):
             continue
-        if cursor.kind == CursorKind.FUNCTION_DECL and cursor.is_definition():
+        is_function = cursor.kind in (CursorKind.FUNCTION_DECL, CursorKind.FUNCTION_TEMPLATE)
+        if is_function and cursor.is_definition():
             if FUNCTIONS.search(cursor.spelling):
                 yield from _lines(cursor)
             elif b"GGML_OP_FLASH_ATTN_EXT" in text[_bytes(cursor)]:

@@ -4,8 +4,11 @@ clang's syntax tree says where the places are. The text is rewritten so that eac
 its mutant is the active one (`native/ggml-fa-generated.h`): one build holds all of them.
 
 Left as they are: what must be constant (types, `sizeof`, array sizes, template arguments, case
-labels, `constexpr`), and uses of macros, whose parts have no place in the text. So assertions are
-not changed either; on valid inputs none of them fails.
+labels, `constexpr`, `static_assert`), and uses of macros, whose parts have no place in the text. So
+assertions are not changed either; on valid inputs none of them fails.
+
+A template is changed once, for all its instances. Where a type depends on its arguments, clang does
+not know whether it is that of a pointer: such operators are left as they are.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,15 +43,30 @@ _ARITHMETIC = {
     "%": ("/", "*"),
 }
 _ASSIGNMENTS = {"+=": ("-=", "="), "-=": ("+=", "="), "*=": ("/=",), "/=": ("*=", "=")}
-_POINTERS = (TypeKind.POINTER, TypeKind.CONSTANTARRAY, TypeKind.INCOMPLETEARRAY, TypeKind.NULLPTR)
+_POINTERS = (
+    TypeKind.POINTER, TypeKind.CONSTANTARRAY, TypeKind.INCOMPLETEARRAY,
+    TypeKind.DEPENDENTSIZEDARRAY, TypeKind.NULLPTR,
+)  # fmt: skip
+_DEPENDENT = (TypeKind.DEPENDENT, TypeKind.UNEXPOSED)
+"""On the arguments of a template."""
 _NUMBERS = (
     TypeKind.BOOL, TypeKind.INT, TypeKind.UINT, TypeKind.LONG, TypeKind.ULONG, TypeKind.LONGLONG,
     TypeKind.ULONGLONG, TypeKind.FLOAT, TypeKind.DOUBLE, TypeKind.POINTER,
 )  # fmt: skip
 _AS_THEY_ARE = (
-    CursorKind.TYPE_REF, CursorKind.CXX_UNARY_EXPR, CursorKind.LAMBDA_EXPR, CursorKind.MEMBER_REF,
-    CursorKind.NAMESPACE_REF, CursorKind.TEMPLATE_REF, CursorKind.INIT_LIST_EXPR,
+    CursorKind.TYPE_REF, CursorKind.CXX_UNARY_EXPR, CursorKind.MEMBER_REF, CursorKind.NAMESPACE_REF,
+    CursorKind.TEMPLATE_REF, CursorKind.INIT_LIST_EXPR, CursorKind.STATIC_ASSERT,
 )  # fmt: skip
+_DEFINED = (
+    CursorKind.FUNCTION_DECL, CursorKind.FUNCTION_TEMPLATE, CursorKind.CXX_METHOD,
+    CursorKind.CONSTRUCTOR, CursorKind.DESTRUCTOR,
+)  # fmt: skip
+"""What may have a body."""
+_HOLDERS = (
+    CursorKind.STRUCT_DECL, CursorKind.CLASS_DECL, CursorKind.CLASS_TEMPLATE, CursorKind.NAMESPACE,
+    CursorKind.LINKAGE_SPEC,
+)  # fmt: skip
+"""What may have such in it."""
 _SHOWN = 80
 """Most characters of the text that a change is told with."""
 
@@ -101,11 +119,6 @@ class Rewriter:
         """Name, type, and from where to where it is visible, of the function's variables."""
         self.changes: list[Change] = []
         top = [cursor for cursor in unit.cursor.get_children() if self._is_here(cursor)]
-        self._functions = [
-            cursor
-            for cursor in top
-            if cursor.kind == CursorKind.FUNCTION_DECL and cursor.is_definition()
-        ]
         self._macros: list[tuple[int, int]] = []
         """The outermost uses of macros."""
         for start, end in sorted(
@@ -116,26 +129,37 @@ class Rewriter:
             if not self._macros or start >= self._macros[-1][1]:
                 self._macros.append((start, end))
         self._macro_starts = [start for start, _ in self._macros]
+        self._bodies = list(self._found(top))
+        """Functions, methods and templates with their bodies."""
 
     def text(self) -> str:
         """Return the whole file with its mutants, and note them in `changes`."""
         parts: list[Part] = []
-        for function in self._functions:
+        for function, body in self._bodies:
             extent = function.extent
             if not any(map(self._wanted, range(extent.start.line, extent.end.line + 1))):
                 continue
             self._function = function.spelling
-            [body] = [
-                child for child in function.get_children() if child.kind == CursorKind.COMPOUND_STMT
-            ]
             start, end = self._extent(body)
             self._locals = [
-                (argument.spelling, _type(argument), start, end)
-                for argument in function.get_arguments()
+                (child.spelling, _type(child), start, end)
+                for child in function.get_children()
+                if child.kind == CursorKind.PARM_DECL
             ]
             self._note_locals(body, end)
             parts.append((start, end, self._rewritten(body)))
         return self._joined(0, len(self._source), parts)
+
+    def _found(self, cursors: Iterable[Cursor]) -> Iterator[tuple[Cursor, Cursor]]:
+        """Yield functions, methods and templates with their bodies, in the order of the text."""
+        for cursor in cursors:
+            if cursor.kind in _HOLDERS:
+                yield from self._found(cursor.get_children())
+            elif cursor.kind in _DEFINED:
+                for child in cursor.get_children():
+                    is_body = child.kind == CursorKind.COMPOUND_STMT
+                    if is_body and not self._is_constexpr(cursor, child):
+                        yield cursor, child
 
     # places in the text
 
@@ -162,6 +186,10 @@ class Rewriter:
         if macro := self._macro(max(start, end - 1)):
             end = max(end, macro[1])
         return start, end
+
+    def _is_constexpr(self, cursor: Cursor, part: Cursor) -> bool:
+        """Tell whether the text says so between the start of a cursor and a part of it."""
+        return "constexpr" in self._slice(self._extent(cursor)[0], self._extent(part)[0]).split()
 
     def _is_macro(self, cursor: Cursor) -> bool:
         start, end = self._extent(cursor)
@@ -264,7 +292,9 @@ class Rewriter:
         left = self._target(a) if operator == "=" else self._rewritten(a)
         right = self._rewritten(b)
         n_pointer = sum(_kind(each) in _POINTERS for each in (a, b))
-        if operator in ("&&", "||"):
+        if any(_kind(each) in _DEPENDENT for each in (a, b)):
+            pass
+        elif operator in ("&&", "||"):
             other = "||" if operator == "&&" else "&&"
             if number := self._new(cursor, "operator", other):
                 return f"FA_LOGIC({number}, ({left}), {operator}, {other}, ({right}))"
@@ -383,6 +413,15 @@ class Rewriter:
                 return f"(FA_M({number}) ? {exchanged} : {plain})"
         return plain
 
+    def _lambda_expr(self, cursor: Cursor) -> str:
+        start, end, body = self._children(cursor)[-1]
+        outer = self._locals
+        if not self._slice(*self._extent(cursor)).startswith("[&]"):
+            self._locals = []  # it need not see them
+        text = self._rewritten(body)
+        self._locals = outer
+        return self._joined(*self._extent(cursor), [(start, end, text)])
+
     def _var_decl(self, cursor: Cursor) -> str:
         start, end = self._extent(cursor)
         whole = self._slice(start, end)
@@ -417,6 +456,10 @@ class Rewriter:
         return self._joined(*self._extent(cursor), parts)
 
     def _if_stmt(self, cursor: Cursor) -> str:
+        (_, _, condition), *branches = self._children(cursor)
+        if self._is_constexpr(cursor, condition):
+            parts = [(start, end, self._statement(branch)) for start, end, branch in branches]
+            return self._joined(*self._extent(cursor), parts)
         return self._after_condition(cursor, self._statement)
 
     def _conditional_operator(self, cursor: Cursor) -> str | None:
