@@ -9,10 +9,11 @@ from fa_harness.case.case import Case
 from fa_harness.engine.session import Results
 from fa_harness.judge.compare import Comparison, Worst
 from fa_harness.judge.verdict import Verdict
-from fa_harness.speed import gate, instructions
+from fa_harness.speed import gate, instructions, renewal
 from fa_harness.speed.baseline import Baseline, NoBaseline, Speed
-from fa_harness.speed.gate import Gate, Measured, Ratio
+from fa_harness.speed.gate import Gate, Measured
 from fa_harness.speed.instructions import Count
+from fa_harness.speed.ratios import Ratio
 
 CASE = Case(n_kv=64, segments=3, regime="normal")
 OTHER = Case(n_kv=65, segments=3, regime="normal")
@@ -118,7 +119,7 @@ def baseline_of(
     bits: Mapping[Case, bytes] | str = AS_OTHER,
     **made_with: Any,
 ) -> Baseline:
-    return gate.new_baseline(
+    return renewal.new_baseline(
         run, made_with={**MADE_WITH, **made_with}, seed=None, threads=None, speed=speed, bits=bits
     )
 

@@ -14,7 +14,8 @@ from fa_harness.judge.shares import Shares
 from fa_harness.report import html, json, junit, markdown
 from fa_harness.report.annotations import render as annotate
 from fa_harness.speed.bench import Interval
-from fa_harness.speed.gate import Gate, Ratio
+from fa_harness.speed.gate import Gate
+from fa_harness.speed.ratios import Ratio
 from gates import CASE, NONE, OTHER, baseline_of, compared, failing, judged, results, verdict
 
 NASTY = "<script>alert('&')</script> ]]> | `x` \x00\x1b[31m\ud800 % , : \r\n::error::second line"

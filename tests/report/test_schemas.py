@@ -21,8 +21,8 @@ from fa_harness.model.perplexity import (
 from fa_harness.report import dossier
 from fa_harness.report import json as run_report
 from fa_harness.series.lint import Violation
-from fa_harness.speed.gate import Ratio
 from fa_harness.speed.instructions import Count
+from fa_harness.speed.ratios import Ratio
 from gates import CASE, NONE, baseline_of, compared, judged, results
 
 PACKAGE = Path(cli.__file__).parents[1]

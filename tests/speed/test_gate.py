@@ -13,9 +13,9 @@ from fa_harness.case.case import Case
 from fa_harness.engine.session import Results
 from fa_harness.judge.verdict import Verdict
 from fa_harness.report import html, markdown
-from fa_harness.speed import gate
+from fa_harness.speed import gate, ratios, renewal
 from fa_harness.speed.baseline import Baseline, NoBaseline, Speed
-from fa_harness.speed.gate import Ratio
+from fa_harness.speed.ratios import Ratio
 from fa_harness.speed.rows import NOISE, WAYS, SpeedRow
 from fa_harness.speed.rows import OTHER as OTHER_LIBRARY
 from gates import (
@@ -284,8 +284,8 @@ def test_a_baseline_tells_where_one_call_got_or_lost_the_other_librarys_bits() -
     had, lost = (
         baseline_of(results(of_one_call(bits)), bits={CASE: BITS}) for bits in (BITS, OTHER_BITS)
     )
-    assert gate.changes(had, lost) == [f"one call, bits of the other library lost: {CASE}"]
-    assert gate.changes(lost, had) == [f"one call, bits of the other library gained: {CASE}"]
+    assert renewal.changes(had, lost) == [f"one call, bits of the other library lost: {CASE}"]
+    assert renewal.changes(lost, had) == [f"one call, bits of the other library gained: {CASE}"]
 
 
 def test_a_comparison_that_is_no_longer_made_is_gone() -> None:
@@ -393,28 +393,28 @@ def test_what_differs_from_what_the_baseline_was_made_with_is_noted() -> None:
 ROW = Case(n_kv=256, n_batch=1)
 
 
-def ratios(centre: float, spread: float = 0.005, n: int = 12, seed: int = 0) -> tuple[float, ...]:
+def drawn(centre: float, spread: float = 0.005, n: int = 12, seed: int = 0) -> tuple[float, ...]:
     draw = random.Random(f"{centre}/{spread}/{seed}")
     return tuple(draw.gauss(centre, spread) for _ in range(n))
 
 
 def history(*, spread: float = 0.005, n: int = 24) -> dict[str, tuple[float, ...]]:
     return {
-        "again": ratios(1, spread, n, 1),
-        "parts": ratios(1.2, spread, n, 2),
-        "full_state": ratios(1, spread, n, 3),
-        "segmented": ratios(1.105, spread, n, 5),
+        "again": drawn(1, spread, n, 1),
+        "parts": drawn(1.2, spread, n, 2),
+        "full_state": drawn(1, spread, n, 3),
+        "segmented": drawn(1.105, spread, n, 5),
     }
 
 
 def ratio_of(
     full_state: float, *, spread: float = 0.005, before: dict[str, tuple[float, ...]]
 ) -> Ratio:
-    first, _ = both_ratios(full_state=full_state, spread=spread, before=before)
+    first, _ = both_drawn(full_state=full_state, spread=spread, before=before)
     return first
 
 
-def both_ratios(
+def both_drawn(
     *,
     full_state: float = 1.0,
     segmented: float = 1.1,
@@ -425,13 +425,13 @@ def both_ratios(
     row = SpeedRow(
         case=ROW,
         ratios={
-            "again": ratios(1, spread, seed=7),
-            "parts": ratios(parts, spread, seed=6),
-            "full_state": ratios(full_state, spread, seed=8),
-            "segmented": ratios(segmented, spread, seed=9),
+            "again": drawn(1, spread, seed=7),
+            "parts": drawn(parts, spread, seed=6),
+            "full_state": drawn(full_state, spread, seed=8),
+            "segmented": drawn(segmented, spread, seed=9),
         },
     )
-    return gate.compare_speed(row, before, cores=2)
+    return ratios.compare_speed(row, before, cores=2)
 
 
 def test_the_same_speed_is_ok() -> None:
@@ -453,9 +453,9 @@ def test_a_faster_ratio_is_ok() -> None:
 
 
 def test_one_process_that_a_neighbour_spoilt_does_not_decide() -> None:
-    spoilt = (*ratios(1, 0.005, 11, 8), 40.0)
+    spoilt = (*drawn(1, 0.005, 11, 8), 40.0)
     row = SpeedRow(case=ROW, ratios=dict.fromkeys((*NOISE, *WAYS), spoilt))
-    assert gate.compare_speed(row, history(), cores=2)[0].status == "ok"
+    assert ratios.compare_speed(row, history(), cores=2)[0].status == "ok"
 
 
 def test_a_noisy_machine_is_skipped_with_the_reason_never_ok() -> None:
@@ -470,21 +470,21 @@ def test_what_is_far_beyond_the_noise_is_slower_nevertheless() -> None:
 
 def test_a_chain_that_waits_longer_as_the_same_calls_without_a_state_do_is_no_slower() -> None:
     # two cores of which a neighbour holds one: each barrier costs a slice of time
-    one_call, chain = both_ratios(segmented=2.0, parts=2.2, before=history())
+    one_call, chain = both_drawn(segmented=2.0, parts=2.2, before=history())
     assert (one_call.status, chain.status) == ("ok", "skipped")
     assert "too noisy: as many calls without a state take 2.2" in chain.reason
     # less than they do shows nothing, either
-    assert both_ratios(segmented=1.1, parts=0.6, before=history())[1].status == "skipped"
+    assert both_drawn(segmented=1.1, parts=0.6, before=history())[1].status == "skipped"
 
 
 def test_a_chain_that_is_slower_than_such_calls_explain_is_slower() -> None:
-    assert both_ratios(segmented=1.21, before=history())[1].status == "regressed"
-    assert both_ratios(segmented=3.0, parts=2.2, before=history())[1].status == "regressed"
+    assert both_drawn(segmented=1.21, before=history())[1].status == "regressed"
+    assert both_drawn(segmented=3.0, parts=2.2, before=history())[1].status == "regressed"
 
 
 def test_without_such_calls_in_the_baseline_only_one_call_with_a_state_is_compared() -> None:
     before = {way: each for way, each in history().items() if way != "parts"}
-    one_call, chain = both_ratios(before=before)
+    one_call, chain = both_drawn(before=before)
     assert one_call.status == "ok"
     assert "too little history: 0 processes" in chain.reason
 
@@ -498,16 +498,16 @@ def test_too_little_history_is_skipped(before: dict[str, tuple[float, ...]]) -> 
 
 def test_a_row_of_more_threads_than_cores_is_skipped() -> None:
     row = SpeedRow(case=ROW.with_(threads=4), ratios={})
-    assert {ratio.status for ratio in gate.compare_speed(row, history(), cores=2)} == {"skipped"}
+    assert {ratio.status for ratio in ratios.compare_speed(row, history(), cores=2)} == {"skipped"}
 
 
 def one_call_of(centre: float, *, spread: float = 0.005, case: Case = ROW) -> Ratio:
     """One call beside that of another library."""
     row = SpeedRow(
         case=case,
-        ratios={"again": ratios(1, spread, seed=7), OTHER_LIBRARY: ratios(centre, spread, seed=8)},
+        ratios={"again": drawn(1, spread, seed=7), OTHER_LIBRARY: drawn(centre, spread, seed=8)},
     )
-    return gate.compare_one_call(row, "pristine", cores=2)
+    return ratios.compare_one_call(row, "pristine", cores=2)
 
 
 @pytest.mark.parametrize(
@@ -531,22 +531,22 @@ def test_one_call_may_take_no_more_time_than_that_of_the_other_library(
 def test_a_uniform_loss_of_5_per_cent_is_stopped_or_the_noise_told_never_ok() -> None:
     draws = [
         SpeedRow(case=ROW, ratios={
-            "again": ratios(1, spread, seed=i), OTHER_LIBRARY: ratios(1.05, spread, seed=1000 + i)})
+            "again": drawn(1, spread, seed=i), OTHER_LIBRARY: drawn(1.05, spread, seed=1000 + i)})
         for spread in (0.002, 0.005, 0.01, 0.03, 0.1)
         for i in range(60)
     ]  # fmt: skip
-    found = Counter(gate.compare_one_call(row, "pristine", cores=2).status for row in draws)
+    found = Counter(ratios.compare_one_call(row, "pristine", cores=2).status for row in draws)
     assert found["ok"] <= 0.01 * len(draws)
 
 
 def test_false_alarms_of_one_call_are_rarer_than_the_level_whatever_the_noise() -> None:
     draws = [
         SpeedRow(case=ROW, ratios={
-            "again": ratios(1, spread, seed=i), OTHER_LIBRARY: ratios(1.01, spread, seed=1000 + i)})
+            "again": drawn(1, spread, seed=i), OTHER_LIBRARY: drawn(1.01, spread, seed=1000 + i)})
         for spread in (0.002, 0.01, 0.1, 0.5)
         for i in range(100)
     ]  # fmt: skip
-    found = [gate.compare_one_call(row, "pristine", cores=2).status for row in draws]
+    found = [ratios.compare_one_call(row, "pristine", cores=2).status for row in draws]
     assert "regressed" not in found
 
 
@@ -562,20 +562,20 @@ def test_a_slower_call_and_more_instructions_fail_the_gate_without_a_baseline() 
 
 def test_one_call_of_a_process_that_died_is_a_finding_of_it() -> None:
     row = SpeedRow(case=ROW, fault="SIGSEGV")
-    found = judged(GOOD, NONE, one_call=[gate.compare_one_call(row, "pristine", cores=2)])
+    found = judged(GOOD, NONE, one_call=[ratios.compare_one_call(row, "pristine", cores=2)])
     assert kinds(found) == ["failed"]
 
 
 def test_a_library_without_a_state_has_one_call_alone() -> None:
-    row = SpeedRow(case=ROW, ratios={"again": ratios(1), OTHER_LIBRARY: ratios(1)})
-    assert {r.status for r in gate.compare_speed(row, history(), cores=2)} == {"skipped"}
-    assert gate.speed_of([row], cpu="some").rows == {}
+    row = SpeedRow(case=ROW, ratios={"again": drawn(1), OTHER_LIBRARY: drawn(1)})
+    assert {r.status for r in ratios.compare_speed(row, history(), cores=2)} == {"skipped"}
+    assert renewal.speed_of([row], cpu="some").rows == {}
 
 
 def test_only_what_is_slower_twice_counts() -> None:
     slow, fine = ratio_of(1.3, before=history()), ratio_of(1.0, before=history())
-    assert [ratio.status for ratio in gate.confirmed([slow], [fine])] == ["ok"]
-    assert [ratio.status for ratio in gate.confirmed([slow], [slow])] == ["regressed"]
+    assert [ratio.status for ratio in ratios.confirmed([slow], [fine])] == ["ok"]
+    assert [ratio.status for ratio in ratios.confirmed([slow], [slow])] == ["regressed"]
 
 
 def test_one_call_that_is_too_noisy_is_settled_by_more_processes_if_they_can() -> None:
@@ -584,21 +584,21 @@ def test_one_call_that_is_too_noisy_is_settled_by_more_processes_if_they_can() -
         for centre, spread in ((1.04, 0.02), (1.0, 0.3), (1.0, 0.005), (1.06, 0.005))
     )
     assert [each.status for each in (noisy, hopeless)] == ["skipped", "skipped"]
-    assert [gate.is_open(each) for each in (noisy, hopeless, fine, slow)] == [1, 0, 0, 1]
-    assert gate.confirmed([noisy], [fine]) == [fine]
-    assert gate.confirmed([noisy], [slow]) == [slow]
-    assert gate.confirmed([slow], [fine]) == [fine]
+    assert [ratios.is_open(each) for each in (noisy, hopeless, fine, slow)] == [1, 0, 0, 1]
+    assert ratios.confirmed([noisy], [fine]) == [fine]
+    assert ratios.confirmed([noisy], [slow]) == [slow]
+    assert ratios.confirmed([slow], [fine]) == [fine]
     hardly = dataclasses.replace(slow, p=1e-4)  # it was not seen twice
-    assert gate.confirmed([noisy], [hardly]) == [noisy]
-    assert gate.confirmed([slow], [hardly]) == [hardly]
+    assert ratios.confirmed([noisy], [hardly]) == [noisy]
+    assert ratios.confirmed([slow], [hardly]) == [hardly]
 
 
 @pytest.mark.parametrize("order", [0, 1])
 def test_a_process_that_died_in_one_of_two_measurements_is_a_finding(order: int) -> None:
-    died = gate.compare_speed(SpeedRow(case=ROW, fault="SIGSEGV"), history(), cores=2)
+    died = ratios.compare_speed(SpeedRow(case=ROW, fault="SIGSEGV"), history(), cores=2)
     fine = [ratio_of(1.0, before=history())]
     pair = (died, fine) if order else (fine, died)
-    [ratio] = gate.confirmed(*pair)
+    [ratio] = ratios.confirmed(*pair)
     assert ratio.status == "regressed"
     found = judged(GOOD, baseline_of(GOOD), ratios=[ratio])
     assert (kinds(found), found.findings[0].text) == (["failed"], "speed, all ways: ended: SIGSEGV")
@@ -615,11 +615,11 @@ def test_a_slower_ratio_fails_the_gate_and_a_skipped_one_does_not() -> None:
 def test_false_alarms_of_the_same_speed_are_rarer_than_the_level() -> None:
     before = history()
     draws = [
-        SpeedRow(case=ROW, ratios={way: ratios(centre, seed=100 + i) for way, centre in (
+        SpeedRow(case=ROW, ratios={way: drawn(centre, seed=100 + i) for way, centre in (
             ("again", 1.0), ("parts", 1.2), ("full_state", 1.0), ("segmented", 1.105))})
         for i in range(300)
     ]  # fmt: skip
-    found = [ratio for row in draws for ratio in gate.compare_speed(row, before, cores=2)]
+    found = [ratio for row in draws for ratio in ratios.compare_speed(row, before, cores=2)]
     assert {ratio.status for ratio in found} == {"ok"}
 
 
@@ -634,14 +634,14 @@ def test_false_alarms_of_the_same_speed_are_rarer_than_the_level() -> None:
 def test_speed_of_another_cpu_or_of_no_baseline_is_not_compared(
     before: Baseline | NoBaseline, reason: str
 ) -> None:
-    assert reason in str(gate.speed_incomparable(before, "some"))
+    assert reason in str(ratios.speed_incomparable(before, "some"))
 
 
 # what changed
 
 
 def changed(old: Sequence[object], new: Sequence[object]) -> list[str]:
-    return gate.changes(baseline_of(results(*old)), baseline_of(results(*new)))  # type: ignore[arg-type]
+    return renewal.changes(baseline_of(results(*old)), baseline_of(results(*new)))  # type: ignore[arg-type]
 
 
 def test_a_new_baseline_that_is_the_same_changed_nothing() -> None:
@@ -662,12 +662,12 @@ def test_cases_errors_and_bits_that_changed_are_told() -> None:
 
 def test_speed_that_changed_is_told() -> None:
     was, now = (
-        gate.speed_of(
+        renewal.speed_of(
             [SpeedRow(case=ROW, ratios=dict.fromkeys((*NOISE, *WAYS), (ratio,) * 24))], cpu="some"
         )
         for ratio in (1.0, 0.5)
     )
-    lines = gate.changes(baseline_of(GOOD, was), baseline_of(GOOD, now))
+    lines = renewal.changes(baseline_of(GOOD, was), baseline_of(GOOD, now))
     assert [line.split(":")[0] for line in lines] == [
         "speed of full_state 1.000 -> 0.500",
         "speed of segmented 1.000 -> 0.500",

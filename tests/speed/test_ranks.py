@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from fa_harness.speed.gate import p_greater
+from fa_harness.speed.ratios import p_greater
 
 
 def of_u(n: int, m: int, u: int) -> tuple[list[float], list[float]]:

@@ -25,7 +25,7 @@ from fa_harness.machine import cpu_features, cpu_model, usable_cores
 from fa_harness.project import HOME_VARIABLE, Project, find_project
 from fa_harness.series import series, tree
 from fa_harness.speed import baseline
-from fa_harness.speed.gate import speed_incomparable
+from fa_harness.speed.ratios import speed_incomparable
 from fa_harness.upstream import fetch, source
 from fa_harness.upstream.pins import Pin
 

@@ -32,7 +32,7 @@ from fa_harness.files import replace_file
 from fa_harness.project import Project, find_project, locked, writing
 from fa_harness.report.annotations import render as annotate
 from fa_harness.series.series import series_for
-from fa_harness.speed import baseline, gate
+from fa_harness.speed import baseline, gate, renewal
 from fa_harness.speed.against import Sides
 from fa_harness.speed.baseline import Baseline, NoBaseline
 from fa_harness.speed.gate import KINDS, Gate, Measured
@@ -203,8 +203,8 @@ def command(
         reports = dataclasses.replace(reports, summary=summary)
     reports.write(results, judged)
     if update and judged.passed:
-        new_speed = gate.speed_of(speed_rows, cpu=results.machine["cpu"]) if speed_rows else None
-        new = gate.new_baseline(results, **setting, speed=new_speed, bits=bits)
+        new_speed = renewal.speed_of(speed_rows, cpu=results.machine["cpu"]) if speed_rows else None
+        new = renewal.new_baseline(results, **setting, speed=new_speed, bits=bits)
         _write_baseline(project, file, new, console)
     return judged.passed
 
@@ -262,7 +262,7 @@ def _write_baseline(project: Project, file: Path, new: Baseline, console: Consol
         with writing(file):
             file.parent.mkdir(exist_ok=True)
             replace_file(file.resolve(), baseline.render(new))
-    changes = gate.changes(found, new)
+    changes = renewal.changes(found, new)
     for change in changes:
         say(console, f"  {change}")
     what = number_of(len(changes), "change") if changes else "nothing changed"

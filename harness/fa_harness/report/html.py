@@ -29,7 +29,8 @@ from fa_harness.report.troubles import (
     unchecked,
 )
 from fa_harness.speed.bench import Interval
-from fa_harness.speed.gate import Gate, Ratio
+from fa_harness.speed.gate import Gate
+from fa_harness.speed.ratios import Ratio
 from fa_harness.terminal import number_of
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from xml.etree import ElementTree as ET
 from fa_harness.case.label import label
 from fa_harness.engine.session import Results
 from fa_harness.report.troubles import Trouble, measured_in_words, troubles
-from fa_harness.speed.gate import ALL, Gate
+from fa_harness.speed.gate import Gate
+from fa_harness.speed.ratios import ALL
 
 _NO_CHARACTER = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 cannot hold, escaped or not."""

@@ -18,8 +18,9 @@ from fa_harness.report.troubles import (
     troubles,
     unchecked,
 )
-from fa_harness.speed.gate import Gate, Ratio
+from fa_harness.speed.gate import Gate
 from fa_harness.speed.instructions import Count
+from fa_harness.speed.ratios import Ratio
 
 _MOST = 30
 """Troubles with details; a summary may have 1 MiB."""

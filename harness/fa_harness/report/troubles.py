@@ -10,8 +10,9 @@ from fa_harness.case.label import label
 from fa_harness.engine.session import Results
 from fa_harness.judge.verdict import Verdict
 from fa_harness.judge.words import explain
-from fa_harness.speed.gate import KINDS, Gate, Ratio
+from fa_harness.speed.gate import KINDS, Gate
 from fa_harness.speed.instructions import Count
+from fa_harness.speed.ratios import Ratio
 
 _WORST_FIRST = ("crash", "timeout", "fail", "mistrusted", "oversized")
 

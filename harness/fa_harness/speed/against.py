@@ -19,10 +19,11 @@ from fa_harness.case.modes import Run
 from fa_harness.engine.runner import Runner, digest_of
 from fa_harness.errors import SetupError
 from fa_harness.machine import cpu_model, usable_cores
-from fa_harness.speed import gate, instructions, rows
+from fa_harness.speed import instructions, ratios, rows
 from fa_harness.speed.baseline import Baseline, NoBaseline
-from fa_harness.speed.gate import Measured, Ratio
+from fa_harness.speed.gate import Measured
 from fa_harness.speed.instructions import CannotCountError, Count
+from fa_harness.speed.ratios import Ratio
 from fa_harness.speed.rows import PROCESSES, SpeedRow
 
 _NONE_CHOSEN = "none of its rows is chosen"
@@ -72,7 +73,9 @@ class Sides:
         chosen = [case for case in rows.ROWS if self.is_chosen(case)]
         if not chosen:
             return _NONE_CHOSEN, _NONE_CHOSEN, []
-        why_not = "becomes the baseline" if update else gate.speed_incomparable(before, cpu_model())
+        why_not = (
+            "becomes the baseline" if update else ratios.speed_incomparable(before, cpu_model())
+        )
         history: Mapping[str, Mapping[str, Sequence[float]]] = {}
         if why_not is None:
             assert isinstance(before, Baseline)
@@ -84,19 +87,19 @@ class Sides:
         def compare(row: SpeedRow) -> list[Ratio]:
             cores, found = usable_cores(), []
             if why_not is None:
-                found += gate.compare_speed(row, history.get(str(row.case), {}), cores=cores)
+                found += ratios.compare_speed(row, history.get(str(row.case), {}), cores=cores)
             if isinstance(other, Library):
-                found.append(gate.compare_one_call(row, other.name, cores=cores))
+                found.append(ratios.compare_one_call(row, other.name, cores=cores))
             return found
 
         measured = self._rows(chosen, other, processes=PROCESSES * (2 if update else 1))
         compared = {row.case: compare(row) for row in measured}
-        unsettled = [case for case, found in compared.items() if any(map(gate.is_open, found))]
+        unsettled = [case for case, found in compared.items() if any(map(ratios.is_open, found))]
         for row in self._rows(unsettled, other, processes=2 * PROCESSES, seed=PROCESSES):
-            compared[row.case] = gate.confirmed(compared[row.case], compare(row))
-        ratios = [ratio for found in compared.values() for ratio in found]
-        speed = [ratio for ratio in ratios if ratio.to == "standard"]
-        one_call = [ratio for ratio in ratios if ratio.to != "standard"]
+            compared[row.case] = ratios.confirmed(compared[row.case], compare(row))
+        told = [ratio for found in compared.values() for ratio in found]
+        speed = [ratio for ratio in told if ratio.to == "standard"]
+        one_call = [ratio for ratio in told if ratio.to != "standard"]
         return why_not or speed, other if isinstance(other, str) else one_call, measured
 
     def _rows(
