@@ -395,7 +395,10 @@ class Rewriter:
         is_number = index.kind == CursorKind.INTEGER_LITERAL  # which is changed itself
         if not is_number and (number := self._new(cursor, "index", "the next element")):
             inner = f"{inner} + FA_M({number})"
-        parts = [(start, end, self._rewritten(array)), (index_start, index_end, inner)]
+        base = self._rewritten(array)
+        if base.startswith("(FA_M("):  # GCC 12 fails inside templates for (a ? b : c)[({ d; })]
+            return f"(*({base} + ({inner})))"
+        parts = [(start, end, base), (index_start, index_end, inner)]
         return self._joined(*self._extent(cursor), parts)
 
     def _call_expr(self, cursor: Cursor) -> str:
