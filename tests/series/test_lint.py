@@ -163,6 +163,19 @@ def test_a_series_without_cases_for_upstreams_own_test_is_a_finding(
     assert (found.level, found.rule, found.patch) == ("must", "tests", "0001-answer.patch")
 
 
+def test_what_a_merge_left_behind_is_a_finding(project: Project, add_patch: AddPatch) -> None:
+    patch = add_patch("answer", {OPS: [("return 41;", "return 42;")]})
+    head, found, rest = patch.read_text().partition("diff --git ")
+    left = "ggml/src/ggml-cpu/ops.c.rej"
+    patch.write_text(
+        f"{head}diff --git a/{left} b/{left}\nnew file mode 100644\n--- /dev/null\n+++ b/{left}\n"
+        f"@@ -0,0 +1 @@\n+rejected\n{found}{rest}"
+    )
+    [violation] = findings(project)
+    assert (violation.level, violation.rule) == ("must", "left-behind")
+    assert violation.text == f"{left} was left behind by a tool; take it out of the patch"
+
+
 def test_what_cannot_be_checked_is_said(project: Project, add_patch: AddPatch) -> None:
     add_patch("answer", {OPS: [("return 41;", "return 42;")]})
     _, missing = lint.lint(project, find_source(project))

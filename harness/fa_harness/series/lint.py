@@ -35,6 +35,8 @@ format it so, and no reviewer asks for it."""
 
 _CODE = {".c", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".m"}
 _C_FAMILY = {".c", ".cpp", ".h", ".hpp"}
+_LEFT_BEHIND = (".rej", ".orig", ".bak", ".swp", "~")
+"""Endings of files that a merge or an editor leaves."""
 _HUNK = re.compile(r"@@ -\d+(?:,\d+)? \+(\d+)(?:,\d+)? @@")
 
 
@@ -147,6 +149,10 @@ def _of_size(patch: str, lines: Sequence[str]) -> Iterator[Violation]:
     for i, line in enumerate(lines[start:], start + 1):
         if line.startswith("new file mode "):
             name = lines[i - 2].rpartition(" b/")[2]
+            if name.endswith(_LEFT_BEHIND):
+                text = f"{name} was left behind by a tool; take it out of the patch"
+                yield Violation(level="must", rule="left-behind", patch=patch, line=i, text=text)
+                continue
             text = f"a new file, {name}; upstream avoids extra files"
             yield found(rule="new-file", line=i, text=text)
 
