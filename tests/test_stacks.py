@@ -154,7 +154,7 @@ def test_a_pin_is_added_to_those_on_which_a_series_must_hold(folder: Path) -> No
         ('title = "t"\n', "why is missing; say it in one sentence"),
         (
             f"{HEAD}of = 1\n",
-            "unknown key 'of'; known: title, why, on, joins, pins, suites",
+            "unknown key 'of'; known: title, why, on, joins, whole, pins, suites",
         ),
         (f'{HEAD}on = "state"\n', "on is 'state'; write a list of names"),
         (f"{HEAD}joins = 1\n", "joins is 1; write true or false"),

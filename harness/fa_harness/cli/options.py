@@ -190,7 +190,7 @@ def model(*, required: bool) -> Decorator:
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         terms = "Accept the licence terms of a model that is fetched."
         click.option("--accept-terms", is_flag=True, help=terms)(command)
-        text = "A GGUF file, or gemma-3-270m, which is fetched."
+        text = "A GGUF file, or gemma-3-270m or smollm2-135m, which are fetched."
         return click.option("--model", required=required, metavar="FILE|NAME", help=text)(command)
 
     return add

