@@ -59,6 +59,7 @@ class About:
     why: str = ""  # why it exists, and how to tell that it is no longer needed
     on: tuple[str, ...] = ()  # the series that it stands on, in order; none for pristine upstream
     joins: bool = False  # it belongs to every stack that has all of these
+    whole: bool = False  # its patches change llama.cpp beside ggml, so a tree has all files of it
     pins: tuple[str, ...] = (EVERY_PIN,)  # on which it must hold
     suites: tuple[str, ...] = _SUITES  # that it must pass there
     modes: tuple[str, ...] = ()  # in which cases are computed, if it has no state; else empty
@@ -165,6 +166,7 @@ def about(folder: Path) -> About:
         "why": _text,
         "on": _texts,
         "joins": _bool,
+        "whole": _bool,
         "pins": _texts,
         "suites": _texts,
         "modes": _texts,

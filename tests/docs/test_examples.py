@@ -29,6 +29,7 @@ NOT_RUN = {
     "docs/gate.md": 3,
     "docs/installation.md": 2,
     "docs/libraries.md": 2,
+    "docs/mixed-cache.md": 2,
     "docs/museum.md": 1,
     "docs/mutants.md": 1,
     "docs/real-model.md": 1,
@@ -38,8 +39,10 @@ NOT_RUN = {
 }
 """Console blocks that are not run, by page."""
 LANGUAGES = {"console", "python", "text", "make", "yaml", "toml", "ini"}
-OTHER_OPTIONS = {"--amend", "--fa-library"}
-"""Options of git and of pytest."""
+OTHER_OPTIONS = {
+    "--amend", "--fa-library", "--cache-hot", "--cache-type-k-cold", "--cache-type-v-cold",
+}  # fmt: skip
+"""Options of git, of pytest and of llama.cpp."""
 SOME_OF_SMOKE = "q8_0"
 """The tests of a pytest example that are run."""
 

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 import schemas
+from fa_harness.cli import mixed
 from fa_harness.cli import perplexity as cli
+from fa_harness.cli.mixed import Measured
 from fa_harness.cli.series_lint import document
 from fa_harness.model.evidence import Evidence, Section
+from fa_harness.model.mixed import Cache, Quality
 from fa_harness.model.perplexity import (
     CacheRun,
     Expectation,
@@ -21,6 +24,7 @@ from fa_harness.model.perplexity import (
 from fa_harness.report import dossier
 from fa_harness.report import json as run_report
 from fa_harness.series.lint import Violation
+from fa_harness.speed.bench import Interval
 from fa_harness.speed.instructions import Count
 from fa_harness.speed.ratios import Ratio
 from gates import CASE, NONE, baseline_of, compared, judged, results
@@ -63,6 +67,24 @@ def test_a_lint_report_has_the_keys_of_its_schema() -> None:
         level="must", rule="ascii", patch="0001-a.patch", line=3, file="a.c", file_line=7, text="x"
     )
     schemas.checked(document([found], ["clang-format"], upstream="llama.cpp-1", series="state"))
+
+
+def test_a_report_of_mixed_caches_has_the_keys_of_its_schema() -> None:
+    quality = Quality(
+        perplexity=18.6, perplexity_error=0.9, mean=0.01, mean_error=0.001, median=0.005, p999=0.5,
+        same_top=94.5, same_top_error=0.3,
+    )  # fmt: skip
+    measured = Measured(
+        cache=Cache.parse("q4_0+f16:128"),
+        bytes_per_element=0.65,
+        buffers=3 << 20,
+        quality=quality,
+        speed={"decode 4096": Interval(median=1.1, low=1.0, high=1.2)},
+    )
+    setting = {
+        "context": 2048, "ubatch": 64, "chunks": 2, "threads": 2, "depths": [0, 4096], "rounds": 8,
+    }  # fmt: skip
+    schemas.checked(mixed.document("m.gguf", setting, [measured], {"base": "llama-perplexity"}))
 
 
 def test_a_perplexity_report_has_the_keys_of_its_schema() -> None:

@@ -1,5 +1,6 @@
 """Upstream's rules on patches that break one each."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from fa_harness.series.lint import Violation
 from fa_harness.series.series import load_series
 from fa_harness.series.tree import prepare_tree
 from fa_harness.upstream.source import find_source
+from tiny_upstream import FILES, MakeSdist, sha256
 
 OPS = "ggml/src/ggml-cpu/ops.c"
 AddPatch = Callable[..., Path]
@@ -174,6 +176,28 @@ def test_what_a_merge_left_behind_is_a_finding(project: Project, add_patch: AddP
     [violation] = findings(project)
     assert (violation.level, violation.rule) == ("must", "left-behind")
     assert violation.text == f"{left} was left behind by a tool; take it out of the patch"
+
+
+def test_a_series_of_llama_alone_needs_no_such_cases(
+    project: Project,
+    add_patch: AddPatch,
+    make_sdist: MakeSdist,
+    index: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = sha256(index / "mini-llama" / "mini_llama-1.0.tar.gz")
+    sdist = make_sdist({**FILES, "include/llama.h": ""})
+    shutil.copy(sdist, project.cache)
+    text = project.pins_file.read_text()
+    project.pins_file.write_text(text.replace(before, sha256(sdist)))
+    project.about().file.write_text('title = "t"\nwhy = "w"\nwhole = true\n')
+    add_patch("answer", {"src/llama.cpp": [("not needed", "needed")]})
+    monkeypatch.setattr(lint, "TESTS", "ggml/include/ggml.h")
+    assert findings(project) == []
+    source = find_source(project)
+    assert source.is_whole
+    tree = prepare_tree(project, source, load_series(project))
+    assert (tree.path / "src" / "llama.cpp").read_text() == "needed\n"
 
 
 def test_what_cannot_be_checked_is_said(project: Project, add_patch: AddPatch) -> None:

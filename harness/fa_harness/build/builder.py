@@ -137,10 +137,14 @@ class _Plan:
 def _plans(
     project: Project, names: Iterable[str], upstream: str | None, options: Mapping[str, str]
 ) -> list[_Plan]:
-    source = find_source(project, upstream)
     asked = {**project.config.build, **options}
+    sources: dict[tuple[str, ...], Source] = {}  # by stack: some need all files of llama.cpp
     plans = []
     for known_as in (find_name(project, name) for name in names):
+        stack = known_as.project.stack
+        if stack not in sources:
+            sources[stack] = find_source(known_as.project, upstream)
+        source = sources[stack]
         series, part = series_for(known_as.project, source), known_as.part
         plan = _Plan(
             project=known_as.project,

@@ -1,4 +1,4 @@
-"""Ratios of speed over n_kv as an SVG: a panel for each other, a line for each type."""
+"""Plots as SVG: ratios of speed over n_kv, and the quality of KV caches over their bytes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from xml.sax.saxutils import escape
 
+from fa_harness.model.mixed import Quality
 from fa_harness.speed.compare import ComparedRow, Comparison
 
 _COLOURS = {
@@ -19,6 +20,8 @@ _COLOURS = {
 _OTHER_COLOUR = "#9467bd"
 _WIDTH, _HEIGHT = 420, 300  # of a panel
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 34, 40
+_BYTES = (0.25, 0.375, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+"""Marks on the axis of bytes per element."""
 _STYLE = "font-family='sans-serif' font-size='12'"
 
 
@@ -38,6 +41,41 @@ def plot(result: Comparison) -> str:
         parts.append(f"<g transform='translate({i * _WIDTH} 0)'>")
         parts += _panel(rows, name, str(result.library["name"]))
         parts.append("</g>")
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def quality_plot(points: Sequence[tuple[str, float, Quality]]) -> str:
+    """Return an SVG of the mean divergence over bytes per element, both axes logarithmic.
+
+    A point is a cache's name, its bytes and its quality. Caches without a divergence are left out.
+    """
+    shown = [point for point in points if point[2].mean > 0]
+    parts = [
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {_WIDTH} {_HEIGHT}' {_STYLE}>",
+        f"<rect width='{_WIDTH}' height='{_HEIGHT}' fill='white'/>",
+        _text(_LEFT, 18, "mean divergence from an F16 cache", "font-weight='bold'"),
+    ]
+    if shown:
+        sizes = [size for _, size, _ in shown]
+        found = [quality.mean for _, _, quality in shown]
+        x = _Axis(min(sizes) / 1.1, max(sizes) * 1.6, _LEFT, _WIDTH - _RIGHT)  # names are there
+        y = _Axis(min(found) / 2, max(found) * 2, _HEIGHT - _BOTTOM, _TOP)
+        for tick in y.powers_of_ten():
+            parts.append(_line(_LEFT, y(tick), _WIDTH - _RIGHT, y(tick), "#ccc"))
+            parts.append(_text(_LEFT - 6, y(tick) + 4, f"{tick:g}", "text-anchor='end'"))
+        for tick in (each for each in _BYTES if x.has(each)):
+            at = x(tick)
+            parts.append(_text(at, _HEIGHT - _BOTTOM + 16, f"{tick:g}", "text-anchor='middle'"))
+        for name, size, quality in shown:
+            colour = _COLOURS.get(name.partition("+")[0], _OTHER_COLOUR)
+            at, height = x(size), y(quality.mean)
+            fill = "white" if "+" in name else colour
+            parts.append(
+                f"<circle cx='{at:.1f}' cy='{height:.1f}' r='4' fill='{fill}' stroke='{colour}'/>"
+            )
+            parts.append(_text(at + 7, height + 4, name, f"fill='{colour}'"))
+    middle = (_LEFT + _WIDTH) / 2
+    parts.append(_text(middle, _HEIGHT - 6, "bytes per element", "text-anchor='middle'"))
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -90,6 +128,13 @@ class _Axis:
     def __call__(self, number: float) -> float:
         share = math.log(number / self._low) / math.log(self._high / self._low)
         return self._start + share * (self._end - self._start)
+
+    def has(self, number: float) -> bool:
+        return self._low <= number <= self._high
+
+    def powers_of_ten(self) -> list[float]:
+        first, last = math.ceil(math.log10(self._low)), math.floor(math.log10(self._high))
+        return [10.0**exponent for exponent in range(first, last + 1)]
 
     def powers_of_two(self) -> list[float]:
         first, last = math.ceil(math.log2(self._low)), math.floor(math.log2(self._high))

@@ -59,11 +59,14 @@ def chosen() -> dict[str, str]:
 def find_source(project: Project, upstream: str | None = None) -> Source:
     """Return the upstream that is called `upstream`: a pin, or the folder of a checkout.
 
-    For None, UPSTREAM or UPSTREAM_DIR decides, then `fa-harness.toml`, then the default pin.
+    For None, UPSTREAM or UPSTREAM_DIR decides, then `fa-harness.toml`, then the default pin. It has
+    all files of llama.cpp if a series of the stack changes more than ggml.
     NO_SERIES and the file may also turn the patches off then; NO_SERIES=0 overrides the file.
     """
     environment = chosen() if upstream is None else {}
     found = _find(project, upstream or environment.get("UPSTREAM"), environment)
+    if any(project.about(name).whole for name in project.stack):
+        found = whole_of(found)
     if upstream is None and not project.config.has_series and os.environ.get(NO_SERIES) != "0":
         return replace(found, takes_series=False)
     return replace(found, takes_series=NO_SERIES not in environment)
@@ -143,6 +146,8 @@ def source_of(root: Path) -> Source:
 
 def whole_of(source: Source) -> Source:
     """Return the source with all files of llama.cpp, for its programs."""
+    if source.is_whole:
+        return source
     whole = replace(source.named("whole"), is_whole=True)
     if isinstance(source.origin, Pin):
         return whole

@@ -1,0 +1,92 @@
+"""Caches of two types: their names, sizes and options, and what llama.cpp prints of them."""
+
+import json
+
+import pytest
+
+from fa_harness.errors import FaHarnessError, UsageError
+from fa_harness.model.mixed import DEFAULT, Cache, buffer_bytes, parse_bench, parse_quality
+
+OUTPUT = """\
+chunk             PPL               ln(PPL(Q)/PPL(base))          KL Divergence
+
+====== Perplexity statistics ======
+Mean PPL(Q)                   :  21.503126 ±   0.911312
+Mean PPL(base)                :  21.401122 ±   0.905312
+====== KL divergence statistics ======
+Mean    KLD:   0.012345 ±   0.000456
+Maximum KLD:   1.234567
+99.9%   KLD:   0.654321
+99.0%   KLD:   0.223344
+Median  KLD:   0.004321
+====== Token probability statistics ======
+Same top p: 93.141 ± 0.351 %
+"""
+
+
+@pytest.mark.parametrize("name", DEFAULT)
+def test_a_cache_is_what_its_name_says(name: str) -> None:
+    assert Cache.parse(name).name == name
+
+
+def test_options_of_a_mixed_cache() -> None:
+    assert Cache.parse("q4_0+f16:512").arguments == (
+        *("-ctk", "f16", "-ctv", "f16"),
+        *("-ctkc", "q4_0", "-ctvc", "q4_0", "--cache-hot", "512"),
+    )
+    assert Cache.parse("q8_0").arguments == ("-ctk", "q8_0", "-ctv", "q8_0")
+
+
+def test_bytes_are_those_of_hot_and_cold_tokens() -> None:
+    assert Cache.parse("f16").bytes_per_element(1000) == 2
+    mixed = Cache.parse("q4_0+f16:256")
+    assert mixed.bytes_per_element(1024) == (256 * 2 + 768 * 18 / 32) / 1024
+    assert mixed.bytes_per_element(100) == 2  # all of them are hot
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("f17", "type 'f17' is not known"),
+        ("q4_0+f17:8", "type 'f17' is not known"),
+        ("q4_9+f16:8", "type 'q4_9' is not known"),
+        ("q4_0+f16", "cache 'q4_0+f16': write a type, or COLD"),
+        ("q4_0+f16:0", r"cache q4_0\+f16:0|needs a number of hot tokens"),
+    ],
+)
+def test_what_is_no_cache_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message.replace("+f16'", r"\+f16'")):
+        Cache.parse(text)
+
+
+def test_quality_is_read() -> None:
+    found = parse_quality(OUTPUT)
+    assert (found.perplexity, found.perplexity_error) == (21.503126, 0.911312)
+    assert (found.mean, found.mean_error) == (0.012345, 0.000456)
+    assert (found.median, found.p999) == (0.004321, 0.654321)
+    assert (found.same_top, found.same_top_error) == (93.141, 0.351)
+
+
+def test_a_program_that_stopped_early_is_named() -> None:
+    with pytest.raises(FaHarnessError, match="no same_top in the statistics; the output ends in"):
+        parse_quality(OUTPUT[: OUTPUT.index("Same")])
+
+
+def test_buffers_of_all_parts_are_counted() -> None:
+    text = """\
+llama_kv_cache:        CPU KV buffer size =     3.00 MiB
+llama_kv_cache:        CPU KV buffer size =     1.50 MiB
+"""
+    assert buffer_bytes(text) == 4.5 * 2**20
+    assert buffer_bytes("nothing of it") == 0
+
+
+def test_speeds_are_read() -> None:
+    rows = [
+        {"n_prompt": 0, "n_gen": 32, "n_depth": 4096, "samples_ts": [101.5, 99.5]},
+        {"n_prompt": 512, "n_gen": 0, "n_depth": 0, "samples_ts": [1500.0]},
+    ]
+    found = parse_bench("a warning\n" + json.dumps(rows))
+    assert found == {(0, 32, 4096): (101.5, 99.5), (512, 0, 0): (1500.0,)}
+    with pytest.raises(FaHarnessError, match="llama-bench: its output is no table"):
+        parse_bench("error: failed to load model")
