@@ -17,7 +17,6 @@ from rich.console import Console
 from fa_harness import proc, terminal
 from fa_harness.cli import options
 from fa_harness.errors import FaHarnessError, SetupError, UsageError
-from fa_harness.files import replace_file
 from fa_harness.machine import usable_cores
 from fa_harness.model.llama import BENCH, PERPLEXITY, build_llama, is_trapped, no_repack
 from fa_harness.model.mixed import (
@@ -33,7 +32,7 @@ from fa_harness.model.models import find_model, text_path
 from fa_harness.project import find_project, writing
 from fa_harness.report.plot import quality_plot
 from fa_harness.speed.bench import MIN_ROUNDS, Interval, median_interval
-from fa_harness.terminal import make_console, say, write_json
+from fa_harness.terminal import make_console, say, write_json, write_text
 
 SCHEMA = "fa-harness.mixed/1"
 
@@ -74,7 +73,12 @@ class Measured:
     "--rounds", type=int, default=8, metavar="N", help="Rounds of llama-bench; 0 for no speeds."
 )
 @options.llama_threads
-@click.option("--plot", metavar="FILE", help="Write divergence over bytes as an SVG.")
+@click.option(
+    "--plot",
+    metavar="FILE",
+    callback=options.writable,
+    help="Draw divergence over bytes as SVG; - is standard output.",
+)
 @options.json_path
 @options.verbose
 def command(
@@ -115,8 +119,10 @@ def command(
         raise UsageError(f"--rounds {rounds}: an interval needs {MIN_ROUNDS} at least; 0 is none")
     if text is not None and not text.is_file():
         raise UsageError(f"--text {text}: there is no such file")
+    if json_path == plot == "-":
+        raise UsageError("--json and --plot cannot both go to standard output")
     deep = _depths(depths)
-    project, console = find_project(stack="mixed"), make_console(stderr=json_path == "-")
+    project, console = find_project(stack="mixed"), make_console(stderr="-" in (json_path, plot))
     found = find_model(project, model, accept_terms=accept_terms)
     built = build_llama(project, [BENCH, PERPLEXITY], verbose=verbose)
     logs = built.cmake.parent / "log"
@@ -171,7 +177,7 @@ def command(
         _print_speed(console, measured)
     if plot is not None:
         points = [(each.cache.name, each.bytes_per_element, each.quality) for each in measured]
-        replace_file(Path(plot), quality_plot(points))
+        write_text(quality_plot(points), plot)
     setting = {
         "context": context, "ubatch": ubatch, "chunks": chunks, "threads": n_threads,
         "depths": deep, "rounds": rounds,
