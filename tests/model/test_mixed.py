@@ -78,7 +78,8 @@ llama_kv_cache:        CPU KV buffer size =     3.00 MiB
 llama_kv_cache:        CPU KV buffer size =     1.50 MiB
 """
     assert buffer_bytes(text) == 4.5 * 2**20
-    assert buffer_bytes("nothing of it") == 0
+    with pytest.raises(FaHarnessError, match="no line 'KV buffer size"):
+        buffer_bytes("nothing of it")
 
 
 def test_speeds_are_read() -> None:

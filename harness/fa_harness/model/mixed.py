@@ -129,8 +129,15 @@ def parse_quality(output: str) -> Quality:
 
 
 def buffer_bytes(output: str) -> int:
-    """Return the bytes of all KV buffers that a program of llama.cpp says it has; 0 if none."""
-    return round(sum(map(float, _BUFFER.findall(output))) * 2**20)
+    """Return the bytes of all KV buffers that a program of llama.cpp says it has.
+
+    Raises:
+        FaHarnessError: It says nothing of them.
+    """
+    found = _BUFFER.findall(output)
+    if not found:
+        raise FaHarnessError("llama.cpp: no line 'KV buffer size = ... MiB' in the output")
+    return round(sum(map(float, found)) * 2**20)
 
 
 def parse_bench(output: str) -> Mapping[tuple[int, int, int], Sequence[float]]:
