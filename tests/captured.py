@@ -16,7 +16,7 @@ from fa_harness.judge.oracle import add_sinks, attend, finalise
 
 SCALE = 0.15
 N_SWA = 24
-_NAMES = ("q", "k", "v", "mask", "sinks", "out")
+_NAMES = ("q", "k", "v", "mask", "sinks", "k_cold", "v_cold", "mask_cold", "out")
 
 
 def window_mask(position: int, n_batch: int, n_kv: int, n_swa: int) -> npt.NDArray[np.float16]:
@@ -72,6 +72,49 @@ def call(
     return entry, arrays
 
 
+def two_parts(*, n_batch: int = 1) -> tuple[Entry, Arrays]:
+    """A call over a cache of two types: tokens 0 to 23 in Q4_0, later ones in F16.
+
+    Both parts have cells without a token, and in neither are the tokens in their order.
+    """
+    random = np.random.default_rng(n_batch)
+    position, n_cold = 40, 32
+    cells = np.full(64, -1)
+    cells[:24] = random.permutation(24)
+    cells[n_cold : n_cold + 16 + n_batch] = 24 + random.permutation(16 + n_batch)
+    q = random.standard_normal((1, 4, n_batch, 64)).astype(np.float32)
+    k, v = random.standard_normal((2, 1, 2, 64, 64)).astype(np.float32)
+    v = v[..., :32]
+    for rows in (k, v):
+        rows[:, :, cells < 0] = 0
+    hidden = (cells < 0) | (cells > position + np.arange(n_batch)[:, None])
+    mask = np.where(hidden, np.float16(-np.inf), np.float16(0))[None, None]
+    parts = [
+        (encode(rows[:, :, at], type_name), type_name)
+        for at, type_name in ((np.s_[:n_cold], "q4_0"), (np.s_[n_cold:], "f16"))
+        for rows in (k, v)
+    ]
+    k, v = (np.concatenate([decode(*parts[i]), decode(*parts[i + 2])], axis=2) for i in (0, 1))
+    sinks = random.standard_normal(4).astype(np.float32)
+    shape = Case(
+        hsk=64, hsv=32, n_head_kv=2, n_group=2, n_kv=64, n_batch=n_batch, type_K="f32",
+        type_V="f32", kq_scale=SCALE,
+    )  # fmt: skip
+    inputs = Inputs(
+        q=q, k_raw=encode(k, "f32"), v_raw=encode(v, "f32"), k=k, v=v, mask=mask, sinks=sinks
+    )
+    partial = add_sinks(attend(shape, inputs, 0, 64, for_bounds=False), sinks)
+    arrays = Arrays(
+        q=q, k=parts[2][0], v=parts[3][0], mask=mask, sinks=sinks,
+        out=finalise(partial).astype(np.float32), k_cold=parts[0][0], v_cold=parts[1][0],
+    )  # fmt: skip
+    entry = make_entry(
+        arrays, layer=0, phase="decode" if n_batch == 1 else "prefill", type_k="f16", type_v="f16",
+        type_K_cold="q4_0", type_V_cold="q4_0", scale=SCALE, position=position,
+    )  # fmt: skip
+    return entry, arrays
+
+
 def calls() -> list[tuple[Entry, Arrays]]:
     """A layer with a sliding window and a global one, in the prompt and after it."""
     return [
@@ -92,18 +135,23 @@ def write(path: Path, entries: list[tuple[Entry, Arrays]] | None = None) -> Capt
 
 def stream_of(entry: Entry, arrays: Arrays) -> bytes:
     """What the program `fa-harness-capture` writes of one call."""
-    types = {"k": entry.type_K, "v": entry.type_V, "mask": "f16"}
+    types = {
+        "k": entry.type_K, "v": entry.type_V, "k_cold": entry.type_K_cold,
+        "v_cold": entry.type_V_cold, "mask": "f16", "mask_cold": "f16",
+    }  # fmt: skip
     tensors, data = [], b""
     for name in _NAMES:
-        array = getattr(arrays, name)
+        array = getattr(arrays, name, arrays.mask if entry.n_kv_cold else None)
         if array is None:
             continue
+        if "mask" in name:  # the older tokens' columns come first
+            array = array[..., : entry.n_kv_cold] if "_" in name else array[..., entry.n_kv_cold :]
         if name == "out":
             array = array.swapaxes(1, 2)
         if name == "sinks":
             array = array.reshape(1, 1, 1, -1)
         row_bytes = array.shape[-1] * array.itemsize
-        n = {"k": entry.hsk, "v": entry.hsv}.get(name, array.shape[-1])
+        n = {"k": entry.hsk, "v": entry.hsv}.get(name.removesuffix("_cold"), array.shape[-1])
         ne = [n, *array.shape[2::-1]]
         type_ = types.get(name, "f32")
         tensors.append({"name": name, "type": type_, "row_bytes": row_bytes, "ne": ne})

@@ -30,6 +30,7 @@ from fa_harness.engine.runner import Runner
 from fa_harness.engine.session import Results
 from fa_harness.errors import UsageError
 from fa_harness.hunt.shrink import Failure, _simpler, shrink
+from fa_harness.judge.shares import in_words
 from fa_harness.judge.verdict import Verdict, judge
 from fa_harness.report.console import print_summary
 
@@ -499,6 +500,63 @@ def test_a_model_that_gave_something_else_is_reported_and_does_not_fail(
     assert (
         "the model's own result has the bits of standard in 0 of 1 cases, elsewhere it is" in text
     )
+
+
+def test_a_cache_of_two_types_is_one_case_of_two_segments_with_the_models_bytes(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "mixed.npz"
+    entry, arrays = captured.two_parts(n_batch=3)
+    captured.write(file, [(entry, arrays)])
+    [read] = read_stream(io.BytesIO(captured.stream((entry, arrays))))
+    assert read[0] == entry
+    assert same(read[1], arrays)
+    [own] = select(Selection(captured=file))
+    assert (own.segment_types, own.boundaries, own.n_kv) == (("q4_0", "f16"), (32,), 51)
+    [cold, hot] = make_inputs(own).segments
+    assert cold[0].tobytes() == arrays.k_cold.tobytes()  # type: ignore[union-attr]
+    assert hot[1].tobytes() == arrays.v[:, :, :19].tobytes()
+
+
+def test_the_result_of_a_model_with_two_parts_is_compared_with_the_oracle(
+    library: Ggml, tmp_path: Path
+) -> None:
+    file = tmp_path / "mixed.npz"
+    made = [captured.two_parts(), captured.two_parts(n_batch=3)]
+    captured.write(file, made)
+    for i, of in enumerate(select(Selection(captured=file))):  # the model is this library
+        run = run_case(library, of, make_inputs(of), ("mixed",))
+        out = run.results["mixed"].first.calls[-1].output
+        made[i] = (made[i][0], dataclasses.replace(made[i][1], out=out))
+    captured.write(file, made)
+    verdicts = [judged(library, of) for of in select(Selection(captured=file))]
+    assert {verdict.status for verdict in verdicts} == {"pass"}
+    of_bound = [v.comparisons["model_vs_oracle"].of_bound for v in verdicts]
+    assert max(of_bound) < 1, of_bound
+    console = Console(file=io.StringIO(), width=200)
+    print_summary(console, results(*verdicts))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "the model's own result has the bits of mixed in 2 of 2 cases" in text
+    assert f"its error is up to {in_words(max(of_bound))} of this library's bound" in text
+
+    # a part's mask that is the other's, or a part that is left out
+    entry, arrays = made[1]
+    assert arrays.mask is not None
+    assert arrays.v_cold is not None
+    for wrong in (
+        dataclasses.replace(arrays, mask=np.roll(arrays.mask, 32, axis=-1)),
+        dataclasses.replace(arrays, v_cold=np.zeros_like(arrays.v_cold)),
+    ):
+        captured.write(file, [(dataclasses.replace(entry, n_kv_seen=64), wrong)])
+        [of] = select(Selection(captured=file))
+        assert judged(library, of).comparisons["model_vs_oracle"].of_bound > 100
+
+
+def test_parts_of_which_one_has_no_mask_are_refused() -> None:
+    entry, arrays = captured.two_parts()
+    stream = captured.stream((entry, arrays)).replace(b'"mask_cold"', b'"mask_other"')
+    with pytest.raises(UsageError, match="one of its two parts has no mask"):
+        read_stream(io.BytesIO(stream))
 
 
 def results(*verdicts: Verdict) -> Results:

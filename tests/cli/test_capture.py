@@ -33,8 +33,8 @@ def request_(tmp_path: Path) -> CaptureRequest:
     (tmp_path / "drawn.gguf").write_bytes(b"GGUF")
     (tmp_path / "text.txt").write_text("once upon a time")
     return CaptureRequest(
-        layers=(0, 5), tokens=40, ubatch=40, decode=1, type_k="q8_0", type_v="f16", threads=2,
-        no_repack=False,
+        layers=(0, 5), all_layers=False, tokens=40, ubatch=40, decode=1, all_steps=False,
+        type_k="q8_0", type_v="f16", type_cold=None, hot=128, threads=2, no_repack=False,
     )  # fmt: skip
 
 
@@ -85,6 +85,21 @@ def test_the_program_is_told_all_that_was_asked_for(
     assert told.read_text().endswith(
         "'--tokens', '40', '--ubatch', '40', '--decode', '1', '--type-k', 'q8_0', '--type-v', "
         "'f16', '--threads', '2', '--layers', '0,5']"
+    )
+
+
+def test_the_program_is_told_of_a_cache_of_two_types(
+    request_: CaptureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tmp_path / "told"
+    of_all = dataclasses.replace(
+        request_, layers=(), all_layers=True, all_steps=True, type_cold="q4_0", hot=64
+    )
+    code = f"open({str(told)!r}, 'w').write(repr(arguments))"
+    run(of_all, tmp_path / "x.npz", monkeypatch, code)
+    assert told.read_text().endswith(
+        "'--type-k-cold', 'q4_0', '--type-v-cold', 'q4_0', '--hot', '64', '--layers', 'all', "
+        "'--all-steps']"
     )
 
 

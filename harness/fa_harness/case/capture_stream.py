@@ -14,6 +14,8 @@ from fa_harness.errors import UsageError
 
 _STREAM = 1
 """Version of what the program writes."""
+_MASKS = ("mask_cold", "mask")
+"""As the cells lie in the mask of an entry: older tokens first."""
 _USUAL = {
     "max_bias": 0.0, "logit_softcap": 0.0, "prec": "f32", "threads": 1, "v_is_view_of_k": False,
 }  # fmt: skip
@@ -33,15 +35,19 @@ def read_stream(stream: BinaryIO) -> list[tuple[Entry, Arrays]]:
         tensors = {item["name"]: _tensor(stream, item) for item in items}
         types = {item["name"]: item["type"] for item in items}
         name = f"layer-{call['layer']}.{call['phase']}"
-        for tensor, wanted in (("q", "f32"), ("mask", "f16"), ("sinks", "f32"), ("out", "f32")):
+        wanted_types = {"q": "f32", "mask": "f16", "mask_cold": "f16", "sinks": "f32", "out": "f32"}
+        for tensor, wanted in wanted_types.items():
             if types.get(tensor, wanted) != wanted:
                 raise UsageError(f"{name}: {tensor} is {types[tensor]}; the harness takes {wanted}")
         q, sinks = tensors["q"].view(np.float32), tensors.get("sinks")
         if tensors["k"].shape[0] != q.shape[0]:
             raise UsageError(f"{name}: sequences share keys, which the harness has no case for")
+        masks = [tensors[part].view(np.float16) for part in _MASKS if part in tensors]
+        if len(masks) == 1 and "k_cold" in tensors:
+            raise UsageError(f"{name}: one of its two parts has no mask")
         mask: F16 | None = None
-        if "mask" in tensors:  # older versions pad its rows
-            mask = tensors["mask"].view(np.float16)[:, :, : q.shape[2]]
+        if masks:
+            mask = np.concatenate(masks, axis=-1)[:, :, : q.shape[2]]  # older versions pad its rows
             mask = np.ascontiguousarray(np.broadcast_to(mask, (q.shape[0], *mask.shape[1:])))
         arrays = Arrays(
             q=q,
@@ -50,9 +56,17 @@ def read_stream(stream: BinaryIO) -> list[tuple[Entry, Arrays]]:
             mask=mask,
             sinks=None if sinks is None else sinks.view(np.float32).reshape(-1),
             out=np.ascontiguousarray(tensors["out"].view(np.float32).swapaxes(1, 2)),
+            k_cold=tensors.get("k_cold"),
+            v_cold=tensors.get("v_cold"),
         )
         entry = make_entry(
-            arrays, type_k=types["k"], type_v=types["v"], n_swa=head["n_swa"], **call
+            arrays,
+            type_k=types["k"],
+            type_v=types["v"],
+            type_K_cold=types.get("k_cold", ""),
+            type_V_cold=types.get("v_cold", ""),
+            n_swa=head["n_swa"],
+            **call,
         )
         entries.append((entry, arrays))
     return entries
@@ -92,7 +106,9 @@ def make_entry(
     `n_swa` is the model's window. Numbers that a row sees must be finite.
     """
     ne3, n_head, n_batch, hsk = arrays.q.shape
-    n_head_kv, n_kv = arrays.k.shape[1:3]
+    n_head_kv, n_kv_hot = arrays.k.shape[1:3]
+    n_kv_cold = 0 if arrays.k_cold is None else arrays.k_cold.shape[2]
+    n_kv = n_kv_cold + n_kv_hot
     mask = arrays.mask
     entry = Entry(
         **{**_USUAL, **of_call},
@@ -102,6 +118,7 @@ def make_entry(
         n_head=n_head,
         n_head_kv=n_head_kv,
         n_kv=n_kv,
+        n_kv_cold=n_kv_cold,
         n_batch=n_batch,
         ne3=ne3,
         mask_heads=0 if mask is None else mask.shape[1],
@@ -113,20 +130,20 @@ def make_entry(
         n_causal=0 if mask is None else _n_causal(mask),
         sliding_window=n_swa if mask is not None and _hides_past(mask, position) else 0,
     )
-    for name, type_name in (("K", type_k), ("V", type_v)):
+    seen = np.s_[:, :, : max(0, entry.n_kv_seen - n_kv_cold)]
+    stored = [("K", type_k, arrays.k[seen]), ("V", type_v, arrays.v[seen])]
+    if arrays.k_cold is not None and arrays.v_cold is not None:
+        stored += [("K", entry.type_K_cold, arrays.k_cold), ("V", entry.type_V_cold, arrays.v_cold)]
+    for name, type_name, _ in stored:
         if type_name not in TYPES:
             raise UsageError(
                 f"{entry.name}: {name} is {type_name}, which the harness cannot decode; capture "
                 f"with another cache type, one of {', '.join(TYPES)}"
             )
     check_arrays(entry, arrays)
-    seen = np.s_[:, :, : entry.n_kv_seen]
-    for name, values in (
-        ("Q", arrays.q),
-        ("K", decode(arrays.k[seen], type_k)),
-        ("V", decode(arrays.v[seen], type_v)),
-    ):
-        if not np.isfinite(values).all():
+    values = [("Q", arrays.q), *((name, decode(rows, type_)) for name, type_, rows in stored)]
+    for name, found in values:
+        if not np.isfinite(found).all():
             raise UsageError(f"{entry.name}: {name} holds numbers that are not finite")
     return entry
 

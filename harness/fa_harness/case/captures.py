@@ -1,9 +1,13 @@
 """Captures: what flash attention got and gave in a model, layer by layer, in one compressed file.
 
 The file is NumPy's `.npz` without pickles. Its array `meta` is JSON, as bytes; the others are named
-`ENTRY.ARRAY`, such as `layer-5.prefill.q`. An entry is one call of the op: in the last batch of the
-prompt (`prefill`) or in a later step (`decode`). K, V and mask are the whole of what the model gave
-to the op, cells without a token included; `Entry.n_kv_seen` says where the cells end that count.
+`ENTRY.ARRAY`, such as `layer-5.prefill.q`. An entry is the attention of a layer: in the last batch
+of the prompt (`prefill`) or in a later step (`decode`), or in each of them (`prefill-1`,
+`decode-2`). K, V and mask are the whole of what the model gave to the op, cells without a token
+included; `Entry.n_kv_seen` says where the cells end that count.
+
+A KV cache of two types gives two parts, that of older tokens first. Its K and V are arrays of their
+own, and the mask goes over both parts.
 
     capture = load(Path("gemma.npz"))
     arrays = arrays_of(f"gemma.npz#{capture.entries[0].name}")
@@ -44,15 +48,19 @@ class Arrays:
     q: F32
     """`[ne3, n_head, n_batch, hsk]`."""
     k: U8
-    """`[ne3, n_head_kv, n_kv, bytes of a row]`."""
+    """`[ne3, n_head_kv, n_kv - n_kv_cold, bytes of a row]`."""
     v: U8
-    """`[ne3, n_head_kv, n_kv, bytes of a row]`."""
+    """`[ne3, n_head_kv, n_kv - n_kv_cold, bytes of a row]`."""
     mask: F16 | None
     """`[ne3, mask_heads, n_batch, n_kv]`."""
     sinks: F32 | None
     """`[n_head]`."""
     out: F32
     """What the op gave in the model, `[ne3, n_head, n_batch, hsv]`."""
+    k_cold: U8 | None = None
+    """`[ne3, n_head_kv, n_kv_cold, bytes of a row]`; None without a part of older tokens."""
+    v_cold: U8 | None = None
+    """`[ne3, n_head_kv, n_kv_cold, bytes of a row]`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +69,7 @@ class Entry:
 
     layer: int
     phase: str
-    """`prefill` or `decode`."""
+    """`prefill` or `decode`; of all batches and steps `prefill-1`, `decode-1` and so on."""
     position: int
     """Tokens of the sequence before the first row."""
     hsk: int
@@ -89,11 +97,23 @@ class Entry:
     """The first so many rows see, of as many cells, their own and those before, and no other."""
     sliding_window: int
     """The model's window where it hides keys from a row here; else 0."""
+    n_kv_cold: int = 0
+    """The first so many cells are a part of their own, of these types; 0 is no such part."""
+    type_K_cold: str = ""  # noqa: N815
+    type_V_cold: str = ""  # noqa: N815
 
     @property
     def name(self) -> str:
         """What the entry is called: `layer-5.prefill`."""
         return f"layer-{self.layer}.{self.phase}"
+
+    @property
+    def segment_types(self) -> tuple[str, ...]:
+        """The types of both parts, as a case has them; none where there is one part."""
+        if not self.n_kv_cold:
+            return ()
+        pairs = ((self.type_K_cold, self.type_V_cold), (self.type_K, self.type_V))
+        return tuple(k if k == v else f"{k}/{v}" for k, v in pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,7 +315,8 @@ def _words(error: Exception) -> str:
 
 def check_arrays(entry: Entry, arrays: Arrays) -> None:
     """Find out whether an entry's arrays have the shapes and types that it says."""
-    cache = (entry.ne3, entry.n_head_kv, entry.n_kv)
+    heads = (entry.ne3, entry.n_head_kv)
+    cache, cold = (*heads, entry.n_kv - entry.n_kv_cold), (*heads, entry.n_kv_cold)
     rows = (entry.ne3, entry.n_head, entry.n_batch)
     mask = (entry.ne3, entry.mask_heads, entry.n_batch, entry.n_kv)
     wanted = {
@@ -305,7 +326,12 @@ def check_arrays(entry: Entry, arrays: Arrays) -> None:
         "mask": _kind("float16", *mask) if entry.mask_heads else "missing",
         "sinks": _kind("float32", entry.n_head) if entry.has_sinks else "missing",
         "out": _kind("float32", *rows, entry.hsv),
+        "k_cold": "missing",
+        "v_cold": "missing",
     }
+    if entry.n_kv_cold:
+        wanted["k_cold"] = _kind("uint8", *cold, row_bytes(entry.type_K_cold, entry.hsk))
+        wanted["v_cold"] = _kind("uint8", *cold, row_bytes(entry.type_V_cold, entry.hsv))
     for name, array in vars(arrays).items():
         found = "missing" if array is None else _kind(array.dtype.type.__name__, *array.shape)
         if found != wanted[name]:

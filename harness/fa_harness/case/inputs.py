@@ -57,6 +57,8 @@ def make_inputs(case: Case) -> Inputs:
     Its threads do not matter, and its segments and boundaries only where they have types.
     """
     inputs = _typed_inputs(case) if case.segment_types else _plain_inputs(case)
+    if case.captured:
+        inputs = dataclasses.replace(inputs, model_output=_model_output(case))
     segments = [array for pair in inputs.segments for array in pair]
     for array in [*vars(inputs).values(), *segments]:
         if isinstance(array, np.ndarray):
@@ -91,47 +93,68 @@ def _captured_inputs(case: Case) -> Inputs:
     """Take the first sequences, heads, rows and keys of an entry, as many as the case has."""
     captures.checked(case)
     entry, found = captures.entry_of(case.captured), captures.arrays_of(case.captured)
-    by_group = (entry.n_head_kv, entry.n_head // entry.n_head_kv)
-
-    def rows(array: F32) -> F32:
-        """Return the case's rows of Q or the output, `[ne3, n_head, n_batch, n]`."""
-        n = array.shape[-1]
-        array = array.reshape(entry.ne3, *by_group, entry.n_batch, n)
-        array = array[: case.ne3, : case.n_head_kv, : case.n_group, : case.n_batch]
-        return array.reshape(case.ne3, case.n_head, case.n_batch, n)
-
-    keys = np.s_[: case.ne3, : case.n_head_kv, : case.n_kv]
+    hot = np.s_[: case.ne3, : case.n_head_kv, : max(0, case.n_kv - entry.n_kv_cold)]
+    of_k, of_v = [(found.k[hot], entry.type_K)], [(found.v[hot], entry.type_V)]
+    if found.k_cold is not None and found.v_cold is not None:
+        cold = np.s_[: case.ne3, : case.n_head_kv, : case.n_kv]
+        of_k.insert(0, (found.k_cold[cold], entry.type_K_cold))
+        of_v.insert(0, (found.v_cold[cold], entry.type_V_cold))
     mask = sinks = None
     if case.mask and found.mask is not None:
         mask = found.mask[: case.ne3, : case.mask_heads, : case.n_batch, : case.n_kv].copy()
     if case.sinks and found.sinks is not None:
-        sinks = found.sinks.reshape(by_group)[: case.n_head_kv, : case.n_group].flatten()
+        of_heads = found.sinks.reshape(entry.n_head_kv, -1)
+        sinks = of_heads[: case.n_head_kv, : case.n_group].flatten()
     return _encoded_inputs(
         case,
-        q=_padded(rows(found.q), case.hsk_padded),
-        k_raw=_recoded(found.k[keys], entry.type_K, case.type_K, case.hsk_padded),
-        v_raw=_recoded(found.v[keys], entry.type_V, case.type_V, case.hsv_padded),
+        q=_padded(_rows(case, entry, found.q), case.hsk_padded),
+        k_raw=_recoded(of_k, case.type_K, case.hsk_padded),
+        v_raw=_recoded(of_v, case.type_V, case.hsv_padded),
         mask=mask,
         sinks=sinks,
-        model_output=rows(found.out).copy() if _is_the_models_call(case, entry) else None,
     )
 
 
-def _is_the_models_call(case: Case, entry: Entry) -> bool:
-    return (
+def _rows(case: Case, entry: Entry, array: F32) -> F32:
+    """Return the case's rows of Q or the output, `[ne3, n_head, n_batch, n]`."""
+    by_group = (entry.n_head_kv, entry.n_head // entry.n_head_kv)
+    n = array.shape[-1]
+    array = array.reshape(entry.ne3, *by_group, entry.n_batch, n)
+    array = array[: case.ne3, : case.n_head_kv, : case.n_group, : case.n_batch]
+    return array.reshape(case.ne3, case.n_head, case.n_batch, n)
+
+
+def _model_output(case: Case) -> F32 | None:
+    entry = captures.entry_of(case.captured)
+    is_the_models = (
         case.n_kv >= entry.n_kv_seen
-        and (case.type_K, case.type_V) == (entry.type_K, entry.type_V)
+        and case.segment_types == entry.segment_types
+        and (
+            case.boundaries == (entry.n_kv_cold,)
+            if entry.segment_types
+            else (case.type_K, case.type_V) == (entry.type_K, entry.type_V)
+        )
         and (case.max_bias, case.logit_softcap) == (entry.max_bias, entry.logit_softcap)
         and (case.mask, case.sinks) == (entry.mask_heads > 0, entry.has_sinks)
         and not case.hot_window
     )
+    if not is_the_models:
+        return None
+    rows: F32 = _rows(case, entry, captures.arrays_of(case.captured).out).copy()
+    return rows
 
 
-def _recoded(raw: U8, type_name: str, wanted: str, n: int) -> U8:
-    """Return rows in another type, with zeros up to `n` elements; those of the same as they are."""
-    if type_name == wanted:
-        return np.array(raw)
-    return encode(_padded(decode(raw, type_name), n), wanted)
+def _recoded(parts: list[tuple[U8, str]], wanted: str, n: int) -> U8:
+    """Return the rows of all parts in one type, with zeros up to `n` elements.
+
+    Those that have the type already are taken as they are.
+    """
+    recoded = [
+        np.array(raw) if type_name == wanted else encode(_padded(decode(raw, type_name), n), wanted)
+        for raw, type_name in parts
+        if raw.size
+    ]
+    return np.concatenate(recoded, axis=2)
 
 
 def _padded(rows: F32, n: int) -> F32:
@@ -152,7 +175,6 @@ def _typed_inputs(case: Case) -> Inputs:
     v = np.concatenate([part.v[at] for part, at in cut], axis=2)
     return dataclasses.replace(
         whole[types[0]],
-        model_output=None,
         k=k,
         v=v,
         k_raw=encode(k, "f32"),

@@ -41,7 +41,7 @@ class Selection:
     """As `read_cases` reads it."""
     captured: Path | None = None
     """A capture: of each entry a case in several segments, one whose segments have types and, where
-    its mask is causal, one with a rolling cache."""
+    its mask is causal, one with a rolling cache; of an entry with two parts these alone."""
     modes: Sequence[str] = ()
     """Of a capture, only the cases that all of these apply to."""
     segments: Sequence[int] = ()
@@ -161,6 +161,8 @@ def _cases_of_entry(reference: str, entry: Entry, what: Selection) -> list[Case]
     captures.arrays_of(reference)
     # cells behind the last that a row sees are left out
     plain = case_of(reference, entry, n_kv=max(1, entry.n_kv_seen))
+    if plain.segment_types:
+        return [plain]
     segments = what.segments or (_CAPTURED_SEGMENTS,)
     cut = [plain.with_(segments=min(n, plain.n_kv)) for n in segments]
     fitting = types_in_blocks(entry.hsk, entry.hsv)
@@ -192,8 +194,12 @@ def _cases_of_entry(reference: str, entry: Entry, what: Selection) -> list[Case]
 def case_of(reference: str, entry: Entry, *, n_kv: int) -> Case:
     """Return the case that is the entry `FILE#ENTRY` as it is, with its first `n_kv` keys."""
     is_usual = entry.scale == Case(hsk=entry.hsk).scale
+    fields = {name: getattr(entry, name) for name in _SAME_IN_CASE}
+    if entry.segment_types:
+        fields |= {"type_K": "f32", "type_V": "f32", "segment_types": entry.segment_types}
+        fields["boundaries"] = (min(n_kv, entry.n_kv_cold),)
     return Case(
-        **{name: getattr(entry, name) for name in _SAME_IN_CASE},
+        **fields,
         n_group=entry.n_head // entry.n_head_kv,
         n_kv=n_kv,
         mask=entry.mask_heads > 0,

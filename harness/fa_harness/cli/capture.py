@@ -33,11 +33,15 @@ class CaptureRequest:
     """What to capture, as the options say it."""
 
     layers: tuple[int, ...]
+    all_layers: bool
     tokens: int
     ubatch: int | None
     decode: int
+    all_steps: bool
     type_k: str
     type_v: str
+    type_cold: str | None
+    hot: int
     threads: int | None
     no_repack: bool
 
@@ -48,13 +52,23 @@ _request = options.as_record(
     options.numbers(
         "--layers", help="Layers to record.  [default: the first with each kind of mask]"
     ),
+    click.option("--all-layers", is_flag=True, help="Record every layer."),
     options.count("--tokens", "Length of the prompt.", default=640),
     options.count("--ubatch", "Tokens per batch; the last batch is recorded.  [default: all]"),
     options.count(
         "--decode", "Decoding steps after the prompt; the last one is recorded.", least=0, default=4
     ),
+    click.option(
+        "--all-steps", is_flag=True, help="Record every batch and every step, not the last ones."
+    ),
     click.option("--type-k", default="f16", metavar="T", help="Type of the K cache."),
     click.option("--type-v", default="f16", metavar="T", help="Type of the V cache."),
+    click.option(
+        "--type-cold",
+        metavar="T",
+        help="Type of the K and V of older tokens; takes the series mixed.  [default: one type]",
+    ),
+    options.count("--hot", "Newest tokens that keep their type, with --type-cold.", default=128),
     options.llama_threads,
     click.option("--no-repack", is_flag=True, help="Do not repack the weights; this avoids AMX."),
 )
@@ -79,9 +93,14 @@ def command(
 
     llama.cpp evaluates a text on the CPU. For some layers, the file stores Q, K, V, mask, sinks and
     the result of two attention calls: the last batch of the prompt, and one decoding step.
+
+    With --type-cold, llama.cpp is built with the series `mixed`, and its KV cache has two types. A
+    call then has two parts: older tokens, and the newest ones.
     """
     check_writable(out)
-    project = find_project()
+    if request.layers and request.all_layers:
+        raise UsageError("--layers and --all-layers exclude each other; give one")
+    project = find_project(stack="mixed") if request.type_cold else find_project()
     found = find_model(project, model, accept_terms=accept_terms)
     capture = capture_model(project, found, text or text_path(), request, out, verbose=verbose)
     print_capture(make_console(stderr=False), capture, out)
@@ -96,7 +115,7 @@ def capture_model(
         UsageError: There is no such layer, the text is too short, or the harness does not know
             K's or V's type.
     """
-    for type_name in (request.type_k, request.type_v):
+    for type_name in (request.type_k, request.type_v, request.type_cold or "f16"):
         if type_name not in TYPES:
             raise UsageError(f"type {type_name!r} is unknown; known are {', '.join(TYPES)}")
     built = build_llama(project, (), capture=True, verbose=verbose)
@@ -126,9 +145,15 @@ def _run(command: list[str | Path], request: CaptureRequest, *, verbose: bool) -
         "--type-v": request.type_v,
         "--threads": request.threads or usable_cores(),
     }
+    if request.type_cold:
+        options |= {"--type-k-cold": request.type_cold, "--type-v-cold": request.type_cold}
+        options["--hot"] = request.hot
+    if request.all_layers:
+        options["--layers"] = "all"
     if request.layers:
         options["--layers"] = ",".join(map(str, request.layers))
     command += [str(word) for option in options.items() for word in option]
+    command += ["--all-steps"] * request.all_steps
     try:
         try:
             proc.run([*command, *["--no-repack"] * request.no_repack], verbose=verbose)
@@ -156,7 +181,7 @@ def print_capture(console: Console, capture: Capture, file: Path) -> None:
             str(entry.n_batch),
             str(entry.n_kv),
             str(entry.n_kv_seen),
-            f"{entry.type_K}/{entry.type_V}",
+            "+".join(entry.segment_types) or f"{entry.type_K}/{entry.type_V}",
             str(entry.sliding_window or "-"),
             _options(entry),
         )

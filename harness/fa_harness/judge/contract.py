@@ -122,6 +122,19 @@ def checks(expect: Expectations, results: ByMode) -> Iterator[Check]:
                 yield replace(check, mode=mode)
 
 
+def of_model(expect: Expectations, results: ByMode, output: F32) -> Check:
+    """Return what the model's own result would have to hold if this library had computed it.
+
+    It is not among `checks`: another library may have, on another CPU. Of segments in types of
+    their own the mode `mixed` is among the results.
+    """
+    expected = expect.of_one
+    if expect.own_types:
+        expected = expect.chain([left.state for left in results["mixed"].first.calls])[-1]
+    call = Call(name="the model's own call", keys=(0, expect.case.n_kv))
+    return _result("model_vs_oracle", call, output, expected, expect.outputs[-1])
+
+
 def _standard(expect: Expectations, results: ByMode) -> Iterator[Check]:
     call, standard = expect.one_call, results["standard"]
     yield _result("standard_vs_oracle", call, standard.output, expect.of_one, expect.outputs[-1])

@@ -86,9 +86,6 @@ def judge(
     judged = [restated(each) for each in judged]
     comparisons = grouped(judged)
     standard = run.results["standard"].output
-    if inputs.model_output is not None:
-        # another CPU, other threads or the cells behind the last token may round otherwise
-        comparisons["standard_vs_model"] = difference(standard, inputs.model_output)
     misplaced = _misplaced(case, run.results)
     first = next((each for each in judged if not each.comparison.ok), None)
     localisation = None
@@ -109,11 +106,34 @@ def judge(
         modes=run.modes,
         reason=reason,
         localisation=localisation,
-        comparisons={name: c._replace(by_row=None) for name, c in comparisons.items()},
+        comparisons={
+            name: c._replace(by_row=None)
+            for name, c in {**comparisons, **_of_model(expect, run.results, inputs)}.items()
+        },
         outputs=_outputs(run.results) if with_outputs or standard.size <= 64 else {},
         steps=_steps(case, run.results, judged, expect),
         shares=shares_of(comparisons, _by_segment(judged)),
     )
+
+
+def _of_model(expect: Expectations, results: ByMode, inputs: Inputs) -> dict[str, Comparison]:
+    """Compare what the model's own call gave with the same call here, and with the oracle.
+
+    Nothing is required: another CPU, other threads or the cells behind the last token may round
+    otherwise.
+    """
+    output = inputs.model_output
+    if output is None:
+        return {}
+    if not expect.own_types:
+        found = {"standard_vs_model": difference(results["standard"].output, output)}
+    elif "mixed" in results:
+        here = results["mixed"].first.calls[-1].output
+        found = {"mixed_vs_model": difference(here, output)}
+    else:
+        return {}
+    of_oracle = grouped(compare([contract.of_model(expect, results, output)]))
+    return found | {name: c._replace(required="none", ok=True) for name, c in of_oracle.items()}
 
 
 def _status(

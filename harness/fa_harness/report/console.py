@@ -12,6 +12,7 @@ from fa_harness.case.case import Case
 from fa_harness.case.label import short_labels
 from fa_harness.case.rolling import CacheStep
 from fa_harness.engine.session import Results
+from fa_harness.judge.compare import Comparison
 from fa_harness.judge.shares import in_words
 from fa_harness.judge.verdict import STATUSES, Verdict
 from fa_harness.judge.words import explain, worst
@@ -107,14 +108,8 @@ def print_summary(console: Console, results: Results) -> None:
 
     Of captured cases a line before says how the model's own results compare.
     """
-    own = [found for v in results.verdicts if (found := v.comparisons.get("standard_vs_model"))]
-    if own:
-        same = sum(comparison.bitwise for comparison in own)
-        words = f"the model's own result has the bits of standard in {same} of {len(own)} cases"
-        if same < len(own):
-            most = max(comparison.max_rel_row for comparison in own)
-            words += f", elsewhere it is off by up to {most:.1e} of a row's largest element"
-        say(console, words)
+    for mode in ("standard", "mixed"):
+        _say_of_model(console, mode, [verdict.comparisons for verdict in results.verdicts])
     ran = len(results.verdicts)
     parts = [f"{results.count(status)} {status}" for status in STATUSES if results.count(status)]
     cases = number_of(ran, "case")
@@ -123,6 +118,23 @@ def print_summary(console: Console, results: Results) -> None:
     head = f"{cases}: {', '.join(parts) or 'none ran'}"
     rest = f"{results.what_ran} | {results.seconds:.1f} s"
     say_summary(console, head, rest, passed=results.passed)
+
+
+def _say_of_model(
+    console: Console, mode: str, comparisons: Sequence[Mapping[str, Comparison]]
+) -> None:
+    of_mode = [each for each in comparisons if f"{mode}_vs_model" in each]
+    if not of_mode:
+        return
+    own = [each[f"{mode}_vs_model"] for each in of_mode]
+    same = sum(comparison.bitwise for comparison in own)
+    words = f"the model's own result has the bits of {mode} in {same} of {len(own)} cases"
+    if same < len(own):
+        most = max(comparison.max_rel_row for comparison in own)
+        words += f", elsewhere it is off by up to {most:.1e} of a row's largest element"
+    say(console, words)
+    largest = max(each["model_vs_oracle"].of_bound for each in of_mode)
+    say(console, f"its error is up to {in_words(largest)} of this library's bound")
 
 
 def _some(steps: Sequence[CacheStep]) -> list[CacheStep]:

@@ -42,6 +42,8 @@ struct options {
     std::string output;
 
     std::set<int> layers;  // none: the first layer of each mask
+    bool all_layers = false;
+    bool all_steps  = false;  // every batch of the prompt and every step, not the last ones only
 
     int n_token   = 640;
     int n_decode  = 1;
@@ -50,6 +52,10 @@ struct options {
 
     ggml_type type_k = GGML_TYPE_F16;
     ggml_type type_v = GGML_TYPE_F16;
+
+    ggml_type type_k_cold = GGML_TYPE_COUNT;
+    ggml_type type_v_cold = GGML_TYPE_COUNT;
+    int       n_hot       = 0;  // tokens in the types above, where older ones have other types
 
     bool repack = true;
 };
@@ -85,13 +91,17 @@ static options parse(int argc, char ** argv) {
         const std::string name = argv[i];
         if (name == "--no-repack") {
             opt.repack = false;
+        } else if (name == "--all-steps") {
+            opt.all_steps = true;
         } else if (name.rfind("--", 0) != 0) {
             files.push_back(name);
         } else if (i + 1 == argc) {
             throw usage_error(name + " needs a value");
         } else {
             const std::string value = argv[++i];
-            if (name == "--layers") {
+            if (name == "--layers" && value == "all") {
+                opt.all_layers = true;
+            } else if (name == "--layers") {
                 for (size_t start = 0; start <= value.size();) {
                     const size_t comma = std::min(value.find(',', start), value.size());
                     opt.layers.insert(to_int(value.substr(start, comma - start)));
@@ -103,14 +113,18 @@ static options parse(int argc, char ** argv) {
             } else if (name == "--threads") { opt.n_threads = to_int(value);
             } else if (name == "--type-k")  { opt.type_k    = to_type(value);
             } else if (name == "--type-v")  { opt.type_v    = to_type(value);
+            } else if (name == "--type-k-cold") { opt.type_k_cold = to_type(value);
+            } else if (name == "--type-v-cold") { opt.type_v_cold = to_type(value);
+            } else if (name == "--hot")     { opt.n_hot     = to_int(value);
             } else {
                 throw usage_error("option " + name + " is unknown");
             }
         }
     }
     if (files.size() != 3) {
-        throw usage_error("usage: fa-harness-capture MODEL TEXT OUTPUT [--layers 0,5] [--tokens N] "
-                          "[--decode N] [--ubatch N] [--type-k T] [--type-v T] [--threads N] [--no-repack]");
+        throw usage_error("usage: fa-harness-capture MODEL TEXT OUTPUT [--layers 0,5|all] [--all-steps] [--tokens N] "
+                          "[--decode N] [--ubatch N] [--type-k T] [--type-v T] [--type-k-cold T] [--type-v-cold T] "
+                          "[--hot N] [--threads N] [--no-repack]");
     }
     opt.model  = files[0];
     opt.text   = files[1];
@@ -135,61 +149,84 @@ struct capture {
     std::vector<const void *>  mask_of;
     std::set<int>              wanted;
 
-    size_t       n_seen   = 0;       // attentions of this graph so far
-    const char * phase    = nullptr; // of what is written; none: nothing is
-    int          position = 0;       // of the first token of the batch
-    int          n_threads = 1;
+    size_t      n_seen    = 0;   // attentions of this graph so far
+    std::string phase;           // of what is written; empty: nothing is
+    int         position  = 0;   // of the first token of the batch
+    int         n_threads = 1;
+
+    // what is known of an attention of two parts until its result is there: by then the memory of Q may have
+    // another tensor
+    std::string head;
+    std::string rows;
 
     bool on_node(const ggml_tensor * node, bool ask);
-    void write(const ggml_tensor * node, int layer);
+    void begin(const ggml_tensor * node, int layer);
+    void end(const ggml_tensor * result, int layer);
+    void add(const char * name, const ggml_tensor * t, int layer);
 };
+
+// The calls of a series that this program may be built without.
+static bool is_op(const ggml_tensor * node, const char * name) {
+    return strcmp(ggml_op_name(node->op), name) == 0;
+}
+
+// the older keys, where `node` goes on with a second part; they have been computed
+static const ggml_tensor * first_part(const ggml_tensor * node) {
+    return is_op(node, "FLASH_ATTN_EXT_PARTIAL") ? node->src[5] : nullptr;
+}
 
 static bool on_node(ggml_tensor * node, bool ask, void * data) {
     return ((capture *) data)->on_node(node, ask);
 }
 
 bool capture::on_node(const ggml_tensor * node, bool ask) {
+    const bool is_result = is_op(node, "FLASH_ATTN_EXT_REDUCE");
     if (!ask) {
-        write(node, layer_of[n_seen - 1]);
+        const int layer = layer_of[n_seen - 1];
+        if (!is_result) {
+            begin(node, layer);
+        }
+        if (is_result || node->op == GGML_OP_FLASH_ATTN_EXT) {
+            end(node, layer);
+        }
         return true;
     }
     int layer = -1;
     if (learning && sscanf(node->name, "kqv_out-%d", &layer) == 1 && !layer_of.empty() && layer_of.back() < 0) {
         layer_of.back() = layer;
     }
-    if (node->op != GGML_OP_FLASH_ATTN_EXT) {
-        return false;
-    }
-    if (learning) {
+    const bool is_attention = node->op == GGML_OP_FLASH_ATTN_EXT || first_part(node);
+    if (learning && is_attention) {
         layer_of.push_back(-1);
         mask_of.push_back(node->src[3]);
+    }
+    if (learning || !(is_attention || is_result)) {
         return false;
     }
-    const size_t i = n_seen++;
-    return phase && i < layer_of.size() && wanted.count(layer_of[i]);
+    const size_t i = is_result ? n_seen - 1 : n_seen++;
+    return !phase.empty() && i < layer_of.size() && wanted.count(layer_of[i]);
 }
 
-static void write_rows(std::ofstream & out, const ggml_tensor * t) {
+void capture::add(const char * name, const ggml_tensor * t, int layer) {
+    if (t->nb[0] != ggml_type_size(t->type) || !t->data || (t->buffer && !ggml_backend_buffer_is_host(t->buffer))) {
+        throw std::runtime_error(format("layer %d: the rows of %s do not lie in memory as rows", layer, name));
+    }
     const size_t row_size = ggml_row_size(t->type, t->ne[0]);
+    head += format("%s{\"name\":\"%s\",\"type\":\"%s\",\"row_bytes\":%zu,", rows.empty() ? "" : ",", name,
+                   ggml_type_name(t->type), row_size);
+    head += format("\"ne\":[%" PRId64 ",%" PRId64 ",%" PRId64 ",%" PRId64 "]}", t->ne[0], t->ne[1], t->ne[2], t->ne[3]);
     for (int64_t i3 = 0; i3 < t->ne[3]; ++i3) {
         for (int64_t i2 = 0; i2 < t->ne[2]; ++i2) {
             for (int64_t i1 = 0; i1 < t->ne[1]; ++i1) {
-                out.write((const char *) t->data + i1*t->nb[1] + i2*t->nb[2] + i3*t->nb[3], row_size);
+                rows.append((const char *) t->data + i1*t->nb[1] + i2*t->nb[2] + i3*t->nb[3], row_size);
             }
         }
     }
 }
 
-void capture::write(const ggml_tensor * node, int layer) {
+void capture::begin(const ggml_tensor * node, int layer) {
     static const char * names[] = { "q", "k", "v", "mask", "sinks" };
-
-    std::vector<std::pair<const char *, const ggml_tensor *>> tensors;
-    for (int i = 0; i < 5; ++i) {
-        if (node->src[i]) {
-            tensors.push_back({ names[i], node->src[i] });
-        }
-    }
-    tensors.push_back({ "out", node });
+    static const char * cold[]  = { "q", "k_cold", "v_cold", "mask_cold" };
 
     float params[3];  // scale, max_bias, logit_softcap
     memcpy(params, node->op_params, sizeof(params));
@@ -197,25 +234,31 @@ void capture::write(const ggml_tensor * node, int layer) {
     const ggml_tensor * v = node->src[2];
     const bool v_in_k = v->data == k->data && v->nb[1] == k->nb[1] && v->nb[2] == k->nb[2];
 
-    out << format("{\"layer\":%d,\"phase\":\"%s\",\"position\":%d,\"threads\":%d,", layer, phase, position, n_threads)
-        << format("\"scale\":%.9g,\"max_bias\":%.9g,\"logit_softcap\":%.9g,", params[0], params[1], params[2])
-        << format("\"prec\":\"%s\",", node->op_params[3] == GGML_PREC_F32 ? "f32" : "def")
-        << format("\"v_is_view_of_k\":%s,\"tensors\":[", v_in_k ? "true" : "false");
-    const char * comma = "";
-    for (const auto & [name, t] : tensors) {
-        if (t->nb[0] != ggml_type_size(t->type) || !t->data || (t->buffer && !ggml_backend_buffer_is_host(t->buffer))) {
-            throw std::runtime_error(format("layer %d: the rows of %s do not lie in memory as rows", layer, name));
+    rows.clear();
+    head = format("{\"layer\":%d,\"phase\":\"%s\",\"position\":%d,\"threads\":%d,", layer, phase.c_str(), position, n_threads);
+    head += format("\"scale\":%.9g,\"max_bias\":%.9g,\"logit_softcap\":%.9g,", params[0], params[1], params[2]);
+    head += format("\"prec\":\"%s\",", node->op_params[3] == GGML_PREC_F32 ? "f32" : "def");
+    head += format("\"v_is_view_of_k\":%s,\"tensors\":[", v_in_k ? "true" : "false");
+    for (int i = 0; i < 5; ++i) {
+        if (node->src[i]) {
+            add(names[i], node->src[i], layer);
         }
-        out << comma
-            << format("{\"name\":\"%s\",\"type\":\"%s\",\"row_bytes\":%zu,", name, ggml_type_name(t->type),
-                      ggml_row_size(t->type, t->ne[0]))
-            << format("\"ne\":[%" PRId64 ",%" PRId64 ",%" PRId64 ",%" PRId64 "]}", t->ne[0], t->ne[1], t->ne[2], t->ne[3]);
-        comma = ",";
     }
-    out << "]}\n";
-    for (const auto & item : tensors) {
-        write_rows(out, item.second);
+    if (const ggml_tensor * first = first_part(node)) {
+        if (first->src[5] || first->src[4] || first->src[0] != node->src[0] || memcmp(first->op_params, node->op_params, sizeof(params))) {
+            throw std::runtime_error(format("layer %d: the parts of its attention do not belong together", layer));
+        }
+        for (int i = 1; i < 4; ++i) {
+            if (first->src[i]) {
+                add(cold[i], first->src[i], layer);
+            }
+        }
     }
+}
+
+void capture::end(const ggml_tensor * result, int layer) {
+    add("out", result, layer);
+    out << head << "]}\n" << rows;
 }
 
 static std::string list_of(const std::vector<int> & numbers) {
@@ -227,16 +270,16 @@ static std::string list_of(const std::vector<int> & numbers) {
 }
 
 // take the layers that were asked for; of none, the first of each mask
-static void choose_layers(capture & cap, const std::set<int> & asked) {
+static void choose_layers(capture & cap, const std::set<int> & asked, bool all) {
     for (const int layer : asked) {
         if (std::find(cap.layer_of.begin(), cap.layer_of.end(), layer) == cap.layer_of.end()) {
             throw usage_error(format("layer %d: computes no flash attention; those that do: ", layer) +
                               list_of(cap.layer_of));
         }
     }
-    cap.wanted = asked;
+    cap.wanted = all ? std::set<int>(cap.layer_of.begin(), cap.layer_of.end()) : asked;
     std::set<const void *> masks;
-    for (size_t i = 0; asked.empty() && i < cap.layer_of.size(); ++i) {
+    for (size_t i = 0; asked.empty() && !all && i < cap.layer_of.size(); ++i) {
         if (masks.insert(cap.mask_of[i]).second) {
             cap.wanted.insert(cap.layer_of[i]);
         }
@@ -271,6 +314,25 @@ static void decode(llama_context * ctx, capture & cap, llama_token * tokens, int
     cap.position += n;
 }
 
+// A llama.cpp without the series has no such fields.
+template <typename T>
+static auto set_parts(T & cparams, const options & opt, int) -> decltype((void) cparams.n_kv_hot) {
+    cparams.type_k_cold = opt.type_k_cold;
+    cparams.type_v_cold = opt.type_v_cold;
+    cparams.n_kv_hot    = opt.n_hot;
+}
+
+template <typename T>
+static void set_parts(T &, const options & opt, long) {
+    if (opt.n_hot) {
+        throw usage_error("this llama.cpp has no KV cache of two types; it needs the series mixed");
+    }
+}
+
+static std::string name_of(const options & opt, const char * phase, int i, bool is_last) {
+    return opt.all_steps ? format("%s-%d", phase, i) : is_last ? phase : "";
+}
+
 static void run(const options & opt) {
     llama_backend_init();
 
@@ -295,19 +357,20 @@ static void run(const options & opt) {
     cparams.flash_attn_type   = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     cparams.type_k            = opt.type_k;
     cparams.type_v            = opt.type_v;
+    set_parts(cparams, opt, 0);
     cparams.swa_full          = false;  // a sliding window is a ring, as in the programs of llama.cpp
     cparams.cb_eval           = on_node;
     cparams.cb_eval_user_data = &cap;
     llama_context_ptr ctx(llama_init_from_model(model.get(), cparams));
     if (!ctx) {
-        throw std::runtime_error("cannot make a context; do the head sizes go with the cache types?");
+        throw std::runtime_error("cannot make a context; the lines before say why");
     }
 
     decode(ctx.get(), cap, tokens.data(), 1);
     llama_memory_clear(llama_get_memory(ctx.get()), true);
     cap.learning = false;
     cap.position = 0;
-    choose_layers(cap, opt.layers);
+    choose_layers(cap, opt.layers, opt.all_layers);
 
     cap.out.open(opt.output, std::ios::binary);
     cap.out << format("{\"stream\":1,\"n_layer\":%d,\"n_swa\":%d}\n", llama_model_n_layer(model.get()),
@@ -315,14 +378,14 @@ static void run(const options & opt) {
 
     for (int start = 0; start < opt.n_token; start += opt.n_ubatch) {
         const int n = std::min(opt.n_ubatch, opt.n_token - start);
-        cap.phase = start + n == opt.n_token ? "prefill" : nullptr;
+        cap.phase = name_of(opt, "prefill", start/opt.n_ubatch + 1, start + n == opt.n_token);
         decode(ctx.get(), cap, tokens.data() + start, n);
     }
     for (int step = 0; step < opt.n_decode; ++step) {
         const float * logits  = llama_get_logits_ith(ctx.get(), -1);
         const int     n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model.get()));
         llama_token   token   = (llama_token) (std::max_element(logits, logits + n_vocab) - logits);
-        cap.phase = step + 1 == opt.n_decode ? "decode" : nullptr;
+        cap.phase = name_of(opt, "decode", step + 1, step + 1 == opt.n_decode);
         decode(ctx.get(), cap, &token, 1);
     }
     cap.out << "{\"end\":true}\n";
