@@ -552,6 +552,17 @@ def test_the_result_of_a_model_with_two_parts_is_compared_with_the_oracle(
         assert judged(library, of).comparisons["model_vs_oracle"].of_bound > 100
 
 
+def test_a_part_of_old_tokens_that_no_row_sees_is_left_out() -> None:
+    entry, arrays = captured.two_parts()
+    assert arrays.mask is not None
+    mask = arrays.mask.copy()
+    mask[..., :32] = -np.inf
+    unseen = dataclasses.replace(arrays, mask=mask)
+    [read] = read_stream(io.BytesIO(captured.stream((entry, unseen))))
+    assert (read[0].n_kv_cold, read[0].segment_types, read[0].n_kv) == (0, (), 32)
+    assert read[1].k_cold is read[1].v_cold is None
+
+
 def test_parts_of_which_one_has_no_mask_are_refused() -> None:
     entry, arrays = captured.two_parts()
     stream = captured.stream((entry, arrays)).replace(b'"mask_cold"', b'"mask_other"')

@@ -3,16 +3,18 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from fa_harness.case.suites import suite
-from fa_harness.cli import doctor, series_check, series_lint
+from fa_harness.cli import build, doctor, series_check, series_lint
 from fa_harness.cli import main as cli
 from fa_harness.cli.doctor import Finding
 from fa_harness.cli.lazy import LazyGroup
+from fa_harness.model.llama import Programs
+from fa_harness.project import Project
 from fa_harness.series.lint import Violation
 
 SEED = (
@@ -365,3 +367,39 @@ def test_series_check_ends_with_status_1_where_the_series_does_not_pass(
     found = series_check.CheckedUpstream(upstream="x", problem=problem)
     monkeypatch.setattr(series_check, "check", lambda *_: [found])
     assert call("series", "check", "--upstream", "x").status == status
+
+
+def test_programs_of_llama_cpp_are_built_with_a_whole_stack(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    def build_llama(project: Project, targets: Sequence[str], *, verbose: bool) -> Programs:
+        asked.append((project.stack_name, tuple(targets), verbose))
+        return Programs(src=tmp_path, cmake=tmp_path, setup={}, label="")
+
+    monkeypatch.setattr(build, "build_llama", build_llama)
+    ended = call("build", "mixed", "state", "--program", "llama-server", "--program", "llama-cli")
+    bin_ = tmp_path / "bin"
+    assert ended.status == 0
+    assert ended.stdout.splitlines() == [str(bin_ / "llama-server"), str(bin_ / "llama-cli")] * 2
+    programs = ("llama-server", "llama-cli")
+    assert asked == [
+        ("partial+fast+partial-on-fast+mixed", programs, False), ("state", programs, False)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pristine"], "--program: pristine is not a whole stack of series"),
+        (["mixed@0002"], "+mixed@0002 is not a whole stack of series"),
+        (["mixed", "-D", "GGML_OPENMP=ON"], "--define: is for libraries"),
+    ],
+)
+def test_programs_of_a_part_of_a_stack_are_refused(
+    call: Call, arguments: list[str], message: str
+) -> None:
+    ended = call("build", *arguments, "--program", "llama-server")
+    assert ended.status == 2
+    assert message in ended.stderr

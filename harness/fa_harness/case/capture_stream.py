@@ -45,6 +45,8 @@ def read_stream(stream: BinaryIO) -> list[tuple[Entry, Arrays]]:
         masks = [tensors[part].view(np.float16) for part in _MASKS if part in tensors]
         if len(masks) == 1 and "k_cold" in tensors:
             raise UsageError(f"{name}: one of its two parts has no mask")
+        if len(masks) == 2 and np.isneginf(masks[0]).all():  # no token is old yet: one part
+            del masks[0], tensors["k_cold"], tensors["v_cold"]
         mask: F16 | None = None
         if masks:
             mask = np.concatenate(masks, axis=-1)[:, :, : q.shape[2]]  # older versions pad its rows
@@ -63,8 +65,8 @@ def read_stream(stream: BinaryIO) -> list[tuple[Entry, Arrays]]:
             arrays,
             type_k=types["k"],
             type_v=types["v"],
-            type_K_cold=types.get("k_cold", ""),
-            type_V_cold=types.get("v_cold", ""),
+            type_K_cold=types["k_cold"] if "k_cold" in tensors else "",
+            type_V_cold=types["v_cold"] if "v_cold" in tensors else "",
             n_swa=head["n_swa"],
             **call,
         )
