@@ -1,10 +1,15 @@
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 from fa_harness.machine import (
     available_memory,
     cpu_features,
     cpu_model,
+    cpu_use,
     last_level_cache,
     usable_cores,
 )
@@ -73,3 +78,22 @@ def test_the_last_cache_is_the_largest(tmp_path: Path) -> None:
         (tmp_path / f"index{i}" / "size").write_text(f"{size}\n")
     assert last_level_cache(tmp_path) == 260 << 20
     assert last_level_cache(tmp_path / "index0") is None
+
+
+def test_a_process_has_the_cpu_seconds_and_the_threads_of_its_children() -> None:
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'while 1: 0'])"
+    with subprocess.Popen([sys.executable, "-c", code], start_new_session=True) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while cpu_use(process.pid)[0] < 0.3 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            seconds, wanting = cpu_use(process.pid)
+            assert seconds >= 0.3
+            assert wanting == 1
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    with subprocess.Popen(["sleep", "60"]) as sleeping:
+        time.sleep(0.2)
+        assert cpu_use(sleeping.pid)[1] == 0
+        sleeping.kill()
+    assert cpu_use(sleeping.pid) == (0, 0)

@@ -37,6 +37,25 @@ def cpu_features() -> tuple[str, ...]:
     return tuple(sorted((info.get("flags") or info.get("Features") or "").split()))
 
 
+def cpu_use(pid: int) -> tuple[float, int]:
+    """Return the CPU seconds of a process and its children, and how many threads want to run now.
+
+    Children that have ended count no more. (0, 0) where the system does not say.
+    """
+    seconds, wanting = 0.0, 0
+    tasks = Path(f"/proc/{pid}/task")
+    with contextlib.suppress(OSError):
+        whole = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+        seconds = (int(whole[11]) + int(whole[12])) / os.sysconf("SC_CLK_TCK")
+        for task in tasks.iterdir():
+            state = (task / "stat").read_text("utf-8").rpartition(")")[2].split()[0]
+            wanting += state in ("R", "D")
+            for child in (task / "children").read_text("utf-8").split():
+                of_child = cpu_use(int(child))
+                seconds, wanting = seconds + of_child[0], wanting + of_child[1]
+    return seconds, wanting
+
+
 def last_level_cache(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int | None:
     """Bytes of the largest cache that the first core uses; None where the system does not say."""
     found = []

@@ -217,6 +217,24 @@ def test_a_case_that_takes_too_long_is_a_timeout_in_its_mode(patched: Library) -
         assert lost.reason == "standard: no result after 2 s"
 
 
+@pytest.mark.parametrize(
+    ("use", "is_late"),
+    [((0.0, 1), False), ((0.0, 0), True), ((1000.0, 1), True)],
+    ids=["kept from running", "asleep", "got its time"],
+)
+def test_a_limit_counts_the_time_that_neighbours_leave(
+    around_patched: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch,
+    use: tuple[float, int], is_late: bool,
+) -> None:  # fmt: skip
+    module = around_patched("if name == 'ggml_graph_compute': __import__('time').sleep(0.3)")
+    monkeypatch.setattr("fa_harness.engine.worker.cpu_use", lambda _: use)
+    with Worker(module) as worker:
+        worker.submit(SMALL, ("standard",), 0.2, is_patient=True)
+        worker._used = 0.0
+        found = worker.result()
+    assert isinstance(found, Lost) == is_late
+
+
 @pytest.mark.parametrize("case", [None, SMALL], ids=["idle", "hung in a case"])
 def test_the_child_ends_when_its_parent_does(
     around_patched: Callable[[str], Path], case: Case | None

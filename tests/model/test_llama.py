@@ -75,20 +75,6 @@ def test_a_model_in_segments_prints_the_digits_that_it_must(
     assert all(each["largest"] == 0 for each in judgements.values() if each["expected"]["exact"])
 
 
-def test_old_tokens_in_another_type_cost_what_their_bits_say(model: Path, tmp_path: Path) -> None:
-    report = tmp_path / "report.json"
-    setting = ("--context", "512", "--chunks", "2", "--threads", "2")
-    done = call("perplexity", "--model", model, *setting, "--mixed", "--json", report)
-    assert done.returncode == 0, done.stdout + done.stderr
-    caches = {each["name"]: each for each in read(report)["caches"]}
-    mixed = [each for each in caches.values() if each["hot_window"] is not None]
-    assert len(mixed) == 7
-    # the variables are in effect: no mixed cache gives what one of its hot type does
-    of_hot = [caches["q8_0" if "+q8_0" in each["name"] else "f16"] for each in mixed]
-    assert all(each["estimate"] != hot["estimate"] for each, hot in zip(mixed, of_hot, strict=True))
-    assert all(abs(each["estimate"] / caches["f16"]["estimate"] - 1) < 0.05 for each in mixed)
-
-
 def test_evidence_on_the_real_llama_cpp(checkout: Path, model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "evidence"
     done = call(

@@ -5,7 +5,14 @@ import json
 import pytest
 
 from fa_harness.errors import FaHarnessError, UsageError
-from fa_harness.model.mixed import DEFAULT, Cache, buffer_bytes, parse_bench, parse_quality
+from fa_harness.model.mixed import (
+    DEFAULT,
+    Cache,
+    buffer_bytes,
+    bytes_per_element,
+    parse_bench,
+    parse_quality,
+)
 
 OUTPUT = """\
 chunk             PPL               ln(PPL(Q)/PPL(base))          KL Divergence
@@ -35,6 +42,19 @@ def test_options_of_a_mixed_cache() -> None:
         *("-ctkc", "q4_0", "-ctvc", "q4_0", "--cache-hot", "512"),
     )
     assert Cache.parse("q8_0").arguments == ("-ctk", "q8_0", "-ctv", "q8_0")
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("f16", 2), ("q8_0", 34 / 32), ("q5_1", 0.75), ("q5_0", 22 / 32), ("q4_0", 18 / 32)],
+)
+def test_scales_count_as_bytes_of_an_element(name: str, size: float) -> None:
+    assert bytes_per_element(name) == size
+
+
+def test_a_type_that_is_not_known_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"'q9_9' is not known; known are f32, f16"):
+        bytes_per_element("q9_9")
 
 
 def test_bytes_are_those_of_hot_and_cold_tokens() -> None:

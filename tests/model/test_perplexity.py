@@ -7,15 +7,11 @@ import pytest
 
 from fa_harness.errors import FaHarnessError, UsageError
 from fa_harness.model.perplexity import (
-    CacheRun,
     Perplexity,
     Setting,
-    bytes_per_element,
     expectation,
-    hot_window,
     judge,
     parse,
-    plan_mixed,
     plan_segments,
 )
 
@@ -115,61 +111,7 @@ def test_the_runs_differ_in_the_environment_only() -> None:
 )
 def test_a_setting_that_cannot_be_is_refused(numbers: dict[str, int]) -> None:
     with pytest.raises(UsageError):
-        Setting(**numbers)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [("f16", 2), ("q8_0", 34 / 32), ("q5_1", 0.75), ("q5_0", 22 / 32), ("q4_0", 18 / 32)],
-)
-def test_scales_count_as_bytes_of_an_element(name: str, size: float) -> None:
-    assert bytes_per_element(name) == size
-
-
-def test_a_type_that_is_not_known_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"'q9_9' is not known; known are f32, f16"):
-        bytes_per_element("q9_9")
-
-
-@pytest.mark.parametrize(
-    ("hot", "budget", "window"),
-    [("f16", 2, 2048), ("f16", 34 / 32, 712), ("f16", 18 / 32, 0), ("q8_0", 0.75, 768)],
-)
-def test_the_hot_window_uses_the_budget_up(hot: str, budget: float, window: int) -> None:
-    assert hot_window(2048, hot=hot, cold="q4_0", budget=budget) == window
-
-
-@pytest.mark.parametrize(("hot", "budget"), [("f16", 0.5), ("f16", 2.5), ("q4_0", 18 / 32)])
-def test_a_budget_that_no_window_has_is_refused(hot: str, budget: float) -> None:
-    with pytest.raises(UsageError, match="do not lie between those of cold q4_0"):
-        hot_window(2048, hot=hot, cold="q4_0", budget=budget)
-
-
-def mixed(rows: tuple[CacheRun, ...]) -> list[CacheRun]:
-    return [row for row in rows if row.hot is not None]
-
-
-def test_each_mixed_cache_takes_what_a_uniform_one_takes() -> None:
-    rows = plan_mixed(dataclasses.replace(PREFILL, swa_full=True))
-    uniform = {row.run.name: row for row in rows if row.hot is None}
-    assert list(uniform) == ["f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
-    assert [row.hot for row in mixed(rows)] == [712, 267, 178, 89, 768, 512, 256]
-    sizes = ["q8_0", "q5_1", "q5_0", "q4_1", "q5_1", "q5_0", "q4_1"]
-    for name, row in zip(sizes, mixed(rows), strict=True):
-        assert row.bytes_per_element <= uniform[name].bytes_per_element
-        assert row.bytes_per_element == pytest.approx(bytes_per_element(name), abs=2 / 2048)
-
-
-def test_a_mixed_run_names_its_types_where_llama_cpp_reads_them() -> None:
-    run = mixed(plan_mixed(dataclasses.replace(PREFILL, swa_full=True), hots=["q8_0"]))[0].run
-    assert run.name == "q4_0+q8_0:768"
-    assert run.environment == {"LLAMA_FA_COLD_TYPE": "q4_0", "LLAMA_FA_HOT": "768"}
-    assert run.arguments[-5:] == ("--swa-full", "-ctk", "q8_0", "-ctv", "q8_0")
-
-
-def test_a_mixed_cache_whose_cells_are_used_again_is_refused() -> None:
-    with pytest.raises(UsageError, match="swa_full"):
-        plan_mixed(PREFILL)
+        Setting(**numbers)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +125,6 @@ def test_a_mixed_cache_whose_cells_are_used_again_is_refused() -> None:
         (dataclasses.replace(PREFILL, n_ubatch=256), 8, False, "256 cells: a boundary at 32"),
         # the local layers keep 512 + 128 cells, in the padding's 768: parts of 96
         (Setting(n_ctx=2048, n_ubatch=512, n_swa=128), 8, False, "768 cells: a boundary at 96"),
-        (Setting(n_ctx=2048, n_ubatch=512, n_swa=128, swa_full=True), 8, True, "multiples"),
         # from 63 rows on down there are no tiles
         (dataclasses.replace(PREFILL, n_ubatch=63), 7, True, "one row at a time"),
         (Setting(n_ctx=2048, n_ubatch=32), 7, True, "one row at a time"),

@@ -1,13 +1,13 @@
-"""`perplexity`: a real model with its attention in segments, and with a cache of two types.
+"""`perplexity`: a real model with its attention in segments.
 
-Its JSON has the schema `fa-harness.perplexity/1`.
+Its JSON has the schema `fa-harness.perplexity/2`.
 """
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,17 @@ from fa_harness.machine import usable_cores
 from fa_harness.model.llama import BENCH, PERPLEXITY, build_llama, is_trapped, measure, no_repack
 from fa_harness.model.models import find_model, text_path
 from fa_harness.model.perplexity import (
-    CacheRun,
     Judgement,
     Perplexity,
     ProgramRun,
     Setting,
     judge,
-    plan_mixed,
     plan_segments,
 )
 from fa_harness.project import find_project, writing
 from fa_harness.terminal import make_console, say, write_json
 
-SCHEMA = "fa-harness.perplexity/1"
-
-NOT_ROTATED = {"LLAMA_ATTN_ROT_DISABLE": "1"}
-"""llama.cpp rotates K and V of a quantised cache, which helps it, and does not of an F16 one."""
+SCHEMA = "fa-harness.perplexity/2"
 
 
 @click.command("perplexity")
@@ -52,9 +47,6 @@ NOT_ROTATED = {"LLAMA_ATTN_ROT_DISABLE": "1"}
 )
 @click.option("--chunks", type=int, default=4, metavar="N", help="Number of chunks.")
 @options.llama_threads
-@click.option(
-    "--mixed", is_flag=True, help="Also compare mixed-type caches with uniform ones of that size."
-)
 @options.json_path
 @options.verbose
 def command(
@@ -67,7 +59,6 @@ def command(
     ubatch: int | None,
     chunks: int,
     threads: int | None,
-    mixed: bool,
     json_path: str | None,
     verbose: bool,
 ) -> bool:
@@ -88,14 +79,12 @@ def command(
     project, console = find_project(), make_console(stderr=json_path == "-")
     found = find_model(project, model, accept_terms=accept_terms)
     text = (text or text_path()).resolve()
-    window = window_of(found)
     setting = Setting(
         n_ctx=context,
         n_ubatch=min(512, context) if ubatch is None else ubatch,
         threads=threads or usable_cores(),
         chunks=chunks,
-        n_swa=window,
-        swa_full=mixed and window > 0,
+        n_swa=window_of(found),
     )
     built = build_llama(project, [BENCH, PERPLEXITY], experimental=True, verbose=verbose)
     logs = built.cmake.parent / "log"
@@ -124,26 +113,8 @@ def command(
     results = run_all(runs)
     judgements = judge(setting, runs, results)
     print_segments(console, setting, judgements, results, commands)
-    caches: list[tuple[CacheRun, Perplexity]] = []
-    if mixed:
-        planned = _with_unrotated(plan_mixed(setting))
-        of_caches = run_all([each.run for each in planned])
-        caches = [(each, of_caches[each.run.name]) for each in planned]
-        print_caches(console, setting, caches)
-    write_json(document(found.name, setting, judgements, results, caches, commands), json_path)
+    write_json(document(found.name, setting, judgements, results, commands), json_path)
     return all(each.ok for each in judgements)
-
-
-def _with_unrotated(planned: Sequence[CacheRun]) -> list[CacheRun]:
-    """Add each uniform cache of blocks as it is without the rotation, which mixed ones lack."""
-    rows = []
-    for each in planned:
-        rows.append(each)
-        name = each.run.name
-        if each.hot is None and name != "f16":
-            run = replace(each.run, name=f"{name}, not rotated", environment=NOT_ROTATED)
-            rows.append(replace(each, run=run))
-    return rows
 
 
 def window_of(model: Path) -> int:
@@ -186,23 +157,11 @@ def print_segments(
             say(console, f"    {commands[each.name]}", "dim")
 
 
-def print_caches(
-    console: Console, setting: Setting, caches: Sequence[tuple[CacheRun, Perplexity]]
-) -> None:
-    """Print a line for each cache, those of one size together."""
-    say(console, f"KV caches at {setting.n_ctx} tokens", "bold")
-    say(console, f"  {'bytes per element':>17}  {'cache':24}  perplexity")
-    for cache, found in sorted(caches, key=lambda each: -each[0].bytes_per_element):
-        size = f"{cache.bytes_per_element:17.4f}"
-        say(console, f"  {size}  {cache.run.name:24}  {_value(found)}")
-
-
 def document(
     model: str,
     setting: Setting,
     judgements: Sequence[Judgement],
     results: Mapping[str, Perplexity],
-    caches: Sequence[tuple[CacheRun, Perplexity]],
     commands: Mapping[str, str],
 ) -> dict[str, Any]:
     """Return the JSON document; it passed if each run is as near to the standard one as it must."""
@@ -213,15 +172,6 @@ def document(
         "setting": asdict(setting),
         "runs": {name: asdict(found) for name, found in results.items()},
         "judgements": [asdict(each) for each in judgements],
-        "caches": [
-            {
-                "name": cache.run.name,
-                "bytes_per_element": cache.bytes_per_element,
-                "hot_window": cache.hot,
-                **asdict(found),
-            }
-            for cache, found in caches
-        ],
         "commands": dict(commands),
     }
 

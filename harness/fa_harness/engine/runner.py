@@ -160,7 +160,8 @@ class Runner:
             return Lost(status="unsupported", reason=reason)
         if reason := memory.too_large(case, modes):
             return Lost(status="oversized", reason=reason)
-        self._worker.submit(case, modes, timeout or _ample_seconds(case), variation)
+        limit = timeout or _ample_seconds(case)
+        self._worker.submit(case, modes, limit, variation, is_patient=timeout is None)
         return self._worker.result()
 
     def _in_turn(
@@ -282,7 +283,8 @@ class _Computing:
             self._result = Lost(status="oversized", reason=reason)
         else:
             with self._timed():
-                worker.submit(case, modes, timeout or _ample_seconds(case))
+                limit = timeout or _ample_seconds(case)
+                worker.submit(case, modes, limit, is_patient=timeout is None)
 
     @property
     def is_oversized(self) -> bool:

@@ -40,6 +40,7 @@ from fa_harness.engine import ggml
 from fa_harness.engine.compute import lacking, run_case
 from fa_harness.engine.ggml import Ggml, WrongTensorError, counts
 from fa_harness.errors import SetupError
+from fa_harness.machine import cpu_use, usable_cores
 
 _STDERR_LINES = 6
 _APART = 1 << 16
@@ -49,6 +50,8 @@ _MODE_BYTES = 16
 _START_SECONDS = 60.0
 _REPLY_SECONDS = 60
 """How long a reply that has begun may pause."""
+_PATIENCE = 20
+"""How many times its limit a case may take that busy neighbours keep from running."""
 _END_SECONDS = 60.0
 """How long a child may take to end after its output has closed; it may dump its memory first."""
 
@@ -94,6 +97,7 @@ class Worker:
         self._mode: mmap.mmap
         """The child writes here which mode it computes; a message for each would cost more."""
         self._is_interrupted = False
+        self._is_patient = False
         self.is_busy = False
         """Whether a case was submitted whose result nobody took."""
         self.mutants_reached: frozenset[str] = frozenset()
@@ -136,10 +140,13 @@ class Worker:
         modes: tuple[str, ...],
         timeout: float,
         variation: Variation | None = None,
+        *,
+        is_patient: bool = False,
     ) -> None:
         """Start computing a case, or a variation of it, in `timeout` seconds at most.
 
-        `result` waits for it.
+        `result` waits for it. With `is_patient` only the time counts that the machine's other
+        processes leave to it.
         """
         if self.is_busy:
             raise RuntimeError("the worker computes another case; take its result first")
@@ -150,8 +157,10 @@ class Worker:
         except (EOFError, TimeoutError) as error:
             self._lost_at_start = self._lost("start", error)
             return
-        self._deadline = time.monotonic() + timeout
-        self._timeout = timeout
+        self._begin = time.monotonic()
+        self._deadline = self._begin + timeout
+        self._timeout, self._is_patient = timeout, is_patient
+        self._used = cpu_use(self.pid)[0] if is_patient else 0.0
         self.mutants_reached = frozenset()
         _set_mode(self._mode, "start")
         self.is_busy = True
@@ -165,6 +174,10 @@ class Worker:
             return self._lost_at_start
         found: Run | Lost | SetupError
         try:
+            while not self._connection.poll(max(self._deadline - time.monotonic(), 0)):
+                if not self._is_patient or not (missed := self._seconds_missed()):
+                    raise TimeoutError
+                self._deadline = time.monotonic() + missed
             found, self.mutants_reached = self._receive(self._deadline)
         except (EOFError, TimeoutError) as error:
             return self._lost(_mode_in(self._mode), error)
@@ -175,6 +188,17 @@ class Worker:
         if isinstance(found, SetupError):
             raise found
         return found
+
+    def _seconds_missed(self) -> float:
+        """Return how many seconds of its limit the case did not get, 0 if it got them or waits.
+
+        A thread that sleeps is waiting for another one, which is none of the machine's doing.
+        """
+        used, wanting = cpu_use(self.pid)
+        if not wanting or time.monotonic() > self._begin + _PATIENCE * self._timeout:
+            return 0.0
+        missed = self._timeout - (used - self._used) / min(wanting, usable_cores())
+        return missed if missed > self._timeout / 20 else 0.0
 
     def interrupt(self) -> None:
         """Kill the child, from any thread, even if it is just being started.

@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fa_harness.case.quants import TYPES
 from fa_harness.errors import FaHarnessError, UsageError
-from fa_harness.model.perplexity import bytes_per_element
 
 BASE = "f16"
 """The cache that the others are compared with."""
@@ -27,6 +27,13 @@ _QUALITY = {
     "same_top": rf"Same top p: +{_NUMBER} ± +{_NUMBER}",
 }
 _BUFFER = re.compile(r"KV buffer size = +(\d+\.\d+) MiB")
+
+
+def bytes_per_element(name: str) -> float:
+    """Return the bytes per element of a ggml type, scales included."""
+    if name not in TYPES:
+        raise UsageError(f"type {name!r} is not known; known are {', '.join(TYPES)}")
+    return TYPES[name].block_bytes / TYPES[name].block_size
 
 
 @dataclass(frozen=True, kw_only=True)

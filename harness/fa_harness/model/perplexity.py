@@ -13,16 +13,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from fa_harness.case.quants import TYPES
 from fa_harness.errors import FaHarnessError, UsageError
 from fa_harness.kernel import KV_TILE, Q_TILE, SPLIT_KV
 
-UNIFORM_TYPES = ("f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-"""KV types of the uniform caches, by falling size."""
-HOT_TYPES = ("f16", "q8_0")
-"""Types of the newest cells in mixed caches; llama.cpp rotates the second, not the first."""
-COLD_TYPE = "q4_0"
-"""Type of the other cells in mixed caches."""
 RELATIVE_TOLERANCE = 1e-4
 """How far a perplexity may be off if sums are in another order and no control allows more."""
 CONTROL_FACTOR = 2
@@ -82,7 +75,6 @@ class Setting:
     threads: int = 2
     chunks: int = 1
     n_swa: int = 0  # window of the model's local layers, 0 if it has none
-    swa_full: bool = False  # whether local layers keep all cells, in the order of position
 
     def __post_init__(self) -> None:
         if self.n_ctx < _PADDING or self.n_ctx % _PADDING:
@@ -101,7 +93,6 @@ class Setting:
         return (
             *("-fa", "on", "-c", str(self.n_ctx), "-b", str(self.n_ctx)),
             *("-ub", str(self.n_ubatch), "-t", str(self.threads), "--chunks", str(self.chunks)),
-            *(("--swa-full",) if self.swa_full else ()),
         )
 
 
@@ -143,70 +134,6 @@ def plan_segments(setting: Setting, segments: Sequence[int] = (1, 2, 8)) -> tupl
             for n in segments
         ),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheRun:
-    """One row of the table of mixed and uniform caches."""
-
-    run: ProgramRun
-    bytes_per_element: float  # mean over K and V at the end of a chunk
-    hot: int | None = None  # number of the newest cells, of another type; None if uniform
-
-
-def bytes_per_element(name: str) -> float:
-    """Return the bytes per element of a ggml type, scales included."""
-    if name not in TYPES:
-        raise UsageError(f"type {name!r} is not known; known are {', '.join(TYPES)}")
-    return TYPES[name].block_bytes / TYPES[name].block_size
-
-
-def hot_window(n_kv: int, *, hot: str, cold: str, budget: float) -> int:
-    """Return how many of `n_kv` cells can have the type `hot`, the others the smaller type `cold`.
-
-    `budget` is in bytes per element.
-    """
-    small, large = bytes_per_element(cold), bytes_per_element(hot)
-    if not small < large or not small <= budget <= large:
-        raise UsageError(
-            f"{budget} bytes an element do not lie between those of "
-            f"cold {cold} ({small}) and hot {hot} ({large})"
-        )
-    return int(n_kv * (budget - small) / (large - small))
-
-
-def plan_mixed(setting: Setting, *, hots: Sequence[str] = HOT_TYPES) -> tuple[CacheRun, ...]:
-    """Return uniform caches and, for each hot type, the mixed caches of the same sizes.
-
-    llama.cpp rotates K and V of a quantised cache, which costs no memory and improves it. A mixed
-    cache is rotated if its hot type is quantised. So compare hot f16 also with uniform caches
-    under `LLAMA_ATTN_ROT_DISABLE=1`.
-    """
-    if setting.n_swa and not setting.swa_full:
-        raise UsageError("a mixed cache needs its cells in order: set swa_full")
-
-    def of_type(name: str) -> tuple[str, ...]:
-        return (*setting.arguments, "-ctk", name, "-ctv", name)
-
-    sizes = {name: bytes_per_element(name) for name in (*UNIFORM_TYPES, *hots)}
-    rows = [
-        CacheRun(run=ProgramRun(name=name, arguments=of_type(name)), bytes_per_element=sizes[name])
-        for name in UNIFORM_TYPES
-    ]
-    small = bytes_per_element(COLD_TYPE)
-    for hot, name in itertools.product(hots, UNIFORM_TYPES):
-        if not small < sizes[name] < sizes[hot]:
-            continue
-        window = hot_window(setting.n_ctx, hot=hot, cold=COLD_TYPE, budget=sizes[name])
-        run = ProgramRun(
-            name=f"{COLD_TYPE}+{hot}:{window}",
-            environment={"LLAMA_FA_COLD_TYPE": COLD_TYPE, "LLAMA_FA_HOT": str(window)},
-            arguments=of_type(hot),
-            n_segments=2,
-        )
-        size = small + (sizes[hot] - small) * window / setting.n_ctx
-        rows.append(CacheRun(run=run, bytes_per_element=size, hot=window))
-    return tuple(rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +182,7 @@ def _why_inexact(rows: int, n_kv: int, n_segments: int, threads: int) -> str | N
 def _calls(setting: Setting) -> list[tuple[int, int]]:
     """Return rows and cells of each different attention call in a chunk, smallest first."""
     sizes = {setting.n_ctx}
-    if setting.n_swa and not setting.swa_full:
+    if setting.n_swa:
         sizes.add(_padded(min(setting.n_ctx, setting.n_swa + setting.n_ubatch)))
     calls = set()
     for done in range(0, setting.n_ctx, setting.n_ubatch):
