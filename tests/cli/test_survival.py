@@ -320,7 +320,7 @@ def checkout(patched: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """A checkout at a path that is not ASCII, with a copy of the library."""
     monkeypatch.delenv("UPSTREAM_DIR", raising=False)
     root = tmp_path / "prüfstand 試験"
-    shutil.copytree(PROJECT.patches, root / "patches")
+    shutil.copytree(PROJECT.patches.parent, root / "patches")
     (root / "vendor").mkdir()
     shutil.copy(PROJECT.pins_file, root / "vendor")
     shutil.copytree(patched.path, in_checkout(root, patched), symlinks=True)
@@ -352,7 +352,7 @@ def test_a_library_that_is_replaced_while_it_runs_is_not_mixed_in(
     assert statuses.count("crash") == 1
     assert set(statuses) == {"pass", "crash"}
     assert running.has_left() == []
-    assert {path.name for path in library.parent.iterdir()} == {"patched", "before"}
+    assert {path.name for path in library.parent.iterdir()} == {library.name, "before"}
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,19 @@
 """Caches of two types: their names, sizes and options, and what llama.cpp prints of them."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from fa_harness.errors import FaHarnessError, UsageError
 from fa_harness.model.mixed import (
     DEFAULT,
+    WITH_PEAK,
     Cache,
-    buffer_bytes,
     bytes_per_element,
     parse_bench,
+    parse_memory,
     parse_quality,
 )
 
@@ -92,14 +95,26 @@ def test_a_program_that_stopped_early_is_named() -> None:
         parse_quality(OUTPUT[: OUTPUT.index("Same")])
 
 
-def test_buffers_of_all_parts_are_counted() -> None:
+def test_buffers_of_all_parts_are_counted_and_the_process_beside_them() -> None:
     text = """\
 llama_kv_cache:        CPU KV buffer size =     3.00 MiB
 llama_kv_cache:        CPU KV buffer size =     1.50 MiB
+sched_reserve:        CPU compute buffer size =    10.25 MiB
 """
-    assert buffer_bytes(text) == 4.5 * 2**20
-    with pytest.raises(FaHarnessError, match="no line 'KV buffer size"):
-        buffer_bytes("nothing of it")
+    peak = subprocess.run(
+        [sys.executable, "-c", WITH_PEAK, sys.executable, "-c", "x = b'x' * (64 << 20)"],
+        stdout=subprocess.PIPE, text=True, check=True,
+    ).stdout  # fmt: skip
+    memory = parse_memory(text + peak)
+    assert (memory.kv, memory.compute) == (4.5 * 2**20, 10.25 * 2**20)
+    assert 64 << 20 < memory.process < 128 << 20
+    for missing, message in (
+        (peak, "no line 'KV buffer size"),
+        (text.replace("compute", "other") + peak, "no line 'compute buffer size"),
+        (text, "no line 'fa-harness: peak of"),
+    ):
+        with pytest.raises(FaHarnessError, match=message):
+            parse_memory(missing)
 
 
 def test_speeds_are_read() -> None:

@@ -12,7 +12,7 @@ from fa_harness.cli import perplexity as cli
 from fa_harness.cli.mixed import Measured
 from fa_harness.cli.series_lint import document
 from fa_harness.model.evidence import Evidence, Section
-from fa_harness.model.mixed import Cache, Quality
+from fa_harness.model.mixed import Cache, Memory, Quality
 from fa_harness.model.perplexity import (
     Expectation,
     Judgement,
@@ -75,7 +75,7 @@ def test_a_report_of_mixed_caches_has_the_keys_of_its_schema() -> None:
     measured = Measured(
         cache=Cache.parse("q4_0+f16:128"),
         bytes_per_element=0.65,
-        buffers=3 << 20,
+        memory=Memory(kv=3 << 20, compute=5 << 20, process=99 << 20),
         quality=quality,
         speed={"decode 4096": Interval(median=1.1, low=1.0, high=1.2)},
     )

@@ -5,9 +5,10 @@ Its JSON has the schema `fa-harness.mixed/1`.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from fa_harness.model.llama import BENCH, PERPLEXITY, build_llama, is_trapped, n
 from fa_harness.model.mixed import (
     BASE,
     DEFAULT,
+    WITH_PEAK,
     Cache,
+    Memory,
     Quality,
-    buffer_bytes,
     parse_bench,
+    parse_memory,
     parse_quality,
 )
 from fa_harness.model.models import find_model, text_path
@@ -49,7 +52,7 @@ class Measured:
 
     cache: Cache
     bytes_per_element: float
-    buffers: int  # bytes of all KV buffers, as the program says
+    memory: Memory
     quality: Quality
     speed: Mapping[str, Interval]  # by test, as `decode 4096`; empty if it was not measured
 
@@ -151,7 +154,7 @@ def command(
             commands[name] = proc.paste(words)
             log = logs / f"{PERPLEXITY}-{name.replace('+', '-').replace(':', '-')}.txt"
             try:
-                output = proc.run(words, log=log)
+                output = proc.run([sys.executable, "-c", WITH_PEAK, *words], log=log)
             except proc.ProgramError as error:
                 raise SetupError(f"{PERPLEXITY}, {name}: failed\n{error}") from error
             if asked:
@@ -159,13 +162,14 @@ def command(
                     Measured(
                         cache=asked,
                         bytes_per_element=asked.bytes_per_element(context),
-                        buffers=buffer_bytes(output),
+                        memory=parse_memory(output),
                         quality=parse_quality(output),
                         speed={},
                     )
                 )
     say(console, f"{found.name}, context {context}, batches of {ubatch}, {chunks} chunks", "bold")
     _print_quality(console, measured)
+    _print_memory(console, measured)
     if rounds:
         program = [
             *(built.program(BENCH), "-m", found, "-fa", "on", "-t", str(n_threads), "-r", "1"),
@@ -234,17 +238,24 @@ def _speeds(
 
 
 def _print_quality(console: Console, measured: Sequence[Measured]) -> None:
-    header = f"{'bytes':>6} {'MiB':>6}  {'mean KLD':>19} {'median':>9} {'99.9 %':>8} {'top':>6}"
+    header = f"{'bytes':>6}  {'mean KLD':>18} {'median':>8} {'99.9 %':>7} {'top':>6}"
     say(console, f"  {'cache':14} {header} {'PPL':>8}", "bold")
     for each in measured:
         found = each.quality
         say(
             console,
-            f"  {each.cache.name:14} {each.bytes_per_element:6.3f} {each.buffers / 2**20:6.1f}  "
-            f"{abs(found.mean):9.6f} ± {found.mean_error:.5f} {abs(found.median):9.6f} "
-            f"{found.p999:8.4f} "
-            f"{found.same_top:6.2f} {found.perplexity:8.4f}",
+            f"  {each.cache.name:14} {each.bytes_per_element:6.3f}  "
+            f"{abs(found.mean):8.6f} ± {found.mean_error:.5f} {abs(found.median):8.6f} "
+            f"{found.p999:7.4f} {found.same_top:6.2f} {found.perplexity:8.4f}",
         )
+
+
+def _print_memory(console: Console, measured: Sequence[Measured]) -> None:
+    say(console, "memory in MiB; the process's is the most that it held, with the model", "bold")
+    say(console, f"  {'cache':14} {'KV buffers':>10} {'compute':>8} {'process':>8}", "bold")
+    for each in measured:
+        kv, compute, process = (part / 2**20 for part in astuple(each.memory))
+        say(console, f"  {each.cache.name:14} {kv:10.1f} {compute:8.1f} {process:8.1f}")
 
 
 def _print_speed(console: Console, measured: Sequence[Measured]) -> None:
@@ -276,7 +287,7 @@ def document(
             {
                 "name": each.cache.name,
                 "bytes_per_element": each.bytes_per_element,
-                "buffers": each.buffers,
+                "memory": asdict(each.memory),
                 "quality": asdict(each.quality),
                 "speed": {test: asdict(found) for test, found in each.speed.items()},
             }

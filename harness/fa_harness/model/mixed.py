@@ -26,7 +26,19 @@ _QUALITY = {
     "median": rf"Median +KLD: +{_NUMBER}",
     "same_top": rf"Same top p: +{_NUMBER} ± +{_NUMBER}",
 }
-_BUFFER = re.compile(r"KV buffer size = +(\d+\.\d+) MiB")
+_MIB = r"(\d+\.\d+) MiB"
+_KV = re.compile(rf"KV buffer size = +{_MIB}")
+_COMPUTE = re.compile(rf"compute buffer size = +{_MIB}")
+_PEAK = "fa-harness: peak of"
+_PEAK_KIB = re.compile(rf"^{_PEAK} (\d+) KiB$", re.MULTILINE)
+WITH_PEAK = (
+    "import resource, subprocess, sys\n"
+    "status = subprocess.call(sys.argv[1:])\n"
+    "peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss\n"
+    f"print('{_PEAK}', peak, 'KiB', flush=True)\n"
+    "sys.exit(status)\n"
+)
+"""A program for Python that runs another one and then prints the most memory that it held."""
 
 
 def bytes_per_element(name: str) -> float:
@@ -135,16 +147,30 @@ def parse_quality(output: str) -> Quality:
     )
 
 
-def buffer_bytes(output: str) -> int:
-    """Return the bytes of all KV buffers that a program of llama.cpp says it has.
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What a program of llama.cpp says it has, and what its process held at most, in bytes."""
+
+    kv: int  # buffers of the KV cache
+    compute: int  # buffers of what a graph computes: copies of K and V would be here
+    process: int  # resident, with the model
+
+
+def parse_memory(output: str) -> Memory:
+    """Read what a program says of its buffers, and what `WITH_PEAK` printed of its process.
 
     Raises:
-        FaHarnessError: It says nothing of them.
+        FaHarnessError: Something is missing.
     """
-    found = _BUFFER.findall(output)
-    if not found:
-        raise FaHarnessError("llama.cpp: no line 'KV buffer size = ... MiB' in the output")
-    return round(sum(map(float, found)) * 2**20)
+    peak = _PEAK_KIB.search(output)
+    buffers = {"KV": _KV.findall(output), "compute": _COMPUTE.findall(output)}
+    for name, found in buffers.items():
+        if not found:
+            raise FaHarnessError(f"llama.cpp: no line '{name} buffer size = ... MiB' in the output")
+    if not peak:
+        raise FaHarnessError(f"llama.cpp: no line '{_PEAK} ... KiB' behind the output")
+    kv, compute = (round(sum(map(float, found)) * 2**20) for found in buffers.values())
+    return Memory(kv=kv, compute=compute, process=int(peak[1]) << 10)
 
 
 def parse_bench(output: str) -> Mapping[tuple[int, int, int], Sequence[float]]:
