@@ -23,15 +23,20 @@ SCORE_SPREAD = 2.5
 _SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 _SPACE = "▁"
 
+FIRST_BYTE = len(_SPECIAL)
+"""The token of byte 0; those of the other bytes follow."""
 
-def write(path: Path) -> None:
+
+def write(path: Path, *, n_swa: int = N_SWA) -> None:
     """Write the model to `path`: F16 weights, F32 norms; the same bytes each time.
+
+    With an `n_swa` of 0 all layers are global.
 
     It predicts nothing: its perplexity is far above the 261 tokens of its vocabulary. But what
     attention gives is as large in every layer as what it is added to, so a fault shows there.
     """
     writer = gguf.GGUFWriter(path, "gemma3")
-    _add_shape(writer)
+    _add_shape(writer, n_swa)
     _add_vocabulary(writer)
     _add_weights(writer, np.random.default_rng(20))
     writer.write_header_to_file()
@@ -40,7 +45,7 @@ def write(path: Path) -> None:
     writer.close()
 
 
-def _add_shape(writer: gguf.GGUFWriter) -> None:
+def _add_shape(writer: gguf.GGUFWriter, n_swa: int) -> None:
     writer.add_name("tiny")
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     writer.add_context_length(N_CTX)
@@ -53,7 +58,8 @@ def _add_shape(writer: gguf.GGUFWriter) -> None:
     writer.add_value_length(HEAD_DIM)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(1e6)
-    writer.add_sliding_window(N_SWA)
+    if n_swa:
+        writer.add_sliding_window(n_swa)
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter) -> None:

@@ -24,6 +24,7 @@ from fa_harness.upstream.source import find_source, whole_of
 
 BENCH = "llama-bench"
 PERPLEXITY = "llama-perplexity"
+SERVER = "llama-server"
 TEST_BACKEND_OPS = "test-backend-ops"
 CAPTURE = "fa-harness-capture"
 """Our own program. It runs a model and writes the inputs and results of its attention."""
@@ -33,7 +34,9 @@ OPTIONS: Mapping[str, str] = {
     "GGML_NATIVE": "ON",
     "GGML_OPENMP": "OFF",  # as the libraries of the harness are built
     "LLAMA_BUILD_EXAMPLES": "OFF",
-    "LLAMA_BUILD_SERVER": "OFF",
+    "LLAMA_BUILD_SERVER": "ON",  # as a target: it is compiled when it is asked for
+    "LLAMA_BUILD_UI": "OFF",
+    "LLAMA_USE_PREBUILT_UI": "OFF",
     "LLAMA_CURL": "OFF",
     "LLAMA_OPENSSL": "OFF",
 }
