@@ -118,7 +118,7 @@ def capture_model(
     for type_name in (request.type_k, request.type_v, request.type_cold or "f16"):
         if type_name not in TYPES:
             raise UsageError(f"type {type_name!r} is unknown; known are {', '.join(TYPES)}")
-    built = build_llama(project, (), capture=True, verbose=verbose)
+    built = build_llama(project, (), own=[CAPTURE], verbose=verbose)
     with tempfile.TemporaryDirectory(prefix="fa-harness-") as folder:
         stream = Path(folder, "stream")
         terminal.stage(f"running {model.name}")

@@ -25,6 +25,7 @@ _COMMANDS = {
     "capture": "Record a model's attention for `fa-harness run --captured`",
     "perplexity": "Compare the perplexities of a real model with and without segments",
     "mixed": "Compare a KV cache of two types with uniform ones: quality, bytes and speed",
+    "schedules": "Compare the memory of a KV cache of two types with its rule, step by step",
     "evidence": "Commit the series to a branch of your checkout and gather evidence for it",
     "test-backend-ops": "Build and run upstream's test-backend-ops from a library's sources",
     "series": "Edit series of patches; each patch is a commit while you work on it",

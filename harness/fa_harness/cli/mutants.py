@@ -118,6 +118,10 @@ def command(
         drawn = generated.sample(every, sample, seed)
     else:
         every = drawn = mutants.load(folder / "mutants.toml")
+        if any(mutant.kind == "cache" for mutant in every):
+            raise UsageError(
+                f"the mutants of '{series}' are in llama.cpp; run fa-harness schedules --mutants"
+            )
     every, drawn = (
         tuple(replace(mutant, series=series or "") for mutant in some) for some in (every, drawn)
     )

@@ -37,7 +37,8 @@ WITH_BITS = "gate"
 A gate compares them with those of `pristine`, which are the library's own without a mutant. Of a
 kernel with other bits, one that groups heads, it compares none.
 """
-KINDS = ("kernel", "api", "impostor")
+KINDS = ("kernel", "api", "impostor", "cache")
+"""Those of a KV cache are in llama.cpp, and `fa-harness schedules --mutants` tries them."""
 STATUSES = ("killed", "survived", "invalid", "equivalent")
 
 BITS = "bits of one call"

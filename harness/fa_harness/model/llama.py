@@ -14,10 +14,11 @@ import fa_harness
 from fa_harness import proc, terminal
 from fa_harness.build import toolchain
 from fa_harness.build.places import Copy
+from fa_harness.engine.ggml import llama as bindings
 from fa_harness.errors import FaHarnessError, SetupError
 from fa_harness.model.perplexity import Perplexity, parse
 from fa_harness.project import Project, locked, writing
-from fa_harness.series.series import load_experiments, series_for
+from fa_harness.series.series import load_experiments, load_mutants, series_for
 from fa_harness.series.tree import note, prepare_tree
 from fa_harness.upstream.git import git
 from fa_harness.upstream.source import find_source, whole_of
@@ -28,6 +29,10 @@ SERVER = "llama-server"
 TEST_BACKEND_OPS = "test-backend-ops"
 CAPTURE = "fa-harness-capture"
 """Our own program. It runs a model and writes the inputs and results of its attention."""
+LIBRARY = "llama"
+TEST_KV_CACHE_MIXED = "test-kv-cache-mixed"
+BINDINGS = "_llama.so"
+"""The cffi module of libllama."""
 
 OPTIONS: Mapping[str, str] = {
     "CMAKE_BUILD_TYPE": "Release",
@@ -111,34 +116,41 @@ def build_llama(
     targets: Sequence[str],
     *,
     experimental: bool = False,
-    capture: bool = False,
+    mutants: bool = False,
+    own: Sequence[str] = (),
     verbose: bool = False,
 ) -> Programs:
     """Build programs of the chosen upstream's llama.cpp with the series.
 
-    `experimental` also applies `experimental/` of the series, `capture` also builds `CAPTURE`.
+    `experimental` also applies `experimental/` of the series, `mutants` its `mutants/`. `own` are
+    files of ours that are compiled against the library: `CAPTURE`, `BINDINGS`.
     """
     source = find_source(project)
     whole = whole_of(source)
     series = series_for(project, source)
+    then = None
     if experimental:
-        series = series.then(load_experiments(project))
-        whole = whole.named("experimental")
+        then, what = load_experiments(project), "experimental"
+    elif mutants:
+        then, what = load_mutants(project), "mutants"
+    if then is not None:
+        series = series.then(then)
+        whole = whole.named(what)
     with locked(project, whole.folder):
         tree = prepare_tree(project, whole, series, verbose=verbose)
-        if experimental and tree.applied.conflict:
+        if then is not None and tree.applied.conflict:
             raise SetupError(
-                f"{note(whole, series, tree.applied)}; the experimental patches need the series"
+                f"{note(whole, series, tree.applied)}; the patches in {what}/ need the series"
             )
         copy = Copy.of(whole, tree, tree.commits[-1], project.build / whole.folder)
         built = build_programs(
             copy,
-            [*targets, *(["llama"] if capture else [])],
+            [*targets, *([LIBRARY] if own else [])],
             label=f"llama.cpp of '{source.label}' with {len(series.patches)} patches",
             verbose=verbose,
         )
-        if capture:
-            _build_capture(built, copy, verbose=verbose)
+        for name in own:
+            _BUILD_OWN[name](built, copy, verbose=verbose)
     return built
 
 
@@ -170,21 +182,41 @@ def no_repack(program: str) -> list[str]:
 
 
 def _build_capture(built: Programs, copy: Copy, *, verbose: bool) -> None:
-    """Compile our program against the libraries, unless it is current."""
-    program = built.program(CAPTURE)
+    compiler = toolchain.find_cxx_compiler().command
+    _compile(built, copy, CAPTURE, _CAPTURE_SOURCE, [*compiler, "-std=c++17"], verbose=verbose)
+
+
+def _build_bindings(built: Programs, copy: Copy, *, verbose: bool) -> None:
+    source = built.program(BINDINGS).with_suffix(".c")
+    with writing(source):
+        bindings.emit_c(source)
+    compiler = toolchain.find_c_compiler().command
+    headers = f"-I{toolchain.find_python_headers()}"
+    command = [*compiler, "-shared", "-fPIC", headers]
+    _compile(built, copy, BINDINGS, source, command, verbose=verbose)
+
+
+_BUILD_OWN = {CAPTURE: _build_capture, BINDINGS: _build_bindings}
+
+
+def _compile(
+    built: Programs, copy: Copy, name: str, source: Path, command: Sequence[str], *, verbose: bool
+) -> None:
+    """Compile a source of ours against the libraries, unless it is current."""
+    program = built.program(name)
     mark = program.with_suffix(".sha256")
     headers = [built.src / "include" / "llama.h", built.src / "ggml" / "include" / "ggml.h"]
-    text = b"".join(path.read_bytes() for path in (_CAPTURE_SOURCE, *headers))
+    text = b"".join(path.read_bytes() for path in (source, *headers))
     digest = hashlib.sha256(text).hexdigest()
     if program.is_file() and mark.is_file() and mark.read_text("utf-8") == digest:
         return
     includes = [f"-I{path.parent}" for path in headers]
-    libraries = [f"-L{built.bin}", "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath,{built.bin}"]
-    compiler = toolchain.find_cxx_compiler().command
+    libraries = ["-lllama", "-lggml", "-lggml-cpu", "-lggml-base"]
+    linked = [f"-L{built.bin}", *libraries, f"-Wl,-rpath,{built.bin}"]
     with writing(program):
         mark.unlink(missing_ok=True)
     proc.run(
-        [*compiler, "-std=c++17", "-O2", *includes, _CAPTURE_SOURCE, "-o", program, *libraries],
+        [*command, "-O2", *includes, source, "-o", program, *linked],
         env={**os.environ, "LC_ALL": "C"},
         excerpt=copy.excerpt,
         verbose=verbose,
