@@ -11,8 +11,10 @@ from fa_harness.model.mixed import (
     DEFAULT,
     WITH_PEAK,
     Cache,
+    Layers,
     bytes_per_element,
     parse_bench,
+    parse_layers,
     parse_memory,
     parse_quality,
 )
@@ -61,10 +63,11 @@ def test_a_type_that_is_not_known_is_refused() -> None:
 
 
 def test_bytes_are_those_of_hot_and_cold_tokens() -> None:
-    assert Cache.parse("f16").bytes_per_element(1000) == 2
+    layers = Layers(n_full=30)
+    assert Cache.parse("f16").bytes_per_element(1000, layers) == 2
     mixed = Cache.parse("q4_0+f16:256")
-    assert mixed.bytes_per_element(1024) == (256 * 2 + 768 * 18 / 32) / 1024
-    assert mixed.bytes_per_element(100) == 2  # all of them are hot
+    assert mixed.bytes_per_element(1024, layers) == (256 * 2 + 768 * 18 / 32) / 1024
+    assert mixed.bytes_per_element(100, layers) == 2  # all of them are hot
 
 
 @pytest.mark.parametrize(
@@ -93,6 +96,23 @@ def test_quality_is_read() -> None:
 def test_a_program_that_stopped_early_is_named() -> None:
     with pytest.raises(FaHarnessError, match="no same_top in the statistics; the output ends in"):
         parse_quality(OUTPUT[: OUTPUT.index("Same")])
+
+
+def test_layers_with_a_window_stay_hot_and_hold_no_more_tokens_than_it() -> None:
+    text = """\
+llama_kv_cache_iswa: creating non-SWA KV cache, size = 2048 cells
+llama_kv_cache: size =    6.00 MiB (  2048 cells,   3 layers,  1/1 seqs), K (f16):    3.00 MiB
+llama_kv_cache_iswa: creating     SWA KV cache, size = 768 cells
+llama_kv_cache: size =   11.25 MiB (   768 cells,  15 layers,  1/1 seqs), K (f16):    5.62 MiB
+"""
+    layers = parse_layers(text, 512)
+    assert layers == Layers(n_full=3, n_window=15, window=512)
+    of_mixed = Cache.parse("q4_0+f16:128").bytes_per_element(2048, layers)
+    n_all, n_cold = 3 * 2048 + 15 * 512, 3 * (2048 - 128)
+    assert of_mixed == ((n_all - n_cold) * 2 + n_cold * 18 / 32) / n_all
+    assert Cache.parse("q4_0").bytes_per_element(2048, layers) == 18 / 32
+    with pytest.raises(FaHarnessError, match=r"2 lines .* in the output, 1 are known"):
+        parse_layers(text, 0)
 
 
 def test_buffers_of_all_parts_are_counted_and_the_process_beside_them() -> None:

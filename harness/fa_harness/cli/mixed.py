@@ -28,10 +28,11 @@ from fa_harness.model.mixed import (
     Memory,
     Quality,
     parse_bench,
+    parse_layers,
     parse_memory,
     parse_quality,
 )
-from fa_harness.model.models import find_model, text_path
+from fa_harness.model.models import find_model, text_path, window_of
 from fa_harness.project import find_project, writing
 from fa_harness.report.plot import quality_plot
 from fa_harness.speed.bench import MIN_ROUNDS, Interval, median_interval
@@ -139,6 +140,7 @@ def command(
         *("-t", str(n_threads), "--chunks", str(chunks), "-lv", _WITH_BUFFERS),
         *(no_repack(PERPLEXITY) if is_killed else ()),
     ]
+    window = window_of(found)
     commands: dict[str, str] = {}
     measured: list[Measured] = []
     with (
@@ -157,16 +159,18 @@ def command(
                 output = proc.run([sys.executable, "-c", WITH_PEAK, *words], log=log)
             except proc.ProgramError as error:
                 raise SetupError(f"{PERPLEXITY}, {name}: failed\n{error}") from error
-            if asked:
-                measured.append(
-                    Measured(
-                        cache=asked,
-                        bytes_per_element=asked.bytes_per_element(context),
-                        memory=parse_memory(output),
-                        quality=parse_quality(output),
-                        speed={},
-                    )
+            if asked is None:
+                layers = parse_layers(output, window)
+                continue
+            measured.append(
+                Measured(
+                    cache=asked,
+                    bytes_per_element=asked.bytes_per_element(context, layers),
+                    memory=parse_memory(output),
+                    quality=parse_quality(output),
+                    speed={},
                 )
+            )
     say(console, f"{found.name}, context {context}, batches of {ubatch}, {chunks} chunks", "bold")
     _print_quality(console, measured)
     _print_memory(console, measured)

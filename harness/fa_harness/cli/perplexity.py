@@ -20,7 +20,7 @@ from fa_harness.cli import options
 from fa_harness.errors import SetupError, UsageError
 from fa_harness.machine import usable_cores
 from fa_harness.model.llama import BENCH, PERPLEXITY, build_llama, is_trapped, measure, no_repack
-from fa_harness.model.models import find_model, text_path
+from fa_harness.model.models import find_model, text_path, window_of
 from fa_harness.model.perplexity import (
     Judgement,
     Perplexity,
@@ -115,19 +115,6 @@ def command(
     print_segments(console, setting, judgements, results, commands)
     write_json(document(found.name, setting, judgements, results, commands), json_path)
     return all(each.ok for each in judgements)
-
-
-def window_of(model: Path) -> int:
-    """Return the window of a GGUF model's local layers, 0 if it has none."""
-    import gguf
-
-    try:
-        fields = gguf.GGUFReader(model).fields
-        architecture = fields["general.architecture"].contents()
-        window = fields.get(f"{architecture}.attention.sliding_window")
-        return int(window.contents()) if window is not None else 0
-    except (ValueError, KeyError, IndexError, OSError) as error:
-        raise SetupError(f"model {model}: its metadata cannot be read ({error})") from error
 
 
 def print_segments(

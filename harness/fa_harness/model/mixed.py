@@ -28,6 +28,7 @@ _QUALITY = {
 }
 _MIB = r"(\d+\.\d+) MiB"
 _KV = re.compile(rf"KV buffer size = +{_MIB}")
+_LAYERS = re.compile(r"llama_kv_cache: size = .*?cells, +(\d+) layers")
 _COMPUTE = re.compile(rf"compute buffer size = +{_MIB}")
 _PEAK = "fa-harness: peak of"
 _PEAK_KIB = re.compile(rf"^{_PEAK} (\d+) KiB$", re.MULTILINE)
@@ -46,6 +47,15 @@ def bytes_per_element(name: str) -> float:
     if name not in TYPES:
         raise UsageError(f"type {name!r} is not known; known are {', '.join(TYPES)}")
     return TYPES[name].block_bytes / TYPES[name].block_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """The layers of a model whose attention reads a KV cache."""
+
+    n_full: int  # which see all tokens
+    n_window: int = 0  # which see a window, and stay as they are in a cache of two types
+    window: int = 0  # tokens of that window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +99,13 @@ class Cache:
             return types
         return (*types, "-ctkc", self.cold, "-ctvc", self.cold, "--cache-hot", str(self.n_hot))
 
-    def bytes_per_element(self, n_token: int) -> float:
+    def bytes_per_element(self, n_token: int, layers: Layers) -> float:
         """Return the mean bytes of an element of K or V where a sequence has `n_token` tokens."""
-        n_hot = min(self.n_hot, n_token) if self.cold else n_token
+        in_window = layers.n_window * min(layers.window, n_token)
+        n_all = layers.n_full * n_token + in_window
+        n_cold = layers.n_full * max(0, n_token - self.n_hot) if self.cold else 0
         cold = bytes_per_element(self.cold) if self.cold else 0.0
-        return (n_hot * bytes_per_element(self.hot) + (n_token - n_hot) * cold) / n_token
+        return ((n_all - n_cold) * bytes_per_element(self.hot) + n_cold * cold) / n_all
 
 
 DEFAULT = (
@@ -154,6 +166,22 @@ class Memory:
     kv: int  # buffers of the KV cache
     compute: int  # buffers of what a graph computes: copies of K and V would be here
     process: int  # resident, with the model
+
+
+def parse_layers(output: str, window: int) -> Layers:
+    """Read the layers of a uniform cache; a model with a `window` has two, that with it the second.
+
+    Raises:
+        FaHarnessError: There are other caches.
+    """
+    n_layer = [int(n) for n in _LAYERS.findall(output)]
+    if len(n_layer) != 1 + (window > 0):
+        raise FaHarnessError(
+            f"llama.cpp: {len(n_layer)} lines 'llama_kv_cache: size = ...' in the output, "
+            f"{1 + (window > 0)} are known"
+        )
+    n_full, *n_window = n_layer
+    return Layers(n_full=n_full, n_window=sum(n_window), window=window)
 
 
 def parse_memory(output: str) -> Memory:

@@ -294,3 +294,16 @@ def _plain_text(page: str) -> str:
             text += "\n"
     lines = [line.strip() for line in text.split("\n")]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
+
+
+def window_of(model: Path) -> int:
+    """Return the window of a GGUF model's local layers, 0 if it has none."""
+    import gguf
+
+    try:
+        fields = gguf.GGUFReader(model).fields
+        architecture = fields["general.architecture"].contents()
+        window = fields.get(f"{architecture}.attention.sliding_window")
+        return int(window.contents()) if window is not None else 0
+    except (ValueError, KeyError, IndexError, OSError) as error:
+        raise SetupError(f"model {model}: its metadata cannot be read ({error})") from error
