@@ -93,7 +93,9 @@ def test_a_process_has_the_cpu_seconds_and_the_threads_of_its_children() -> None
         finally:
             os.killpg(process.pid, signal.SIGKILL)
     with subprocess.Popen(["sleep", "60"]) as sleeping:
-        time.sleep(0.2)
+        deadline = time.monotonic() + 60
+        while cpu_use(sleeping.pid)[1] and time.monotonic() < deadline:  # it is just starting
+            time.sleep(0.05)
         assert cpu_use(sleeping.pid)[1] == 0
         sleeping.kill()
     assert cpu_use(sleeping.pid) == (0, 0)
