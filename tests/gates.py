@@ -14,6 +14,7 @@ from fa_harness.speed.baseline import Baseline, NoBaseline, Speed
 from fa_harness.speed.gate import Gate, Measured
 from fa_harness.speed.instructions import Count
 from fa_harness.speed.ratios import Ratio
+from fa_harness.stacks import Accepted
 
 CASE = Case(n_kv=64, segments=3, regime="normal")
 OTHER = Case(n_kv=65, segments=3, regime="normal")
@@ -88,10 +89,20 @@ def compared(case: Case = CASE, *, of_bound: float = 0.1) -> Verdict:
     )
 
 
-def count_of(now: int, before: int, *, way: str = "standard", case: Case = CASE) -> Count:
+def count_of(
+    now: int,
+    before: int,
+    *,
+    way: str = "standard",
+    case: Case = CASE,
+    accepted: Sequence[Accepted] = (),
+) -> Count:
     """The instructions of one call, beside those of another library."""
     [found, *_] = instructions.compare(
-        {str(case): {way: now}}, {str(case): {way: before}}, "pristine"
+        {str(case): {way: now}},
+        {str(case): {way: before}},
+        "pristine",
+        {each.case: each for each in accepted},
     )
     return found
 

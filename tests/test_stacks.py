@@ -12,6 +12,7 @@ from fa_harness.upstream.pins import load_pins
 from tiny_upstream import write_files
 
 HEAD = 'title = "t"\nwhy = "w"\n'
+ACCEPTED = f'{HEAD}[[accepted]]\ncase = "c"\n'
 
 
 @pytest.fixture
@@ -147,6 +148,13 @@ def test_a_pin_is_added_to_those_on_which_a_series_must_hold(folder: Path) -> No
     assert file.read_text() == HEAD, "it must hold on every pin"
 
 
+def test_of_two_series_that_accept_a_case_the_last_counts(folder: Path) -> None:
+    for name, times in (("state", 1.03), ("fast", 1.02)):
+        (folder / name / "series.toml").write_text(f'{ACCEPTED}times = {times}\nwhy = "w"\n')
+    assert stacks.accepted_by([folder], ["state", "fast"])["c"].times == 1.02
+    assert stacks.accepted_by([folder], ["partial"]) == {}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -162,6 +170,11 @@ def test_a_pin_is_added_to_those_on_which_a_series_must_hold(folder: Path) -> No
         (f'{HEAD}[upstream]\npr = "#1"\n', "upstream: unknown key 'pr'; known: issue, pull_requ"),
         (f"{HEAD}[upstream]\nissue = 1\n", r"upstream\.issue is 1; write a text"),
         (f"{HEAD}variants = 1\n", r"variants is 1; write tables \[\[variants\]\]"),
+        (f"{HEAD}accepted = 1\n", r"accepted is 1; write tables \[\[accepted\]\]"),
+        (f'{HEAD}[[accepted]]\ncase = "c"\n', "give each table case, times, why"),
+        (f'{ACCEPTED}times = "3 %"\nwhy = "w"\n', "times is '3 %'; write a number between 1 and 2"),
+        (f'{ACCEPTED}times = 1.0\nwhy = "w"\n', r"times is 1\.0; write a number between"),
+        (f'{ACCEPTED}times = 1.03\nwhy = " "\n', "why is empty; say why the cost is accepted"),
         ("why = 3\ntitle = 1\n", "why is 3; write a text"),
     ],
 )

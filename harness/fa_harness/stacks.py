@@ -50,6 +50,15 @@ class Fate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Accepted:
+    """More instructions of one call than the gate allows, accepted with a reason."""
+
+    case: str  # one of the rows that the gate counts
+    times: float  # the instructions of upstream's call
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class About:
     """What a series says of itself."""
 
@@ -64,6 +73,7 @@ class About:
     suites: tuple[str, ...] = _SUITES  # that it must pass there
     modes: tuple[str, ...] = ()  # in which cases are computed, if it has no state; else empty
     upstream: Fate = field(default_factory=Fate)
+    accepted: tuple[Accepted, ...] = ()  # what it costs a call that does not use it
     variants: tuple[Any, ...] = ()  # as the file has them; `series/variants.py` reads them
 
     @property
@@ -91,6 +101,12 @@ def modes_of(folders: Sequence[Path], stack: Sequence[str]) -> tuple[str, ...]:
     """Return the modes that the series of a stack name; none where one of them names none."""
     of_each = [about(folder_of(folders, name)).modes for name in stack]
     return tuple(dict.fromkeys(itertools.chain(*of_each))) if all(of_each) else ()
+
+
+def accepted_by(folders: Sequence[Path], stack: Sequence[str]) -> dict[str, Accepted]:
+    """Return by case what the series of a stack accept; of two the last."""
+    of_each = (about(folder_of(folders, name)).accepted for name in stack)
+    return {each.case: each for each in itertools.chain(*of_each)}
 
 
 def names_in(folders: Sequence[Path]) -> Iterator[str]:
@@ -171,6 +187,7 @@ def about(folder: Path) -> About:
         "suites": _texts,
         "modes": _texts,
         "upstream": _fate,
+        "accepted": _accepted,
         "variants": _tables,
     }
     for key in data:
@@ -221,6 +238,26 @@ def _fate(where: str, value: Any) -> Fate:
             raise SetupError(f"{where}: unknown key '{key}'; known: {', '.join(known)}")
         _text(f"{where}.{key}", text)
     return Fate(**value)
+
+
+def _accepted(where: str, value: Any) -> tuple[Accepted, ...]:
+    if not isinstance(value, list):
+        raise SetupError(f"{where} is {value!r}; write tables [[accepted]]")
+    found = []
+    for table in value:
+        known = ("case", "times", "why")
+        if not isinstance(table, dict) or {*table} != {*known}:
+            raise SetupError(f"{where} has {table!r}; give each table {', '.join(known)}")
+        _text(f"{where}.case", table["case"])
+        if not _text(f"{where}.why", table["why"]).strip():
+            raise SetupError(f"{where}.why is empty; say why the cost is accepted")
+        if not isinstance(table["times"], float) or not 1 < table["times"] < 2:
+            raise SetupError(
+                f"{where}.times is {table['times']!r}; write a number between 1 and 2, such as "
+                "1.03 for 3 % more"
+            )
+        found.append(Accepted(**table))
+    return tuple(found)
 
 
 def _tables(where: str, value: Any) -> tuple[Any, ...]:

@@ -20,6 +20,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.console import Console
 
+from fa_harness import stacks
 from fa_harness.build.builder import build
 from fa_harness.build.library import Library, held
 from fa_harness.case import suites
@@ -213,6 +214,20 @@ def test_a_gate_names_the_baseline_it_lacks_first_and_counts_what_it_checked(
         "bit-exactness, bits of one call, errors, speed, speed of one call, instructions | "
         "no baseline"
     )
+
+
+def test_what_a_series_accepts_is_of_a_row_that_is_counted(
+    call: Call, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = find_project()
+    rows = [str(case) for case in instructions.ROWS]
+    for name in stacks.names_in(project.series_folders):
+        assert {*stacks.accepted_by(project.series_folders, [name])} <= {*rows}, name
+    monkeypatch.setattr(gate_of_cli, "accepted_by", lambda *_: {"FLASH": None})
+    ended = call("--baseline", file)
+    assert ended.status == 2
+    assert "in a series.toml of 'state': the gate counts no instructions of " in ended.stderr
+    assert rows[0] in ended.stderr
 
 
 def test_a_strict_gate_fails_where_something_was_not_checked(

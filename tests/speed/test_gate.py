@@ -18,6 +18,7 @@ from fa_harness.speed.baseline import Baseline, NoBaseline, Speed
 from fa_harness.speed.ratios import Ratio
 from fa_harness.speed.rows import NOISE, WAYS, SpeedRow
 from fa_harness.speed.rows import OTHER as OTHER_LIBRARY
+from fa_harness.stacks import Accepted
 from gates import (
     BITS,
     CASE,
@@ -548,6 +549,19 @@ def test_false_alarms_of_one_call_are_rarer_than_the_level_whatever_the_noise() 
     ]  # fmt: skip
     found = [ratios.compare_one_call(row, "pristine", cores=2).status for row in draws]
     assert "regressed" not in found
+
+
+def test_instructions_that_the_series_accepts_pass_and_are_counted() -> None:
+    accepted = [Accepted(case=str(CASE), times=1.03, why="of tanhf")]
+    counts = [count_of(1000, 1000, way="standard"), count_of(1030, 1000, accepted=accepted)]
+    for measured, words in ((counts, "1 ok, 1 accepted of 2"), (counts[1:], "1 accepted of 1")):
+        found = judged(GOOD, NONE, counts=measured)
+        assert found.passed
+        check = next(each for each in found.checks if each.name == "instructions")
+        assert (check.status, check.reason) == ("ok", f"{words} ratios")
+        assert not check.not_checked
+    found = judged(GOOD, NONE, counts=[count_of(1031, 1000, accepted=accepted)])
+    assert kinds(found) == ["more_instructions"]
 
 
 def test_a_slower_call_and_more_instructions_fail_the_gate_without_a_baseline() -> None:

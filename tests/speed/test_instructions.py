@@ -14,6 +14,7 @@ from fa_harness.project import find_project
 from fa_harness.speed import instructions
 from fa_harness.speed.bench import state_bytes
 from fa_harness.speed.instructions import CannotCountError, Count
+from fa_harness.stacks import Accepted
 
 CASE = Case(hsk=64, hsv=64, n_head_kv=2, n_kv=64, n_batch=1, segments=4)
 ELEMENTS = state_bytes(CASE) // 4
@@ -27,9 +28,14 @@ def written(folder: Path, *totals: object) -> Path:
     return folder / "out"
 
 
-def compared(theirs: dict[str, int] | str, **ours: int) -> dict[str, Count]:
+def compared(
+    theirs: dict[str, int] | str, accepted: float | None = None, **ours: int
+) -> dict[str, Count]:
     of_theirs = theirs if isinstance(theirs, str) else {str(CASE): theirs}
-    found = instructions.compare({str(CASE): ours}, of_theirs, "pristine")
+    tables = [Accepted(case=str(CASE), times=accepted, why="of tanhf")] if accepted else []
+    found = instructions.compare(
+        {str(CASE): ours}, of_theirs, "pristine", {each.case: each for each in tables}
+    )
     return {count.way: count for count in found}
 
 
@@ -54,6 +60,22 @@ def test_one_call_may_execute_1_per_cent_more_than_the_other_librarys(
 ) -> None:
     found = compared({"standard": 1000}, standard=now)["standard"]
     assert (found.status, found.to, found.before) == (status, "pristine", 1000)
+
+
+@pytest.mark.parametrize(
+    ("now", "status", "words"),
+    [
+        (1010, "ok", "allowed +1.00%"),
+        (1011, "accepted", "accepted +3.00% (of tanhf)"),
+        (1030, "accepted", "accepted +3.00% (of tanhf)"),
+        (1031, "regressed", "allowed +3.00%"),
+    ],
+)
+def test_what_a_series_accepts_is_said_with_its_reason(now: int, status: str, words: str) -> None:
+    found = compared({"standard": 1000}, 1.03, standard=now, full_state=5 * now)
+    assert found["standard"].status == status
+    assert found["standard"].reason.endswith(words)
+    assert found["full_state"].status == "regressed"  # that is of one call alone
 
 
 def test_a_state_may_cost_two_instructions_an_element_in_each_call() -> None:

@@ -27,16 +27,17 @@ from fa_harness.cli.options import How, Reports
 from fa_harness.cli.run import run_with
 from fa_harness.engine.runner import Runner
 from fa_harness.engine.session import Results
-from fa_harness.errors import UsageError
+from fa_harness.errors import SetupError, UsageError
 from fa_harness.files import replace_file
 from fa_harness.project import Project, find_project, locked, writing
 from fa_harness.report.annotations import render as annotate
 from fa_harness.series.series import series_for
-from fa_harness.speed import baseline, gate, renewal
+from fa_harness.speed import baseline, gate, instructions, renewal
 from fa_harness.speed.against import Sides
 from fa_harness.speed.baseline import Baseline, NoBaseline
 from fa_harness.speed.gate import KINDS, Gate, Measured
 from fa_harness.speed.rows import SpeedRow
+from fa_harness.stacks import Accepted, accepted_by
 from fa_harness.terminal import make_console, number_of, say
 from fa_harness.upstream.source import find_source
 
@@ -151,6 +152,7 @@ def command(
         where = baseline_file.absolute() if baseline_file is not None else project.baselines
         project.refuse_to_change_shipped(where, "gate --update-baseline")
     find_name(project, against)  # is there such a library?
+    accepted = _accepted(project)
     console = make_console(stderr=reports.to_stdout)
     cases = select(what)
     measured, speed_rows = Measured.nothing("left out (--no-speed)"), list[SpeedRow]()
@@ -168,7 +170,13 @@ def command(
             runner, found, cases, how, None, console, write=reports.write, redraws=redraws
         )
         made_with = {**what_made(project, found, results, class_), "against": against}
-        sides = Sides(library=found, options=how.options, against=against, is_chosen=chosen(what))
+        sides = Sides(
+            library=found,
+            options=how.options,
+            against=against,
+            is_chosen=chosen(what),
+            accepted=accepted,
+        )
         is_well = not (results.stopped or gate.failing(results, before, update=update))
         try:
             if is_well and (update or isinstance(before, Baseline)):
@@ -245,6 +253,19 @@ def _check_call(
         )
 
 
+def _accepted(project: Project) -> dict[str, Accepted]:
+    """Return what the series accept, all of rows that are counted."""
+    found = accepted_by(project.series_folders, project.stack)
+    rows = [str(case) for case in instructions.ROWS]
+    for case in found:
+        if case not in rows:
+            raise SetupError(
+                f"[[accepted]] in a series.toml of '{project.stack_name}': the gate counts no "
+                f"instructions of case {case}; it counts those of\n  " + "\n  ".join(rows)
+            )
+    return found
+
+
 def _in_words(what: Selection) -> str:
     """Return which of the suite's cases are chosen, as options; empty for all."""
     shard = f"--shard {what.shard[0]}/{what.shard[1]}" if what.shard else ""
@@ -315,6 +336,10 @@ def _print(console: Console, gate: Gate) -> None:
         line = Text(f"  {check.status:9}  {check.name:17}  {check.reason}")
         line.stylize(_STYLE[check.status], 2, 11)
         say(console, line)
+    for count in gate.counts:
+        if count.status == "accepted":
+            say(console, f"  accepted   {label(Case.parse(count.case))}", "yellow")
+            say(console, f"      {count.reason}", "yellow")
     for line_of_reason in gate.unsupported:
         say(console, f"  {line_of_reason}", "yellow")
     for note in gate.notes:

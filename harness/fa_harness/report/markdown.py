@@ -24,7 +24,7 @@ from fa_harness.speed.ratios import Ratio
 
 _MOST = 30
 """Troubles with details; a summary may have 1 MiB."""
-_MARKS = {"ok": "✅", "regressed": "❌", "skipped": "⚪"}
+_MARKS = {"ok": "✅", "accepted": "✅", "regressed": "❌", "skipped": "⚪"}
 
 
 def render(results: Results, gate: Gate | None = None) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fa_harness import terminal
 from fa_harness.build.library import Library
@@ -25,6 +25,7 @@ from fa_harness.speed.gate import Measured
 from fa_harness.speed.instructions import CannotCountError, Count
 from fa_harness.speed.ratios import Ratio
 from fa_harness.speed.rows import PROCESSES, SpeedRow
+from fa_harness.stacks import Accepted
 
 _NONE_CHOSEN = "none of its rows is chosen"
 
@@ -37,6 +38,7 @@ class Sides:
     options: Mapping[str, str]  # CMake options that both are asked for with
     against: str  # the name of the other library
     is_chosen: Callable[[Case], bool]  # which rows are measured
+    accepted: Mapping[str, Accepted] = field(default_factory=dict)  # by case, of instructions
 
     def measure(
         self, before: Baseline | NoBaseline, *, update: bool
@@ -136,7 +138,7 @@ class Sides:
         except (SetupError, CannotCountError) as error:
             return str(error)
         theirs = other if isinstance(other, str) else found[1]
-        return instructions.compare(found[0], theirs, self.against)
+        return instructions.compare(found[0], theirs, self.against, self.accepted)
 
     @contextlib.contextmanager
     def _other(self, options: Mapping[str, str], *, together: bool) -> Iterator[Library | str]:

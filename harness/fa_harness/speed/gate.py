@@ -533,9 +533,11 @@ def _check_measured(
         if each.status == "regressed"
     ]
     n = Counter(each.status for each in measured)
-    if not found and not n["ok"]:
+    if not found and not n["ok"] + n["accepted"]:
         return _skipped(name, "; ".join(dict.fromkeys(each.reason for each in measured)))
-    words = ", ".join(f"{n[each]} {each}" for each in ("ok", "regressed", "skipped") if n[each])
+    words = ", ".join(
+        f"{n[each]} {each}" for each in ("ok", "accepted", "regressed", "skipped") if n[each]
+    )
     reason, status = f"{words} of {len(measured)} ratios", "regressed" if found else "ok"
     not_checked = f"{n['skipped']} of {len(measured)} ratios" if n["skipped"] else ""
     return GateCheck(name=name, status=status, reason=reason, not_checked=not_checked), found
