@@ -37,6 +37,8 @@ GROUPED = "GROUPED"
 """Feature of a library that computes the heads which share K and V together."""
 GROUPED_Q8 = "GROUPED_Q8"
 """Feature of a library whose tiles, of heads together, multiply some types of K in 8 bits."""
+GROUPED_BF16 = "GROUPED_BF16"
+"""Feature of a library whose tiles, of heads together, multiply K of BF16 as it is."""
 CHUNK = 512
 """Keys of a part of a chunked call, counted from the call's first key."""
 CHUNKED_ROWS = 128
@@ -182,8 +184,9 @@ class Arithmetic:
 def arithmetic(case: Case, path: str, features: tuple[str, ...]) -> Arithmetic:
     """Return what a path computes a case in, on CPU features as `Ggml.features` names them."""
     in_8_bits = GROUPED_Q8 in features and case.type_K in _TILE_Q8
+    in_bf16 = GROUPED_BF16 in features and case.type_K == "bf16"
     tiles = Arithmetic(
-        q_type="q8" if in_8_bits else "f32",
+        q_type="q8" if in_8_bits else "bf16" if in_bf16 else "f32",
         f16_numerators=False,
         loose_from=SEES_HIDDEN,
         is_q_known=IN_F32 in features,

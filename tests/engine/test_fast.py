@@ -20,6 +20,7 @@ from fa_harness.kernel import (
     CHUNKED_ROWS,
     DOT_ROWS,
     GROUPED,
+    GROUPED_BF16,
     GROUPED_Q8,
     SEES_HIDDEN,
     SEES_SOME,
@@ -53,7 +54,8 @@ def test_tiles_of_a_library_multiply_in_8_bits_where_the_cpu_can(
 ) -> None:
     features = grouping.features()
     assert (GROUPED_Q8 in features) == ("AVX512_VNNI" in features)
-    assert GROUPED_Q8 not in library.features()
+    assert (GROUPED_BF16 in features) == ("AVX512_BF16" in features)
+    assert not {GROUPED_Q8, GROUPED_BF16} & {*library.features()}
 
 
 @pytest.mark.parametrize(
@@ -63,19 +65,25 @@ def test_tiles_of_a_library_multiply_in_8_bits_where_the_cpu_can(
         (FEW.with_(type_K="q8_0", type_V="f16"), "q8"),
         (MANY.with_(type_K="q4_0", type_V="f16"), "q8"),
         (MANY.with_(type_K="q5_0", type_V="q8_0"), "f32"),
+        (DECODE.with_(type_K="bf16", type_V="f16"), "f32"),
+        (FEW.with_(type_K="bf16", type_V="f16"), "bf16"),
+        (MANY.with_(type_K="f16", type_V="bf16"), "f32"),
     ],
 )
-def test_tiles_round_q_for_the_types_that_are_multiplied_in_8_bits(case: Case, q_type: str) -> None:
-    features = (*FEATURES, GROUPED_Q8)
+def test_tiles_round_q_for_the_types_that_are_multiplied_as_they_are(
+    case: Case, q_type: str
+) -> None:
+    features = (*FEATURES, GROUPED_Q8, GROUPED_BF16)
     assert arithmetic(case, path(case, features=features), features).q_type == q_type
     assert arithmetic(case, path(case, features=FEATURES), FEATURES).q_type == "f32"
 
 
+@pytest.mark.parametrize("type_k", ["q8_0", "bf16"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_not_finite_in_a_row_of_q_shows_in_that_row_alone(
-    grouping: Ggml, value: float
+    grouping: Ggml, value: float, type_k: str
 ) -> None:
-    case = FEW.with_(type_K="q8_0", type_V="f16")
+    case = FEW.with_(type_K=type_k, type_V="f16")
     inputs = make_inputs(case)
     q = inputs.q.copy()
     q[0, 5, 7, 3] = value

@@ -16,7 +16,7 @@ from fa_harness.engine.ggml.graphs import CONTEXT_BYTES, Backend, Context, Found
 from fa_harness.engine.ggml.remote import Remote, Server, has_remote
 from fa_harness.engine.ggml.tensors import WrongTensorError
 from fa_harness.errors import SetupError
-from fa_harness.kernel import DOT_ROWS, GROUPED, GROUPED_Q8
+from fa_harness.kernel import DOT_ROWS, GROUPED, GROUPED_BF16, GROUPED_Q8
 
 _GROUPED = "ggml_compute_forward_flash_attn_ext_grouped"
 
@@ -123,7 +123,7 @@ class Ggml:
         `FP16_DOT`, F16 dot products add in FP16 registers; `FP16_MAD_128`, in steps of 128 elements
         an F16 V is multiplied by weights that are F16 numbers, too. `GROUPED` is of a library that
         computes the heads of a group together: the CPU backend has a function for it. `GROUPED_Q8`,
-        its tiles round Q to 8 bits where K is Q8_0 or Q4_0.
+        its tiles round Q to 8 bits where K is Q8_0 or Q4_0; `GROUPED_BF16`, to BF16 where K is.
         """
         ffi, lib = self._ffi, self._lib
         reg = lib.ggml_backend_cpu_reg()
@@ -138,8 +138,10 @@ class Ggml:
             names.append("FP16_DOT")
         if self._groups_heads():
             names.append(GROUPED)
-            if self._tiles_round_q():
+            if self._tiles_round_q("q8_0", (127, 0.4), (0, 1)):
                 names.append(GROUPED_Q8)
+            if self._tiles_round_q("bf16", (1, 1 + 2**-9), (-64, 64)):
+                names.append(GROUPED_BF16)
         step = self._step_of_f16_weights()
         if step is not None:
             names.append(f"FP16_MAD_{step}")
@@ -160,21 +162,23 @@ class Ggml:
         files = self._folder.glob("libggml-cpu*.so")  # loaded already
         return any(hasattr(ctypes.CDLL(str(file)), _GROUPED) for file in files)
 
-    def _tiles_round_q(self) -> bool:
-        """Tell whether a tile over two keys, K = 0 and K = k, rounds a q * k of 0.4 to 0."""
+    def _tiles_round_q(
+        self, type_k: str, q_pair: tuple[float, float], k_pair: tuple[float, float]
+    ) -> bool:
+        """Tell whether a tile over two keys, K = 0 and K = k, rounds a q * k above 0.1 to 0."""
         n = 32
         q_row = np.zeros((DOT_ROWS, n), np.float32)
-        q_row[:, :2] = 127, 0.4
+        q_row[:, :2] = q_pair
         k_rows = np.zeros((2, n), np.float32)
-        k_rows[1, 1] = 1
+        k_rows[1, :2] = k_pair
         with self.context() as ctx, self.backend(1) as backend:
             q = ctx.tensor("f32", (n, DOT_ROWS, 1, 1))
-            keys, values = ctx.tensor("q8_0", (n, 2, 1, 1)), ctx.tensor("f32", (1, 2, 1, 1))
+            keys, values = ctx.tensor(type_k, (n, 2, 1, 1)), ctx.tensor("f32", (1, 2, 1, 1))
             output = ctx.flash_attn_ext(q, keys, values, None, scale=1.0)
             graph = ctx.graph([output])
             backend.allocate(ctx)
             q.write(q_row)
-            keys.write(quants.encode(k_rows, "q8_0"))
+            keys.write(quants.encode(k_rows, type_k))
             values.write(np.array([0, 1], np.float32))
             backend.compute(graph)
             return bool((np.abs(output.read() - 0.5) < 2**-10).all())
