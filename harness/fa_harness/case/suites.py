@@ -505,6 +505,10 @@ def _gate_chains() -> list[Case]:
     add(split, "f32/f16", n_kv=700, threads=2)
     # one row, and NaN in keys that it does not see: nothing else may read them
     add(decode, n_kv=97, n_head_kv=3, n_group=1, hsk=64, hsv=64, segments=1, regime="nan")
+    # the same, and with this seed it sees none of them: K in one head, V in the others
+    add(decode, n_kv=97, n_head_kv=3, n_group=1, hsk=64, hsv=64, segments=1, regime="nan", seed=8)
+    # a tile of BF16, which some CPUs multiply in pairs, with odd rows
+    add(rows, "bf16", n_batch=20, n_group=3, hsk=33, hsv=40)
     return cases
 
 
