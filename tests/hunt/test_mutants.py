@@ -291,6 +291,15 @@ def test_a_mutant_whose_patch_was_left_out_is_invalid_and_the_others_are_tried(
     assert other[0] == "killed"
 
 
+def test_a_left_out_mutant_whose_name_is_in_the_table_is_not_taken_for_unreached(
+    mutated: Library,
+) -> None:
+    mutant = made("norm-never-vec", patch="0009-new.patch", if_unreached="not on this CPU")
+    [(status, reason)] = outcomes(mutated, mutant, suites={"seed": suite("seed")})
+    assert status == "invalid"
+    assert reason.endswith("0009-new.patch does not apply, bring it up to date")
+
+
 def test_an_equivalent_mutant_is_not_tried_and_has_its_reason(mutated: Library) -> None:
     mutant = made("norm-never-vec", equivalent="S is 1")
     assert outcomes(mutated, mutant, suites={"seed": suite("seed")}) == [("equivalent", "S is 1")]

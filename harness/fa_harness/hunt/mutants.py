@@ -365,7 +365,9 @@ def _unfit(mutant: Mutant, library: Library, known: Sequence[str]) -> Outcome | 
     """Return the outcome of a mutant that need not or cannot be tried."""
     if mutant.equivalent:
         return Outcome(mutant=mutant, status="equivalent", reason=mutant.equivalent)
-    if mutant.id in known:
+    # its name may be in the table all the same; a generated mutant has no patch of its own
+    is_left_out = mutant.patch.endswith(".patch") and mutant.patch not in library.series
+    if mutant.id in known and not is_left_out:
         return None
     why = f"{mutant.patch} does not apply, bring it up to date"
     if mutant.patch in library.series:
