@@ -225,7 +225,7 @@ def test_what_a_series_accepts_is_of_a_row_that_is_counted(
         assert {*stacks.accepted_by(project.series_folders, [name])} <= {*rows}, name
     monkeypatch.setattr(gate_of_cli, "accepted_by", lambda *_: {"FLASH": None})
     ended = call("--baseline", file)
-    assert ended.status == 2
+    assert ended.status == 3
     assert "in a series.toml of 'state': the gate counts no instructions of " in ended.stderr
     assert rows[0] in ended.stderr
 

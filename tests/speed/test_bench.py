@@ -450,7 +450,8 @@ def test_a_row_is_measured_on_both_libraries(
     assert set(found.seconds) == {*ways, "empty_vec", "byte", "stored_byte"}
     assert all(each.shape == (8,) and (each > 0).all() for each in found.seconds.values())
     # A line is read and written where it is stored, as where it is copied, but a row at a time.
-    assert 1 / 1.2 < np.median(found.seconds["stored_byte"] / found.seconds["byte"]) < 2 * 2
+    # The fastest rounds, which no neighbour on the machine disturbs.
+    assert 1 / 1.2 < found.seconds["stored_byte"].min() / found.seconds["byte"].min() < 2 * 2
     assert set(found.work_size) == set(found.allocations) == ways
     assert len(set(found.work_size.values())) == len(set(found.allocations.values())) == 1
 
