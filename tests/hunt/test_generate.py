@@ -100,17 +100,25 @@ def test_a_reason_may_be_of_one_change_of_several_that_are_called_the_same() -> 
 
 def test_a_series_may_take_the_reasons_of_another(tmp_path: Path) -> None:
     for series, text in (
-        ("state", '"a" = "one"\n"b" = "two"\n[unreached]\n"c" = "three"\n'),
-        ("partial", 'as_in = ["state"]\n"b" = "four"\n[unreached]\n"d" = "five"\n'),
+        (
+            "state",
+            '"a" = "one"\n"b" = "two"\n[unreached]\n"c" = "three"\n[only_time]\n"e" = "six"\n',
+        ),
+        (
+            "partial",
+            'as_in = ["state"]\n"b" = "four"\n[unreached]\n"d" = "five"\n'
+            '[only_time]\n"f" = "seven"\n',
+        ),
     ):
         folder = tmp_path / series / "mutants"
         folder.mkdir(parents=True)
         (folder / "equivalent.toml").write_text(text)
         (tmp_path / series / "series").write_text("")
     project = replace(find_project(), more_series=(tmp_path,))
-    assert generate.reasons(project.of("partial")) == (
-        {"a": "one", "b": "four"},
-        {"c": "three", "d": "five"},
+    assert generate.reasons(project.of("partial")) == generate.Reasons(
+        equivalent={"a": "one", "b": "four"},
+        unreached={"c": "three", "d": "five"},
+        only_time={"e": "six", "f": "seven"},
     )
 
 

@@ -316,6 +316,18 @@ def test_a_generated_mutant_that_no_case_reaches_is_equivalent_where_a_reason_sa
         assert outcome.reason == (reason or "none of 1 cases reaches it")
 
 
+def test_a_mutant_that_only_time_shows_is_tried_and_equivalent_if_it_survives(
+    mutated: Library,
+) -> None:
+    mutant = made("norm-never-vec", if_survived="it only reads ahead")
+    tiled = [case for case in suite("smoke") if path(case) == "tiled"][:1]
+    assert outcomes(mutated, mutant, suites={"some": tiled}) == [
+        ("equivalent", "it only reads ahead")
+    ]
+    [(status, _)] = outcomes(mutated, mutant, suites={"seed": suite("seed")})
+    assert status == "killed"
+
+
 def test_a_case_that_fails_without_the_mutant_kills_none(mutated: Library) -> None:
     zeros = suite("seed")[0].with_(n_kv=1, boundaries=(0,), regime="normal", mask_kind="zeros")
     mistrusted = zeros.with_(hsk=32, hsv=32)

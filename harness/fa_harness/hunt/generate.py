@@ -13,7 +13,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,19 +134,33 @@ def write(project: Project) -> tuple[Change, ...]:
 
 def load(project: Project) -> tuple[Mutant, ...]:
     """Make the mutants of the chosen upstream, and return them."""
-    equivalent, unreached = reasons(project)
+    known = reasons(project)
     turns: Counter[str] = Counter()
     mutants = []
     for change in write(project):
         turns[name(change)] += 1
-        mutant = as_mutant(change, equivalent, turn=turns[name(change)])
-        reason = unreached.get(f"{change.function}: {change.source}", "")
-        mutants.append(replace(mutant, if_unreached=reason))
+        mutant = as_mutant(change, known.equivalent, turn=turns[name(change)])
+        line = f"{change.function}: {change.source}"
+        only_time = known.only_time.get(line, known.only_time.get(change.function, ""))
+        unreached = known.unreached.get(line, "")
+        mutants.append(replace(mutant, if_unreached=unreached, if_survived=only_time))
     return tuple(mutants)
 
 
-def reasons(project: Project) -> tuple[dict[str, str], dict[str, str]]:
-    """Return why some changes cannot show, and why others cannot where no case reaches them.
+@dataclass(frozen=True, kw_only=True)
+class Reasons:
+    """Why changes cannot show, as a series' `equivalent.toml` has it."""
+
+    equivalent: dict[str, str]
+    """Of a change, by its name."""
+    unreached: dict[str, str]
+    """Of the changes of a line that no case reaches, by its function and text."""
+    only_time: dict[str, str]
+    """Of the changes of a function, or of a line of it, on which no result depends."""
+
+
+def reasons(project: Project) -> Reasons:
+    """Return why some changes cannot show.
 
     `as_in` in the file names series whose reasons hold here, too.
     """
@@ -155,12 +169,15 @@ def reasons(project: Project) -> tuple[dict[str, str], dict[str, str]]:
     found.pop("replaces_attention", None)
     equivalent: dict[str, str] = {}
     unreached: dict[str, str] = {}
+    only_time: dict[str, str] = {}
     for other in found.pop("as_in", []):
         more = reasons(project.of(other))
-        equivalent |= more[0]
-        unreached |= more[1]
+        equivalent |= more.equivalent
+        unreached |= more.unreached
+        only_time |= more.only_time
     unreached |= found.pop("unreached", {})
-    return {**equivalent, **found}, unreached
+    only_time |= found.pop("only_time", {})
+    return Reasons(equivalent=equivalent | found, unreached=unreached, only_time=only_time)
 
 
 def sample(mutants: Sequence[Mutant], size: int, seed: int) -> tuple[Mutant, ...]:

@@ -78,6 +78,8 @@ class Mutant:
     """Why it cannot show."""
     if_unreached: str = ""
     """Why it cannot show where no case reaches it; on another processor some may."""
+    if_survived: str = ""
+    """Why only time shows it, if no case fails with it; it is tried, since it may crash or hang."""
     file: str = ""
     """Of a generated mutant, where it is."""
     line: int = 0
@@ -421,6 +423,8 @@ def _kill(
         return Outcome(
             mutant=mutant, status="equivalent", reason=mutant.if_unreached, n_case=n_case
         )
+    if mutant.if_survived:
+        return Outcome(mutant=mutant, status="equivalent", reason=mutant.if_survived, n_case=n_case)
     # a written mutant that nothing reaches is put in wrongly; else it shows a gap
     status = "survived" if reached or mutant.file or mutant.of != "mutants" else "invalid"
     reason = f"none of {n_case} cases {'fails with' if reached else 'reaches'} it"
