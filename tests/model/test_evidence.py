@@ -3,8 +3,10 @@
 import json
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
+from fa_harness.arrays import F64
 from fa_harness.errors import SetupError
 from fa_harness.model import evidence
 from fa_harness.model.evidence import Evidence, Pass, Section
@@ -160,19 +162,53 @@ def test_what_cannot_be_told_is_said_with_the_rounds_that_it_takes() -> None:
     assert evidence.bench_section(before, before, notes=["in turn"]).notes == ("in turn",)
 
 
+def perplexity_of(chunks: F64) -> Perplexity:
+    """Return what is printed of chunks with these logarithms, in their order."""
+    running = np.exp(np.cumsum(chunks) / np.arange(1, len(chunks) + 1))
+    printed = tuple(float(f"{value:.4f}") for value in running)
+    return Perplexity(estimate=printed[-1], error=0.7, chunks=printed)
+
+
 @pytest.mark.parametrize(
-    ("before", "after", "verdict"),
+    ("shift", "noise", "verdict"),
     [
-        (23.9101, 23.9101, "no change"),
-        (23.9101, 23.9110, "no change"),
-        (23.9101, 23.9201, "worse"),
-        (23.9101, 23.9001, "better"),
+        (0.0, 0.0, "no change"),
+        (4e-5, 0.0, "no change"),
+        (4e-4, 1e-4, "worse"),
+        (-4e-4, 1e-4, "better"),
+        (4e-4, 3e-3, "no change"),
+        (4e-4, 3e-2, "cannot be told"),
     ],
 )
-def test_perplexity_is_weighed_far_below_its_own_interval(
-    before: float, after: float, verdict: str
+def test_perplexity_is_judged_by_what_changes_in_each_chunk(
+    shift: float, noise: float, verdict: str
 ) -> None:
-    assert evidence.judge_perplexity(before, after) == verdict
+    random = np.random.default_rng(1)
+    of_text = random.normal(3, 0.5, 24)
+    changes = random.normal(0, 1, 24)
+    changes = shift + noise * (changes - changes.mean()) / changes.std()
+    before, after = perplexity_of(of_text), perplexity_of(of_text + changes)
+    interval, found = evidence.judge_perplexity(before, after)
+    assert found == verdict
+    assert interval.low <= np.exp(shift) * (1 + 1e-5)
+    assert interval.high >= np.exp(shift) * (1 - 1e-5)
+
+
+def test_of_few_chunks_only_an_equal_perplexity_is_told() -> None:
+    of_text = np.full(14, 3.0)
+    before, after = perplexity_of(of_text), perplexity_of(of_text + 1e-3)
+    assert evidence.judge_perplexity(before, before)[1] == "no change"
+    assert evidence.judge_perplexity(before, after)[1] == "cannot be told"
+    section = evidence.perplexity_section(
+        *([Pass(perplexity=p, seconds=1.0)] for p in (before, after))
+    )
+    assert section.notes[0] == "after / before 1.0010 (an interval takes 15 chunks): cannot be told"
+
+
+def test_a_perplexity_that_is_lost_is_worse() -> None:
+    before = perplexity_of(np.full(24, 3.0))
+    lost = Perplexity(estimate=float("nan"), error=0.1, chunks=(float("nan"),) * 24)
+    assert evidence.judge_perplexity(before, lost)[1] == "worse"
 
 
 def test_a_build_that_gives_two_perplexities_speaks_against_the_patches() -> None:

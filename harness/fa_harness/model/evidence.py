@@ -9,15 +9,18 @@ itself. So a verdict needs more than `SAME`: *worse* and *better* need the whole
 cannot be told.
 
 **Perplexity.** The same text gives the same bits on the same machine, before and after a patch that
-does not touch what it computes. Equal digits are no change. A difference is compared with
-`RELATIVE_TOLERANCE`, far below the interval that the program prints: that interval is of the text,
-not of the patch.
+does not touch what it computes. A ratio within `RELATIVE_TOLERANCE` is no change. The interval that
+the program prints is of the text, not of the patch. What the patch does is in the chunks: each was
+evaluated before and after, and the mean of their differences has an interval far narrower than
+that. *Worse* and *better* need the whole of it beyond `RELATIVE_TOLERANCE`, *no change* needs it
+within `PERPLEXITY_WITHIN`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -33,6 +36,12 @@ from fa_harness.speed.bench import Interval, median_interval
 
 SAME = 0.01
 WITHIN = 0.03
+PERPLEXITY_WITHIN = 0.005
+"""Less than weights of Q5_K_M cost: 0.9 % of Llama 3 8B's perplexity, by upstream's table."""
+
+_ERRORS = 3
+_FEWEST_CHUNKS = 15
+"""From so many on, a mean is within `_ERRORS` standard errors in 99 % (Student's t)."""
 
 NO_CHANGE, BETTER, WORSE, UNKNOWN = "no change", "better", "worse", "cannot be told"
 
@@ -238,11 +247,30 @@ class Pass:
     seconds: float  # seconds of the whole process
 
 
-def judge_perplexity(before: float, after: float) -> str:
-    """Return the verdict on two perplexities."""
-    if abs(after / before - 1) <= RELATIVE_TOLERANCE:
-        return NO_CHANGE
-    return WORSE if after > before else BETTER
+def judge_perplexity(before: Perplexity, after: Perplexity) -> tuple[Interval, str]:
+    """Return the interval of the ratio of two perplexities, after to before, and the verdict.
+
+    Of fewer than `_FEWEST_CHUNKS` chunks nothing is known but the ratio.
+    """
+    ratio = after.estimate / before.estimate
+    low, high = 0.0, math.inf
+    if len(before.chunks) == len(after.chunks) >= _FEWEST_CHUNKS:
+        changes = np.diff(
+            np.arange(len(before.chunks) + 1)
+            * np.log([1.0, *np.divide(after.chunks, before.chunks)])
+        )
+        error = _ERRORS * changes.std(ddof=1) / math.sqrt(len(changes))
+        low, high = ratio * math.exp(-error), ratio * math.exp(error)
+    interval = Interval(median=ratio, low=low, high=high)
+    if abs(ratio - 1) <= RELATIVE_TOLERANCE:
+        return interval, NO_CHANGE
+    is_lost = math.isfinite(before.estimate) and not math.isfinite(after.estimate)
+    if is_lost or low > 1 + RELATIVE_TOLERANCE:
+        return interval, WORSE
+    if high < 1 - RELATIVE_TOLERANCE:
+        return interval, BETTER
+    within = low >= 1 - PERPLEXITY_WITHIN and high <= 1 + PERPLEXITY_WITHIN
+    return interval, NO_CHANGE if within else UNKNOWN
 
 
 def perplexity_section(before: Sequence[Pass], after: Sequence[Pass]) -> Section:
@@ -252,10 +280,17 @@ def perplexity_section(before: Sequence[Pass], after: Sequence[Pass]) -> Section
         values = " or ".join(f"{v:.4f}" for v in sorted({p.perplexity.estimate for p in passes}))
         seconds = np.median([p.seconds for p in passes])
         rows.append((label, values, f"+/- {passes[0].perplexity.error:.5f}", f"{seconds:.1f} s"))
-    verdict = judge_perplexity(before[0].perplexity.estimate, after[0].perplexity.estimate)
+    interval, verdict = judge_perplexity(before[0].perplexity, after[0].perplexity)
     same = {p.perplexity for p in (*before, *after)}
     equal = "all digits equal" if len(same) == 1 else "not all digits equal"
-    notes = [f"{verdict}; {len(before[0].perplexity.chunks)} running estimates, {equal}"]
+    n_chunk = len(before[0].perplexity.chunks)
+    spread = f"{interval.low:.4f} to {interval.high:.4f}"
+    if n_chunk < _FEWEST_CHUNKS:
+        spread = f"an interval takes {_FEWEST_CHUNKS} chunks"
+    notes = [
+        f"after / before {interval.median:.4f} ({spread}): {verdict}",
+        f"{n_chunk} running estimates, {equal}",
+    ]
     unsteady = any(len({p.perplexity for p in passes}) > 1 for passes in (before, after))
     if unsteady:
         notes.append("the same build gave different values in different rounds")
@@ -268,6 +303,7 @@ def perplexity_section(before: Sequence[Pass], after: Sequence[Pass]) -> Section
         data={
             "before": [dataclasses.asdict(each) for each in before],
             "after": [dataclasses.asdict(each) for each in after],
+            "ratio": vars(interval) if math.isfinite(interval.high) else None,
             "verdict": verdict,
         },
     )
