@@ -237,7 +237,8 @@ def why_work_size(work_size: dict[str, int]) -> str | None:
 
     The state needs none: a call with it plans what one without does.
     """
-    without, with_ = work_size["standard"], work_size.get("full_state", work_size["standard"])
+    without = work_size.get("standard")
+    with_ = work_size.get("full_state", without)
     if with_ == without:
         return None
     return f"the work size is {with_} bytes with a state, {without} without"

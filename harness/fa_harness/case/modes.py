@@ -6,7 +6,7 @@ All arrays of rows are `[ne3, n_head, n_batch, ...]`, the order of the state con
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypedDict, TypeVar
 
 import numpy as np
@@ -207,9 +207,12 @@ class Run:
     outside_written: tuple[str, ...] = ()
     """What a mode wrote outside its tensors and its work memory, and where."""
     work_size: dict[str, int]
-    """Bytes of work memory planned for one call, by mode (`standard`, `full_state`)."""
+    """Bytes of work memory planned for one call, by mode (`standard`, `full_state`); only the CPU
+    plans it."""
     seconds: dict[str, float]
     """Seconds of computing, by mode, all repeats included."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Why the device does not compute a mode, by mode."""
 
     @property
     def modes(self) -> tuple[str, ...]:

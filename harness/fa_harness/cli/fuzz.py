@@ -47,7 +47,7 @@ _LINE_SECONDS = 10.0
     help="Time limit.  [default: 60, none with --cases]",
 )
 @options.count("--seed", "Seed of the cases.  [default: a new one each time]", least=0, metavar="S")
-@options.library_of
+@options.library_on
 @options.file(
     "--failures",
     text="Case file for failures, which run first.  [default: build/fuzz/failures.txt]",
@@ -104,11 +104,11 @@ def find_failures(
     stored = read_cases(failures) if failures.exists() else []
     with (
         held_library(how.library, how.options) as found,
-        Runner(found.module_path) as runner,
+        Runner(found.module_path, device=how.backend) as runner,
         ticker(console) as show,
     ):
         modes = offered_modes(runner, found)
-        clock = Clock(found, how.options, modes)
+        clock = Clock(found, how.options, modes, backend=how.backend)
 
         def keep(failure: Found) -> None:
             verdict = failure.verdict

@@ -33,6 +33,7 @@ _COMMANDS = {
     "init": "Write a fa-harness.toml, which every command in this folder and below it obeys",
     "vendor": "Fetch the upstream sources and apply the patch series",
     "build": "Build libraries",
+    "devices": "List the devices that a library can compute on",
     "doctor": "Show what a run uses on this machine, and any problems",
 }
 

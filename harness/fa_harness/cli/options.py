@@ -106,6 +106,14 @@ define = click.option(
 )
 
 
+backend = click.option(
+    "--backend",
+    default="CPU",
+    metavar="NAME",
+    help="Device that computes, as `fa-harness devices` lists it.",
+)
+
+
 def _without_series(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:
         os.environ[NO_SERIES] = "1"  # repro lines name it, as they name UPSTREAM_DIR
@@ -223,6 +231,8 @@ class How:
     library: str = "patched"
     options: Mapping[str, str] = field(default_factory=dict)
     """CMake options that the library was built with."""
+    backend: str = "CPU"
+    """The device that computes, as ggml's registry names it."""
     timeout: float | None = None
     """Seconds after which a case is given up; None for the usual ones."""
     exit_first: bool = False
@@ -233,6 +243,8 @@ class How:
 
 library_of = as_record(How, "how", library, define, no_series)
 """The options of a command that takes a library as it is built."""
+library_on = as_record(How, "how", library, define, no_series, backend)
+"""The same of a command that computes on a device."""
 
 
 @dataclass(frozen=True, kw_only=True)

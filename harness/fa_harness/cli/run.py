@@ -78,6 +78,7 @@ _how = options.as_record(
     options.library,
     options.define,
     options.no_series,
+    options.backend,
     click.option(
         "--timeout", type=options.SECONDS, metavar="SECONDS", help="Time limit for each case."
     ),
@@ -177,8 +178,11 @@ def vary_cases(cases: Sequence[Case], how: How, console: Console) -> Found:
     different = list(dict.fromkeys(map(one_call, cases)))
     verdicts: list[Varied] = []
     interrupted = False
-    with held_library(how.library, how.options) as library, Runner(library.module_path) as runner:
-        clock = Clock(library, how.options)
+    with (
+        held_library(how.library, how.options) as library,
+        Runner(library.module_path, device=how.backend) as runner,
+    ):
+        clock = Clock(library, how.options, backend=how.backend)
         try:
             for case in different:
                 varied_report.say_case(console, case, path(case, features=runner.features))
@@ -227,7 +231,10 @@ def run_cases(
     write: Callable[[Results], None],
 ) -> Results:
     """Run cases on a built library; the rest is as in `run_with`."""
-    with held_library(how.library, how.options) as found, Runner(found.module_path) as runner:
+    with (
+        held_library(how.library, how.options) as found,
+        Runner(found.module_path, device=how.backend) as runner,
+    ):
         return run_with(runner, found, cases, how, modes, console, write=write)
 
 
@@ -249,7 +256,7 @@ def run_with(
     disk is full, say, or nobody reads the table), `write` gets what ran until then.
     """
     modes = modes or offered_modes(runner, library)
-    clock = Clock(library, how.options, modes)
+    clock = Clock(library, how.options, modes, backend=how.backend)
     repeat = clock.session()
     verdicts: list[Verdict] = []
     ended: Exception | SystemExit | KeyboardInterrupt | None = None

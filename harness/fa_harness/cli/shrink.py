@@ -40,7 +40,7 @@ _SIMPLER_SECONDS = 5.0
     help="A failing case, given as reports print it.",
 )
 @options.modes
-@options.library_of
+@options.library_on
 @options.seconds
 @options.file(
     "--emit-c", "c_file", text="Also write a C program that reproduces it with ggml alone."
@@ -90,7 +90,10 @@ def shrink_case(
     Raises:
         UsageError: The case does not fail.
     """
-    with held_library(how.library, how.options) as found, Runner(found.module_path) as runner:
+    with (
+        held_library(how.library, how.options) as found,
+        Runner(found.module_path, device=how.backend) as runner,
+    ):
         [verdict] = runner.run([case], modes=modes)
         verdicts = {case: verdict}
         end = time.monotonic() + seconds
@@ -126,7 +129,7 @@ def shrink_case(
         return Smallest(
             shrunk=shrunk,
             verdict=verdicts[shrunk.case],
-            session=Clock(found, how.options, modes).session(),
+            session=Clock(found, how.options, modes, backend=how.backend).session(),
             features=runner.features,
         )
 

@@ -36,7 +36,7 @@ from fa_harness.case.modes import (
 )
 from fa_harness.engine import state_file
 from fa_harness.engine.fifo import roll
-from fa_harness.engine.ggml import Backend, Context, Ggml, Graph, Tensor
+from fa_harness.engine.ggml import Backend, Context, Ggml, Graph, RefusedError, Tensor
 from fa_harness.engine.ggml.remote import Scheduler
 from fa_harness.engine.layout import CaseTensors, Keys, clear, make_fresh, rows_of
 from fa_harness.kernel import chain_paths, path
@@ -70,6 +70,9 @@ def run_case(
 
     The library must be able to do these modes; None stands for those of `modes_of` that it can.
     `on_mode` gets each mode before it starts, so that a crash can be assigned to it.
+
+    Raises:
+        RefusedError: The device does not support one call without a state.
     """
     if modes is None:
         modes = offered(case, lacking(ggml))
@@ -77,13 +80,20 @@ def run_case(
     seconds: dict[str, float] = {}
     written: list[str] = []
     outside: dict[str, None] = {}
-    with ggml.backend(case.threads, outside=outside) as backend:
+    refused: dict[str, str] = {}
+    with ggml.computing(case.threads, outside=outside) as backend:
         computation = _Computation(ggml, case, inputs, backend)
         for mode in MODES:
             if mode == "standard" or mode in modes:
                 on_mode(mode)
                 start = time.perf_counter()
-                results[mode] = getattr(computation, mode)()
+                try:
+                    results[mode] = getattr(computation, mode)()
+                except RefusedError as error:
+                    if mode == "standard":
+                        raise
+                    refused[mode] = str(error)
+                    continue
                 seconds[mode] = time.perf_counter() - start
                 written += [f"{mode}: {found}" for found in outside]
                 outside.clear()
@@ -93,6 +103,7 @@ def run_case(
         outside_written=tuple(written),
         work_size=computation.work_size,
         seconds=seconds,
+        refused=refused,
     )
 
 
@@ -122,10 +133,11 @@ class _Computation:
                 backend.compute(graph)
                 return rows_of(call)
 
-            self.work_size["standard"] = graph.work_size(case.threads)
+            self._note_work_size("standard", graph)
             first, again = compute(self._backend), compute(self._backend)
             reference = None
-            if self._ggml.has_reference and {path(case)} != set(chain_paths(case)):
+            has_reference = self._ggml.has_reference and self._ggml.is_on_cpu
+            if has_reference and {path(case)} != set(chain_paths(case)):
                 with self._ggml.backend(case.threads, reference=True) as vec_backend:
                     reference = compute(vec_backend)
         return Standard(output=first, again=again, reference=reference)
@@ -136,7 +148,7 @@ class _Computation:
             call = tensors.call(tensors.cache(), (0, self._case.n_kv), sinks=True, state=state)
             graph = tensors.ctx.graph([call])
             tensors.allocate(self._backend)
-            self.work_size["full_state"] = graph.work_size(self._case.threads)
+            self._note_work_size("full_state", graph)
             [first] = self._compute([call], [graph], state)
             [again] = self._compute([call], [graph], state)
             self._note_written(tensors)  # before the inputs are written anew
@@ -207,6 +219,8 @@ class _Computation:
 
         Once more it continues a state that the graph makes, which may be done on either backend.
         """
+        if not self._ggml.is_on_cpu:
+            raise RefusedError("mode scheduled computes on the CPU, beside a backend of its own")
         with (
             self._ggml.context() as ctx,
             self._ggml.context() as of_state,
@@ -353,8 +367,12 @@ class _Computation:
     def _note_written(self, tensors: CaseTensors) -> None:
         self.inputs_written |= dict.fromkeys(tensors.inputs_written())
 
+    def _note_work_size(self, mode: str, graph: Graph) -> None:
+        if self._ggml.is_on_cpu:
+            self.work_size[mode] = graph.work_size(self._case.threads)
+
     def _new_backend(self) -> Backend:
-        return self._ggml.backend(self._case.threads, outside=self._backend.outside)
+        return self._ggml.computing(self._case.threads, outside=self._backend.outside)
 
     def _views(self, tensors: CaseTensors) -> list[Keys]:
         cache = tensors.cache()

@@ -24,6 +24,7 @@ from fa_harness.case.modes import Run, modes_of, offered
 from fa_harness.case.quants import TYPES
 from fa_harness.case.variations import Variation
 from fa_harness.engine import memory
+from fa_harness.engine.ggml import CPU
 from fa_harness.engine.worker import Lost, Worker
 from fa_harness.errors import SetupError
 from fa_harness.judge.expectations import Expectations
@@ -51,13 +52,15 @@ class Runner:
 
     Results that are in `passed` are not judged again, which saves most of the time where a library
     computes the same cases with one mutant after another. Of such a case only the status is told.
-    `modes` are those of cases that are run without naming any.
+    `modes` are those of cases that are run without naming any. `device` is what computes them, as
+    the library's registry names it.
     """
 
     def __init__(
         self,
         module_path: Path,
         *,
+        device: str = CPU,
         mutant: str | None = None,
         passed: Passed | None = None,
         modes: tuple[str, ...] = (),
@@ -66,7 +69,8 @@ class Runner:
         self._mutant = mutant
         self._passed = passed
         self._modes = modes or None
-        self._worker = Worker(module_path, mutant=mutant)
+        self._device = device
+        self._worker = Worker(module_path, device=device, mutant=mutant)
         self._others: list[Worker] = []
         self.reached: dict[Case, frozenset[str]] = {}
         """By case, the mutants that its last result was computed with; a lost case has none."""
@@ -205,7 +209,12 @@ class Runner:
         """Yield the verdicts of cases that run in `n_worker` workers at once, in order."""
         while len(self._others) < n_worker - 1:
             self._others.append(  # it starts with its first case
-                Worker(self._module_path, digest=self._worker.digest, mutant=self._mutant)
+                Worker(
+                    self._module_path,
+                    device=self._device,
+                    digest=self._worker.digest,
+                    mutant=self._mutant,
+                )
             )
         workers = [self._worker, *self._others][:n_worker]
         idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
@@ -263,6 +272,7 @@ class _Computing:
         `started` is a worker that knows the library already.
         """
         captures.checked(case)
+        self._is_asked = modes is not None
         if modes is None:
             lacks = started.lacks
             modes = modes_of(case) if "full_state" in lacks else offered(case, lacks)
@@ -317,6 +327,11 @@ class _Computing:
         assert self._result is not None
         if isinstance(self._result, Lost):
             return self._without_comparisons(self._result.status, self._result.reason)
+        refused = [mode for mode in self._modes if mode in self._result.refused]
+        if refused and self._is_asked:
+            why = self._result.refused[refused[0]]
+            return self._without_comparisons("unsupported", f"mode {refused[0]}: {why}")
+        self._modes = tuple(mode for mode in self._modes if mode not in refused)
         verdict = self._judged(self._result)
         return dataclasses.replace(verdict, standard=digest_of(self._result))
 

@@ -13,6 +13,7 @@ from fa_harness import __version__
 from fa_harness.build.library import Library
 from fa_harness.build.names import defined
 from fa_harness.case.case import Case
+from fa_harness.engine.ggml import CPU
 from fa_harness.engine.runner import Runner
 from fa_harness.judge.verdict import Verdict
 from fa_harness.machine import cpu_model, usable_cores
@@ -27,6 +28,7 @@ class Session:
     Attributes:
         library: The library's record.
         options: CMake options that the library was asked for with.
+        backend: The device that computed, as `--backend` names it.
         modes: The modes that were asked for; empty for each case's own.
         environment: The variables that chose the upstream, as `chosen` returns them.
         machine: `cpu` and `threads` (usable cores).
@@ -35,6 +37,7 @@ class Session:
 
     library: Mapping[str, Any]
     options: Mapping[str, str] = field(default_factory=dict)
+    backend: str = CPU
     modes: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, Any]
@@ -49,6 +52,7 @@ class Session:
             "schema": schema,
             "tool": {"version": self.tool_version},
             "library": dict(self.library),
+            **({} if self.backend == CPU else {"backend": self.backend}),
             "machine": dict(self.machine),
             "started": self.started.isoformat(timespec="seconds"),
             "seconds": round(self.seconds, 3),
@@ -59,7 +63,8 @@ class Session:
     def what_ran(self) -> str:
         """The library in words."""
         library = self.library
-        return f"library {library['name']} of {library['upstream']}, ggml {library['ggml_version']}"
+        what = f"library {library['name']} of {library['upstream']}, ggml {library['ggml_version']}"
+        return what if self.backend == CPU else f"{what}, on {self.backend}"
 
     def repro(self, case: Case) -> str:
         """Return the command that repeats a case."""
@@ -69,6 +74,8 @@ class Session:
     def command(self, name: str, *arguments: str) -> str:
         """Return a command line on the library."""
         library = ["--library", self.library["name"], *defined(self.options)]
+        if self.backend != CPU:
+            library += ["--backend", self.backend]
         variables = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
         return " ".join([*variables, shlex.join(["fa-harness", name, *library, *arguments])])
 
@@ -81,8 +88,11 @@ class Clock:
         library: Library,
         options: Mapping[str, str] = {},
         modes: tuple[str, ...] | None = None,
+        *,
+        backend: str = CPU,
     ) -> None:
         self._library, self._options, self._modes = library, options, modes or ()
+        self._backend = backend
         self._started, self._start = datetime.now(timezone.utc), time.perf_counter()
 
     def session(self) -> Session:
@@ -94,6 +104,7 @@ class Clock:
         return {
             "library": self._library.to_json(),
             "options": self._options,
+            "backend": self._backend,
             "modes": self._modes,
             "environment": chosen(),
             "machine": {"cpu": cpu_model(), "threads": usable_cores()},

@@ -38,7 +38,7 @@ from fa_harness.case.modes import Run
 from fa_harness.case.variations import Variation, vary
 from fa_harness.engine import ggml
 from fa_harness.engine.compute import lacking, run_case
-from fa_harness.engine.ggml import Ggml, WrongTensorError, counts
+from fa_harness.engine.ggml import CPU, Ggml, RefusedError, WrongTensorError, counts
 from fa_harness.errors import SetupError
 from fa_harness.machine import cpu_use, usable_cores
 
@@ -62,7 +62,7 @@ class Lost:
 
     status: str
     """`crash`, `timeout`, `oversized` (there was too little memory), or `fail`: a function gave a
-    tensor that cannot be read as its result."""
+    tensor that cannot be read as its result; `unsupported`, the device does not compute it."""
     reason: str
     """The mode, how it ended, and the last lines that the library printed."""
 
@@ -80,12 +80,20 @@ class Lost:
 class Worker:
     """A child process that holds a library."""
 
-    def __init__(self, module_path: Path, *, digest: str = "", mutant: str | None = None) -> None:
+    def __init__(
+        self,
+        module_path: Path,
+        *,
+        device: str = CPU,
+        digest: str = "",
+        mutant: str | None = None,
+    ) -> None:
         """Prepare a child; the `with` block or the first case starts it.
 
         It must load the library with this `digest` of another worker, if one is given.
         """
         self._module_path = module_path
+        self._device = device
         self.mutant = mutant
         """The mutant that the next cases are computed with; `EVERY_MUTANT`, none is active."""
         self._lost_at_start: Lost | None = None
@@ -254,7 +262,7 @@ class Worker:
             own["GCOV_PREFIX"] = os.environ.get("GCOV_PREFIX", files)
             with theirs:
                 self._process = subprocess.Popen(
-                    [*program, self._module_path, mode, str(theirs.fileno())],
+                    [*program, self._module_path, mode, str(theirs.fileno()), self._device],
                     pass_fds=(theirs.fileno(),),
                     stdin=subprocess.PIPE,  # its end tells the child that the parent has ended
                     stdout=self._stderr,
@@ -370,7 +378,7 @@ def _poison_new_memory() -> None:
         mallopt(m_perturb, complement_of_0xff)
 
 
-def _serve(module_path: Path, mode_path: Path, descriptor: int) -> None:
+def _serve(module_path: Path, mode_path: Path, descriptor: int, device: str) -> None:
     """Compute cases until the parent closes its end of the connection."""
     _poison_new_memory()  # reading work memory before it is written to shows
     for number in (signal.SIGINT, signal.SIGTERM):  # they go to a group, and the parent decides
@@ -384,6 +392,7 @@ def _serve(module_path: Path, mode_path: Path, descriptor: int) -> None:
         library = ggml.load(module_path)
         if _digest(module_path) != digest:
             raise SetupError(f"{module_path}: was replaced while it was loaded; run again")
+        library.compute_on(device)
     except SetupError as error:
         _send(connection, error)
         return
@@ -426,6 +435,8 @@ def _reply(
         return SetupError(f"mode {_mode_in(shared)}: {why}"), frozenset()
     except OverflowError as error:
         return Lost.of_memory(_mode_in(shared), error), frozenset()
+    except RefusedError as error:
+        return Lost(status="unsupported", reason=str(error)), frozenset()
     except WrongTensorError as error:
         return Lost(status="fail", reason=f"{_mode_in(shared)}: {error}"), library.mutants_reached
     except RuntimeError as error:
@@ -460,4 +471,4 @@ def _digest(module_path: Path) -> str:
 if __name__ == "__main__":
     from fa_harness.engine.worker import _serve  # pickles name this module, not `__main__`
 
-    _serve(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    _serve(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -12,16 +12,20 @@
 Shapes are in ggml's order, `ne[0]` first. Arrays are in NumPy's: the last axis is `ne[0]`.
 """
 
+from fa_harness.engine.ggml.devices import CPU, Device, RefusedError
 from fa_harness.engine.ggml.graphs import Backend, Context, Graph
 from fa_harness.engine.ggml.loaded import EVERY_MUTANT, Ggml, load
 from fa_harness.engine.ggml.tensors import Tensor, WrongTensorError
 
 __all__ = [
+    "CPU",
     "EVERY_MUTANT",
     "Backend",
     "Context",
+    "Device",
     "Ggml",
     "Graph",
+    "RefusedError",
     "Tensor",
     "WrongTensorError",
     "load",

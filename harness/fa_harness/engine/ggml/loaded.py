@@ -12,8 +12,10 @@ import numpy as np
 
 from fa_harness.arrays import Array
 from fa_harness.case import quants
+from fa_harness.engine.ggml import devices
+from fa_harness.engine.ggml.devices import CPU, Device, OnDevice
 from fa_harness.engine.ggml.graphs import CONTEXT_BYTES, Backend, Context, Found
-from fa_harness.engine.ggml.remote import Remote, Server, has_remote
+from fa_harness.engine.ggml.remote import Remote, Server, device_of, has_remote
 from fa_harness.engine.ggml.tensors import WrongTensorError
 from fa_harness.errors import SetupError
 from fa_harness.kernel import DOT_ROWS, GROUPED, GROUPED_BF16, GROUPED_Q8
@@ -85,6 +87,8 @@ class Ggml:
         self.mutants = tuple(ids)
         """Deliberate faults that only the libraries `mutants`, `museum` and `generated` have."""
         self._mutant: str | None = None
+        self.device = CPU
+        """The device that cases are computed on."""
 
     @property
     def mask_pad(self) -> int:
@@ -245,6 +249,39 @@ class Ggml:
         return Backend(self, n_threads, reference=reference, poll=poll, outside=outside)
 
     @property
+    def is_on_cpu(self) -> bool:
+        """Whether cases are computed by the library itself, in this process."""
+        return self.device == CPU
+
+    def devices(self) -> tuple[Device, ...]:
+        """Return the devices that the library reaches."""
+        return devices.devices(self)
+
+    def compute_on(self, device: str) -> None:
+        """Compute cases on another device from now on.
+
+        Raises:
+            SetupError: The library does not reach it.
+        """
+        if device != CPU:
+            devices.find(self, device)
+            if not devices.is_server(device):
+                raise SetupError(
+                    f"backend '{device}': what its kernel rounds is not known to the verdicts; "
+                    "take CPU or RPC"
+                )
+        self.device = device
+
+    def computing(self, n_threads: int, *, outside: Found | None = None) -> Backend:
+        """Return the backend that cases are computed on: that of the device.
+
+        Threads and guards are the CPU's alone; see `backend`.
+        """
+        if not self.is_on_cpu:
+            return OnDevice(self, self.device)
+        return self.backend(n_threads, outside=outside)
+
+    @property
     def has_remote(self) -> bool:
         """Whether the library has the RPC backend, and a scheduler for it and others."""
         return has_remote(self)
@@ -252,6 +289,10 @@ class Ggml:
     def remote(self) -> Remote:
         """Return the RPC backend of a server of this library, which serves one at a time."""
         return Remote(self, self._endpoint())
+
+    def remote_device(self, endpoint: str | None = None) -> Any:
+        """Return the device of a server at an address, or of this library's own."""
+        return device_of(self, endpoint or self._endpoint())
 
     def check_refusal(self) -> None:
         """Check that a scheduler refuses a state that it would have to copy.

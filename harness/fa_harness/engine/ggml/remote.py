@@ -40,12 +40,8 @@ class Remote(Backend):
         self._endpoint = endpoint
 
     def __enter__(self) -> Remote:
-        ffi, lib = self._ggml._ffi, self._ggml._lib
-        add_server = _function(
-            self._ggml, "ggml_backend_rpc_add_server", "ggml_backend_reg_t (*)(const char *)"
-        )
-        registry = add_server(self._endpoint.encode())
-        self._p = lib.ggml_backend_dev_init(lib.ggml_backend_reg_dev_get(registry, 0), ffi.NULL)
+        device = device_of(self._ggml, self._endpoint)
+        self._p = self._ggml._lib.ggml_backend_dev_init(device, self._ggml._ffi.NULL)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -146,9 +142,16 @@ class Scheduler:
 def has_remote(ggml: Ggml) -> bool:
     """Tell whether a library has the RPC backend, and a scheduler for it and others."""
     ffi, lib = ggml._ffi, ggml._lib
-    return (
-        hasattr(lib, "ggml_backend_sched_new") and lib.ggml_backend_reg_by_name(b"RPC") != ffi.NULL
+    is_known = hasattr(lib, "ggml_backend_sched_new") and hasattr(lib, "ggml_backend_reg_by_name")
+    return is_known and lib.ggml_backend_reg_by_name(b"RPC") != ffi.NULL
+
+
+def device_of(ggml: Ggml, endpoint: str) -> Any:
+    """Return the device of the server at an address, `HOST:PORT`."""
+    add_server = _function(
+        ggml, "ggml_backend_rpc_add_server", "ggml_backend_reg_t (*)(const char *)"
     )
+    return ggml._lib.ggml_backend_reg_dev_get(add_server(endpoint.encode()), 0)
 
 
 def _function(ggml: Ggml, name: str, type_: str) -> Any:

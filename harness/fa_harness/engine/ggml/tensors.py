@@ -86,8 +86,10 @@ class Tensor:
         return self._into(np.empty(self.nbytes, np.uint8))
 
     def holds(self, data: U8) -> bool:
-        """Tell whether a contiguous tensor in the CPU's memory has the bytes of such an array."""
+        """Tell whether a contiguous tensor has the bytes of such an array."""
         nbytes = self.nbytes
+        if not self._ggml.is_on_cpu:  # its memory cannot be looked at
+            return bool(self.read_bytes().tobytes() == data.tobytes())
         return nbytes == 0 or bool(self._ggml._ffi.buffer(self._p.data, nbytes) == data)
 
     def write_rows(self, start: int, rows: U8) -> None:

@@ -3,6 +3,7 @@
 typedef struct ggml_backend *        ggml_backend_t;
 typedef struct ggml_backend_buffer * ggml_backend_buffer_t;
 typedef struct ggml_backend_reg *    ggml_backend_reg_t;
+typedef struct ggml_backend_device * ggml_backend_dev_t;
 
 struct ggml_backend_feature {
     const char * name;

@@ -1,14 +1,8 @@
-// several backends under one scheduler, the graph allocator, and backends by name
+// several backends under one scheduler, and the graph allocator
 
-typedef struct ggml_backend_device *      ggml_backend_dev_t;
 typedef struct ggml_backend_buffer_type * ggml_backend_buffer_type_t;
 typedef struct ggml_backend_sched *       ggml_backend_sched_t;
 typedef struct ggml_gallocr *             ggml_gallocr_t;
-
-ggml_backend_reg_t ggml_backend_reg_by_name(const char * name);
-ggml_backend_dev_t ggml_backend_reg_dev_get(ggml_backend_reg_t reg, size_t index);
-ggml_backend_t     ggml_backend_dev_init(ggml_backend_dev_t device, const char * params);
-bool               ggml_backend_supports_op(ggml_backend_t backend, const struct ggml_tensor * op);
 
 ggml_backend_sched_t ggml_backend_sched_new(ggml_backend_t * backends, ggml_backend_buffer_type_t * bufts,
         int n_backends, size_t graph_size, bool parallel, bool op_offload);
