@@ -2,6 +2,7 @@ from click.testing import CliRunner
 
 from fa_harness.build.library import Library
 from fa_harness.cli.main import cli
+from fa_harness.errors import SetupError
 
 
 def test_devices_are_listed_by_the_names_that_backend_takes(patched: Library) -> None:
@@ -20,7 +21,10 @@ def test_a_run_on_a_server_says_so_and_repeats_there(patched: Library) -> None:
     assert "--backend RPC" in found.output
 
 
-def test_an_unknown_device_is_one_line_and_status_3(patched: Library) -> None:
+def test_an_unknown_device_is_refused_with_what_there_is(patched: Library) -> None:
     found = CliRunner().invoke(cli, ["run", "--suite", "seed", "--backend", "CUDA0"])
-    assert found.exit_code == 3
-    assert "backend 'CUDA0': the library has no such device; it has CPU" in found.output
+    assert isinstance(found.exception, SetupError)
+    assert str(found.exception) == (
+        "backend 'CUDA0': the library has no such device; it has CPU, RPC; `fa-harness devices` "
+        "tells more"
+    )

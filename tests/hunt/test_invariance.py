@@ -16,6 +16,7 @@ import schemas
 from fa_harness.build.library import Library
 from fa_harness.case.case import Case
 from fa_harness.case.inputs import make_inputs
+from fa_harness.case.suites import suite
 from fa_harness.case.variations import Variation, as_it_is, as_seen, variations_of, vary
 from fa_harness.cli.main import cli
 from fa_harness.engine.runner import Runner
@@ -109,6 +110,13 @@ def test_what_cannot_be_varied_says_why(runner: Runner) -> None:
     verdict = vary_all(runner, VEC.with_(type_K="q3_K", hsk=256, hsv=256))
     assert verdict.rows == ()
     assert "the harness cannot encode it" in verdict.unsupported
+
+
+@pytest.mark.usefixtures("few_threads")
+def test_the_seed_case_is_varied_though_its_regime_has_one_shape(runner: Runner) -> None:
+    rows = {row.name: row for row in vary_all(runner, suite("seed")[0]).rows}
+    assert rows["the row 2 times"].outcome == SAME
+    assert rows["sequences twice"].outcome == SAME
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,8 @@ def _in_batches(case: Case, size: int) -> Varied:
 def vary(case: Case, inputs: Inputs, variation: Variation) -> tuple[Case, Inputs]:
     """Return what is computed for a variation; `inputs` are the case's own."""
     case = one_call(case)
+    if case.regime == "seed":  # its numbers are in `inputs`; it has one shape
+        case = case.with_(regime="normal")
     inputs = dataclasses.replace(inputs, segments=(), model_output=None)
     changed_case, changed = _VARY[variation.kind](case, inputs, variation)
     return case.with_(**changed_case), dataclasses.replace(inputs, **changed)

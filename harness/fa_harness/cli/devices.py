@@ -28,9 +28,11 @@ def command(*, how: How) -> None:
     with held_library(how.library, how.options) as library:
         found = ggml.load(library.module_path).devices()
     width = max(len(device.name) for device in found)
-    console = make_console()
+    console = make_console(stderr=False)
     for device in found:
-        console.print(f"{device.name:<{width}}  {_described(device)}", markup=False, highlight=False)
+        console.print(
+            f"{device.name:<{width}}  {_described(device)}", markup=False, highlight=False
+        )
 
 
 def _described(device: Device) -> str:

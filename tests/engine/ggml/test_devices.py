@@ -19,16 +19,9 @@ def test_a_library_reaches_its_cpu_and_a_server_of_its_own(library: Ggml) -> Non
     assert 0 < found[CPU].free <= found[CPU].total
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("Vulkan7", "backend 'Vulkan7': the library has no such device; it has CPU"),
-        ("RPC[nowhere]", r"backend 'RPC[nowhere]': the library has no such device; it has CPU"),
-    ],
-)
-def test_a_device_that_the_library_does_not_reach_is_refused(
-    patched: Library, name: str, reason: str
-) -> None:
+@pytest.mark.parametrize("name", ["Vulkan7", "RPC[nowhere]", ""])
+def test_a_device_that_the_library_does_not_reach_is_refused(patched: Library, name: str) -> None:
+    reason = f"backend '{name}': the library has no such device; it has CPU"
     with pytest.raises(SetupError, match=re.escape(reason)):
         Runner(patched.module_path, device=name).__enter__()
 
@@ -39,7 +32,10 @@ def test_one_call_on_a_server_is_judged_as_on_the_cpu(patched: Library) -> None:
         expected = list(here.run(cases, modes=("standard",)))
         found = list(there.run(cases, modes=("standard",)))
     assert [verdict.status for verdict in found] == [verdict.status for verdict in expected]
-    assert [verdict.standard for verdict in found] == [verdict.standard for verdict in expected]
+    # the server has one thread
+    digests = [(v.case, v.standard) for v in expected if v.case.threads == 1]
+    assert len(digests) > 2
+    assert [(v.case, v.standard) for v in found if v.case.threads == 1] == digests
 
 
 def test_a_mode_that_a_device_does_not_support_is_left_out_unless_it_is_asked_for(

@@ -1,13 +1,12 @@
 """The devices that a library reaches, and a backend on one of them.
 
 ggml's registry names devices: `CPU`, `Vulkan0`, `CUDA0`. `RPC` is none of the registry's: it stands
-for a server of the same library, a process that starts when it is asked for, and `RPC[HOST:PORT]`
-for one that runs already.
+for a server of the same library, a process that starts when it is asked for. It computes with one
+thread, whatever a case says. Bounds are those of the case's threads, which are no smaller.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 CPU = "CPU"
 RPC = "RPC"
-_SERVED = re.compile(r"RPC\[(?P<endpoint>[^\[\]]+:\d+)\]")
 
 
 class RefusedError(Exception):
@@ -117,9 +115,8 @@ def find(ggml: Ggml, name: str) -> Any:
         SetupError: The library does not reach it.
     """
     ffi, lib = ggml._ffi, ggml._lib
-    if is_server(name) and ggml.has_remote:
-        served = _SERVED.fullmatch(name)
-        return ggml.remote_device(served["endpoint"] if served else None)
+    if name == RPC and ggml.has_remote:
+        return ggml.remote_device()
     for i in range(lib.ggml_backend_dev_count() if _knows_devices(ggml) else 0):
         device = lib.ggml_backend_dev_get(i)
         if ffi.string(lib.ggml_backend_dev_name(device)).decode() == name:
@@ -129,11 +126,6 @@ def find(ggml: Ggml, name: str) -> Any:
         f"backend '{name}': the library has no such device; it has {known}; "
         "`fa-harness devices` tells more"
     )
-
-
-def is_server(name: str) -> bool:
-    """Tell whether a device is an RPC server, which computes with the CPU backend."""
-    return name == RPC or _SERVED.fullmatch(name) is not None
 
 
 def _knows_devices(ggml: Ggml) -> bool:

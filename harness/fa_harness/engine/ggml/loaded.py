@@ -13,7 +13,7 @@ import numpy as np
 from fa_harness.arrays import Array
 from fa_harness.case import quants
 from fa_harness.engine.ggml import devices
-from fa_harness.engine.ggml.devices import CPU, Device, OnDevice
+from fa_harness.engine.ggml.devices import CPU, RPC, Device, OnDevice
 from fa_harness.engine.ggml.graphs import CONTEXT_BYTES, Backend, Context, Found
 from fa_harness.engine.ggml.remote import Remote, Server, device_of, has_remote
 from fa_harness.engine.ggml.tensors import WrongTensorError
@@ -265,7 +265,7 @@ class Ggml:
         """
         if device != CPU:
             devices.find(self, device)
-            if not devices.is_server(device):
+            if device != RPC:
                 raise SetupError(
                     f"backend '{device}': what its kernel rounds is not known to the verdicts; "
                     "take CPU or RPC"
@@ -290,9 +290,9 @@ class Ggml:
         """Return the RPC backend of a server of this library, which serves one at a time."""
         return Remote(self, self._endpoint())
 
-    def remote_device(self, endpoint: str | None = None) -> Any:
-        """Return the device of a server at an address, or of this library's own."""
-        return device_of(self, endpoint or self._endpoint())
+    def remote_device(self) -> Any:
+        """Return the device of this library's server."""
+        return device_of(self, self._endpoint())
 
     def check_refusal(self) -> None:
         """Check that a scheduler refuses a state that it would have to copy.
