@@ -1,5 +1,6 @@
 """The real libraries: built once, before the first test that needs one."""
 
+import platform
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,24 @@ def partial() -> Library:
 def fast() -> Library:
     """The series `fast`, which has no state."""
     return _build("fast")
+
+
+_NO_AVX = dict.fromkeys(
+    [f"GGML_{name}" for name in ("NATIVE", "AVX", "AVX2", "FMA", "F16C", "BMI2")], "OFF"
+)
+
+
+@pytest.fixture(
+    scope="session",
+    params=[_NO_AVX, {**_NO_AVX, "GGML_SSE42": "OFF"}],
+    ids=["4 floats", "no vectors"],
+)
+def narrow_fast(request: pytest.FixtureRequest) -> Library:
+    """The series `fast` for CPUs with short vectors, or with none that ggml uses."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("these options are of x86; another CPU has vectors of its own")
+    [library] = build(find_project(), ["fast"], options=request.param)
+    return library
 
 
 @pytest.fixture(scope="session", params=["state+fast", "partial+fast"])

@@ -168,6 +168,19 @@ def test_every_case_of_smoke_passes_with_bounds_of_f32(fast: Library) -> None:
     assert {verdict.path for verdict in verdicts} == {"chunked", "grouped"}
 
 
+def test_with_short_vectors_a_unit_of_values_has_several_panels(narrow_fast: Library) -> None:
+    # V of F32 is read as it is, and a masked key is read where there are zeros
+    cases = [
+        case
+        for case in suite("paths")
+        if case.type_V == "f32" and case.mask_kind in ("leading", "masked_segment")
+    ]
+    with Runner(narrow_fast.module_path) as runner:
+        assert "AVX" not in runner.features
+        verdicts = list(runner.run([*suite("smoke"), *cases], modes=("standard",)))
+    assert {verdict.status for verdict in verdicts} == {"pass"}
+
+
 def test_with_a_state_every_case_of_smoke_passes_in_every_mode(fast_with_state: Library) -> None:
     with Runner(fast_with_state.module_path) as runner:
         assert offered_modes(runner, fast_with_state) is None  # all
