@@ -509,6 +509,13 @@ def _gate_chains() -> list[Case]:
     add(decode, n_kv=97, n_head_kv=3, n_group=1, hsk=64, hsv=64, segments=1, regime="nan", seed=8)
     # a tile of BF16, which some CPUs multiply in pairs, with odd rows
     add(rows, "bf16", n_batch=20, n_group=3, hsk=33, hsv=40)
+    # rows of a KV head that fill one panel of a tile and a part of the next, K multiplied as it is
+    add(rows, "bf16", n_batch=20, n_group=4)
+    add(rows, "q8_0", n_batch=28, n_group=4)
+    # full tiles, and so many keys that a thread computes both KV heads at once
+    add(rows, n_batch=8, n_head_kv=2, n_kv=1600, threads=1)
+    # heads so large that a tile has more numbers than are computed at once for several heads
+    add(rows, hsk=576, hsv=512, n_head_kv=1, n_group=4, n_batch=20, v_is_view_of_k=True)
     return cases
 
 
