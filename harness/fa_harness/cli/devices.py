@@ -9,7 +9,7 @@ import click
 from fa_harness.build.named import held_library
 from fa_harness.cli import options
 from fa_harness.cli.options import How
-from fa_harness.engine import ggml
+from fa_harness.engine.runner import Runner
 from fa_harness.terminal import make_console
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ def command(*, how: How) -> None:
 
     The names are those that --backend of other commands takes.
     """
-    with held_library(how.library, how.options) as library:
-        found = ggml.load(library.module_path).devices()
+    with held_library(how.library, how.options) as library, Runner(library.module_path) as runner:
+        found = runner.devices
     width = max(len(device.name) for device in found)
     console = make_console(stderr=False)
     for device in found:

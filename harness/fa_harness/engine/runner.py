@@ -24,7 +24,7 @@ from fa_harness.case.modes import Run, modes_of, offered
 from fa_harness.case.quants import TYPES
 from fa_harness.case.variations import Variation
 from fa_harness.engine import memory
-from fa_harness.engine.ggml import CPU
+from fa_harness.engine.ggml import CPU, Device
 from fa_harness.engine.worker import Lost, Worker
 from fa_harness.errors import SetupError
 from fa_harness.judge.expectations import Expectations
@@ -108,6 +108,11 @@ class Runner:
     def mutants(self) -> tuple[str, ...]:
         """The mutants that the library has."""
         return self._worker.mutants
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """The devices that the library can compute on."""
+        return self._worker.devices
 
     def run(
         self,

@@ -38,7 +38,7 @@ from fa_harness.case.modes import Run
 from fa_harness.case.variations import Variation, vary
 from fa_harness.engine import ggml
 from fa_harness.engine.compute import lacking, run_case
-from fa_harness.engine.ggml import CPU, Ggml, RefusedError, WrongTensorError, counts
+from fa_harness.engine.ggml import CPU, Device, Ggml, RefusedError, WrongTensorError, counts
 from fa_harness.errors import SetupError
 from fa_harness.machine import cpu_use, usable_cores
 
@@ -119,6 +119,8 @@ class Worker:
         self.lacks: dict[str, str] = {}
         """The modes, and `sinks`, that it cannot compute, each with the function that it lacks."""
         self.mutants: tuple[str, ...] = ()
+        self.devices: tuple[Device, ...] = ()
+        """What it can compute on."""
 
     def __enter__(self) -> Worker:
         try:
@@ -281,7 +283,7 @@ class Worker:
         self._timeout = _START_SECONDS
         known = self._receive(time.monotonic() + _START_SECONDS)
         if not isinstance(known, SetupError):
-            digest, self.features, self.types, self.lacks, self.mutants = known
+            digest, self.features, self.types, self.lacks, self.mutants, self.devices = known
             self.digest = self.digest or digest
             if digest == self.digest:
                 return
@@ -397,7 +399,14 @@ def _serve(module_path: Path, mode_path: Path, descriptor: int, device: str) -> 
         _send(connection, error)
         return
     write_counts = counts.writer(module_path)
-    known = (digest, library.features(), library.types(), lacking(library), library.mutants)
+    known = (
+        digest,
+        library.features(),
+        library.types(),
+        lacking(library),
+        library.mutants,
+        library.devices(),
+    )
     _send(connection, known)
     shared = _shared(mode_path)
     while True:
