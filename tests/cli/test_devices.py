@@ -21,6 +21,14 @@ def test_a_run_on_a_server_says_so_and_repeats_there(patched: Library) -> None:
     assert "--backend RPC" in found.output
 
 
+def test_coverage_is_of_the_cpu_alone() -> None:
+    arguments = ["run", "--suite", "seed", "--backend", "RPC", "--coverage"]
+    found = CliRunner().invoke(cli, arguments)
+    assert str(found.exception) == (
+        "--coverage counts branches of the CPU's kernel; leave --backend out"
+    )
+
+
 def test_an_unknown_device_is_refused_with_what_there_is(patched: Library) -> None:
     found = CliRunner().invoke(cli, ["run", "--suite", "seed", "--backend", "CUDA0"])
     assert isinstance(found.exception, SetupError)

@@ -19,6 +19,7 @@ from fa_harness.case.suites import suite_names
 from fa_harness.case.variations import one_call
 from fa_harness.cli import options
 from fa_harness.cli.options import How, Reports
+from fa_harness.engine.ggml import CPU
 from fa_harness.engine.runner import Runner
 from fa_harness.engine.session import Clock, Results, is_good, offered_modes
 from fa_harness.errors import FaHarnessError, UsageError
@@ -141,6 +142,8 @@ def command(
     reports.check()
     if invariance and with_coverage:
         raise UsageError("--coverage does not go with --invariance; leave one out")
+    if with_coverage and how.backend != CPU:
+        raise UsageError("--coverage counts branches of the CPU's kernel; leave --backend out")
     if invariance:
         return _vary(cases, what, how, reports)
     if with_coverage:

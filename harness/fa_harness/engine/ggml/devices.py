@@ -48,7 +48,6 @@ class OnDevice(Backend):
         """Take the name of a device, as `--backend` has it; `find` raises what is wrong with it."""
         super().__init__(ggml, 1, reference=False, poll=0)
         self._name = name
-        self._checked: set[Any] = set()
 
     def __enter__(self) -> OnDevice:
         ffi, lib = self._ggml._ffi, self._ggml._lib
@@ -62,7 +61,6 @@ class OnDevice(Backend):
 
     def __exit__(self, *exception: object) -> None:
         self._ggml._lib.ggml_backend_free(self._p)
-        self._checked.clear()
 
     def compute(self, graph: Graph) -> None:
         """Compute the graph.
@@ -70,9 +68,7 @@ class OnDevice(Backend):
         Raises:
             RefusedError: The device does not support one of its nodes.
         """
-        if graph._p not in self._checked:
-            self._check(graph)
-            self._checked.add(graph._p)
+        self._check(graph)
         super().compute(graph)
 
     def _check(self, graph: Graph) -> None:
